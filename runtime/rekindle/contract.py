@@ -1,0 +1,407 @@
+"""Everything the control plane and the data plane agree on, and nothing else.
+
+The operator and the runtime are installed in different images and never import each other. They meet
+in the words of this module: names of labels and environment variables, exit codes, ports, and the
+documents that a pod's agent and the operator's coordinator exchange over HTTP. It imports the
+standard library only, so that both images can afford it.
+
+The conversation between an agent (PID 1 of a pod, ``rekindle.launch``) and the coordinator::
+
+    POST {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}            body: AgentReport -> View
+    GET  {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}?version=V&wait=S             -> View
+
+Both carry ``Authorization: Bearer {token}``. A report is the agent's whole state and replaces the one
+before: reporting twice is harmless, and a coordinator that has lost its memory knows everything again
+once each agent has reported. The GET answers when the view differs from version V, or after S
+seconds. Refusals: 401 for a wrong token, 404 for an unknown job, 409 for a pod that the operator does
+not know (yet) as a live pod of that job; an agent retries all of them with backoff, because an
+operator that has just started answers like that for a moment.
+
+Documents travel as JSON with the field names below. A reader ignores fields that it does not know,
+so that an operator and a runtime of neighbouring versions can talk.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from enum import IntEnum, StrEnum
+from typing import Any, Self
+
+GROUP = "rekindle.dev"
+"""API group of the custom resource."""
+VERSION = "v1alpha1"
+"""The only served version of the API group."""
+KIND = "TrainingJob"
+"""Kind of the custom resource."""
+PLURAL = "trainingjobs"
+"""Resource name in URLs."""
+TRAINER_CONTAINER = "trainer"
+"""Name of the container of the pod template that trains."""
+
+LABEL_JOB = f"{GROUP}/job"
+"""On every child: the name of its TrainingJob."""
+LABEL_SLOT = f"{GROUP}/slot"
+"""On pods: which of the wanted pods this is, 0-based. Rank order follows it."""
+LABEL_INCARNATION = f"{GROUP}/incarnation"
+"""On pods: how many pods held this slot before."""
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+"""On every child, with the value ``rekindle``."""
+
+COORDINATOR_PORT = 8430
+"""Where the operator serves agents."""
+OPERATOR_METRICS_PORT = 8431
+"""Where the operator serves /metrics and /healthz."""
+POD_METRICS_PORT = 9430
+"""Where a pod's agent serves /metrics and /healthz."""
+POD_METRICS_PORT_NAME = "rkd-metrics"
+"""Name of that container port: what a PodMonitor selects. Kubernetes allows 15 characters."""
+
+ENV_JOB = "REKINDLE_JOB_NAME"
+"""Name of the TrainingJob."""
+ENV_NAMESPACE = "REKINDLE_JOB_NAMESPACE"
+"""Namespace of the TrainingJob."""
+ENV_POD = "REKINDLE_POD_NAME"
+"""Name of the pod."""
+ENV_POD_UID = "REKINDLE_POD_UID"
+"""Uid of the pod."""
+ENV_POD_IP = "REKINDLE_POD_IP"
+"""Address at which other pods reach this one."""
+ENV_COORDINATOR = "REKINDLE_COORDINATOR_URL"
+"""Base URL of the coordinator. When unset, there is no operator."""
+ENV_TOKEN = "REKINDLE_TOKEN"
+"""The job's secret, which proves to the coordinator that a pod belongs to the job."""
+ENV_PROC_PER_NODE = "REKINDLE_PROC_PER_NODE"
+"""Workers per pod: a number, or ``auto`` (one per GPU, or one), ``gpu``, ``cpu``."""
+ENV_GRACE = "REKINDLE_GRACE_SECONDS"
+"""The pod's terminationGracePeriodSeconds: what is left between SIGTERM and SIGKILL."""
+ENV_TERMINATION_LOG = "REKINDLE_TERMINATION_LOG"
+"""File that receives the termination message."""
+ENV_CHECKPOINT_URI = "REKINDLE_CHECKPOINT_URI"
+"""Root of the run's checkpoints; wins over the root that a script gives."""
+ENV_CHECKPOINT_ENDPOINT = "REKINDLE_CHECKPOINT_ENDPOINT_URL"
+"""S3 endpoint of that URI, when it is not AWS."""
+ENV_CHECKPOINT_EVERY_STEPS = "REKINDLE_CHECKPOINT_EVERY_STEPS"
+"""Save after this many optimizer steps."""
+ENV_CHECKPOINT_EVERY_SECONDS = "REKINDLE_CHECKPOINT_EVERY_SECONDS"
+"""Save after this many seconds."""
+ENV_CHECKPOINT_KEEP_LATEST = "REKINDLE_CHECKPOINT_KEEP_LATEST"
+"""How many of the newest checkpoints retention keeps."""
+ENV_METRICS_PORT = "REKINDLE_METRICS_PORT"
+"""Overrides POD_METRICS_PORT; 0 picks a free port, empty serves nothing."""
+ENV_RUN_DIR = "REKINDLE_RUN_DIR"
+"""Set by the agent for its workers: a directory private to the pod and round (see rekindle.control)."""
+ENV_ROUND = "REKINDLE_ROUND"
+"""Set by the agent for its workers: the number of the round they belong to."""
+
+
+class ExitCode(IntEnum):
+    """What a pod's exit code (and a worker's) means. torchrun itself always exits with 1."""
+
+    DONE = 0
+    """Training is complete."""
+    USER_ERROR = 1
+    """The program is wrong or its configuration is: running it again gives the same."""
+    INTEGRITY = 70
+    """Data or every checkpoint is damaged (EX_SOFTWARE of sysexits.h)."""
+    SAVED = 75
+    """State is committed, wants to go on (EX_TEMPFAIL of sysexits.h)."""
+    PREEMPTED = 76
+    """Told to go away and could not save in time."""
+
+
+class Cause(StrEnum):
+    """Why a round, or a pod, ended. Also the vocabulary of status.incidents[].cause."""
+
+    COMPLETED = "Completed"
+    """Training is complete."""
+    SAVED = "Saved"
+    """Saved at an agreed step because something asked for it."""
+    PREEMPTED = "Preempted"
+    """The pod was told to go: spot reclaim, drain, eviction, deletion."""
+    USER_ERROR = "UserError"
+    """The user's program raised or exited with an error."""
+    INTEGRITY = "Integrity"
+    """Data or checkpoints are damaged."""
+    CONFIGURATION = "Configuration"
+    """A check before training refused: store not writable, wrong credentials, ..."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    """The kernel killed it for its memory."""
+    POD_LOST = "PodLost"
+    """Pod killed or gone without notice."""
+    NODE_LOST = "NodeLost"
+    """The node died, is unreachable or was removed."""
+    PEER_LOST = "PeerLost"
+    """A worker failed because another one went away: collateral, never a root cause."""
+    START_FAILED = "StartFailed"
+    """The container could not start: image, command, mounts."""
+    TIMEOUT = "DeadlineExceeded"
+    """A deadline of the job has passed."""
+    OPERATOR = "OperatorRestarted"
+    """The operator was away; named for the record, costs nothing by itself."""
+
+
+class AgentPhase(StrEnum):
+    """Where an agent is in its life."""
+
+    WAITING = "waiting"
+    """Ready to run, without workers; wants to be in a round."""
+    RUNNING = "running"
+    """Its workers run in ``report.round``."""
+    FAILED = "failed"
+    """Its workers failed in ``report.round``; it holds for a verdict: a new round, or stop."""
+    DONE = "done"
+    """All its workers ended with 0 in ``report.round``; it waits for ``stop`` and then exits with 0."""
+    LEAVING = "leaving"
+    """Told to go away; its workers are gone and its process is about to end."""
+
+
+class DirectiveKind(StrEnum):
+    """What the coordinator asks of one agent, besides publishing rounds."""
+
+    SAVE = "save"
+    """Agree on a step with all ranks of ``round``, save, stop the workers, report ``waiting``."""
+    STOP = "stop"
+    """End the workers at once and exit with ``code``."""
+
+
+class Document:
+    """JSON both ways for the frozen dataclasses below; unknown fields are ignored."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Give a tree of plain values, ready for json.dumps."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]
+
+    @classmethod
+    def from_json(cls, data: object) -> Self:
+        """Parse; raises ValueError naming the document and what is wrong with it."""
+        if not isinstance(data, Mapping):
+            raise ValueError(f"{cls.__name__} must be a JSON object, not {type(data).__name__}")
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        try:
+            return cls(**{k: v for k, v in data.items() if k in known})
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"bad {cls.__name__}: {error}") from error
+
+
+def _check(value: object, kind: type | tuple[type, ...], name: str) -> None:
+    """Type check of one field of a document that came over the wire."""
+    wrong_bool = isinstance(value, bool) and kind is not bool
+    if wrong_bool or not isinstance(value, kind):
+        raise ValueError(f"field {name!r} has a value of type {type(value).__name__}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member(Document):
+    """One pod of a round."""
+
+    pod: str
+    uid: str
+    address: str
+    store_port: int
+    """Port of the spare store that this pod's agent hosts, should it be first."""
+    slots: int
+    """How many workers the pod runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("pod", "uid", "address"):
+            _check(getattr(self, name), str, name)
+        _check(self.store_port, int, "store_port")
+        _check(self.slots, int, "slots")
+        if self.slots < 1:
+            raise ValueError(f"slots is {self.slots}, must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Document):
+    """A set of pods that train together. Members are in rank order; the first one hosts the store.
+
+    Numbers grow over the life of a job and are never used twice for different members: the operator
+    writes the number into the job's status before it publishes the round.
+    """
+
+    number: int
+    members: tuple[Member, ...]
+    reason: str
+    """Why it was formed, for people."""
+    formed_at: float
+    """Unix seconds, operator's clock; for people and figures, no decision of an agent rests on it."""
+
+    def __post_init__(self) -> None:
+        _check(self.number, int, "number")
+        _check(self.reason, str, "reason")
+        _check(self.formed_at, (int, float), "formed_at")
+        members = tuple(m if isinstance(m, Member) else Member.from_json(m) for m in self.members)
+        object.__setattr__(self, "members", members)
+
+    @property
+    def world_size(self) -> int:
+        """Number of workers."""
+        return sum(member.slots for member in self.members)
+
+    @property
+    def key(self) -> str:
+        """Tells apart two rounds of one number (an operator that died between deciding twice)."""
+        text = json.dumps([self.number, [(m.uid, m.store_port, m.slots) for m in self.members]])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def first_rank(self, uid: str) -> int | None:
+        """Global rank of the first worker of the pod with this uid; None when it is no member."""
+        rank = 0
+        for member in self.members:
+            if member.uid == uid:
+                return rank
+            rank += member.slots
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress(Document):
+    """How far the workers of a round are, as the first worker of the pod sees it."""
+
+    step: int = 0
+    """Optimizer steps completed in the surviving timeline."""
+    total_steps: int | None = None
+    epoch: int = 0
+    loss: float | None = None
+    metrics: dict[str, float] | None = None
+    """Newest validation metrics, at most a dozen."""
+    samples: int = 0
+    """Samples used in the surviving timeline."""
+    samples_per_second: float | None = None
+    productive_seconds: float = 0.0
+    """Seconds spent on steps of the surviving timeline (restored with a checkpoint)."""
+    stall_seconds: float = 0.0
+    """Seconds that training has stood still for checkpoints (restored with a checkpoint)."""
+    round_steps: int = 0
+    """Steps completed since this round began; its first step ends a recovery."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointReport(Document):
+    """The newest commit that the workers know of."""
+
+    step: int
+    committed_at: float
+    """Unix seconds, worker's clock."""
+    uri: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored(Document):
+    """Where the workers of a round began."""
+
+    step: int
+    """0 when there was no checkpoint."""
+    source: str
+    """URI of the commit, or ``scratch``."""
+    skipped: tuple[str, ...] = ()
+    """Messages (R16) about newer checkpoints that were found damaged."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "skipped", tuple(self.skipped))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Document):
+    """How the workers of a pod ended; also the pod's termination message."""
+
+    cause: str
+    """A value of Cause, as far as the pod itself can tell."""
+    code: int
+    """A value of ExitCode."""
+    message: str
+    """One line, the user's own error first."""
+    reason: str | None = None
+    """Stable code for conditions, ``Store/R5`` for example."""
+    step: int | None = None
+    checkpoint: int | None = None
+    """Step of the newest commit."""
+    rank: int | None = None
+    traceback: str | None = None
+    """Head and tail of it, at most 2000 characters."""
+    at: float = 0.0
+    """Unix seconds, pod's clock."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentReport(Document):
+    """The whole state of one pod's agent."""
+
+    pod: str
+    uid: str
+    address: str
+    store_port: int
+    slots: int
+    phase: AgentPhase
+    round: Round | None = None
+    """The round its workers run in, or last ran in."""
+    notice: str | None = None
+    """Set once the pod has been told to go away: the source, ``SIGTERM`` for example."""
+    notice_seconds: float | None = None
+    """What was left until the end when the notice came."""
+    progress: Progress | None = None
+    checkpoint: CheckpointReport | None = None
+    restored: Restored | None = None
+    outcome: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("pod", "uid", "address"):
+            _check(getattr(self, name), str, name)
+        _check(self.store_port, int, "store_port")
+        _check(self.slots, int, "slots")
+        object.__setattr__(self, "phase", AgentPhase(self.phase))
+        for name, kind in (
+            ("round", Round),
+            ("progress", Progress),
+            ("checkpoint", CheckpointReport),
+            ("restored", Restored),
+            ("outcome", Outcome),
+        ):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                object.__setattr__(self, name, kind.from_json(value))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Directive(Document):
+    """An order to one agent. It stays in the view until the agent's report shows that it is done."""
+
+    kind: DirectiveKind
+    round: int
+    """The round that it is about; an agent in another round ignores a ``save``."""
+    reason: str
+    seconds: float | None = None
+    """``save``: how long it may take, from when the agent first sees it."""
+    code: int = 0
+    """``stop``: the exit code of the pod."""
+    message: str = ""
+    """``stop``: for the termination message, when the agent has none of its own."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kind", DirectiveKind(self.kind))
+        _check(self.round, int, "round")
+        _check(self.code, int, "code")
+
+
+@dataclass(frozen=True, kw_only=True)
+class View(Document):
+    """What the coordinator has for one pod."""
+
+    version: str
+    """Opaque; differs whenever anything below differs, also after an operator restart."""
+    round: Round | None = None
+    """The current round, whether or not the pod is a member."""
+    directive: Directive | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.version, str, "version")
+        if self.round is not None and not isinstance(self.round, Round):
+            object.__setattr__(self, "round", Round.from_json(self.round))
+        if self.directive is not None and not isinstance(self.directive, Directive):
+            object.__setattr__(self, "directive", Directive.from_json(self.directive))
+
+
+def pod_path(namespace: str, job: str, pod: str) -> str:
+    """Path of a pod's resource at the coordinator."""
+    return f"/v1/namespaces/{namespace}/jobs/{job}/pods/{pod}"

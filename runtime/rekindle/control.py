@@ -1,0 +1,202 @@
+"""The page of shared memory between a pod's agent and its workers.
+
+The agent has to tell workers that they should save and stop, and workers have to tell the agent how
+far they are. Signals are wrong for the first (a Python handler runs between two bytecodes, never
+inside a blocked collective) and pipes or HTTP are wrong for the second (they cost microseconds per
+step on the hot path). So both sides map one small file and store 64-bit words in it: a step counter
+costs tens of nanoseconds, and a worker looks at the stop word before every step.
+
+Each word has one writer (the agent, or the pod's first worker) and is aligned, so a reader sees the
+old or the new value, never half of one. Values that belong together may be one step apart; nothing
+rests on them being from the same instant.
+
+Files beside the page in the round's private directory (``REKINDLE_RUN_DIR``): ``outcome-{rank}.json``,
+which a failing worker leaves behind, and ``restored.json``. Both are written to a temporary name and
+renamed, so they are there whole or not at all.
+"""
+
+import json
+import math
+import mmap
+import os
+import time
+from pathlib import Path
+from typing import Self
+
+from rekindle.contract import ENV_RUN_DIR, CheckpointReport, Outcome, Progress, Restored
+
+PAGE_SIZE = 4096
+PAGE_NAME = "control"
+
+# Words written by the agent.
+_STOP = 0  # 1: agree on a step, save, stop
+_STOP_DEADLINE = 1  # f64, time.monotonic() of this machine
+# Words written by the pod's first worker.
+_ATTACHED = 8  # 1: a trainer watches this page
+_STEP = 9
+_TOTAL_STEPS = 10
+_EPOCH = 11
+_SAMPLES = 12
+_ROUND_STEPS = 13
+_COMMIT_STEP = 14  # -1: none
+_LOSS = 16  # f64, nan: none
+_SAMPLES_PER_SECOND = 17  # f64, nan: none
+_PRODUCTIVE = 18  # f64, seconds
+_STALL = 19  # f64, seconds
+_COMMIT_AT = 20  # f64, unix seconds
+
+METRICS_FILE = "metrics.json"
+
+
+class ControlPage:
+    """One side's view of the page. Created by the agent, opened by workers."""
+
+    def __init__(self, directory: Path, *, create: bool = False) -> None:
+        """Map the page of a round's directory; raises OSError when there is none."""
+        self.directory = directory
+        path = directory / PAGE_NAME
+        if create:
+            path.write_bytes(bytes(PAGE_SIZE))
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), PAGE_SIZE)
+        view = memoryview(self._map)
+        self._ints = view.cast("q")
+        self._floats = view.cast("d")
+        if create:
+            self._ints[_TOTAL_STEPS] = -1
+            self._ints[_COMMIT_STEP] = -1
+            self._floats[_LOSS] = math.nan
+            self._floats[_SAMPLES_PER_SECOND] = math.nan
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """Open the page that the agent has named, or None when no agent started this process."""
+        directory = os.environ.get(ENV_RUN_DIR)
+        return cls(Path(directory)) if directory else None
+
+    # The agent's side.
+
+    def request_stop(self, deadline: float) -> None:
+        """Ask the workers to save and stop before ``deadline`` (time.monotonic()).
+
+        Asking again moves the deadline, earlier or later.
+        """
+        self._floats[_STOP_DEADLINE] = deadline
+        self._ints[_STOP] = 1
+
+    @property
+    def attached(self) -> bool:
+        """Whether a trainer watches the page. A plain script does not."""
+        return self._ints[_ATTACHED] == 1
+
+    def progress(self) -> Progress:
+        """How far the workers are."""
+        total = self._ints[_TOTAL_STEPS]
+        return Progress(
+            step=self._ints[_STEP],
+            total_steps=total if total >= 0 else None,
+            epoch=self._ints[_EPOCH],
+            loss=_number(self._floats[_LOSS]),
+            metrics=self._metrics(),
+            samples=self._ints[_SAMPLES],
+            samples_per_second=_number(self._floats[_SAMPLES_PER_SECOND]),
+            productive_seconds=self._floats[_PRODUCTIVE],
+            stall_seconds=self._floats[_STALL],
+            round_steps=self._ints[_ROUND_STEPS],
+        )
+
+    def checkpoint(self, uri: str) -> CheckpointReport | None:
+        """The newest commit that the workers have announced."""
+        step = self._ints[_COMMIT_STEP]
+        if step < 0:
+            return None
+        return CheckpointReport(step=step, committed_at=self._floats[_COMMIT_AT], uri=uri)
+
+    def outcomes(self) -> list[Outcome]:
+        """What failing workers of this pod have left behind, earliest first."""
+        found = []
+        for path in self.directory.glob("outcome-*.json"):
+            found.append(Outcome.from_json(json.loads(path.read_text())))
+        return sorted(found, key=lambda outcome: outcome.at)
+
+    def restored(self) -> Restored | None:
+        """Where the workers began, once they know."""
+        path = self.directory / "restored.json"
+        if not path.exists():
+            return None
+        return Restored.from_json(json.loads(path.read_text()))
+
+    def _metrics(self) -> dict[str, float] | None:
+        path = self.directory / METRICS_FILE
+        if not path.exists():
+            return None
+        return {str(k): float(v) for k, v in json.loads(path.read_text()).items()}
+
+    # The workers' side.
+
+    def attach(self) -> None:
+        """Tell the agent that a trainer obeys the stop word."""
+        self._ints[_ATTACHED] = 1
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether to agree on a step, save and stop."""
+        return self._ints[_STOP] == 1
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the deadline of the stop request; infinite without a request."""
+        if self._ints[_STOP] == 0:
+            return math.inf
+        return self._floats[_STOP_DEADLINE] - time.monotonic()
+
+    def begin(self, *, step: int, samples: int, total_steps: int | None) -> None:
+        """Announce where a round begins."""
+        self._ints[_STEP] = step
+        self._ints[_SAMPLES] = samples
+        self._ints[_TOTAL_STEPS] = -1 if total_steps is None else total_steps
+
+    def step_done(
+        self, *, step: int, epoch: int, samples: int, productive: float, stall: float
+    ) -> None:
+        """Announce a completed optimizer step (hot path: six stores)."""
+        ints, floats = self._ints, self._floats
+        ints[_EPOCH] = epoch
+        ints[_SAMPLES] = samples
+        floats[_PRODUCTIVE] = productive
+        floats[_STALL] = stall
+        ints[_ROUND_STEPS] += 1
+        ints[_STEP] = step
+
+    def observe(self, *, loss: float | None, samples_per_second: float | None) -> None:
+        """Announce values that are known only now and then."""
+        self._floats[_LOSS] = math.nan if loss is None else loss
+        self._floats[_SAMPLES_PER_SECOND] = (
+            math.nan if samples_per_second is None else samples_per_second
+        )
+
+    def committed(self, *, step: int, at: float) -> None:
+        """Announce a commit (``at`` in unix seconds)."""
+        self._floats[_COMMIT_AT] = at
+        self._ints[_COMMIT_STEP] = step
+
+    def write_metrics(self, metrics: dict[str, float]) -> None:
+        """Leave the newest validation metrics for the agent; a dozen at most travel on."""
+        self._write(METRICS_FILE, dict(list(metrics.items())[:12]))
+
+    def write_outcome(self, outcome: Outcome) -> None:
+        """Leave an outcome for the agent, one per worker."""
+        self._write(f"outcome-{outcome.rank or 0}.json", outcome.to_json())
+
+    def write_restored(self, restored: Restored) -> None:
+        """Leave word of where this round began."""
+        self._write("restored.json", restored.to_json())
+
+    def _write(self, name: str, document: dict[str, object]) -> None:
+        temporary = self.directory / f".{name}.{os.getpid()}"
+        temporary.write_text(json.dumps(document))
+        temporary.replace(self.directory / name)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
