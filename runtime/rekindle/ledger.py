@@ -1,0 +1,219 @@
+"""Proof of which samples the surviving weights have seen.
+
+A cursor says where training believes to be; the ledger says what happened. It has two halves that
+come from different places. The *spans* are the positions that completed steps covered. The *digest*
+is made of the ids that were really handed to `training_step`: they travel with each batch from
+where the dataset was read, every rank adds up a 64-bit hash of each of its own, and the sums are
+added over the ranks when a checkpoint is saved. A sum does not depend on the order of its terms, so
+neither on the number of ranks nor on restarts; one wrong, missing or repeated id changes it.
+
+Both are saved in each commit and restored with it. Work that was lost with a crash is therefore not
+in them: they describe the surviving timeline only.
+
+`audit` holds them against the order derived anew, needs no torch, and is what the demo prints.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rekindle.order import Cursor, Ids
+
+_MASK = (1 << 64) - 1
+_CHUNK = 1 << 18
+_FLUSH = 256
+
+Span = tuple[int, int, int, int]
+"""``(epoch, start, stop, count)``: positions ``[start, stop)`` of `count` epochs from `epoch` on."""
+
+
+def hashes(epoch: int, ids: Ids) -> NDArray[np.uint64]:
+    """A 64-bit hash of each (epoch, id) pair."""
+    values = ids.astype(np.uint64)
+    values += np.uint64((epoch * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & _MASK)
+    values ^= values >> np.uint64(30)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(27)
+    values *= np.uint64(0x94D049BB133111EB)
+    values ^= values >> np.uint64(31)
+    return values
+
+
+def digest_of(epoch: int, ids: Ids) -> int:
+    """Sum modulo 2^64 of the hashes."""
+    return int(hashes(epoch, ids).sum(dtype=np.uint64))
+
+
+class Ledger:
+    """The running record of one rank; spans are the same on all ranks, the digest is its own."""
+
+    def __init__(self) -> None:
+        self._spans: list[list[int]] = []
+        self._pending: list[tuple[int, Ids]] = []
+        self._digest = 0
+        self._samples = 0
+
+    def used(self, epoch: int, ids: Ids) -> None:
+        """Note ids that were handed to `training_step` (hot path: one append)."""
+        self._pending.append((epoch, ids))
+        if len(self._pending) >= _FLUSH:
+            self._flush()
+
+    def covered(self, epoch: int, start: int, stop: int) -> None:
+        """Note the positions of a completed step."""
+        if self._spans:
+            last = self._spans[-1]
+            if last[0] == epoch and last[2] == start and last[3] == 1:
+                last[2] = stop
+                return
+        self._spans.append([epoch, start, stop, 1])
+
+    def own(self) -> tuple[int, int]:
+        """Digest and number of the samples that this rank has used since `restore`."""
+        self._flush()
+        return self._digest, self._samples
+
+    def totals(self, parts: Iterable[tuple[int, int]]) -> dict[str, Any]:
+        """The JSON form, given what every rank's `own` said."""
+        digest, samples = 0, 0
+        for part_digest, part_samples in parts:
+            digest, samples = (digest + part_digest) & _MASK, samples + part_samples
+        return {
+            "spans": [list(span) for span in coalesced(self._spans)],
+            "samples": samples,
+            "digest": f"{digest:016x}",
+        }
+
+    def restore(self, saved: dict[str, Any], *, first: bool) -> None:
+        """Go on from a saved ledger; the digest so far is carried by the `first` rank alone."""
+        record = Record.from_json(saved)
+        self._spans = [list(span) for span in record.spans]
+        self._pending = []
+        self._digest = record.digest if first else 0
+        self._samples = record.samples if first else 0
+
+    def _flush(self) -> None:
+        by_epoch: dict[int, list[Ids]] = {}
+        for epoch, ids in self._pending:
+            by_epoch.setdefault(epoch, []).append(ids)
+        for epoch, parts in by_epoch.items():
+            ids = np.concatenate(parts)
+            self._digest = (self._digest + digest_of(epoch, ids)) & _MASK
+            self._samples += len(ids)
+        self._pending = []
+
+
+def coalesced(spans: Iterable[list[int]]) -> list[Span]:
+    """Join successive epochs that cover the same positions into one span."""
+    joined: list[list[int]] = []
+    for epoch, start, stop, count in spans:
+        if joined:
+            last = joined[-1]
+            if last[1:3] == [start, stop] and last[0] + last[3] == epoch:
+                last[3] += count
+                continue
+        joined.append([epoch, start, stop, count])
+    return [(epoch, start, stop, count) for epoch, start, stop, count in joined]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A saved ledger."""
+
+    spans: tuple[Span, ...]
+    samples: int
+    digest: int
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Parse the form that `Ledger.totals` gives; raises ValueError for anything else."""
+        try:
+            spans = tuple((int(e), int(a), int(b), int(n)) for e, a, b, n in data["spans"])
+            return cls(
+                spans=spans, samples=int(data["samples"]), digest=int(str(data["digest"]), 16)
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a ledger: {error!r} in {data!r:.200}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the ledger of a commit proves."""
+
+    samples_expected: int
+    """Samples up to the cursor, each counted once per epoch."""
+    samples_used: int
+    """Samples that ranks really handed to `training_step`."""
+    samples_repeated: int
+    """Positions covered more than once, or outside of what the cursor allows."""
+    samples_missed: int
+    """Positions before the cursor that no step covered."""
+    digest_ok: bool
+    """Whether the ids used are exactly those of the order."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every sample up to the cursor was used exactly once per epoch."""
+        return (
+            self.digest_ok
+            and self.samples_repeated == 0
+            and self.samples_missed == 0
+            and self.samples_used == self.samples_expected
+        )
+
+
+def audit(meta: dict[str, Any]) -> Audit:
+    """Check the ledger in a commit's ``meta`` against the order derived anew.
+
+    Takes about 50 ns per sample and epoch, and memory for a quarter of a million ids at a time.
+    """
+    cursor = Cursor.from_json(meta["cursor"])
+    record = Record.from_json(meta["ledger"])
+    covered = _by_epoch(record.spans)
+    repeated = missed = 0
+    for epoch in {*covered, *range(cursor.epoch + 1)}:
+        allowed = cursor.length if epoch < cursor.epoch else cursor.sample
+        if epoch > cursor.epoch:
+            allowed = 0
+        intervals = covered.get(epoch, [])
+        total = sum(stop - start for start, stop in intervals)
+        good = _union([(start, min(stop, allowed)) for start, stop in intervals])
+        repeated += total - good
+        missed += allowed - good
+    return Audit(
+        samples_expected=cursor.epoch * cursor.length + cursor.sample,
+        samples_used=record.samples,
+        samples_repeated=repeated,
+        samples_missed=missed,
+        digest_ok=_expected_digest(cursor) == record.digest,
+    )
+
+
+def _by_epoch(spans: Iterable[Span]) -> dict[int, list[tuple[int, int]]]:
+    found: dict[int, list[tuple[int, int]]] = {}
+    for epoch, start, stop, count in spans:
+        for offset in range(count):
+            found.setdefault(epoch + offset, []).append((start, stop))
+    return found
+
+
+def _union(intervals: list[tuple[int, int]]) -> int:
+    """Length of the union of intervals; empty ones are ignored."""
+    total, end = 0, 0
+    for start, stop in sorted(intervals):
+        total += max(0, stop - max(start, end))
+        end = max(end, stop)
+    return total
+
+
+def _expected_digest(cursor: Cursor) -> int:
+    order, digest = cursor.global_order, 0
+    for epoch in range(cursor.epoch + 1):
+        length = cursor.length if epoch < cursor.epoch else cursor.sample
+        for start in range(0, length, _CHUNK):
+            ids = order.ids(epoch, start, min(start + _CHUNK, length))
+            digest = (digest + digest_of(epoch, ids)) & _MASK
+    return digest

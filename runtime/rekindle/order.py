@@ -1,0 +1,224 @@
+"""Which samples belong to which step, as a pure function of one integer.
+
+The order of an epoch is a keyed permutation that can be evaluated anywhere without being stored: a
+six-round Feistel network over the smallest even number of bits that holds N, with values outside
+range(N) sent through it again ("cycle walking", at most a few times on average). So a position in
+the data is one number, restoring it costs nothing at any size, and no rank or worker appears in it.
+
+Step t of an epoch consumes positions ``[t*G, (t+1)*G)``; the last step of an epoch takes what is
+left. These positions are cut into *lanes* of m samples each; lane k is run by rank k mod W. Lanes do
+not depend on W, so neither does what one step consists of: W ranks only share the lanes out
+differently. W need not divide the number of lanes; ranks without one contribute nothing.
+
+Any change of constants, rounds or key derivation needs a new `ORDER_VERSION`: a checkpoint's
+position means something only together with the order it was counted in.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+ORDER_VERSION = 1
+"""Version of the permutation below."""
+ROUNDS = 6
+"""Rounds of the Feistel network; four would already pass for random, two more cost nothing."""
+
+Ids = NDArray[np.int64]
+"""Sample ids, or positions in an epoch."""
+
+
+class EpochOrder:
+    """A permutation of range(n), evaluated at any positions; needs no memory."""
+
+    def __init__(self, n: int, *, seed: int, epoch: int, version: int = ORDER_VERSION) -> None:
+        if n < 1:
+            raise ValueError(f"an epoch order needs at least one sample, not {n}")
+        if version != ORDER_VERSION:
+            raise ValueError(
+                f"order version {version} is unknown to this runtime, which has {ORDER_VERSION}"
+            )
+        bits = max(2, (n - 1).bit_length())
+        half = (bits + 1) // 2
+        self.n = n
+        self._half = np.uint64(half)
+        self._mask = np.uint64((1 << half) - 1)
+        # The keys come from a hash with a fixed definition: NumPy does not promise that its
+        # generators give the same stream in the next release.
+        text = f"rekindle-order/{version}/{seed}/{epoch}"
+        digest = hashlib.blake2b(text.encode(), digest_size=8 * ROUNDS).digest()
+        self._keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+    def __call__(self, positions: Ids) -> Ids:
+        """Sample ids at the given positions, each within range(n)."""
+        values = self._permute(np.atleast_1d(positions).astype(np.uint64))
+        outside = values >= self.n
+        while outside.any():
+            values[outside] = self._permute(values[outside])
+            outside = values >= self.n
+        return values.astype(np.int64)
+
+    def _permute(self, values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        left, right = values >> self._half, values & self._mask
+        for key in self._keys:
+            left, right = right, left ^ (_scramble(right ^ key) & self._mask)
+        return (left << self._half) | right
+
+
+def _scramble(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    values = values * np.uint64(0x9E3779B97F4A7C15)
+    values ^= values >> np.uint64(29)
+    values *= np.uint64(0xBF58476D1CE4E5B9)
+    values ^= values >> np.uint64(32)
+    return values
+
+
+@lru_cache(maxsize=8)
+def _epoch_order(n: int, seed: int, epoch: int, version: int) -> EpochOrder:
+    return EpochOrder(n, seed=seed, epoch=epoch, version=version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalOrder:
+    """The order of all epochs of a dataset of `n` samples: ``shuffle`` or ``sequential``."""
+
+    n: int
+    seed: int
+    kind: Literal["shuffle", "sequential"] = "shuffle"
+    version: int = ORDER_VERSION
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"n is {self.n}: an order needs at least one sample")
+        if self.kind not in ("shuffle", "sequential"):
+            raise ValueError(f"order {self.kind!r} is unknown; allowed are shuffle, sequential")
+
+    def ids(self, epoch: int, start: int, stop: int) -> Ids:
+        """Sample ids at positions ``[start, stop)`` of an epoch."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        if self.kind == "sequential":
+            return positions
+        return _epoch_order(self.n, self.seed, epoch, self.version)(positions)
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """One micro-batch of a step: positions ``[start, stop)`` of the epoch."""
+
+    index: int
+    """0-based within the step."""
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step: positions ``[start, stop)`` of the epoch."""
+
+    start: int
+    stop: int
+    micro: int
+    """Size of a lane; the last one of a ragged step is smaller."""
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes the step has."""
+        return -(-(self.stop - self.start) // self.micro)
+
+    def lanes_of(self, rank: int, world_size: int) -> list[Lane]:
+        """The lanes that a rank runs; may be none in the last step of an epoch."""
+        lanes = []
+        for index in range(rank, self.lanes, world_size):
+            start = self.start + index * self.micro
+            lanes.append(Lane(index, start, min(start + self.micro, self.stop)))
+        return lanes
+
+
+def steps(*, length: int, global_batch: int, micro: int, start: int = 0) -> Iterator[Step]:
+    """The steps of an epoch of `length` positions, from position `start` on."""
+    while start < length:
+        stop = min(start + global_batch, length)
+        yield Step(start, stop, micro)
+        start = stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where the surviving timeline is in the data: the same on every rank, about 200 bytes.
+
+    It names no rank, no worker and no prefetched batch, so all of those may change between two
+    attempts. It advances only together with the optimizer.
+    """
+
+    epoch: int
+    sample: int
+    """Positions consumed in this epoch."""
+    G: int
+    """Samples per optimizer step over all ranks; fixed by the first attempt."""
+    m: int
+    """Samples per lane."""
+    seed: int
+    N: int
+    """Samples in the dataset."""
+    length: int
+    """Positions used per epoch: N, or less when the script limits or drops."""
+    order: Literal["shuffle", "sequential"] = "shuffle"
+    order_version: int = ORDER_VERSION
+    fingerprint: str = ""
+    """Of the dataset; see `rekindle.loader.fingerprint`."""
+
+    def __post_init__(self) -> None:
+        if self.G < 1 or self.m < 1 or self.G % self.m:
+            raise ValueError(
+                f"global_batch_size={self.G} is not a multiple of the micro-batch {self.m} "
+                f"(the loader's batch_size): choose one that is"
+            )
+        if not 0 <= self.sample <= self.length <= self.N:
+            raise ValueError(
+                f"position {self.sample} of {self.length} of {self.N} samples is impossible"
+            )
+
+    @property
+    def lanes(self) -> int:
+        """K: lanes of a full step, the largest usable world size."""
+        return self.G // self.m
+
+    @property
+    def global_order(self) -> GlobalOrder:
+        """The order that positions are counted in."""
+        return GlobalOrder(
+            n=self.N, seed=self.seed, kind=self.order, version=self.order_version
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in a whole epoch."""
+        return -(-self.length // self.G)
+
+    def remaining(self) -> Iterator[Step]:
+        """The steps that are left in this epoch."""
+        return steps(length=self.length, global_batch=self.G, micro=self.m, start=self.sample)
+
+    def after(self, step: Step) -> Self:
+        """The cursor once `step` is done; raises ValueError when it is not the next one."""
+        if step.start != self.sample:
+            raise ValueError(f"step at {step.start} does not follow position {self.sample}")
+        return replace(self, sample=step.stop)
+
+    def next_epoch(self) -> Self:
+        """The cursor at the start of the next epoch."""
+        return replace(self, epoch=self.epoch + 1, sample=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Parse; unknown fields are ignored, so that neighbouring versions can talk."""
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in data.items() if name in known})
