@@ -1,0 +1,92 @@
+"""The R5 check: can this run write checkpoints here, and would they be safe?
+
+It does what a save does, on a small scale and before any training: a conditional create, a read
+back, the same create again, which *must* fail, an upload in parts that is abandoned, a listing and
+a delete. The second create is the important one. Some servers ignore `If-None-Match`; with them two
+attempts could both believe that they own a step, and nothing would ever complain.
+"""
+
+import contextlib
+import secrets
+import time
+
+from rekindle.checkpoint.objects import (
+    AccessDenied,
+    Conflict,
+    Objects,
+    PreconditionFailed,
+    StoreError,
+)
+
+PROBE_SECONDS = 20.0
+"""After this long no further step of the probe is begun."""
+
+
+class ProbeError(StoreError):
+    """Checkpoints cannot be written, or would not be safe (R5); nothing has been started."""
+
+
+def probe(objects: Objects, attempt: str) -> None:
+    """Run the check; raises `ProbeError` with the reason, and removes what it wrote."""
+    quick = objects.impatient()
+    # Unique, so that what a killed probe of the same attempt left behind is not mistaken for ours.
+    key = f".probe/{attempt}-{secrets.token_hex(4)}"
+    deadline = time.monotonic() + PROBE_SECONDS
+    content = secrets.token_bytes(64)
+    try:
+        try:
+            _run(quick, key, content, deadline)
+        finally:
+            # Without permission to delete, this fails too; the first error is the one to report.
+            if time.monotonic() < deadline:
+                with contextlib.suppress(StoreError):
+                    quick.delete(key)
+    except ProbeError:
+        raise
+    except StoreError as error:
+        raise ProbeError(
+            f"R5 cannot write checkpoints to {objects.uri}: {error} Training was not started."
+        ) from error
+
+
+def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
+    quick.put(key, content, if_none_match=True)
+    _in_time(quick, deadline)
+    if quick.get(key, limit=4096) != content:
+        raise ProbeError(
+            f"R5 {quick.uri} returned other bytes than were written (endpoint {quick.endpoint}). "
+            f"Checkpoints would be damaged; use another store. Training was not started."
+        )
+    _in_time(quick, deadline)
+    try:
+        quick.put(key, content, if_none_match=True)
+    except (PreconditionFailed, Conflict):
+        pass
+    else:
+        raise ProbeError(
+            f"R5 endpoint {quick.endpoint} ignored If-None-Match; commits would not be atomic. "
+            f"Use a store with conditional writes. Training was not started."
+        )
+    _in_time(quick, deadline)
+    if all(stat.key != key for stat in quick.list(".probe/")):
+        raise ProbeError(
+            f"R5 {quick.uri} does not list an object that was just written (endpoint "
+            f"{quick.endpoint}). Use a store with consistent listings. Training was not started."
+        )
+    _in_time(quick, deadline)
+    quick.try_upload(f"{key}.parts")
+    _in_time(quick, deadline)
+    try:
+        quick.delete(key)
+    except AccessDenied as error:
+        raise ProbeError(
+            f"R5 cannot remove old checkpoints from {quick.uri}: {error} Training was not started."
+        ) from error
+
+
+def _in_time(quick: Objects, deadline: float) -> None:
+    if time.monotonic() > deadline:
+        raise ProbeError(
+            f"R5 {quick.uri} answers too slowly: the check took over {PROBE_SECONDS:.0f} s. Check "
+            f"{quick.endpoint} and the network. Training was not started."
+        )

@@ -1,0 +1,320 @@
+"""Reading checkpoints, and owning the right to write them.
+
+There is no pointer to the latest checkpoint that could be stale: the newest is found by listing
+`commit/` and walking the live line (`lineage`). A commit is believed only as far as it can be
+verified: its own digest, then every chunk that is read. What fails is marked in `bad/` so that
+nobody tries it again, and the one before takes its place; the caller is told what that cost.
+
+Errors decide what happens next: `IntegrityError` (R16) means this checkpoint is damaged and another
+may be good; `VersionError` (R21) means stop, the image is too old; `StoreError` is about the store
+and says nothing about the checkpoint, which is therefore never marked because of it.
+
+Everything but `load` and `restore` works without torch.
+"""
+
+import contextlib
+import hashlib
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from rekindle.checkpoint import encoding, lineage, location, manifest
+from rekindle.checkpoint.file import FileObjects
+from rekindle.checkpoint.manifest import (
+    Commit,
+    CommitRef,
+    IntegrityError,
+    ManifestError,
+    TensorEntry,
+    VersionError,
+)
+from rekindle.checkpoint.objects import (
+    Conflict,
+    NotFound,
+    Objects,
+    PreconditionFailed,
+    StoreError,
+)
+from rekindle.checkpoint.probe import probe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LeaseLost(Exception):
+    """A newer attempt writes this run (R15): this process must stop; it cannot commit any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lease:
+    """The right of one attempt to write; a higher fence ends it."""
+
+    fence: int
+    owner: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A loaded checkpoint."""
+
+    ref: CommitRef
+    state: encoding.Tree
+    rank_state: encoding.Tree | None
+    """What the asked rank had saved for itself; None if it saved nothing or did not exist then."""
+    meta: dict[str, Any]
+    world_size: int
+    """The world size that wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A checkpoint that could not be used and was passed over."""
+
+    ref: CommitRef
+    reason: str
+    """The R16 message, with what the fallback cost."""
+    steps_lost: int
+    """Steps between this checkpoint and the one that was restored instead."""
+
+
+@dataclass
+class Store:
+    """The checkpoints of one run."""
+
+    objects: Objects
+    _commits: dict[tuple[CommitRef, str], Commit] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, uri: str, *, endpoint_url: str | None = None, region: str | None = None) -> Self:
+        """The store at an `s3://` or `file://` root; nothing is contacted yet.
+
+        Raises `InvalidLocation` (R25 where a path library damaged the URL).
+        """
+        where = location.parse(uri)
+        if where.scheme == "file":
+            return cls(objects=FileObjects(where.path))
+        # boto3 is needed for s3:// only and takes half a second to import.
+        from rekindle.checkpoint.s3 import S3Objects
+
+        return cls(
+            objects=S3Objects(
+                where.bucket, where.path, endpoint_url=endpoint_url or None, region=region or None
+            )
+        )
+
+    @property
+    def uri(self) -> str:
+        """The root, as given to `open`."""
+        return self.objects.uri
+
+    def probe(self, attempt: str) -> None:
+        """Check before training that checkpoints can be written safely; `ProbeError` (R5)."""
+        probe(self.objects, attempt)
+
+    def acquire(self, *, owner: str) -> Lease:
+        """Take the next fence; from now on commits of lower fences are refused or ignored."""
+        for attempt in range(1, 101):
+            fence = 1 + max(self.newest_fence(), self._highest_committed())
+            body = manifest.note_bytes(
+                "lease", {"fence": fence, "owner": owner, "created": time.time()}
+            )
+            try:
+                self.objects.put(manifest.lease_key(fence), body, if_none_match=True)
+            except (PreconditionFailed, Conflict):
+                # Somebody else was faster (or our own first try got through unheard): next number.
+                time.sleep(random.uniform(0, min(1.0, 0.01 * attempt)))
+                continue
+            return Lease(fence=fence, owner=owner)
+        raise StoreError(f"{self.uri}: 100 other attempts took the lease first; is this a loop?")
+
+    def newest_fence(self) -> int:
+        """The highest fence that was ever taken, 0 if none."""
+        fences = (manifest.fence_of(stat.key) for stat in self.objects.list("lease/"))
+        return max((fence for fence in fences if fence is not None), default=0)
+
+    def _highest_committed(self) -> int:
+        return max((ref.fence for ref in self._listed()), default=0)
+
+    def _listed(self) -> dict[CommitRef, str]:
+        """All commit objects with their etags, counted or not."""
+        found: dict[CommitRef, str] = {}
+        for stat in self.objects.list("commit/"):
+            ref = manifest.ref_of(stat.key)
+            if ref is not None and stat.key == manifest.commit_key(ref):
+                found[ref] = stat.etag
+        return found
+
+    def commits(self) -> list[CommitRef]:
+        """The checkpoints that count, newest first, without those marked as damaged."""
+        bad = {manifest.ref_of(stat.key) for stat in self.objects.list("bad/")}
+        return [ref for ref in self.line() if ref not in bad]
+
+    def line(self) -> list[CommitRef]:
+        """The live line, newest first, damaged checkpoints included."""
+        listed = self._listed()
+
+        def base_of(own: Sequence[CommitRef]) -> CommitRef | None:
+            for ref in own:
+                with contextlib.suppress(IntegrityError, NotFound):
+                    return self._read(ref, listed[ref]).base
+            # No commit of this fence can be read, so where it began is unknown: let everything
+            # below it count, rather than nothing.
+            ref = own[-1]
+            lower = [other for other in listed if other.fence < ref.fence]
+            return max(lower, key=lambda other: (other.fence, other.step), default=None)
+
+        return lineage.live_line(listed, base_of)
+
+    def read(self, ref: CommitRef) -> Commit:
+        """The verified manifest; `IntegrityError`, `VersionError` (R21) or `NotFound`."""
+        return self._read(ref, None)
+
+    def _read(self, ref: CommitRef, etag: str | None) -> Commit:
+        if etag is not None and (ref, etag) in self._commits:
+            return self._commits[ref, etag]
+        raw = self.objects.get(manifest.commit_key(ref), limit=manifest.MAX_DOCUMENT)
+        try:
+            commit = manifest.read_commit(raw, ref)
+        except ManifestError as error:
+            raise IntegrityError(
+                f"R16 checkpoint step {ref.step}: {manifest.commit_key(ref)}: {error}."
+            ) from error
+        if etag is not None:
+            while len(self._commits) >= 8:
+                del self._commits[next(iter(self._commits))]
+            self._commits[ref, etag] = commit
+        return commit
+
+    def load(
+        self,
+        commit: Commit,
+        *,
+        into: "Mapping[str, Tensor] | None" = None,
+        rank: int | None = None,
+    ) -> Restored:
+        """Read and verify all tensors of a checkpoint.
+
+        `into` names tensors to fill in place (any device), by their path in the state; dtype and
+        shape must match (`ValueError`), and after an `IntegrityError` some of them may hold data of
+        the damaged checkpoint. `rank` asks for the private state of that rank as well.
+        """
+        # torch is needed only where tensors are, and the command line reads manifests without it.
+        from rekindle.checkpoint import loading
+
+        what = f"step {commit.ref.step}"
+        self._check_sizes(commit, what)
+        state = loading.load(
+            self.objects,
+            commit.objects,
+            commit.tensors,
+            commit.tree,
+            into=into or {},
+            chunk=commit.chunk,
+            what=what,
+        )
+        rank_state = None
+        if rank is not None and rank < commit.world_size:
+            part = self._part(commit, rank, what)
+            if part.rank_tree is not None:
+                rank_state = loading.load(
+                    self.objects,
+                    part.objects,
+                    part.rank_tensors,
+                    part.rank_tree,
+                    into={},
+                    chunk=part.chunk,
+                    what=what,
+                )
+        return Restored(
+            ref=commit.ref,
+            state=state,
+            rank_state=rank_state,
+            meta=commit.meta,
+            world_size=commit.world_size,
+        )
+
+    def _check_sizes(self, commit: Commit, what: str) -> None:
+        """All objects exist with the stored size; what is allocated next is thus really there."""
+        listed = {
+            stat.key: stat.size for stat in self.objects.list(manifest.data_prefix(commit.ref))
+        }
+        for entry in commit.objects:
+            if listed.get(entry.key) != entry.size:
+                found = listed.get(entry.key)
+                state = "is missing" if found is None else f"has {found} bytes, not {entry.size}"
+                raise IntegrityError(f"R16 checkpoint {what}: object {entry.key} {state}.")
+
+    def _part(self, commit: Commit, rank: int, what: str) -> manifest.Part:
+        key = manifest.part_key(commit.ref, rank)
+        expected = commit.parts[rank]
+        try:
+            raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
+        except NotFound:
+            raise IntegrityError(f"R16 checkpoint {what}: object {key} is missing.") from None
+        if len(raw) != expected.size or hashlib.sha256(raw).hexdigest() != expected.sha256:
+            raise IntegrityError(f"R16 checkpoint {what}: object {key} failed SHA-256.")
+        return manifest.read_part(raw, commit.ref, rank)
+
+    def quarantine(self, ref: CommitRef, reason: str) -> None:
+        """Mark a checkpoint as damaged, so that no reader tries it again; idempotent."""
+        body = manifest.note_bytes(
+            "bad",
+            {"step": ref.step, "fence": ref.fence, "reason": reason[:2000], "at": time.time()},
+        )
+        with contextlib.suppress(PreconditionFailed, Conflict):
+            self.objects.put(manifest.bad_key(ref), body, if_none_match=True)
+
+    def restore(
+        self, *, into: "Mapping[str, Tensor] | None" = None, rank: int | None = None
+    ) -> tuple[Restored, list[Skipped]] | None:
+        """Load the newest good checkpoint, passing over (and marking) damaged ones.
+
+        None if the run has no checkpoint at all; `IntegrityError` if it has some and none is good,
+        since starting from nothing would silently throw the training away. For one process; ranks
+        of a group must agree on the checkpoint before each of them calls `load`.
+        """
+        bad: list[tuple[CommitRef, str]] = []
+        for ref in self.commits():
+            try:
+                restored = self.load(self.read(ref), into=into, rank=rank)
+            except IntegrityError as error:
+                bad.append((ref, str(error)))
+                # With read-only credentials there is no mark, but the fallback works all the same.
+                with contextlib.suppress(StoreError):
+                    self.quarantine(ref, str(error))
+            except NotFound:
+                continue  # retention of a living writer removed it between listing and reading
+            else:
+                return restored, [_skip(*item, restored.ref) for item in bad]
+        if bad or any(True for _ in self._listed()):
+            reasons = " ".join(reason for _, reason in bad) or "all are marked in bad/."
+            raise IntegrityError(
+                f"R16 no good checkpoint is left in {self.uri}: {reasons} Restore the objects from "
+                f"a backup, or choose a new checkpoint URI to begin again."
+            )
+        return None
+
+
+def _skip(ref: CommitRef, reason: str, used: CommitRef) -> Skipped:
+    lost = ref.step - used.step
+    return Skipped(
+        ref=ref,
+        reason=f"{reason} Falling back to step {used.step} ({lost} steps lost).",
+        steps_lost=lost,
+    )
+
+
+__all__ = [
+    "Commit",
+    "CommitRef",
+    "IntegrityError",
+    "Lease",
+    "LeaseLost",
+    "Restored",
+    "Skipped",
+    "Store",
+    "TensorEntry",
+    "VersionError",
+]
