@@ -1,0 +1,16 @@
+"""PID 1 of every pod: starts the workers of a round, watches them, and tells the coordinator.
+
+``python -m rekindle.launch train.py --epochs 10`` takes a script (or ``-m module``) and its
+arguments, as torchrun does. The parts, outermost first:
+
+- ``__main__``: signals, arguments, and a termination message on every way out;
+- ``agent``: torch's elastic agent with a main loop of our own, which gathers facts and carries
+  out what ``decision`` (pure) says;
+- ``workers`` and ``worker``: the worker processes seen from the agent, and from within;
+- ``rendezvous`` and ``backend``: the backend ``rekindle`` of torch's elastic rendezvous;
+- ``session``: what this pod says of itself and what it has been told;
+- ``client`` and ``solo``: who it says that to, a coordinator or, without an operator, itself;
+- ``exporter``, ``termination``, ``settings``, ``signals``, ``cgroup``: one subject each.
+
+Importing this package is free, because workers import it before they run the user's script.
+"""

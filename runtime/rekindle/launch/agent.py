@@ -1,0 +1,473 @@
+"""torch's elastic agent with a main loop of our own.
+
+The stock loop sleeps between polls, looks at failures before new rounds, restarts failed workers
+by itself out of a budget of its own, and stops workers with SIGTERM and 30 s of patience. Here
+the loop sleeps on a notice, a view or the end of a worker, whichever comes first; what to do then
+is a pure function (``decision``); and nothing is restarted unless the coordinator publishes a
+round. What is kept of torch's agent is how a rendezvous turns into workers with torchrun's
+environment.
+
+For a re-form workers get SIGKILL at once: one that is blocked in a collective with a dead peer
+may not hear anything else for minutes, and what it has not committed is lost either way.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.elastic.agent.server.api import (
+    RunResult,
+    Worker,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.events.api import Event, EventSource
+from torch.distributed.elastic.rendezvous import RendezvousConnectionError
+from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
+
+from rekindle import contract
+from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome, Round
+from rekindle.control import ControlPage
+from rekindle.launch import termination
+from rekindle.launch.cgroup import oom_kills
+from rekindle.launch.decision import (
+    FAR,
+    SAVE_SECONDS,
+    Action,
+    Ask,
+    End,
+    Exit,
+    Facts,
+    Join,
+    Terminate,
+    Wait,
+    decide,
+    leave_by,
+    outcome_of,
+)
+from rekindle.launch.rendezvous import Rendezvous, place
+from rekindle.launch.session import Session
+from rekindle.launch.settings import Settings
+from rekindle.launch.signals import Signals
+from rekindle.launch.workers import ENV_AGENT_PID, RoundLogs, Workers
+
+logger = logging.getLogger(__name__)
+
+POLL = 0.05
+"""Seconds between looks at the workers where the system cannot wake us when one ends."""
+RETRY = 1.0
+"""Seconds before a round that could not be joined is tried again."""
+FLUSH = 2.0
+"""Seconds for last words to reach the coordinator."""
+MANY = 1_000_000
+"""torch's max_restarts, which workers see in their environment; nothing is counted against it."""
+
+
+class Agent(LocalElasticAgent):
+    """Runs the workers of one pod, round after round; ``serve`` is the whole life of the pod."""
+
+    def __init__(self, session: Session, signals: Signals, command: Sequence[str]) -> None:
+        """Take the arguments of the worker's command line, ``train.py --epochs 10``."""
+        self._session = session
+        self._signals = signals
+        self._base = Path(tempfile.mkdtemp(prefix="rekindle-"))
+        self._page: ControlPage | None = None
+        self._workers: Workers | None = None
+        self._course = _Course()
+        self._done_at: float | None = None
+        self._notice_told = False
+        self._hurried_at: float | None = None
+        self._code = int(ExitCode.USER_ERROR)
+        self._retry: tuple[str, float] | None = None
+        self._save_seen: tuple[str, float] | None = None
+        session.listen(signals.wake)
+        settings = session.settings
+        spec = WorkerSpec(
+            role="default",
+            local_world_size=settings.slots,
+            entrypoint=sys.executable,
+            args=("-u", "-m", "rekindle.launch.worker", *command),
+            rdzv_handler=Rendezvous(session, settings.job, pause=signals.wait),
+            max_restarts=MANY,
+            local_addr=settings.address,
+        )
+        super().__init__(spec=spec, logs_specs=RoundLogs(self._base), exit_barrier_timeout=0)
+
+    def serve(self) -> int:
+        """Live until the pod's end; gives its exit code. The termination message is written."""
+        self._session.announce(AgentPhase.WAITING)
+        try:
+            self.run()
+        finally:
+            self._shutdown()
+            shutil.rmtree(self._base, ignore_errors=True)
+        return self._code
+
+    @property
+    def directory(self) -> Path | None:
+        """Give the directory of the present round, or of the last one."""
+        return self._page.directory if self._page else None
+
+    # What torch's agent asks of a subclass, and what of it must not be done torch's way.
+
+    def run(self, role: str = "default") -> RunResult:
+        """Run the main loop; torch's own adds events that look up host names, slow with bad DNS."""
+        return self._invoke_run(role)
+
+    @contextmanager
+    def record_duration(self, state: str) -> Iterator[None]:
+        """Time nothing, for the same reason."""
+        yield
+
+    def _construct_event(self, state: str, source: EventSource, *_: Any, **__: Any) -> Event:
+        return Event(f"torchelastic.worker.status.{state}", source=source)
+
+    def _invoke_run(self, role: str = "default") -> RunResult:
+        while True:
+            self._session.turned_at = time.monotonic()
+            facts = self._facts()
+            action = decide(facts)
+            if isinstance(action, Exit):
+                self._leave(action.code)
+                self._code = action.code
+                return RunResult(state=WorkerState.STOPPED)
+            self._do(action, facts)
+
+    def _rendezvous(self, worker_group: WorkerGroup) -> None:
+        super()._rendezvous(worker_group)
+        self._course = _Course(oom_kills=oom_kills())
+
+    def _assign_worker_ranks(
+        self, store: object, group_rank: int, group_world_size: int, spec: WorkerSpec
+    ) -> list[Worker]:
+        # The round says it all; torch's way waits in the store until every member has come.
+        current = self._current()
+        where = place(current, self._session.settings.uid)
+        return [
+            Worker(
+                local_rank=local_rank,
+                global_rank=where.first_rank + local_rank,
+                role_rank=where.first_rank + local_rank,
+                world_size=where.world_size,
+                role_world_size=where.world_size,
+            )
+            for local_rank in range(where.slots)
+        ]
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        current = self._current()
+        directory = self._base / f"round-{current.number}-{current.key}"
+        shutil.rmtree(directory, ignore_errors=True)
+        (directory / "prometheus").mkdir(parents=True)
+        previous, self._page = self._page, ControlPage(directory, create=True)
+        if previous is not None and previous.directory != directory:
+            shutil.rmtree(previous.directory, ignore_errors=True)
+        spec = worker_group.spec
+        variables = _variables(self._session.settings, current, directory)
+        environments = {
+            worker.local_rank: {
+                **variables,
+                "RANK": str(worker.global_rank),
+                "ROLE_RANK": str(worker.role_rank),
+                "LOCAL_RANK": str(worker.local_rank),
+                "GROUP_RANK": str(worker_group.group_rank),
+                "ROLE_NAME": spec.role,
+                "LOCAL_WORLD_SIZE": str(spec.local_world_size),
+                "WORLD_SIZE": str(worker.world_size),
+                "ROLE_WORLD_SIZE": str(worker.role_world_size),
+                "GROUP_WORLD_SIZE": str(worker_group.group_world_size),
+                "MASTER_ADDR": str(worker_group.master_addr),
+                "MASTER_PORT": str(worker_group.master_port),
+                "TORCHELASTIC_RUN_ID": spec.rdzv_handler.get_run_id(),
+            }
+            for worker in worker_group.workers
+        }
+        self._workers = self._pcontext = Workers(
+            entrypoint=str(spec.entrypoint),
+            args={local_rank: tuple(spec.args) for local_rank in environments},
+            envs=environments,
+            directory=directory,
+            first_rank=worker_group.workers[0].global_rank,
+        )
+        self._workers.start()
+        self._session.attach(self._page)
+        return self._workers.pids()
+
+    def _stop_workers(self, worker_group: WorkerGroup) -> None:
+        self._shutdown()
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 1) -> None:
+        if self._workers is not None:
+            self._workers.close(death_sig, timeout)
+            self._workers = self._pcontext = None
+
+    # The main loop's eyes and hands.
+
+    def _current(self) -> Round:
+        current = self._session.round
+        assert current is not None, "workers exist only within a round"
+        return current
+
+    def _facts(self) -> Facts:
+        now = time.monotonic()
+        session, signals, state = self._session, self._signals, self._course
+        exits = self._workers.exits() if self._workers else ()
+        _reap_orphans(() if self._workers is None else self._workers.pids().values())
+        if state.stopped_at is None and any(code in (75, 76) for code in exits):
+            state.stopped_at = now
+        notice = None
+        if signals.noticed_at is not None:
+            notice = leave_by(signals.noticed_at, session.settings.grace)
+            if signals.hurry:
+                self._hurried_at = self._hurried_at or now
+                notice = min(notice, self._hurried_at)
+            if not self._notice_told:
+                self._notice_told = True
+                self._heed_notice()
+        offered = session.joinable()
+        retry_at = None
+        if offered is not None and self._retry is not None and self._retry[0] == offered.key:
+            retry_at = self._retry[1]
+        return Facts(
+            now=now,
+            phase=session.phase,
+            exits=exits,
+            attached=self._page is not None and self._page.attached,
+            joinable=offered is not None,
+            excluded=session.excluded(),
+            stop=session.stop(),
+            leave_by=notice,
+            save_by=self._save_by(now),
+            asked_by=state.asked_by,
+            terminated_at=state.terminated_at,
+            stopped_at=state.stopped_at,
+            done_at=self._done_at,
+            retry_at=retry_at,
+            outcome=session.outcome,
+        )
+
+    def _save_by(self, now: float) -> float | None:
+        """Give the deadline of a directive to save, counted from when it was first seen."""
+        directive = self._session.save()
+        if directive is None:
+            return None
+        key = self._current().key
+        if self._save_seen is None or self._save_seen[0] != key:
+            seconds = SAVE_SECONDS if directive.seconds is None else directive.seconds
+            self._save_seen = (key, now + seconds)
+            logger.info("asked to save and stop within %.0f s: %s", seconds, directive.reason)
+        return self._save_seen[1]
+
+    def _do(self, action: Action, facts: Facts) -> None:
+        state = self._course
+        if isinstance(action, Wait):
+            files = self._workers.files() if self._workers else []
+            seconds = min(action.seconds, FAR) if files is not None else min(action.seconds, POLL)
+            self._signals.wait(seconds, files or ())
+        elif isinstance(action, Join):
+            self._join()
+        elif isinstance(action, Ask):
+            assert self._page is not None, "workers exist only with a page"
+            self._page.request_stop(action.deadline)
+            state.asked_by = action.deadline
+        elif isinstance(action, Terminate):
+            assert self._workers is not None, "only running workers are terminated"
+            self._workers.send(signal.SIGTERM)
+            state.terminated_at = facts.now
+        elif isinstance(action, End):
+            self._end(action, facts)
+
+    def _join(self) -> None:
+        offered = self._session.joinable()
+        if offered is None:
+            return  # Withdrawn in the meantime.
+        if self._workers is not None:
+            logger.info("stopping the workers for round %d: %s", offered.number, offered.reason)
+            self._stop_workers(self._worker_group)
+        self._done_at = None
+        try:
+            self._initialize_workers(self._worker_group)
+        except RendezvousConnectionError as error:
+            logger.warning("cannot join round %d: %s", offered.number, error)
+            self._retry = (offered.key, time.monotonic() + RETRY)
+        except RendezvousGracefulExitError:
+            pass  # The order to stop is among the facts.
+        else:
+            where = place(self._current(), self._session.settings.uid)
+            logger.info(
+                "round %d (%s): %d pods, %d workers; ours have rank %d to %d",
+                offered.number,
+                offered.reason,
+                where.group_size,
+                where.world_size,
+                where.first_rank,
+                where.first_rank + where.slots - 1,
+            )
+
+    def _end(self, end: End, facts: Facts) -> None:
+        """Close the round for this pod."""
+        self._stop_workers(self._worker_group)
+        outcome = self._outcome(end, facts.exits)
+        if end.phase is AgentPhase.DONE:
+            self._done_at = facts.now
+        if outcome is not None:
+            logger.info("the workers have ended: %s", outcome.message)
+        self._session.announce(end.phase, outcome)
+
+    def _outcome(self, end: End, exits: tuple[int | None, ...]) -> Outcome | None:
+        assert self._page is not None, "a round that has ended had a page"
+        session, state = self._session, self._course
+        before, after = state.oom_kills, oom_kills()
+        try:
+            left = self._page.outcomes()
+        except (OSError, ValueError) as error:
+            logger.warning("cannot read what the workers have left: %s", error)
+            left = []
+        progress = session.report().progress
+        directive = session.save()
+        notice = self._signals.noticed_at is not None
+        if notice:
+            why = f"{self._signals.source} to this pod"
+        else:
+            why = directive.reason if directive else "another pod has to go"
+        return outcome_of(
+            end=end,
+            exits=exits,
+            first_rank=place(self._current(), session.settings.uid).first_rank,
+            left=left,
+            oom=before is not None and after is not None and after > before,
+            step=progress.step if progress else None,
+            checkpoint=session.checkpoint.step if session.checkpoint else None,
+            why=why,
+            now=time.time(),
+        )
+
+    def _heed_notice(self) -> None:
+        """Tell of the notice at once, and leave a message in case that SIGKILL comes early."""
+        logger.info(
+            "%s: this pod has to go within %.0f s",
+            self._signals.source,
+            self._session.settings.grace,
+        )
+        self._session.poke()
+        if self._workers is not None:
+            early = Outcome(
+                cause=Cause.PREEMPTED,
+                code=int(ExitCode.PREEMPTED),
+                message=f"{self._signals.source}; killed before the workers had saved",
+                at=time.time(),
+            )
+            termination.write(self._session.settings.termination_log, early)
+
+    def _leave(self, code: int) -> None:
+        """End the pod: its workers, its last words, its report."""
+        session = self._session
+        self._shutdown()
+        outcome = last_words(
+            code=code,
+            phase=session.phase,
+            outcome=session.outcome,
+            stop=session.stop(),
+            source=self._signals.source if self._signals.noticed_at is not None else None,
+            now=time.time(),
+        )
+        termination.write(session.settings.termination_log, outcome)
+        logger.info("exits with %d: %s", code, outcome.message)
+        if self._signals.noticed_at is not None:
+            # Who ordered the pod to stop knows; who sent the signal was not the coordinator.
+            session.announce(AgentPhase.LEAVING, outcome)
+            session.flush(FLUSH)
+        session.close()
+
+
+@dataclass
+class _Course:
+    """What has been done to the workers of a round so far."""
+
+    asked_by: float | None = None
+    terminated_at: float | None = None
+    stopped_at: float | None = None
+    oom_kills: int | None = None
+    """The kernel's count when the round began."""
+
+
+def last_words(
+    *,
+    code: int,
+    phase: AgentPhase,
+    outcome: Outcome | None,
+    stop: Directive | None,
+    source: str | None,
+    now: float,
+) -> Outcome:
+    """Give the termination message of a pod that exits with ``code``; ``now`` in unix seconds.
+
+    A pod that holds an outcome of its own tells that. One that is stopped while it runs or waits
+    tells the coordinator's reason, and one that a signal finds without workers tells the signal.
+    """
+    own = phase in {AgentPhase.FAILED, AgentPhase.DONE, AgentPhase.LEAVING}
+    if outcome is not None and own:
+        return replace(outcome, code=code)
+    if stop is not None:
+        message = stop.message or f"stopped by the coordinator: {stop.reason}"
+    elif source is not None:
+        message = f"{source} while waiting for a round; nothing is lost"
+    else:
+        message = "training is complete"
+    causes = {
+        ExitCode.DONE: Cause.COMPLETED,
+        ExitCode.INTEGRITY: Cause.INTEGRITY,
+        ExitCode.SAVED: Cause.SAVED,
+        ExitCode.PREEMPTED: Cause.PREEMPTED,
+    }
+    cause = next((cause for value, cause in causes.items() if value == code), Cause.USER_ERROR)
+    return Outcome(cause=cause, code=code, message=message, at=now)
+
+
+def _variables(settings: Settings, current: Round, directory: Path) -> dict[str, str]:
+    """Give what all workers of a pod have in common in their environment."""
+    variables = {
+        contract.ENV_RUN_DIR: str(directory),
+        contract.ENV_ROUND: str(current.number),
+        ENV_AGENT_PID: str(os.getpid()),
+        "PROMETHEUS_MULTIPROC_DIR": str(directory / "prometheus"),
+        "TORCHELASTIC_RESTART_COUNT": str(current.number - 1),
+        "TORCHELASTIC_MAX_RESTARTS": str(MANY),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    defaults = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
+    if settings.slots > 1:
+        # As torchrun does: workers that each take all cores fight for them.
+        defaults["OMP_NUM_THREADS"] = "1"
+    if settings.address.startswith("127.") and sys.platform.startswith("linux"):
+        # gloo takes the interface of the host's name, which is another one than the pods' here.
+        defaults["GLOO_SOCKET_IFNAME"] = "lo"
+    return variables | {name: value for name, value in defaults.items() if name not in os.environ}
+
+
+def _reap_orphans(own: Collection[int]) -> None:
+    """As PID 1, bury the processes that lost their parent.
+
+    A worker's end must stay for its own Popen object to see, so the reaper looks before it takes.
+    """
+    if os.getpid() != 1:
+        return
+    try:
+        while True:
+            found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if found is None or found.si_pid in own:
+                return
+            os.waitpid(found.si_pid, os.WNOHANG)
+    except ChildProcessError:
+        return

@@ -1,0 +1,312 @@
+"""What a pod does next, as a function of what is known: no clock, no process, no network.
+
+The agent's main loop gathers ``Facts``, asks ``decide``, does that one thing, and asks again. So
+each rule below is a line of a table in the tests, and an order of events that nobody thought of
+still meets a rule. The rules in one breath:
+
+- An order to stop wins over everything. Then ends of workers count, then a new round, then wishes
+  to save (a directive's or a notice's), because a round that is over cannot save any more.
+- Workers that exit with 75 have committed; one is enough, the rest follow or are ended.
+- A worker that fails ends its siblings; what comes of it is the coordinator's verdict, a new
+  round or an order to stop, and no restart budget is kept here.
+- A pod that has been told to go never joins again. It leaves with 75 when nothing is lost by its
+  going, and with 76 when its workers could not save.
+"""
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome
+
+MARGIN = 3.0
+"""Seconds kept back from the grace period for stopping, telling and leaving."""
+KILL_AFTER = 1.0
+"""Seconds between SIGTERM and SIGKILL for workers whose deadline has passed."""
+LINGER = 30.0
+"""Seconds that workers may go on after one has exited with 75: all have committed by then."""
+DONE_WAIT = 10.0
+"""Seconds that a pod whose workers are done waits to be told to stop."""
+SAVE_SECONDS = 600.0
+"""For a directive to save that names no time."""
+FAR = 60.0
+"""Longest sleep: seconds after which the loop looks at everything anew in any case."""
+
+_STOPPED = frozenset({int(ExitCode.SAVED), int(ExitCode.PREEMPTED)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that a decision rests on. Times are of one monotonic clock."""
+
+    now: float
+    phase: AgentPhase
+    exits: tuple[int | None, ...] = ()
+    """Per worker: None while it runs, else its exit code, negative for a signal."""
+    attached: bool = False
+    """Whether a trainer watches the control page."""
+    joinable: bool = False
+    """Whether there is a round to join that has not been tried in vain just now."""
+    excluded: bool = False
+    """Whether a newer round goes on without this pod."""
+    stop: Directive | None = None
+    leave_by: float | None = None
+    """When saving must be over, for a pod that was told to go; None without a notice."""
+    save_by: float | None = None
+    """When saving must be over, for a directive to save; None without one."""
+    asked_by: float | None = None
+    """The deadline that the workers were given; None when they have not been asked."""
+    terminated_at: float | None = None
+    """When the workers were sent SIGTERM."""
+    stopped_at: float | None = None
+    """When the first worker was seen to have exited with 75 or 76."""
+    done_at: float | None = None
+    """When the workers were seen to be done."""
+    retry_at: float | None = None
+    """When joining the round that could not be joined is worth another try."""
+    outcome: Outcome | None = None
+    """How the workers ended last."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Sleep until something happens, at most so many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Join:
+    """Kill what runs and join the round that is there."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask the workers, through the page, to save and stop before the deadline."""
+
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Terminate:
+    """Send SIGTERM to the workers."""
+
+
+@dataclass(frozen=True)
+class End:
+    """The round is over for this pod: kill what is left, say so, and go on from ``phase``."""
+
+    phase: AgentPhase
+    """What to report; LEAVING is followed by the exit."""
+    saved: bool | None = None
+    """Whether the workers committed; None where that is not the question."""
+
+
+@dataclass(frozen=True)
+class Exit:
+    """End the process."""
+
+    code: int
+
+
+Action = Wait | Join | Ask | Terminate | End | Exit
+
+
+def decide(facts: Facts) -> Action:
+    """Give the next action."""
+    if facts.phase is AgentPhase.LEAVING:
+        return Exit(facts.outcome.code if facts.outcome else int(ExitCode.PREEMPTED))
+    if facts.stop is not None:
+        return Exit(facts.stop.code)
+    if facts.phase is AgentPhase.RUNNING:
+        return _running(facts)
+    if facts.leave_by is not None:
+        return Exit(leaving_code(facts.phase, facts.outcome))
+    if facts.joinable:
+        if facts.retry_at is None or facts.now >= facts.retry_at:
+            return Join()
+        return Wait(facts.retry_at - facts.now)
+    if facts.phase is AgentPhase.DONE and facts.done_at is not None:
+        left = facts.done_at + DONE_WAIT - facts.now
+        return Wait(left) if left > 0 else Exit(int(ExitCode.DONE))
+    return Wait(FAR)
+
+
+def _running(facts: Facts) -> Action:
+    noticed = facts.leave_by is not None
+    gone = AgentPhase.LEAVING if noticed else AgentPhase.WAITING
+    ended = [code for code in facts.exits if code is not None]
+    saved = int(ExitCode.SAVED) in ended and int(ExitCode.PREEMPTED) not in ended
+    if facts.terminated_at is None:
+        if any(code != 0 and code not in _STOPPED for code in ended):
+            return End(AgentPhase.LEAVING if noticed else AgentPhase.FAILED)
+        if len(ended) == len(facts.exits) and all(code == 0 for code in ended):
+            return End(AgentPhase.DONE)
+    if len(ended) == len(facts.exits):
+        return End(gone, saved=saved)
+    if not noticed:
+        if facts.joinable:
+            return Join()
+        if facts.excluded:
+            return End(AgentPhase.WAITING)
+    deadlines = [by for by in (facts.leave_by, facts.save_by) if by is not None]
+    if deadlines:
+        return _stopping(facts, min(deadlines), End(gone, saved=saved))
+    if facts.stopped_at is not None:
+        left = facts.stopped_at + LINGER - facts.now
+        return Wait(left) if left > 0 else End(gone, saved=saved)
+    return Wait(FAR)
+
+
+def _stopping(facts: Facts, deadline: float, end: End) -> Action:
+    """Decide for workers that should save and stop."""
+    if facts.asked_by is None or deadline < facts.asked_by:
+        return Ask(deadline)
+    if facts.terminated_at is None:
+        # A plain script knows nothing of the page. Nor does a trainer that has only begun to start,
+        # but then there is nothing to save.
+        if facts.attached and facts.now < deadline:
+            return Wait(deadline - facts.now)
+        return Terminate()
+    kill_at = max(deadline, facts.terminated_at + KILL_AFTER)
+    return Wait(kill_at - facts.now) if facts.now < kill_at else end
+
+
+def leave_by(noticed_at: float, grace: float) -> float:
+    """Give the deadline for saving after a notice: the grace less a margin, at least half of it."""
+    return noticed_at + max(grace - MARGIN, grace / 2)
+
+
+def leaving_code(phase: AgentPhase, outcome: Outcome | None) -> int:
+    """Give the exit code of a pod that is told to go while it has no workers.
+
+    Waiting pods leave with 75: what their workers may have lost was lost before, to another event,
+    and their going costs nothing more. Pods whose workers are done leave with 0. A failed pod keeps
+    its verdict when the program or the data are to blame, so that a notice cannot hide a bug; a pod
+    whose workers fell with a peer has not saved: 76.
+    """
+    if phase is AgentPhase.DONE:
+        return int(ExitCode.DONE)
+    if phase is not AgentPhase.FAILED:
+        return int(ExitCode.SAVED)
+    return failure_code(outcome)
+
+
+def failure_code(outcome: Outcome | None) -> int:
+    """Give the exit code of a pod that leaves with failed workers."""
+    lasting = {int(ExitCode.USER_ERROR), int(ExitCode.INTEGRITY)}
+    if outcome is not None and outcome.code in lasting and outcome.cause != Cause.PEER_LOST:
+        return outcome.code
+    return int(ExitCode.PREEMPTED)
+
+
+def outcome_of(
+    *,
+    end: End,
+    exits: Sequence[int | None],
+    first_rank: int,
+    left: Sequence[Outcome],
+    oom: bool,
+    step: int | None,
+    checkpoint: int | None,
+    why: str,
+    now: float,
+) -> Outcome | None:
+    """Say how the workers of a round ended; ``now`` in unix seconds.
+
+    ``left`` is what workers have left behind, earliest first; ``why`` is what asked them to stop.
+    None when they were ended only because the round goes on elsewhere.
+    """
+    base = Outcome(
+        cause=Cause.COMPLETED,
+        code=int(ExitCode.DONE),
+        message="training is complete",
+        step=step,
+        checkpoint=checkpoint,
+        at=now,
+    )
+    if end.phase is AgentPhase.DONE:
+        return base
+    failure = _failure(base, exits, first_rank, left, oom)
+    if end.saved is None:
+        if end.phase is AgentPhase.WAITING:
+            return None
+        if end.phase is AgentPhase.LEAVING:
+            return replace(failure, code=failure_code(failure))
+        return failure
+    if end.saved:
+        return replace(
+            base, cause=Cause.SAVED, code=int(ExitCode.SAVED), message=f"saved and stopped: {why}"
+        )
+    ended = ", ".join(_manner(code) for code in exits)
+    words = f" A worker says: {left[0].message}" if left else ""
+    return replace(
+        base,
+        cause=Cause.PREEMPTED,
+        code=int(ExitCode.PREEMPTED),
+        message=f"not saved: the workers were asked to stop ({why}) and ended with {ended}; only "
+        f"exit code {int(ExitCode.SAVED)} says that state is committed.{words}",
+    )
+
+
+def _failure(
+    base: Outcome,
+    exits: Sequence[int | None],
+    first_rank: int,
+    left: Sequence[Outcome],
+    oom: bool,
+) -> Outcome:
+    """Find the root: a worker's own words before exit codes, and own errors before lost peers."""
+    by_blame = sorted(left, key=lambda outcome: (outcome.cause == Cause.PEER_LOST, outcome.at))
+    failed = [
+        (local, code)
+        for local, code in enumerate(exits)
+        if code is not None and code != 0 and code not in _STOPPED
+    ]
+    killed = oom and any(code == -signal.SIGKILL for _, code in failed)
+    if by_blame and not (killed and by_blame[0].cause == Cause.PEER_LOST):
+        words = by_blame[0]
+        return replace(
+            words,
+            code=words.code or int(ExitCode.USER_ERROR),
+            step=words.step if words.step is not None else base.step,
+            checkpoint=words.checkpoint if words.checkpoint is not None else base.checkpoint,
+        )
+    # Signals first: a crash takes siblings down by an ordinary error, hardly the other way round.
+    local, code = min(failed, key=lambda item: (item[1] >= 0, item[0]), default=(0, 1))
+    rank = first_rank + local
+    if code == -signal.SIGKILL and oom:
+        return replace(
+            base,
+            cause=Cause.OUT_OF_MEMORY,
+            code=int(ExitCode.USER_ERROR),
+            message=f"worker {rank} was killed by the kernel: the container is out of "
+            "memory; raise resources.limits.memory of the container, or use less of it (batch "
+            "size, data workers)",
+            rank=rank,
+        )
+    if code < 0:
+        message = f"worker {rank} was killed by {_signal_name(-code)}"
+    else:
+        message = f"worker {rank} exited with code {code}; its log has the reason"
+    integrity = code == int(ExitCode.INTEGRITY)
+    return replace(
+        base,
+        cause=Cause.INTEGRITY if integrity else Cause.USER_ERROR,
+        code=int(ExitCode.INTEGRITY if integrity else ExitCode.USER_ERROR),
+        message=message,
+        rank=rank,
+    )
+
+
+def _manner(code: int | None) -> str:
+    if code is None:
+        return "no end before the deadline"
+    return _signal_name(-code) if code < 0 else f"code {code}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,141 @@
+"""``/metrics`` and ``/healthz`` of a pod, served by its agent.
+
+The workers write their metrics into the round's Prometheus directory (the client library's
+multiprocess mode), and whoever scrapes is answered from there: workers open no port, and a scrape
+never waits for one. A round has a directory of its own, so counters begin anew with it, which
+``rate()`` understands; values of workers long dead are not summed up for ever.
+
+What the agent knows itself comes from the control page. A name that a worker exports too is told
+once, as the agent's. A port that is taken costs the metrics, not the pod.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from rekindle.contract import AgentPhase
+from rekindle.launch.session import Session
+
+logger = logging.getLogger(__name__)
+
+STUCK = 180.0
+"""Seconds without a turn of the main loop, after which the agent itself is taken for stuck."""
+REQUEST_TIMEOUT = 5.0
+
+
+class PodCollector:
+    """The agent's own metrics, and those of its workers."""
+
+    def __init__(self, session: Session, directory: Callable[[], Path | None]) -> None:
+        self._session = session
+        self._directory = directory
+
+    def collect(self) -> Iterator[Metric]:
+        """Give all families, each name once."""
+        names = set()
+        for family in self._own():
+            names.add(family.name)
+            yield family
+        for family in self._workers():
+            if family.name not in names:
+                yield family
+
+    def _own(self) -> Iterator[Metric]:
+        report = self._session.report()
+        phases = GaugeMetricFamily(
+            "rekindle_pod_phase", "1 for the phase that the agent is in", labels=["phase"]
+        )
+        for phase in AgentPhase:
+            phases.add_metric([phase.value], float(report.phase is phase))
+        yield phases
+        yield CounterMetricFamily(
+            "rekindle_rounds_joined",
+            "Rounds that this pod has joined; each after the first is a restart of its workers",
+            value=self._session.rounds_joined,
+        )
+        if report.round is not None:
+            yield GaugeMetricFamily(
+                "rekindle_round", "Number of the round", value=report.round.number
+            )
+        if report.progress is not None:
+            progress = report.progress
+            yield GaugeMetricFamily(
+                "rekindle_step", "Optimizer steps completed", value=progress.step
+            )
+            yield GaugeMetricFamily(
+                "rekindle_productive_seconds",
+                "Seconds spent on steps of the surviving timeline",
+                value=progress.productive_seconds,
+            )
+            yield GaugeMetricFamily(
+                "rekindle_checkpoint_stall_seconds",
+                "Seconds that training has stood still for checkpoints",
+                value=progress.stall_seconds,
+            )
+        if report.checkpoint is not None:
+            yield GaugeMetricFamily(
+                "rekindle_last_committed_step",
+                "Step of the newest committed checkpoint",
+                value=report.checkpoint.step,
+            )
+
+    def _workers(self) -> list[Metric]:
+        directory = self._directory()
+        if directory is None:
+            return []
+        try:
+            collector = MultiProcessCollector(CollectorRegistry(), str(directory / "prometheus"))  # type: ignore[no-untyped-call]
+            return list(collector.collect())  # type: ignore[no-untyped-call]
+        except (OSError, ValueError) as error:
+            # The round has just ended and its directory is gone, or a worker died while writing.
+            logger.debug("no metrics of the workers: %s", error)
+            return []
+
+
+def start(
+    session: Session, directory: Callable[[], Path | None], *, address: str, port: int
+) -> ThreadingHTTPServer | None:
+    """Serve from a daemon thread; None when the port cannot be had."""
+    registry = CollectorRegistry()
+    registry.register(PodCollector(session, directory))
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = REQUEST_TIMEOUT
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
+            elif path == "/healthz":
+                idle = time.monotonic() - session.turned_at
+                status, word = (200, "ok") if idle < STUCK else (503, f"stuck for {idle:.0f} s")
+                self._answer(status, f"{word} {session.phase.value}\n".encode(), "text/plain")
+            else:
+                self._answer(404, b"only /metrics and /healthz\n", "text/plain")
+
+        def _answer(self, status: int, body: bytes, kind: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """A scrape is no news."""
+
+    try:
+        server = ThreadingHTTPServer((address, port), Handler)
+    except OSError as error:
+        logger.warning("no metrics: cannot listen on %s:%d: %s", address, port, error)
+        return None
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, name="exporter", daemon=True).start()
+    return server

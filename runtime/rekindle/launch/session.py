@@ -1,0 +1,227 @@
+"""What this pod says of itself and what it has been told: the state that threads share.
+
+The main loop writes the phase, the link's threads read a whole report and write views, the
+exporter reads. All of it is small and behind one lock; nothing slow happens while the lock is
+held, and listeners are called without it.
+
+How far the workers are is read from the control page at the moment of a report. A page that no
+trainer has begun to fill is no progress: telling zeros in between would look like a run that was
+thrown back. When the workers have ended, the last reading stays.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from rekindle.contract import (
+    AgentPhase,
+    AgentReport,
+    CheckpointReport,
+    Directive,
+    DirectiveKind,
+    Outcome,
+    Progress,
+    Restored,
+    Round,
+    View,
+)
+from rekindle.control import ControlPage
+from rekindle.launch.client import Link
+from rekindle.launch.settings import Settings
+from rekindle.launch.signals import Signals
+from rekindle.launch.store import Spare
+
+logger = logging.getLogger(__name__)
+
+
+class Session:
+    """The pod's state towards whoever decides about it."""
+
+    def __init__(
+        self, settings: Settings, link: Link, spare: Spare, signals: Signals | None = None
+    ) -> None:
+        self.settings = settings
+        self.spare = spare
+        self.rounds_joined = 0
+        self.turned_at = time.monotonic()
+        """When the main loop was last seen alive; for /healthz."""
+        self._link = link
+        self._signals = signals
+        self._lock = threading.Lock()
+        self._phase = AgentPhase.WAITING
+        self._round: Round | None = None
+        self._outcome: Outcome | None = None
+        self._page: ControlPage | None = None
+        self._progress: Progress | None = None
+        self._checkpoint: CheckpointReport | None = None
+        self._restored: Restored | None = None
+        self._view: View | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    def start(self) -> None:
+        """Begin to report."""
+        self._link.start(self.report, self._receive)
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call the listener, from any thread, after each change of the view."""
+        self._listeners.append(listener)
+
+    # What the pod says.
+
+    def announce(self, phase: AgentPhase, outcome: Outcome | None = None) -> None:
+        """Change the phase and report it at once."""
+        self._read_page()
+        with self._lock:
+            self._phase = phase
+            self._outcome = outcome
+        self._link.poke()
+
+    def joined(self, number: Round) -> None:
+        """Say that the workers of a round are about to run here."""
+        with self._lock:
+            self._phase = AgentPhase.RUNNING
+            self._round = number
+            self._outcome = None
+            self._page = None
+            self._progress = None
+            self._restored = None
+            self.rounds_joined += 1
+        self._link.poke()
+
+    def attach(self, page: ControlPage) -> None:
+        """Read progress from this page from now on."""
+        with self._lock:
+            self._page = page
+
+    def poke(self) -> None:
+        """Report at once, because something outside this object has changed."""
+        self._link.poke()
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until the present state has arrived at the other side; False when it has not."""
+        return self._link.flush(timeout)
+
+    def close(self) -> None:
+        """Stop talking."""
+        self._link.close()
+
+    def report(self) -> AgentReport:
+        """Give the whole state."""
+        self._read_page()
+        settings = self.settings
+        notice, seconds = None, None
+        if self._signals is not None and self._signals.noticed_at is not None:
+            notice, seconds = self._signals.source, settings.grace
+        with self._lock:
+            return AgentReport(
+                pod=settings.pod,
+                uid=settings.uid,
+                address=settings.address,
+                store_port=self.spare.port,
+                slots=settings.slots,
+                phase=self._phase,
+                round=self._round,
+                notice=notice,
+                notice_seconds=seconds,
+                progress=self._progress,
+                checkpoint=self._checkpoint,
+                restored=self._restored,
+                outcome=self._outcome,
+            )
+
+    # What it has been told.
+
+    @property
+    def phase(self) -> AgentPhase:
+        """Where the agent is in its life."""
+        return self._phase
+
+    @property
+    def round(self) -> Round | None:
+        """The round that its workers run in, or last ran in."""
+        return self._round
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the workers ended, while there are none."""
+        return self._outcome
+
+    @property
+    def progress(self) -> Progress | None:
+        """The last reading of the page."""
+        return self._progress
+
+    @property
+    def checkpoint(self) -> CheckpointReport | None:
+        """The newest commit that this pod knows of."""
+        return self._checkpoint
+
+    def stop(self) -> Directive | None:
+        """Give the order to stop, if there is one."""
+        directive = self._view.directive if self._view else None
+        return directive if directive and directive.kind is DirectiveKind.STOP else None
+
+    def save(self) -> Directive | None:
+        """Give the order to save, if there is one about the present round."""
+        directive = self._view.directive if self._view else None
+        if directive is None or directive.kind is not DirectiveKind.SAVE or self._round is None:
+            return None
+        return directive if directive.round == self._round.number else None
+
+    def joinable(self) -> Round | None:
+        """Give the round that this pod should join next, if there is one."""
+        return joinable(self._view, self.settings.uid, self._round)
+
+    def excluded(self) -> bool:
+        """Say whether a newer round goes on without this pod."""
+        current = self._view.round if self._view else None
+        if current is None or self._round is None:
+            return False
+        newer = current.number > self._round.number
+        return newer and current.first_rank(self.settings.uid) is None
+
+    def _receive(self, view: View) -> None:
+        with self._lock:
+            changed = view != self._view
+            self._view = view
+        if changed:
+            for listener in self._listeners:
+                listener()
+
+    def _read_page(self) -> None:
+        with self._lock:
+            page = self._page
+        if page is None:
+            return
+        try:
+            progress = page.progress()
+            restored = page.restored()
+        except (OSError, ValueError) as error:
+            logger.warning("cannot read what the workers have left: %s", error)
+            return
+        checkpoint = page.checkpoint(self.settings.checkpoint_uri)
+        with self._lock:
+            if page is not self._page:
+                return
+            if restored is not None or progress.step or progress.round_steps:
+                self._progress = progress
+            self._restored = restored
+            self._checkpoint = checkpoint or self._checkpoint
+
+
+def joinable(view: View | None, uid: str, ran: Round | None) -> Round | None:
+    """Give the view's round if the pod is in it and should join it.
+
+    Not one that it has run, nor one from before that (an answer that was overtaken, or a
+    coordinator that has not yet been told everything again).
+    """
+    offered = view.round if view else None
+    if offered is None or offered.first_rank(uid) is None:
+        return None
+    if ran is not None:
+        if offered.number < ran.number:
+            return None
+        if offered.number == ran.number and offered.key == ran.key:
+            return None
+    return offered

@@ -1,0 +1,151 @@
+"""What a pod is told by its environment, read once and checked before anything starts.
+
+Two cases only. With ``REKINDLE_COORDINATOR_URL`` there is an operator, and everything that names
+the pod to it must be there: a pod that cannot say who it is would wait for ever. Without, the pod
+is the whole job (a laptop, ``docker run``), and the names are made up.
+"""
+
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rekindle import contract
+
+DEFAULT_GRACE = 30.0
+"""Seconds between SIGTERM and SIGKILL when nobody says; the default of Kubernetes."""
+DEFAULT_TERMINATION_LOG = Path("/dev/termination-log")
+"""Where Kubernetes looks for the termination message unless the container says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The environment of one pod."""
+
+    job: str
+    namespace: str
+    pod: str
+    uid: str
+    address: str
+    """Where other pods reach this one."""
+    coordinator: str | None
+    """Base URL; None when there is no operator."""
+    token: str
+    grace: float
+    """Seconds between SIGTERM and SIGKILL."""
+    slots: int
+    """Workers in this pod."""
+    metrics_port: int | None
+    """None serves nothing, 0 picks a free port."""
+    termination_log: Path | None
+    checkpoint_uri: str
+
+
+def from_environment(environment: Mapping[str, str]) -> Settings:
+    """Read the settings; raises ValueError naming the variable, what is wrong, what is allowed."""
+    coordinator = environment.get(contract.ENV_COORDINATOR) or None
+    names = {
+        "job": contract.ENV_JOB,
+        "namespace": contract.ENV_NAMESPACE,
+        "pod": contract.ENV_POD,
+        "uid": contract.ENV_POD_UID,
+        "address": contract.ENV_POD_IP,
+        "token": contract.ENV_TOKEN,
+    }
+    values = {field: environment.get(name, "") for field, name in names.items()}
+    if coordinator is not None:
+        if not coordinator.startswith(("http://", "https://")):
+            raise ValueError(
+                f"{contract.ENV_COORDINATOR} is {coordinator!r}, must begin with http:// or https://"
+            )
+        missing = [names[field] for field, value in values.items() if not value]
+        if missing:
+            raise ValueError(
+                f"{contract.ENV_COORDINATOR} is set, so these must be set too: {', '.join(missing)}"
+                f". The operator sets all; unset {contract.ENV_COORDINATOR} to run without one"
+            )
+    return Settings(
+        job=values["job"] or "local",
+        namespace=values["namespace"] or "local",
+        pod=values["pod"] or socket.gethostname(),
+        uid=values["uid"] or uuid.uuid4().hex,
+        address=values["address"] or "127.0.0.1",
+        coordinator=coordinator.rstrip("/") if coordinator else None,
+        token=values["token"],
+        grace=_seconds(environment, contract.ENV_GRACE, DEFAULT_GRACE),
+        slots=_slots(environment.get(contract.ENV_PROC_PER_NODE) or "auto"),
+        metrics_port=_port(environment.get(contract.ENV_METRICS_PORT)),
+        termination_log=termination_log(environment),
+        checkpoint_uri=environment.get(contract.ENV_CHECKPOINT_URI, ""),
+    )
+
+
+def termination_log(environment: Mapping[str, str]) -> Path | None:
+    """Give the file for the termination message.
+
+    The default is taken only where a kubelet has put it: elsewhere, a root user would leave a file
+    in /dev.
+    """
+    named = environment.get(contract.ENV_TERMINATION_LOG)
+    if named:
+        return Path(named)
+    usable = DEFAULT_TERMINATION_LOG.exists() and os.access(DEFAULT_TERMINATION_LOG, os.W_OK)
+    return DEFAULT_TERMINATION_LOG if usable else None
+
+
+def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name} is {text!r}, must be a number of seconds, 0 or more")
+    return value
+
+
+def _port(text: str | None) -> int | None:
+    if text is None:
+        return contract.POD_METRICS_PORT
+    if text == "":
+        return None
+    if not text.isdecimal() or int(text) > 65535:
+        raise ValueError(
+            f"{contract.ENV_METRICS_PORT} is {text!r}, must be a port number, 0 for a free port, "
+            "or empty to serve no metrics"
+        )
+    return int(text)
+
+
+def _slots(text: str) -> int:
+    if text.isdecimal() and int(text) >= 1:
+        return int(text)
+    if text == "cpu":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else _cpus()
+    if text in {"auto", "gpu"}:
+        gpus = _gpus()
+        if gpus or text == "auto":
+            return max(1, gpus)
+        raise ValueError(
+            f"{contract.ENV_PROC_PER_NODE} is 'gpu', but this pod sees no GPU; request one in the "
+            "pod template (resources.limits), or use 'auto'"
+        )
+    raise ValueError(
+        f"{contract.ENV_PROC_PER_NODE} is {text!r}, must be auto, gpu, cpu or a number from 1 up"
+    )
+
+
+def _cpus() -> int:
+    return os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    # Counted through NVML: the CUDA driver must not be initialised in a process that starts others.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    import torch  # noqa: PLC0415 - an explicit number must not wait for torch
+
+    return torch.cuda.device_count()

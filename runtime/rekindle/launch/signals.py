@@ -1,0 +1,65 @@
+"""Notices of the system, and the one thing that the agent's main loop sleeps on.
+
+A Python signal handler runs between two bytecodes of the main thread, which may hold any lock at
+that moment: so the handler stores a time and does nothing else. What ends the sleep of the main
+loop is the byte that the interpreter itself writes to the wake-up pipe; other threads write to
+the same pipe, and the loop selects on it together with a pidfd per worker. So a notice, a new
+view and the death of a worker are all seen at once, without polling.
+
+As PID 1 a process without a handler is immune to SIGTERM, so handlers are installed before
+anything slow is imported.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from types import FrameType
+
+
+class Signals:
+    """Flags set by signals, and a pipe that wakes the main loop."""
+
+    def __init__(self) -> None:
+        self.noticed_at: float | None = None
+        """time.monotonic() of the first SIGTERM or SIGINT."""
+        self.source = "SIGTERM"
+        """Name of the signal that came first."""
+        self.hurry = False
+        """Set by a second SIGINT: somebody at a terminal does not want to wait for the save."""
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGINT; only the main thread can."""
+        signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self.notice)
+        signal.signal(signal.SIGINT, self.notice)
+
+    def notice(self, number: int, _frame: FrameType | None = None) -> None:
+        """Remember the first notice; a second SIGTERM changes nothing."""
+        if self.noticed_at is None:
+            self.source = signal.Signals(number).name
+            self.noticed_at = time.monotonic()
+        elif number == signal.SIGINT:
+            self.hurry = True
+
+    def wake(self) -> None:
+        """End the current or the next wait; from any thread."""
+        # A full pipe: whoever waits will wake anyway.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._write, b"\0")
+
+    def wait(self, timeout: float, files: Iterable[int] = ()) -> None:
+        """Sleep until woken, until one of the files is readable, or for ``timeout`` seconds."""
+        poller = select.poll()
+        poller.register(self._read, select.POLLIN)
+        for file in files:
+            poller.register(file, select.POLLIN)
+        poller.poll(max(0.0, timeout) * 1000)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._read, 4096):
+                pass

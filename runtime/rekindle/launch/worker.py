@@ -1,0 +1,99 @@
+"""A worker process: runs the user's script as Python would, and leaves word when it fails.
+
+What the script sees is what ``python train.py`` would show it: ``sys.argv``, ``sys.path[0]``,
+``__main__``, its own traceback without frames of ours. Around that, two things. The process dies
+with the agent (Linux), because a worker of a killed pod that goes on would write checkpoints
+beside its successor. And an uncaught exception becomes an Outcome in the round's directory,
+unless the trainer, which knows more, has written one already.
+
+Exit codes pass through: only the script, or the trainer in it, can say 75.
+"""
+
+import contextlib
+import ctypes
+import os
+import runpy
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+
+from rekindle.control import ControlPage
+from rekindle.outcome import classify
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run ``script args...`` or ``-m module args...``; returns when the script does."""
+    die_with_the_agent()
+    page = ControlPage.from_environment()
+    is_module = arguments[0] == "-m"
+    target, *rest = arguments[1:] if is_module else arguments
+    sys.argv = [target, *rest]
+    try:
+        if is_module:
+            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        else:
+            if not sys.flags.safe_path:
+                sys.path[0] = os.path.dirname(os.path.realpath(target))
+            runpy.run_path(target, run_name="__main__")
+    except SystemExit as request:
+        if isinstance(request.code, str) and page is not None:
+            leave_word(page, request)
+        raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        if page is not None:
+            leave_word(page, error)
+        sys.excepthook(type(error), error, user_frames(error.__traceback__))
+        sys.exit(1)
+
+
+def die_with_the_agent() -> None:
+    """Ask the kernel for SIGKILL when the agent dies; a no-op where there is no such thing."""
+    agent = os.environ.get("REKINDLE_AGENT_PID")
+    if agent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != int(agent):
+        # It has died before the kernel was asked.
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_word(page: ControlPage, error: BaseException) -> None:
+    """Write the outcome of this worker unless there is one."""
+    rank = int(os.environ.get("RANK", "0"))
+    if (page.directory / f"outcome-{rank}.json").exists():
+        return
+    step = page.progress().step if page.attached else None
+    error.__traceback__ = user_frames(error.__traceback__)
+    # A full disk must not hide the error itself, which is printed next.
+    with contextlib.suppress(OSError):
+        page.write_outcome(classify(error, step=step, rank=rank, now=time.time()))
+
+
+def user_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Leave out the frames of this module and of runpy, up to the script's first.
+
+    An error from before the script's first line (no such file, a syntax error) has no such frame;
+    then there is nothing to show but the error.
+    """
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if name != __file__ and not name.startswith("<frozen"):
+            return trace
+        trace = trace.tb_next
+    return None
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Exception:
+        # Not the script's fault: this module's. Say so with the whole traceback.
+        traceback.print_exc()
+        sys.exit(1)
