@@ -61,6 +61,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [rekindle.dev]
   resources: [trainingjobs/status]
   verbs: [get, patch, update]
+# Children name their job as an owner that waits for them. Clusters with the admission plugin
+# OwnerReferencesPermissionEnforcement (OpenShift) ask for this right then; nothing is written there.
+- apiGroups: [rekindle.dev]
+  resources: [trainingjobs/finalizers]
+  verbs: [update]
 - apiGroups: [""]
   resources: [pods]
   verbs: [get, list, watch, create, delete, patch]
