@@ -1,0 +1,59 @@
+"""What the parts of a kubelet share: its node's identity, places on disk, clocks and images."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from rekindle_local.addresses import NodeAddresses
+from rekindle_local.client import KubeClient
+from rekindle_local.events import EventRecorder
+from rekindle_local.images import Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class KubeletTimings:
+    """Seconds between things; a real cluster is about ten times slower than these defaults."""
+
+    heartbeat: float = 1.0
+    """Between renewals of the node's lease."""
+    restart_backoff: float = 1.0
+    """Before the second restart of a container; doubles each time (10 s in a real cluster)."""
+    restart_backoff_cap: float = 30.0
+    """No restart waits longer (300 s in a real cluster)."""
+    config_retry: float = 0.5
+    """Between attempts to find a missing secret, config map or image; doubles up to ten times."""
+    resource_poll: float = 1.0
+    """Between measurements of memory and volume use against limits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One node as its pods and containers see it."""
+
+    node_name: str
+    addresses: NodeAddresses
+    state_dir: Path
+    images: Mapping[str, Image]
+    timings: KubeletTimings
+    allocatable: Mapping[str, str]
+    client: KubeClient
+    session: aiohttp.ClientSession
+    """For probes."""
+    events: EventRecorder
+    take_gpus: Callable[[int], tuple[str, ...]]
+    """Reserves that many accelerators and names them; raises RuntimeError when too few are free."""
+    give_gpus: Callable[[tuple[str, ...]], None]
+    """Gives accelerators back."""
+
+    @property
+    def memory_prefix(self) -> str:
+        """How this node's directories under /dev/shm begin."""
+        return memory_prefix(self.state_dir)
+
+
+def memory_prefix(state_dir: Path) -> str:
+    """A short name for a state directory, the same on every run."""
+    return f"kubelet-{hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]}-"

@@ -1,0 +1,226 @@
+"""Containers as processes: start, signal, kill, wait, measure.
+
+Each container hangs below a shim process of its own (see `shim`), which does what needs a parent:
+reaping, the log, killing everything when PID 1 ends. This module is the kubelet's end of it.
+Every process carries two variables, the node's state directory and the container's id, by which a
+later kubelet on the same directory finds what an earlier one left behind (it should find nothing:
+a shim ends with its kubelet).
+"""
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+ROOT_VARIABLE = "KUBELET_ROOT"
+"""In every container: the state directory of its node."""
+ID_VARIABLE = "CONTAINER_ID"
+"""In every container: its id, new with each restart."""
+
+_SHIM = str(Path(__file__).with_name("shim.py"))
+_START_SECONDS = 30.0
+
+
+class StartError(Exception):
+    """The command cannot be run; the message is a container runtime's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """All that is needed to start a container."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    cwd: Path
+    log: Path
+    log_limit: int = 16 << 20
+    """Bytes after which the log is cut; twice this stays on disk."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exit:
+    """How PID 1 ended; `code` is 128 + signal after a signal."""
+
+    code: int
+    signal: int
+
+
+class Process:
+    """A running container."""
+
+    def __init__(self, shim: asyncio.subprocess.Process, pid: int, container_id: str) -> None:
+        self._shim = shim
+        self._container_id = container_id
+        self._exit: asyncio.Task[Exit] = asyncio.create_task(self._watch())
+        self.pid = pid
+        """PID 1 of the container, as this machine numbers it."""
+
+    @classmethod
+    async def start(cls, command: Command) -> "Process":
+        """Start a container; raises StartError when its command cannot be run."""
+        shim = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            _SHIM,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={ROOT_VARIABLE: command.env.get(ROOT_VARIABLE, "")},
+            start_new_session=True,
+        )
+        assert shim.stdin is not None
+        assert shim.stdout is not None
+        request = {
+            "argv": command.argv,
+            "env": dict(command.env),
+            "cwd": str(command.cwd),
+            "log": str(command.log),
+            "logLimit": command.log_limit,
+        }
+        shim.stdin.write(json.dumps(request).encode() + b"\n")
+        try:
+            line = await asyncio.wait_for(shim.stdout.readline(), _START_SECONDS)
+        except BaseException:
+            _close(shim)
+            with contextlib.suppress(ProcessLookupError):
+                shim.kill()
+            raise
+        answer = json.loads(line) if line else {"event": "failed", "text": "the shim died"}
+        if answer["event"] != "started":
+            _close(shim)
+            await shim.wait()
+            raise StartError(_explain(command, answer))
+        return cls(shim, int(answer["pid"]), command.env.get(ID_VARIABLE, ""))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to PID 1 only, as a runtime does."""
+        self._write(f"signal {int(number)}\n")
+
+    def kill(self) -> None:
+        """SIGKILL everything in the container at once."""
+        self._write("kill\n")
+
+    async def wait(self) -> Exit:
+        """Wait for the end of the last process of the container."""
+        return await asyncio.shield(self._exit)
+
+    @property
+    def running(self) -> bool:
+        """Whether something of the container may still run."""
+        return not self._exit.done()
+
+    def tree(self) -> list[int]:
+        """The numbers of all processes of the container, PID 1 first."""
+        try:
+            below = psutil.Process(self._shim.pid).children(recursive=True)
+        except psutil.Error:
+            return []
+        return sorted((process.pid for process in below), key=lambda pid: (pid != self.pid, pid))
+
+    def _write(self, text: str) -> None:
+        assert self._shim.stdin is not None
+        if self.running and not self._shim.stdin.is_closing():
+            self._shim.stdin.write(text.encode())
+
+    async def _watch(self) -> Exit:
+        assert self._shim.stdout is not None
+        ended = Exit(code=137, signal=int(signal.SIGKILL))  # the shim itself was killed
+        told = False
+        try:
+            async for line in self._shim.stdout:
+                answer = json.loads(line)
+                if answer["event"] == "exited":
+                    ended = Exit(code=answer["code"], signal=answer["signal"])
+                    told = True
+            await self._shim.wait()
+        finally:
+            _close(self._shim)
+        if not told or not sys.platform.startswith("linux"):
+            await asyncio.to_thread(kill_marked, ID_VARIABLE, self._container_id)
+        return ended
+
+
+def _close(shim: asyncio.subprocess.Process) -> None:
+    if shim.stdin is not None and not shim.stdin.is_closing():
+        shim.stdin.close()
+
+
+def _explain(command: Command, answer: Mapping[str, object]) -> str:
+    """The runtime's words for a command that could not be run."""
+    head = "failed to create containerd task: failed to create shim task: "
+    name, number = command.argv[0], answer.get("errno")
+    if answer.get("stage") == "chdir":
+        return (
+            f'{head}chdir to cwd ("{command.cwd}") failed: {answer.get("text")}: '
+            "containers share this machine's file system, so the directory has to exist here"
+        )
+    if number == errno.ENOENT:
+        where = "no such file or directory" if "/" in name else "executable file not found in $PATH"
+        return f'{head}exec: "{name}": {where}: unknown'
+    if number == errno.EACCES:
+        return f'{head}exec: "{name}": permission denied: unknown'
+    return f'{head}exec: "{name}": {answer.get("text")}: unknown'
+
+
+def kill_marked(variable: str, value: str) -> int:
+    """SIGKILL every process whose environment has `variable=value`; says how many.
+
+    Blocks while it reads the process table: not for the event loop.
+    """
+    killed = 0
+    if not value:
+        return killed
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get(variable) == value:
+                process.kill()
+                killed += 1
+        except (psutil.Error, OSError):
+            continue
+    return killed
+
+
+def memory(pids: Iterable[int]) -> int:
+    """Bytes the processes hold that could not be dropped: anonymous and shared memory.
+
+    Shared pages are divided among those who share them, as a cgroup counts each page once;
+    pages of mapped files (a library's code) are left out, as a cgroup can reclaim them.
+    """
+    total = 0
+    for pid in pids:
+        try:
+            total += _rollup(pid)
+        except OSError:
+            with contextlib.suppress(psutil.Error):
+                total += psutil.Process(pid).memory_info().rss
+    return total
+
+
+def _rollup(pid: int) -> int:
+    total, precise = 0, False
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as lines:
+        for line in lines:
+            if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                total += int(line.split()[1]) * 1024
+                precise = True
+    if not precise:
+        raise OSError("this kernel does not split Pss")
+    return total
+
+
+def resident(pids: Iterable[int]) -> int:
+    """The sum of resident sizes: cheap, and never below `memory`."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            total += psutil.Process(pid).memory_info().rss
+    return total

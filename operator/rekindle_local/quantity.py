@@ -1,0 +1,34 @@
+"""Resource quantities: `500m` of a CPU, `64Mi` of memory.
+
+Exact arithmetic on `Fraction`, because `0.1` of a CPU three times is not `0.3` in floating point
+and a scheduler that compares sums must not lose a pod to rounding.
+"""
+
+import re
+from fractions import Fraction
+
+_SUFFIX = {
+    "": Fraction(1),
+    "n": Fraction(1, 10**9),
+    "u": Fraction(1, 10**6),
+    "m": Fraction(1, 1000),
+    **{unit: Fraction(1000) ** n for n, unit in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
+    **{unit: Fraction(1024) ** n for n, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
+}
+_SHAPE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|([A-Za-z]{0,2}))")
+
+
+def parse_quantity(value: object) -> Fraction:
+    """The exact value of a quantity; raises ValueError with the text that is not one."""
+    match = _SHAPE.fullmatch(str(value).strip())
+    if match is None or (match[3] or "") not in _SUFFIX:
+        raise ValueError(f"{value!r} is not a quantity: write a number such as 500m, 2 or 64Mi")
+    number = Fraction(match[1])
+    if match[2]:
+        return number * Fraction(10) ** int(match[2][1:])
+    return number * _SUFFIX[match[3] or ""]
+
+
+def ceil_div(value: Fraction, divisor: Fraction) -> int:
+    """`value / divisor` rounded up, as resourceFieldRef rounds."""
+    return -((-value) // divisor)
