@@ -190,9 +190,7 @@ class Cursor:
     @property
     def global_order(self) -> GlobalOrder:
         """The order that positions are counted in."""
-        return GlobalOrder(
-            n=self.N, seed=self.seed, kind=self.order, version=self.order_version
-        )
+        return GlobalOrder(n=self.N, seed=self.seed, kind=self.order, version=self.order_version)
 
     @property
     def steps_per_epoch(self) -> int:

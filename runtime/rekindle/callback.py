@@ -1,0 +1,165 @@
+"""Callbacks, and the loop as pseudo-code with every hook at its place.
+
+::
+
+    prepare_data                         (rank 0 only)
+    setup("fit")
+    configure_optimizers
+    on_fit_start
+    if there is no checkpoint:
+        on_sanity_check_start; validation; on_sanity_check_end
+    else:
+        on_load_checkpoint; load_state_dict
+    on_train_start
+    for epoch in epochs:
+        on_train_epoch_start
+        for step in steps of the epoch:
+            for lane in this rank's share of the step:       # "batch" in the hooks' names
+                on_train_batch_start
+                training_step
+                on_before_backward; backward; on_after_backward
+            (gradients of all ranks are summed)
+            on_before_optimizer_step
+            clip gradients; optimizer step; lr schedulers per step; counters move on
+            on_before_zero_grad; gradients are cleared
+            on_train_batch_end                               # of each lane
+            if validation is due:
+                on_validation_start; on_validation_epoch_start
+                for batch in this rank's share:
+                    on_validation_batch_start; validation_step; on_validation_batch_end
+                on_validation_epoch_end; on_validation_end
+            if a checkpoint is due or the job is to be preempted:
+                state_dict; on_save_checkpoint
+        on_train_epoch_end; lr schedulers per epoch
+    on_train_end
+    on_fit_end
+    teardown("fit")
+
+A run that resumes in the middle of an epoch enters the epoch at the step after the saved one;
+`on_train_start` runs in every process, `on_train_epoch_start` once per process and epoch.
+
+A hook costs only those who define it: the trainer collects the methods that are overridden once,
+before the loop, and calls nothing else.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from rekindle.module import Module
+    from rekindle.trainer import Trainer
+
+
+class Callback:
+    """Extends the loop; override any hook. The module docstring shows when each one runs."""
+
+    optional: bool = False
+    """Whether the callback may be missing in a checkpoint that is resumed (else R23)."""
+
+    @property
+    def state_key(self) -> str:
+        """Name of this callback's state in a checkpoint; unique among the trainer's callbacks."""
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to save: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
+        """Before anything else; `stage` is ``fit`` or ``validate``."""
+
+    def teardown(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
+        """After everything else."""
+
+    def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Model, data and optimizers are ready."""
+
+    def on_fit_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """The last checkpoint is committed."""
+
+    def on_sanity_check_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Before the few validation batches that run before training."""
+
+    def on_sanity_check_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After them."""
+
+    def on_train_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Before the first step of this process."""
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the last step of the run."""
+
+    def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Before the first step of an epoch (or of what is left of it)."""
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the last step of an epoch and its validation."""
+
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+    ) -> None:
+        """Before `training_step`."""
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the optimizer step that the batch belongs to; `outputs` is the detached loss."""
+
+    def on_before_backward(
+        self, trainer: "Trainer", pl_module: "Module", loss: "torch.Tensor"
+    ) -> None:
+        """Between `training_step` and the backward pass."""
+
+    def on_after_backward(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the backward pass of one batch; gradients of other ranks are not in yet."""
+
+    def on_before_optimizer_step(
+        self, trainer: "Trainer", pl_module: "Module", optimizer: "torch.optim.Optimizer"
+    ) -> None:
+        """Gradients are summed over all ranks, and not clipped yet."""
+
+    def on_before_zero_grad(
+        self, trainer: "Trainer", pl_module: "Module", optimizer: "torch.optim.Optimizer"
+    ) -> None:
+        """Before gradients are cleared."""
+
+    def on_validation_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Before a validation."""
+
+    def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After a validation; `trainer.callback_metrics` holds its metrics."""
+
+    def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Before the first validation batch."""
+
+    def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the last validation batch, before its metrics are reduced."""
+
+    def on_validation_batch_start(
+        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+    ) -> None:
+        """Before `validation_step`."""
+
+    def on_validation_batch_end(
+        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After `validation_step`."""
+
+    def on_exception(
+        self, trainer: "Trainer", pl_module: "Module", exception: BaseException
+    ) -> None:
+        """Something raised. No collective operation may run here: peers may be gone (R24)."""
+
+    def on_save_checkpoint(
+        self, trainer: "Trainer", pl_module: "Module", checkpoint: dict[str, Any]
+    ) -> None:
+        """Add to the state tree before it is saved."""
+
+    def on_load_checkpoint(
+        self, trainer: "Trainer", pl_module: "Module", checkpoint: dict[str, Any]
+    ) -> None:
+        """Read the state tree before it is applied."""

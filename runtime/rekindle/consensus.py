@@ -1,0 +1,109 @@
+"""How ranks agree on a step without waiting for each other.
+
+A preemption notice reaches one pod, a clock strikes on one rank; all ranks have to act on it after
+the *same* step, or they hang in each other's collectives. Asking the others before every step would
+put a round trip on the hot path. So at every poll each rank posts a word of wish bits as an
+asynchronous MAX all-reduce on the gloo group, and looks at the result of the word posted one poll
+earlier, which has arrived long since. All ranks see the same results in the same order; a wish
+takes effect one poll after it was posted.
+
+Bits would be lost under MAX if one rank said 1 and another said 2, so each wish is an element of its
+own. A world of one reads the wishes directly.
+
+Polls have to be equally many on all ranks: one per optimizer step, one per round of validation.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rekindle.control import ControlPage
+from rekindle.distributed import World
+
+STOP, SAVE = 0, 1
+"""Elements of the word: stop at an agreed step; save because time has passed."""
+
+
+class Notice:
+    """Whether this process was told to stop: by its agent's page, or by SIGTERM without an agent.
+
+    The handler sets a flag and does nothing else: it runs between two bytecodes of whatever the
+    main thread is doing, where no collective and no lock is safe.
+    """
+
+    def __init__(self, page: ControlPage | None) -> None:
+        self._page = page
+        self._flag = False
+        self._previous: Any = None
+        self._installed = False
+        if page is None and threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGTERM, self._note)
+            self._installed = True
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._flag = True
+
+    @property
+    def given(self) -> bool:
+        """Whether to stop."""
+        if self._page is not None:
+            return self._page.stop_requested
+        return self._flag
+
+    @property
+    def seconds_left(self) -> float:
+        """Until the process is killed; infinite when nobody said."""
+        return float("inf") if self._page is None else self._page.seconds_left
+
+    def close(self) -> None:
+        """Put the script's own handler back."""
+        if self._installed:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._installed = False
+
+
+class Consensus:
+    """The wishes of all ranks, agreed on one poll later."""
+
+    def __init__(self, world: World, notice: Notice, save_due: Callable[[], bool]) -> None:
+        self._notice = notice
+        self._save_due = save_due
+        self._control = world.control
+        self._sent: tuple[Any, torch.Tensor] | None = None
+        self._free = torch.zeros(2, dtype=torch.int64)
+        self.save = False
+        """Whether to save for a reason of time, as of the last poll."""
+        self.stop = False
+        """Whether to save and stop, as of the last poll; stays true."""
+
+    def poll(self) -> bool:
+        """Post this rank's wishes and learn what all ranks wished at the last poll: stop?"""
+        if self._control is None:
+            self.save = self._save_due()
+            self.stop = self._notice.given
+            return self.stop
+        word = self._free
+        word[STOP] = self._notice.given
+        word[SAVE] = self._save_due()
+        work = dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        previous, self._sent = self._sent, (work, word)
+        if previous is None:
+            self._free = torch.zeros(2, dtype=torch.int64)
+            return False
+        previous[0].wait()
+        self._free = previous[1]
+        stop, save = previous[1].tolist()
+        self.save = save == 1
+        self.stop = self.stop or stop == 1
+        return self.stop
+
+    def settle(self) -> None:
+        """Wait for the word that is still on its way; every rank has posted it."""
+        if self._sent is not None:
+            self._sent[0].wait()
+            self._sent = None

@@ -1,0 +1,41 @@
+"""The user's data: where it comes from and which loaders read it.
+
+The trainer takes the loaders apart: dataset, batch size, shuffle flag, collate function and worker
+settings are kept, order and sharding are its own (see `rekindle.order`). So a data module is
+written as for one process, and knows nothing about ranks or resuming.
+"""
+
+from typing import Any
+
+from rekindle.hyperparameters import HyperparametersMixin, Recorded
+
+
+class DataModule(HyperparametersMixin, metaclass=Recorded):
+    """Base class of data modules. Define `train_dataloader` at least."""
+
+    def prepare_data(self) -> None:
+        """Download and unpack; runs on one process only, before `setup`. Assign no attributes."""
+
+    def setup(self, stage: str) -> None:
+        """Make the datasets; runs on every process. `stage` is ``fit`` or ``validate``."""
+
+    def teardown(self, stage: str) -> None:
+        """After everything else."""
+
+    def train_dataloader(self) -> Any:
+        """A `torch.utils.data.DataLoader` over the training samples."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no train_dataloader(self). Define it and return a "
+            f"torch.utils.data.DataLoader."
+        )
+
+    def val_dataloader(self) -> Any:
+        """A `torch.utils.data.DataLoader` over the validation samples, or None for no validation."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to save: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""

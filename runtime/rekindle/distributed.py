@@ -1,0 +1,132 @@
+"""The processes that train together, and how they talk outside of the gradients.
+
+torchrun's environment says who is who; without it there is one process and no process group at all.
+Besides the default group (NCCL on GPUs, gloo on CPUs) there is a gloo group of our own for
+everything that is not tensors of the model: agreeing on a step, gathering metrics, sharing the
+failure of a check. It never queues behind a gradient and needs no GPU.
+
+Objects travel between live ranks of one job by torch's object collectives. Checkpoints never do:
+they are read by machines that did not write them.
+"""
+
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from rekindle.requirement import Failure, RequirementError
+
+TIMEOUT = timedelta(minutes=10)
+"""How long a collective waits for a peer that is alive and silent; dead ones are noticed at once."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among its peers."""
+
+    rank: int
+    size: int
+    local_rank: int
+    device: torch.device
+    control: "dist.ProcessGroup | None"
+    """gloo group for control; None in a world of one."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank."""
+        if self.control is None:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self.control)
+        return found
+
+    def share(self, value: T) -> T:
+        """Rank 0's value."""
+        if self.control is None:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise on every rank if any rank failed; collective.
+
+        The rank that failed raises its own error, the others the same message (R-code included).
+        """
+        mine = None if error is None else Failure(rank=self.rank, message=_headline(error))
+        failures = [failure for failure in self.gather(mine) if failure is not None]
+        if error is not None:
+            raise error
+        if failures:
+            raise RequirementError(failures[0].message)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.control is not None:
+            dist.barrier(group=self.control)
+
+
+def _headline(error: Exception) -> str:
+    text = str(error)
+    return text if isinstance(error, RequirementError) else f"{type(error).__name__}: {text}"
+
+
+def join(accelerator: str, devices: int | str) -> World:
+    """Join the process group that the environment describes; idempotent within a process.
+
+    Raises ValueError when the script asks for several processes and nothing has started them.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if size == 1 and isinstance(devices, int) and devices > 1:
+        raise ValueError(
+            f"devices={devices}, but this process was started alone. Start the script with "
+            f"`torchrun --nproc-per-node {devices} script.py`, or as a TrainingJob."
+        )
+    device = _device(accelerator, local_rank)
+    if "WORLD_SIZE" not in os.environ or size == 1:
+        return World(rank=0, size=1, local_rank=local_rank, device=device, control=None)
+    if not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    return World(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        device=device,
+        control=dist.new_group(backend="gloo", timeout=TIMEOUT),
+    )
+
+
+def _device(accelerator: str, local_rank: int) -> torch.device:
+    with warnings.catch_warnings():
+        # On a machine without a driver, asking is answered with a warning.
+        warnings.simplefilter("ignore")
+        available = torch.cuda.is_available()
+    if accelerator == "gpu" and not available:
+        raise ValueError(
+            "accelerator='gpu', but torch sees no GPU here. Use accelerator='auto', or set "
+            "REKINDLE_ACCELERATOR=cpu for this machine."
+        )
+    if accelerator == "cpu" or not available:
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def leave() -> None:
+    """Close the process group after a regular end; never after an error."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

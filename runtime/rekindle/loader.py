@@ -1,0 +1,321 @@
+"""Reading batches in the order that `rekindle.order` has decided.
+
+A script's `DataLoader` is taken apart: dataset, batch size, shuffle flag, collate function and
+worker settings are kept, and put together again around a sampler that yields whole lanes of this
+rank. So a plain DataLoader still does the reading, with any number of stateless workers: the number
+may differ between two attempts, and what was prefetched is no part of any state.
+
+Before each sample is read, the generators are seeded from ``(seed, epoch, sample id)``; augmentation
+is then a property of the sample, whoever reads it. Datasets that cannot draw (a `TensorDataset`, or
+a `Subset` of one) are spared the 6 µs, and are indexed once per lane instead of once per sample.
+
+The ids travel with the batch, noted where the dataset is read: they are what the ledger counts.
+
+Workers ignore SIGTERM and SIGINT. Both go to a whole process group, and a loader worker that dies
+takes the rank with it, in the very moment in which it should save.
+"""
+
+import hashlib
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+from torch.utils.data.dataloader import default_collate
+from torch.utils.data.distributed import DistributedSampler
+
+from rekindle.order import Cursor, Ids, steps
+from rekindle.randomness import seed_sample
+from rekindle.requirement import RequirementError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A script's loader, taken apart."""
+
+    dataset: Any
+    batch_size: int
+    shuffle: bool
+    drop_last: bool
+    collate: Callable[[list[Any]], Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    """Settings for the DataLoader that reads: workers, pinning, prefetching."""
+
+    @property
+    def samples(self) -> int:
+        """Length of the dataset."""
+        return len(self.dataset)
+
+    @property
+    def batches(self) -> int:
+        """Batches in one pass over everything."""
+        whole, rest = divmod(self.samples, self.batch_size)
+        return whole + (1 if rest and not self.drop_last else 0)
+
+
+def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
+    """Keep what describes the data and its reading; refuses what has an order of its own."""
+    if isinstance(loader, Dataset) and not isinstance(loader, DataLoader):
+        loader = DataLoader(loader, shuffle=role == "train")
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"the {role} data is a {type(loader).__name__}; give a torch.utils.data.DataLoader"
+        )
+    dataset = loader.dataset
+    if isinstance(dataset, IterableDataset):
+        raise RequirementError(
+            f"R12b IterableDataset {type(dataset).__name__} has no position that a resume could "
+            f"return to. Give a map-style dataset (with __getitem__ and __len__)."
+        )
+    if loader.batch_size is None or loader.batch_sampler is None:
+        raise TypeError(
+            f"the {role} DataLoader has no batch_size (batch_size=None or a batch_sampler): "
+            f"batches are cut by the trainer, give batch_size="
+        )
+    options: dict[str, Any] = {
+        "num_workers": loader.num_workers,
+        "pin_memory": loader.pin_memory and torch.cuda.is_available(),
+        "timeout": loader.timeout,
+        "worker_init_fn": WorkerStart(loader.worker_init_fn),
+        "persistent_workers": loader.persistent_workers,
+    }
+    if loader.num_workers:
+        options["prefetch_factor"] = loader.prefetch_factor
+        options["multiprocessing_context"] = loader.multiprocessing_context
+    shuffle = _shuffled(loader.sampler, role)
+    return Source(
+        dataset=dataset,
+        batch_size=loader.batch_size,
+        shuffle=shuffle and role == "train",
+        drop_last=bool(loader.drop_last) and role == "train",
+        collate=loader.collate_fn,
+        options=options,
+    )
+
+
+def _shuffled(sampler: object, role: str) -> bool:
+    if type(sampler) is SequentialSampler:
+        return False
+    if type(sampler) is RandomSampler and not sampler.replacement:
+        return True
+    if type(sampler) is DistributedSampler:
+        return bool(sampler.shuffle)
+    raise RequirementError(
+        f"R12 the {role} DataLoader has a sampler of its own ({type(sampler).__name__}), whose "
+        f"order a resume cannot return to. Use shuffle=True or shuffle=False."
+    )
+
+
+class Share(NamedTuple):
+    """One lane, as the sampler asks for it."""
+
+    epoch: int
+    ids: Ids
+
+
+class Batch(NamedTuple):
+    """One lane, as it was read: the ids of its samples and what `collate_fn` made of them."""
+
+    ids: Any
+    data: Any
+
+
+class LaneSampler:
+    """Yields this rank's lanes from the cursor to the end of the epoch."""
+
+    def __init__(self, cursor: Cursor, *, rank: int, world_size: int) -> None:
+        self.cursor = cursor
+        """Where the next pass begins; moved by the loop before each pass."""
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[Share]:
+        cursor = self.cursor
+        order = cursor.global_order
+        for step in steps(
+            length=cursor.length, global_batch=cursor.G, micro=cursor.m, start=cursor.sample
+        ):
+            ids = order.ids(cursor.epoch, step.start, step.stop)
+            for lane in step.lanes_of(self._rank, self._world_size):
+                yield Share(cursor.epoch, ids[lane.start - step.start : lane.stop - step.start])
+
+
+class BatchSampler:
+    """Yields this rank's validation batches: batch b belongs to rank b mod W, nothing is padded."""
+
+    def __init__(
+        self, samples: int, batch_size: int, batches: int, *, rank: int, world_size: int
+    ) -> None:
+        self._samples, self._size, self._batches = samples, batch_size, batches
+        self._rank, self._world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[Share]:
+        for batch in range(self._rank, self._batches, self._world_size):
+            start = batch * self._size
+            stop = min(start + self._size, self._samples)
+            yield Share(0, np.arange(start, stop, dtype=np.int64))
+
+
+class Reader(Dataset[Batch]):
+    """The dataset as the DataLoader sees it: its items are whole lanes."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._dataset = source.dataset
+        self._collate = source.collate
+        self._seed = seed
+        self._tensors = _tensors(source)
+        # A dataset that fetches many samples at once (as those over a database do) is seeded once
+        # per lane: a lane's samples are fixed as well.
+        self._many = (
+            getattr(source.dataset, "__getitems__", None)
+            if not isinstance(source.dataset, Subset)
+            else None
+        )
+
+    def __getitem__(self, share: Share) -> Batch:
+        ids = share.ids
+        if self._tensors is not None:
+            tensors, indices = self._tensors
+            where = torch.from_numpy(ids if indices is None else indices[ids])
+            return Batch(ids, [tensor[where] for tensor in tensors])
+        listed: list[int] = ids.tolist()
+        if self._many is not None:
+            seed_sample(self._seed, share.epoch, listed[0])
+            return Batch(ids, self._collate(self._many(listed)))
+        samples = []
+        for index in listed:
+            seed_sample(self._seed, share.epoch, index)
+            samples.append(self._dataset[index])
+        return Batch(ids, self._collate(samples))
+
+
+def _tensors(source: Source) -> tuple[tuple[torch.Tensor, ...], Ids | None] | None:
+    """Tensors (and a subset's indices) that can be indexed directly with the same result."""
+    dataset, indices = source.dataset, None
+    if source.collate is not default_collate:
+        return None
+    if type(dataset) is Subset and type(dataset.dataset) is TensorDataset:
+        indices = np.asarray(dataset.indices, dtype=np.int64)
+        dataset = dataset.dataset
+    return (dataset.tensors, indices) if type(dataset) is TensorDataset else None
+
+
+def _same(batch: Any) -> Any:
+    return batch
+
+
+class WorkerStart:
+    """First thing a loader worker does: become deaf to signals meant for its parent."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._then is not None:
+            self._then(worker)
+
+
+def build(source: Source, sampler: LaneSampler | BatchSampler, seed: int) -> "DataLoader[Batch]":
+    """A plain DataLoader over lanes."""
+    options = dict(source.options)
+    if not options["num_workers"]:
+        options["persistent_workers"] = False
+    return DataLoader(
+        Reader(source, seed),
+        # The sampler's items are whole lanes, so the loader must not batch again.
+        batch_size=None,
+        sampler=sampler,
+        collate_fn=_same,
+        # A generator of its own: starting an iterator draws from the default one otherwise.
+        generator=torch.Generator(),
+        **options,
+    )
+
+
+def limited(amount: int | float, total: int) -> int:
+    """How many of `total` batches a limit leaves."""
+    return min(amount, total) if isinstance(amount, int) else int(total * amount)
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Move a nested batch; tensors in pinned memory travel without waiting."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(to_device(item, device) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(to_device(item, device) for item in value)
+    if hasattr(value, "to"):
+        return value.to(device)
+    return value
+
+
+def describe(value: Any) -> str:
+    """A batch by its shapes: ``(float32[32,1,8,8], int64[32])``."""
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}".replace(" ", "")
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        items = [describe(item) for item in value[:8]]
+        return "(" + ", ".join(items + ["..."] * (len(value) > 8)) + ")"
+    return type(value).__name__
+
+
+def fingerprint(source: Source, seed: int) -> str:
+    """What identifies a dataset, on every rank and on resume: R9 and R12 compare it.
+
+    Length, the indices of subsets, and eight samples: their structure, shapes, integers and
+    strings. Floating-point contents count only where nothing is computed on the way (tensor
+    datasets), because another CPU may round an augmentation differently. A dataset may give a
+    string attribute ``fingerprint`` of its own instead.
+    """
+    dataset, samples = source.dataset, source.samples
+    own = getattr(dataset, "fingerprint", None)
+    if isinstance(own, str):
+        return own
+    digest = hashlib.sha256(str(samples).encode())
+    inner = dataset
+    while isinstance(inner, Subset):
+        digest.update(np.asarray(inner.indices, dtype=np.int64).tobytes())
+        inner = inner.dataset
+    exact = type(inner) is TensorDataset
+    for index in sorted({samples * part // 8 for part in range(8)} | {samples - 1}):
+        seed_sample(seed, 0, index)
+        _digest(dataset[index], digest, exact)
+    return digest.hexdigest()[:16]
+
+
+def _digest(value: Any, digest: Any, exact: bool) -> None:
+    if isinstance(value, np.ndarray | np.generic):
+        value = torch.as_tensor(np.asarray(value))
+    if isinstance(value, torch.Tensor):
+        digest.update(describe(value).encode())
+        if exact or not (value.is_floating_point() or value.is_complex()):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            digest.update(str(key).encode())
+            _digest(item, digest, exact)
+    elif isinstance(value, list | tuple):
+        digest.update(str(len(value)).encode())
+        for item in value:
+            _digest(item, digest, exact)
+    elif isinstance(value, str | int | bytes):
+        digest.update(repr(value).encode())
+    else:
+        digest.update(type(value).__name__.encode())

@@ -1,0 +1,308 @@
+"""`self.log`: values are noted now and looked at later.
+
+Reading a scalar from a GPU makes the host wait for everything queued before it; logging five values
+per step that way costs more than a small step itself. So `note` only keeps the detached scalar (a
+list append) and its weight. Nothing is read until the log interval, and then all step values
+together in one copy. Epoch values are folded into running sums 64 at a time: on a GPU into a float64
+scalar there, on a CPU one after the other into a Python float. That order does not depend on where
+the folds fall, so a run that stopped for a checkpoint reports the same bits as one that did not.
+
+Each name becomes a *slot* when it is first seen: there, once, its key, shape and options are checked
+(R6). Slots of training and of validation are kept apart.
+
+Over ranks, every value is a pair (sum, weight); pairs are gathered as they are, so ranks may know
+different names, and a rank without a share of the data simply adds nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from rekindle import metrics
+from rekindle.requirement import RequirementError
+
+Phase = Literal["train", "validation"]
+Pairs = dict[str, tuple[float, float]]
+"""Name -> (weighted sum, weight)."""
+
+RESERVED = frozenset({"epoch", "step", "time"})
+"""Names that reports use themselves."""
+_FOLD = 64
+
+
+@dataclass(slots=True)
+class Slot:
+    """One logged name."""
+
+    name: str
+    on_step: bool
+    on_epoch: bool
+    prog_bar: bool
+    metric: str | None
+    """Path of the torchmetrics object that is logged, when it is one."""
+    pending: list[torch.Tensor] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    total: float | torch.Tensor = 0.0
+    weight: float = 0.0
+    step: int = -1
+    recent: list[tuple[Any, float]] = field(default_factory=list)
+    """Values of the newest step that had any."""
+    used: bool = False
+    """Whether a metric was logged since the last reduction."""
+
+    def fold(self) -> None:
+        """Add what is pending to the running sum, in order."""
+        if not self.pending:
+            return
+        stacked = torch.stack(self.pending).reshape(-1)
+        if stacked.device.type == "cpu":
+            for value, weight in zip(stacked.tolist(), self.weights, strict=True):
+                self.total += value * weight
+        else:
+            weights = torch.tensor(self.weights, dtype=torch.float64, device=stacked.device)
+            self.total = self.total + (stacked.double() * weights).sum()
+        self.weight += sum(self.weights)
+        self.pending, self.weights = [], []
+
+
+class Logs:
+    """What one rank has logged and not reported yet."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._by_phase: dict[Phase, dict[str, Slot]] = {"train": {}, "validation": {}}
+        self.phase: Phase = "train"
+        self._slots = self._by_phase["train"]
+        self.step = 0
+        """The optimizer step that runs; set by the loop."""
+        self.between = False
+        """Whether hooks at the end of an epoch run, where values belong to the epoch."""
+        self.batch_size = 1
+        """Samples in the batch that runs; set by the loop."""
+
+    def enter(self, phase: Phase) -> None:
+        """From here on, values belong to `phase`."""
+        self.phase = phase
+        self._slots = self._by_phase[phase]
+
+    def note(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool,
+        on_step: bool | None,
+        on_epoch: bool | None,
+        batch_size: int | None,
+    ) -> None:
+        """Keep a value (hot path)."""
+        slot = self._slots.get(name)
+        if slot is None:
+            slot = self._admit(name, value, prog_bar, on_step, on_epoch)
+        weight = self.batch_size if batch_size is None else batch_size
+        if slot.metric is not None:
+            slot.used = True
+            if not slot.on_step:
+                return
+            value = value._forward_cache
+            if value is None:
+                return
+        tensor = type(value) is torch.Tensor
+        if tensor:
+            value = value.detach()
+        if slot.on_step:
+            if slot.step != self.step:
+                slot.recent = []
+                slot.step = self.step
+            slot.recent.append((value, weight))
+        if slot.on_epoch and slot.metric is None:
+            if tensor:
+                slot.pending.append(value)
+                slot.weights.append(weight)
+                if len(slot.pending) >= _FOLD:
+                    slot.fold()
+            else:
+                slot.fold()
+                slot.total += float(value) * weight
+                slot.weight += weight
+
+    def _admit(
+        self, name: str, value: Any, prog_bar: bool, on_step: bool | None, on_epoch: bool | None
+    ) -> Slot:
+        check_key(name)
+        path = None
+        if metrics.is_metric(value):
+            paths = [p for p, metric in metrics.owned(self._module).items() if metric is value]
+            if not paths:
+                raise RequirementError(
+                    f"R6 metric {name!r} is a {type(value).__name__} that the module does not own; "
+                    f"make it an attribute in __init__, so that its state is moved and saved."
+                )
+            path = paths[0]
+        else:
+            check_value(name, value)
+        training = self.phase == "train" and not self.between
+        # A torchmetrics object is a running value: reporting it per step is opt-in.
+        step = (training and path is None) if on_step is None else on_step
+        epoch = (not training or path is not None) if on_epoch is None else on_epoch
+        if self.phase == "validation":
+            step, epoch = False, True
+        if not step and not epoch:
+            raise RequirementError(
+                f"R6 metric {name!r} is logged with on_step=False and on_epoch=False: nothing "
+                f"would be reported. Set one of them."
+            )
+        slot = Slot(name=name, on_step=step, on_epoch=epoch, prog_bar=prog_bar, metric=path)
+        self._slots[name] = slot
+        return slot
+
+    def take_steps(self, since: int) -> Pairs:
+        """The values of the newest step of each name that was logged after step `since`.
+
+        The one place where a device is waited for: all values come over in one copy.
+        """
+        found: list[tuple[str, Any, float]] = []
+        for slot in self._by_phase["train"].values():
+            if not slot.on_step or slot.step < since:
+                continue
+            name = f"{slot.name}_step" if slot.on_epoch else slot.name
+            found += [(name, value, weight) for value, weight in slot.recent]
+        tensors = [value for _, value, _ in found if isinstance(value, torch.Tensor)]
+        read = iter(
+            torch.stack([t.double().reshape(()) for t in tensors]).tolist() if tensors else ()
+        )
+        pairs: Pairs = {}
+        for name, value, weight in found:
+            number = next(read) if isinstance(value, torch.Tensor) else float(value)
+            total, weights = pairs.get(name, (0.0, 0.0))
+            pairs[name] = (total + number * weight, weights + weight)
+        return pairs
+
+    def epoch_pairs(self, phase: Phase) -> Pairs:
+        """The running sums of a phase's epoch values."""
+        pairs: Pairs = {}
+        for slot in self._by_phase[phase].values():
+            slot.fold()
+            if slot.on_epoch and slot.metric is None and slot.weight:
+                name = f"{slot.name}_epoch" if slot.on_step else slot.name
+                pairs[name] = (float(slot.total), slot.weight)
+        return pairs
+
+    def epoch_metrics(self, phase: Phase) -> dict[str, str]:
+        """Name -> path of the torchmetrics objects that were logged in a phase."""
+        return {
+            f"{slot.name}_epoch" if slot.on_step else slot.name: slot.metric
+            for slot in self._by_phase[phase].values()
+            if slot.metric is not None and slot.on_epoch and slot.used
+        }
+
+    def clear(self, phase: Phase) -> None:
+        """Begin a new epoch of a phase."""
+        for slot in self._by_phase[phase].values():
+            slot.pending, slot.weights, slot.total, slot.weight = [], [], 0.0, 0.0
+            slot.used = False
+
+    def prog_bar(self) -> set[str]:
+        """Reported names that were logged with `prog_bar`."""
+        return {
+            name
+            for slots in self._by_phase.values()
+            for slot in slots.values()
+            if slot.prog_bar
+            for name in (slot.name, f"{slot.name}_step", f"{slot.name}_epoch")
+        }
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """The running epoch values of training, as plain values."""
+        found = {}
+        for name, slot in self._by_phase["train"].items():
+            slot.fold()
+            if slot.on_epoch and (slot.weight or slot.used):
+                found[name] = {
+                    "total": float(slot.total),
+                    "weight": float(slot.weight),
+                    "on_step": slot.on_step,
+                    "prog_bar": slot.prog_bar,
+                    "metric": slot.metric,
+                }
+        return found
+
+    def restore(self, saved: dict[str, dict[str, Any]]) -> None:
+        """Go on from saved running values."""
+        self._by_phase["train"].clear()
+        for name, values in saved.items():
+            self._by_phase["train"][name] = Slot(
+                name=name,
+                on_step=values["on_step"],
+                on_epoch=True,
+                prog_bar=values["prog_bar"],
+                metric=values["metric"],
+                total=values["total"],
+                weight=values["weight"],
+                used=values["metric"] is not None,
+            )
+
+
+def check_key(name: object) -> None:
+    """R6: keys are strings, and not names that reports use themselves."""
+    if not isinstance(name, str):
+        raise RequirementError(f"R6 metric key {name!r} ({type(name).__name__}) is not a string")
+    if not name or name in RESERVED:
+        raise RequirementError(
+            f"R6 metric key {name!r} is {'reserved' if name else 'empty'}; choose another name"
+        )
+
+
+def check_value(name: str, value: object) -> None:
+    """R6: values are scalars."""
+    if isinstance(value, torch.Tensor):
+        if value.numel() == 1:
+            return
+        shape = "[" + ",".join(str(n) for n in value.shape) + "]"
+        raise RequirementError(
+            f"R6 metric {name!r} has shape {shape}; log a scalar or a torchmetrics.Metric."
+        )
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise RequirementError(
+            f"R6 metric {name!r} is a {type(value).__name__}; log a scalar or a torchmetrics.Metric."
+        ) from None
+
+
+def flattened(values: object, prefix: str = "") -> dict[str, Any]:
+    """A returned mapping as flat names joined by ``/``; R6 for keys that are no strings."""
+    if not isinstance(values, dict):
+        return {}
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        check_key(key)
+        if isinstance(value, dict):
+            flat |= flattened(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def means(parts: Sequence[Pairs]) -> dict[str, float]:
+    """Weighted means over all ranks' pairs, names in order of first appearance."""
+    totals: Pairs = {}
+    for part in parts:
+        for name, (total, weight) in part.items():
+            old_total, old_weight = totals.get(name, (0.0, 0.0))
+            totals[name] = (old_total + total, old_weight + weight)
+    return {name: total / weight for name, (total, weight) in totals.items() if weight}
+
+
+def merged(parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The state as if one rank had logged everything, given each rank's own `Logs.state`."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for name, values in part.items():
+            if name in found:
+                found[name]["total"] += values["total"]
+                found[name]["weight"] += values["weight"]
+            else:
+                found[name] = dict(values)
+    return found

@@ -1,0 +1,283 @@
+"""The loop. `train` is all of it; hooks and their places are in `rekindle.callback`.
+
+Three frames lie between `Trainer.fit` and the user's `training_step`: `fit`, `train`, `take_step`.
+Nothing in `take_step` waits for a device; what costs more than a few hundred nanoseconds happens at
+the log interval (`report`), at a validation, or at a save.
+
+State changes at one place only, `Run.advance`, right after the optimizer. Saves happen between
+steps, where all of it belongs together; a step that was cut short by a crash never happened.
+"""
+
+import time
+from collections.abc import Iterator
+from typing import NoReturn
+
+import torch
+
+from rekindle import state
+from rekindle.checkpoint import SaveError
+from rekindle.evaluation import evaluate, reduce
+from rekindle.loader import Batch, to_device
+from rekindle.logs import Pairs, flattened, means
+from rekindle.module import StepOutput
+from rekindle.order import Step
+from rekindle.outcome import Preempted
+from rekindle.preflight import check_loss, explaining, loss_of
+from rekindle.randomness import seed_lane
+from rekindle.run import Run
+
+_LOSS = "\0loss"
+"""Key of the loss among gathered values; no user can log it."""
+_MARGIN = 1.0
+"""Seconds kept free before a deadline, for the way out."""
+
+
+def train(run: Run) -> None:
+    """Run all steps that are left; returns when training is complete.
+
+    Raises `Preempted` after an agreed save when something asked to stop.
+    """
+    trainer, module, hooks, session = run.trainer, run.module, run.hooks, run.session
+    for hook in hooks.on_train_start:
+        hook(trainer, module)
+    if run.validating:
+        validate(run)
+    while not run.done:
+        for hook in hooks.on_train_epoch_start:
+            hook(trainer, module)
+        run.sampler.cursor = run.cursor
+        batches = iter(run.loader)
+        for step in run.cursor.remaining():
+            if run.consensus.poll():
+                leave(run)
+            if session is not None and session.due(run.step, run.consensus.save):
+                save(run)
+            take_step(run, step, batches)
+            if run.step % run.flags.log_every_n_steps == 0:
+                report(run)
+            if run.validation_due:
+                validate(run)
+            if run.done:
+                break
+        if run.cursor.sample >= run.cursor.length:
+            end_epoch(run)
+    report(run, last=True)
+    for hook in hooks.on_train_end:
+        hook(trainer, module)
+
+
+def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
+    """One optimizer step: this rank's lanes, the sum over all ranks, the optimizer."""
+    clock = time.perf_counter
+    began = now = clock()
+    trainer, module, hooks, meter = run.trainer, run.module, run.hooks, run.meter
+    training_step, autocast, gradients = run.training_step, run.autocast, run.gradients
+    optimizer, world, cursor, logs = run.optimization.optimizer, run.world, run.cursor, run.logs
+    samples = step.stop - step.start
+    on_device = world.device.type != "cpu"
+    lanes = step.lanes_of(world.rank, world.size)
+    done = []
+    run.losses = losses = []
+    logs.step = run.step
+    for lane in lanes:
+        ids, batch = next(batches)
+        if on_device:
+            batch = to_device(batch, world.device)
+        before, now = now, clock()
+        meter.data += now - before
+        size, index = lane.stop - lane.start, lane.start // step.micro
+        logs.batch_size = size
+        seed_lane(cursor.seed, run.step, lane.index)
+        for hook in hooks.on_train_batch_start:
+            hook(trainer, module, batch, index)
+        if run.unchecked:
+            output = _first(run, batch, index)
+        elif autocast is None:
+            output = training_step(batch, index)
+        else:
+            with autocast:
+                output = training_step(batch, index)
+        loss = output if type(output) is torch.Tensor else loss_of(output, module)
+        if type(output) is StepOutput:
+            for name, value in flattened(output.metrics).items():
+                logs.note(name, value, False, None, None, None)
+        run.ledger.used(cursor.epoch, ids)
+        losses.append((loss.detach(), size))
+        for hook in hooks.on_before_backward:
+            hook(trainer, module, loss)
+        before, now = now, clock()
+        meter.forward += now - before
+        if gradients is not None and lane is lanes[-1]:
+            gradients.arm()
+        (loss if size == samples else loss * (size / samples)).backward()
+        for hook in hooks.on_after_backward:
+            hook(trainer, module)
+        if hooks.on_train_batch_end:
+            done.append((losses[-1][0], batch, index))
+        meter.samples += size
+        before, now = now, clock()
+        meter.backward += now - before
+    if gradients is not None:
+        gradients.finish()
+    for hook in hooks.on_before_optimizer_step:
+        hook(trainer, module, optimizer)
+    if run.flags.gradient_clip_val is not None:
+        _clip(run, run.flags.gradient_clip_val)
+    optimizer.step()
+    for spec in run.optimization.by_step:
+        spec.step(run.step + 1, trainer.callback_metrics)
+    for hook in hooks.on_before_zero_grad:
+        hook(trainer, module, optimizer)
+    if gradients is None:
+        optimizer.zero_grad()
+    else:
+        gradients.clear()
+    end = clock()
+    meter.optimizer += end - now
+    meter.durations.append(end - began)
+    run.advance(step, end - began)
+    for outputs, batch, index in done:
+        for hook in hooks.on_train_batch_end:
+            hook(trainer, module, outputs, batch, index)
+
+
+def _first(run: Run, batch: object, index: int) -> object:
+    """The first batch of a process, with what is too expensive for every one (R1, R2)."""
+    run.unchecked = False
+    with explaining(run.module, batch):
+        if run.autocast is None:
+            output = run.training_step(batch, index)
+        else:
+            with run.autocast:
+                output = run.training_step(batch, index)
+    check_loss(loss_of(output, run.module), run.module)
+    return output
+
+
+def _clip(run: Run, value: float) -> None:
+    parameters = [p for p in run.module.parameters() if p.grad is not None]
+    if run.flags.gradient_clip_algorithm == "norm":
+        torch.nn.utils.clip_grad_norm_(parameters, value)
+    else:
+        torch.nn.utils.clip_grad_value_(parameters, value)
+
+
+def end_epoch(run: Run) -> None:
+    """Reduce the epoch's metrics, step the schedulers, and move on to the next epoch."""
+    trainer, module, logs = run.trainer, run.module, run.logs
+    _publish(run, reduce(module, logs, run.world, "train"))
+    if run.hooks.on_train_epoch_end:
+        logs.between = True
+        for hook in run.hooks.on_train_epoch_end:
+            hook(trainer, module)
+        logs.between = False
+        _publish(run, reduce(module, logs, run.world, "train"))
+    for spec in run.optimization.by_epoch:
+        spec.step(run.cursor.epoch + 1, trainer.callback_metrics)
+    run.cursor = run.cursor.next_epoch()
+
+
+def validate(run: Run) -> None:
+    """Validate after the newest step; a run that stops in here does it again when it resumes."""
+    if run.validation is None:
+        run.validating = False
+        return
+    run.validating = True
+    values = evaluate(
+        trainer=run.trainer,
+        module=run.module,
+        hooks=run.hooks,
+        logs=run.logs,
+        world=run.world,
+        meter=run.meter,
+        validation=run.validation,
+        validation_step=run.validation_step,
+        autocast=run.autocast,
+        seed=run.cursor.seed,
+        step=run.step,
+        poll=run.consensus.poll,
+    )
+    if values is None:
+        leave(run)
+    run.validating = False
+    _publish(run, values)
+    run.console.say(f"step {run.step}: " + ("  ".join(f"{n} {v:.4f}" for n, v in values.items())))
+
+
+def _publish(run: Run, values: dict[str, float]) -> None:
+    """Make reduced values visible: to callbacks, to the agent, to Prometheus."""
+    if not values:
+        return
+    run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
+    run.meter.metrics(values)
+    if run.page is not None and run.world.local_rank == 0:
+        metrics = run.trainer.callback_metrics
+        run.page.write_metrics({name: float(value) for name, value in metrics.items()})
+
+
+def report(run: Run, *, last: bool = False) -> None:
+    """Read what was noted since the last report, the one wait for the device; collective."""
+    if run.step == run.reported:
+        return
+    pairs: Pairs = run.logs.take_steps(run.reported)
+    if run.losses:
+        values = torch.stack([loss.double().reshape(()) for loss, _ in run.losses]).tolist()
+        sizes = [size for _, size in run.losses]
+        pairs[_LOSS] = (sum(v * n for v, n in zip(values, sizes, strict=True)), float(sum(sizes)))
+    found = means(run.world.gather(pairs))
+    loss = found.pop(_LOSS, None)
+    now = time.perf_counter()
+    rate = (run.step - run.reported) * run.cursor.G / max(1e-9, now - run.reported_at)
+    run.reported, run.reported_at = run.step, now
+    run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in found.items()})
+    run.meter.flush(step=run.step, epoch=run.cursor.epoch, loss=loss)
+    run.meter.metrics(found)
+    if run.page is not None and run.world.local_rank == 0:
+        run.page.observe(loss=loss, samples_per_second=rate)
+    shown = {name: value for name, value in found.items() if name in run.logs.prog_bar()}
+    total = "" if run.total_steps is None else f"/{run.total_steps}"
+    text = f"epoch {run.cursor.epoch}  step {run.step}{total}"
+    if loss is not None:
+        text += f"  loss {loss:.4f}"
+    text += "".join(f"  {name} {value:.4g}" for name, value in shown.items())
+    run.console.progress(f"{text}  {rate:.0f} samples/s", now, last=last)
+
+
+def save(
+    run: Run, *, finished: bool = False, wait: bool = False, deadline: float | None = None
+) -> None:
+    """Save the state between two steps; collective. With `wait`, until it is committed."""
+    if run.session is None:
+        return
+    began = time.perf_counter()
+    tree, rank_tree, meta = state.collect(run, finished=finished)
+    run.session.save(run.step, tree, rank_tree, meta, wait=wait, deadline=deadline)
+    seconds = time.perf_counter() - began
+    run.stall += seconds
+    run.meter.phase("checkpoint", seconds)
+
+
+def leave(run: Run) -> NoReturn:
+    """Save at the agreed step and end this process with the code that asks for a restart."""
+    began = time.monotonic()
+    run.consensus.settle()
+    views = run.world.gather((run.notice.given, run.notice.seconds_left))
+    noticed = [rank for rank, (given, _) in enumerate(views) if given]
+    seconds = min(left for _, left in views)
+    limited = seconds != float("inf")
+    who = ", ".join(map(str, noticed)) or "?"
+    run.console.say(
+        f"R17 preemption notice on rank {who}; all ranks agree to save at step {run.step}"
+    )
+    saved = False
+    if run.session is not None:
+        try:
+            save(run, wait=True, deadline=began + seconds - _MARGIN if limited else None)
+            saved = True
+        except SaveError as error:
+            run.console.say(f"R17 step {run.step} could not be saved: {error}")
+    took = time.monotonic() - began
+    allowed = f" of {seconds:.0f} s" if limited else ""
+    if saved:
+        run.console.say(f"R17 step {run.step} committed in {took:.1f} s{allowed}")
+    raise Preempted(run.step, saved=saved)

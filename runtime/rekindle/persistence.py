@@ -1,0 +1,250 @@
+"""A run's side of its checkpoints: where they are, which one to begin from, when to save.
+
+All ranks have to begin from the same checkpoint. Rank 0 picks a candidate, every rank loads and
+verifies what it needs of it, and only if all of them are content is it used; otherwise it is marked
+as damaged and all go on to the one before, together. What that cost is said (R16).
+
+The root that the job names (environment) wins over the one in the script, so that a script written
+for a laptop runs unchanged on a cluster.
+"""
+
+import os
+import re
+import socket
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from rekindle import telemetry
+from rekindle.checkpoint import (
+    CommitRef,
+    IntegrityError,
+    Restored,
+    SaveError,
+    Saver,
+    Store,
+    StoreError,
+)
+from rekindle.checkpoint.objects import NotFound
+from rekindle.contract import ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_URI, ENV_POD
+from rekindle.control import ControlPage
+from rekindle.distributed import World
+from rekindle.flags import Every, Flags, cadence, retention
+from rekindle.requirement import RequirementError
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+def root(flags: Flags) -> tuple[str, str | None]:
+    """The checkpoint URI of this run, and a line of notice when it is not the script's own."""
+    wanted = flags.root
+    if not _SCHEME.match(wanted):
+        # A relative path means the directory that the script was started in.
+        wanted = os.path.abspath(wanted)
+    job = os.environ.get(ENV_CHECKPOINT_URI)
+    if not job or job == wanted:
+        return wanted, None
+    return job, f"checkpoints go to {job}, as the job says, and not to {wanted}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a run begins from."""
+
+    restored: Restored | None
+    skipped: tuple[str, ...]
+    """R16 messages about newer checkpoints that are damaged."""
+
+
+@dataclass(kw_only=True)
+class Session:
+    """The checkpoints of one attempt, as one rank sees them."""
+
+    store: Store
+    world: World
+    uri: str
+    every: Every | None
+    page: ControlPage | None
+    fence: int = 0
+    saver: Saver | None = None
+    last_saved: int = -1
+    """Step of the newest save of this attempt, or of the checkpoint it began from."""
+    last_time: float = field(default_factory=time.monotonic)
+    _keep: int = 3
+
+    @classmethod
+    def open(cls, flags: Flags, world: World, page: ControlPage | None) -> "Session":
+        """Prove that checkpoints can be written (R5), and take the lease; collective."""
+        uri, _ = root(flags)
+        error: Exception | None = None
+        store: Store | None = None
+        fence = 0
+        try:
+            store = Store.open(uri, endpoint_url=os.environ.get(ENV_CHECKPOINT_ENDPOINT))
+            if world.first:
+                store.probe(uuid.uuid4().hex[:12])
+                owner = os.environ.get(ENV_POD) or socket.gethostname()
+                fence = store.acquire(owner=owner).fence
+        except StoreError as failure:
+            error = RequirementError(
+                f"R5 cannot write checkpoints to {uri}: {failure} Training was not started."
+            )
+        except Exception as failure:
+            error = failure
+        world.agree(error)
+        assert store is not None
+        return cls(
+            store=store,
+            world=world,
+            uri=uri,
+            every=cadence(flags),
+            page=page,
+            fence=world.share(fence),
+            _keep=retention(flags),
+        )
+
+    def find(self, resume: str) -> Found:
+        """Load the newest checkpoint that is good on every rank; collective."""
+        if resume == "never":
+            return Found(restored=None, skipped=())
+        refs = self._candidates()
+        damaged: list[tuple[CommitRef, str]] = []
+        for ref in refs:
+            restored, reason = self._load(ref)
+            if restored is not None:
+                skipped = tuple(
+                    f"{text} Falling back to step {ref.step} ({bad.step - ref.step} steps lost)."
+                    for bad, text in damaged
+                )
+                return Found(restored=restored, skipped=skipped)
+            if reason is not None:
+                damaged.append((ref, reason))
+        if damaged:
+            raise IntegrityError(
+                f"R16 no good checkpoint is left in {self.uri}: "
+                f"{' '.join(text for _, text in damaged)} Restore the objects from a backup, or "
+                f"choose a new checkpoint URI to begin again."
+            )
+        if resume == "must":
+            raise ValueError(f"resume='must', but there is no checkpoint in {self.uri}")
+        return Found(restored=None, skipped=())
+
+    def _candidates(self) -> list[CommitRef]:
+        refs: list[CommitRef] = []
+        error: Exception | None = None
+        if self.world.first:
+            try:
+                refs = self.store.commits()
+                if not refs and self.store.line():
+                    raise IntegrityError(
+                        f"R16 no good checkpoint is left in {self.uri}: all are marked in bad/. "
+                        f"Restore the objects from a backup, or choose a new checkpoint URI to "
+                        f"begin again."
+                    )
+            except Exception as failure:
+                error = failure
+        self.world.agree(error)
+        return self.world.share(refs)
+
+    def _load(self, ref: CommitRef) -> tuple[Restored | None, str | None]:
+        """One candidate: the checkpoint, or why it is damaged, or neither when it is gone."""
+        restored: Restored | None = None
+        bad: str | None = None
+        error: Exception | None = None
+        try:
+            restored = self.store.load(self.store.read(ref), rank=self.world.rank)
+        except IntegrityError as failure:
+            bad = str(failure)
+        except NotFound:
+            pass
+        except Exception as failure:
+            error = failure
+        self.world.agree(error)
+        views = self.world.gather((restored is not None, bad))
+        if all(good for good, _ in views):
+            return restored, None
+        reason = next((text for _, text in views if text is not None), None)
+        if reason is not None and self.world.first:
+            try:
+                self.store.quarantine(ref, reason)
+            except StoreError:
+                # Without the right to mark it, the next attempt finds out again by itself.
+                pass
+        return None, reason
+
+    def begin(self, found: Found) -> None:
+        """Make the saver, on top of what was found."""
+        restored = found.restored
+        self.saver = Saver(
+            self.store,
+            lease_fence=self.fence,
+            base=None if restored is None else restored.ref,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            keep_latest=self._keep,
+            on_commit=self._committed,
+            on_error=lambda _error: telemetry.CHECKPOINT_ERRORS.inc(),
+        )
+        self.last_saved = 0 if restored is None else restored.ref.step
+        self.last_time = time.monotonic()
+
+    def _committed(self, ref: CommitRef, seconds: float, size: int) -> None:
+        """Called from the saver's thread."""
+        now = time.time()
+        if self.world.local_rank == 0:
+            telemetry.committed(step=ref.step, seconds=seconds, size=size, now=now)
+            if self.page is not None:
+                self.page.committed(step=ref.step, at=now)
+
+    def clock_due(self) -> bool:
+        """Whether rank 0's clock says that it is time to save."""
+        return (
+            self.world.first
+            and self.every is not None
+            and self.every.seconds is not None
+            and time.monotonic() - self.last_time >= self.every.seconds
+        )
+
+    def due(self, step: int, agreed: bool) -> bool:
+        """Whether to save before the next step; `agreed` is the ranks' word about the clock."""
+        every = self.every
+        if every is None or step == self.last_saved:
+            return False
+        if every.steps is not None and step % every.steps == 0:
+            return True
+        # The wish for the save of the step before may have been posted twice: see consensus.
+        return agreed and step > self.last_saved + 1
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        rank_state: Any,
+        meta: dict[str, Any],
+        *,
+        wait: bool = False,
+        deadline: float | None = None,
+    ) -> None:
+        """Hand a snapshot to the saver; raises what it raises when `wait`."""
+        assert self.saver is not None
+        self.last_saved = step
+        self.last_time = time.monotonic()
+        self.saver.save(step, state, rank_state=rank_state, meta=meta, wait=wait, deadline=deadline)
+
+    @property
+    def last_commit(self) -> int | None:
+        """Step of the newest commit that this rank knows of."""
+        if self.saver is None or self.saver.last_commit is None:
+            return None
+        return self.saver.last_commit.step
+
+    def close(self, timeout: float) -> bool:
+        """Let the save in flight end, at most `timeout` seconds; whether it did."""
+        if self.saver is None:
+            return True
+        try:
+            self.saver.close(timeout)
+        except SaveError:
+            return False
+        return True

@@ -1,0 +1,146 @@
+"""Everything that one call of `fit` consists of, in one place, for the loop to work on.
+
+`rekindle.assembly` makes it, `rekindle.loop` moves it forward, `rekindle.state` saves and restores
+it. It decides little itself: when training is done, when validation is due, how positions advance.
+"""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from rekindle.console import Console
+from rekindle.consensus import Consensus, Notice
+from rekindle.control import ControlPage
+from rekindle.distributed import World
+from rekindle.flags import Flags
+from rekindle.gradients import GradientSum
+from rekindle.hooks import Hooks
+from rekindle.ledger import Ledger
+from rekindle.loader import Batch, LaneSampler
+from rekindle.logs import Logs
+from rekindle.module import Module
+from rekindle.optimizers import Optimization
+from rekindle.order import Cursor, Step
+from rekindle.persistence import Session
+from rekindle.preflight import StepFunction
+from rekindle.telemetry import Meter
+
+if TYPE_CHECKING:
+    from rekindle.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The validation data, dealt out: batch b belongs to rank b mod W."""
+
+    loader: "DataLoader[Batch]"
+    batches: int
+    """Over all ranks."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One call of `fit` on one rank."""
+
+    trainer: "Trainer"
+    module: Module
+    flags: Flags
+    world: World
+    hooks: Hooks
+    logs: Logs
+    console: Console
+    meter: Meter
+    page: ControlPage | None
+    notice: Notice
+    consensus: Consensus
+    session: Session | None
+    optimization: Optimization
+    gradients: GradientSum | None
+    """None in a world of one, where autograd alone does everything."""
+    autocast: AbstractContextManager[object] | None
+    training_step: StepFunction
+    validation_step: StepFunction
+    cursor: Cursor
+    sampler: LaneSampler
+    loader: "DataLoader[Batch]"
+    validation: Validation | None
+    datamodule: Any = None
+    ledger: Ledger = field(default_factory=Ledger)
+    step: int = 0
+    """Optimizer steps in the surviving timeline."""
+    productive: float = 0.0
+    """Seconds spent on them."""
+    stall: float = 0.0
+    """Seconds that training stood still for checkpoints."""
+    validating: bool = False
+    """Whether a validation was begun after the newest step and has not ended."""
+    stopped: bool = False
+    """Whether something asked to end before the limits."""
+    unchecked: bool = True
+    """Whether the first batch of this process is still to come (R1, R2)."""
+    losses: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+    """Loss and samples of each lane of the newest step."""
+    reported: int = 0
+    """Step of the last report."""
+    reported_at: float = field(default_factory=time.perf_counter)
+
+    @property
+    def done(self) -> bool:
+        """Whether training is complete."""
+        flags = self.flags
+        return (
+            self.stopped
+            or (flags.max_steps is not None and self.step >= flags.max_steps)
+            or (flags.max_epochs is not None and self.cursor.epoch >= flags.max_epochs)
+        )
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None when no limit tells."""
+        limits = [self.flags.max_steps] if self.flags.max_steps is not None else []
+        if self.flags.max_epochs is not None:
+            left = max(0, self.flags.max_epochs - self.cursor.epoch)
+            here = -(-self.cursor.sample // self.cursor.G)
+            limits.append(self.step + left * self.cursor.steps_per_epoch - (here if left else 0))
+        return min(limits) if limits else None
+
+    @property
+    def samples(self) -> int:
+        """Samples used in the surviving timeline."""
+        return self.cursor.epoch * self.cursor.length + self.cursor.sample
+
+    def advance(self, step: Step, seconds: float) -> None:
+        """Count a completed step: position, ledger and counters move together."""
+        self.ledger.covered(self.cursor.epoch, step.start, step.stop)
+        self.cursor = self.cursor.after(step)
+        self.step += 1
+        self.productive += seconds
+        if self.page is not None and self.world.local_rank == 0:
+            self.page.step_done(
+                step=self.step,
+                epoch=self.cursor.epoch,
+                samples=self.samples,
+                productive=self.productive,
+                stall=self.stall,
+            )
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether to validate after the newest step; a function of saved counters only (R8)."""
+        if self.validation is None or not self.validation.batches:
+            return False
+        cursor, flags = self.cursor, self.flags
+        here = -(-cursor.sample // cursor.G)
+        at_end = cursor.sample >= cursor.length
+        interval, epochs = flags.val_check_interval, flags.check_val_every_n_epoch
+        if epochs is not None and (cursor.epoch + 1) % epochs:
+            return False
+        if interval is None:
+            return at_end
+        if isinstance(interval, float):
+            interval = max(1, int(cursor.steps_per_epoch * interval))
+        return (self.step if epochs is None else here) % interval == 0

@@ -1,0 +1,178 @@
+"""The full state of a run as a tree, and back.
+
+A checkpoint holds two trees. The *state* is the same on every rank: parameters and buffers,
+optimizer state by parameter name, schedulers, counters, running epoch metrics, callbacks. The *rank
+state* belongs to one rank: generators, its own share of the running metrics, its own buffers. On
+the same world size a rank gets exactly its own back; on another one the merged values serve: the
+first rank carries the sums so far, the others begin at zero.
+
+Buffers (running statistics of BatchNorm) differ between ranks while training. The shared tree holds
+rank 0's on every rank, because the store deals one tree out over all ranks.
+
+What the store needs to know without reading tensors is in `meta`: position, ledger, metrics.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from rekindle import logs, metrics, optimizers, randomness
+from rekindle.callback import Callback
+from rekindle.checkpoint import Restored
+from rekindle.gradients import broadcast
+from rekindle.requirement import RequirementError
+from rekindle.run import Run
+
+
+def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """State, rank state and meta at a step boundary; collective."""
+    world, module = run.world, run.module
+    own_logs, own_metrics = run.logs.state(), metrics.states(module)
+    parts = world.gather((run.ledger.own(), own_logs, own_metrics))
+    model = dict(module.state_dict())
+    rank_state: dict[str, Any] = {"rng": randomness.states()}
+    if world.size > 1:
+        rank_state |= {"logs": own_logs, "metrics": own_metrics}
+        buffers = _saved_buffers(module, model)
+        if buffers:
+            rank_state["buffers"] = buffers
+            shared = {name: tensor.detach().clone() for name, tensor in buffers.items()}
+            broadcast(shared.values())
+            model |= shared
+    state: dict[str, Any] = {
+        "model": model,
+        "optimizer": optimizers.state(run.optimization.optimizer, module),
+        "schedulers": [s.scheduler.state_dict() for s in run.optimization.schedulers],
+        "loop": {
+            "step": run.step,
+            "productive_seconds": run.productive,
+            "stall_seconds": run.stall,
+            "validating": run.validating,
+            "stopped": run.stopped,
+        },
+        "logs": logs.merged([part[1] for part in parts]),
+        "metrics": metrics.merged(module, [part[2] for part in parts]),
+        "callbacks": _callbacks(run.trainer.callbacks),
+    }
+    if run.datamodule is not None:
+        state["datamodule"] = run.datamodule.state_dict()
+    for hook in run.hooks.on_save_checkpoint:
+        hook(run.trainer, module, state)
+    meta = {
+        "step": run.step,
+        "epoch": run.cursor.epoch,
+        "cursor": run.cursor.to_json(),
+        "ledger": run.ledger.totals(part[0] for part in parts),
+        "world_size": world.size,
+        "metrics": {name: float(value) for name, value in run.trainer.callback_metrics.items()},
+        "total_steps": run.total_steps,
+        "finished": finished,
+    }
+    return state, rank_state, meta
+
+
+def apply(run: Run, restored: Restored) -> None:
+    """Bring a run back to a checkpoint; raises R11 or R23 when the program is another one."""
+    state, step = restored.state, int(restored.meta["step"])
+    for hook in run.hooks.on_load_checkpoint:
+        hook(run.trainer, run.module, state)
+    same_size = restored.world_size == run.world.size and restored.rank_state is not None
+    _load_model(run.module, state["model"], step)
+    optimizers.restore(run.optimization.optimizer, run.module, state["optimizer"], step)
+    schedulers = run.optimization.schedulers
+    if len(state["schedulers"]) != len(schedulers):
+        raise RequirementError(
+            f"R11 checkpoint step {step} has {len(state['schedulers'])} lr schedulers, the script "
+            f"has {len(schedulers)}. Use the same ones, or resume='never'."
+        )
+    for spec, saved in zip(schedulers, state["schedulers"], strict=True):
+        spec.scheduler.load_state_dict(saved)
+    loop = state["loop"]
+    run.step = int(loop["step"])
+    run.productive = float(loop["productive_seconds"])
+    run.stall = float(loop["stall_seconds"])
+    run.validating = bool(loop["validating"])
+    run.stopped = bool(loop["stopped"])
+    run.reported = run.step
+    run.ledger.restore(restored.meta["ledger"], first=run.world.first)
+    if same_size and run.world.size > 1:
+        run.logs.restore(restored.rank_state["logs"])
+        metrics.restore(run.module, restored.rank_state["metrics"])
+        with torch.no_grad():
+            named = dict(run.module.named_buffers())
+            for name, saved in restored.rank_state.get("buffers", {}).items():
+                named[name].copy_(saved)
+    elif run.world.first:
+        run.logs.restore(state["logs"])
+        metrics.restore(run.module, state["metrics"])
+    else:
+        metrics.restore(run.module, {})
+    if same_size:
+        randomness.restore(restored.rank_state["rng"])
+    _restore_callbacks(run.trainer.callbacks, state["callbacks"], step)
+    if run.datamodule is not None and "datamodule" in state:
+        run.datamodule.load_state_dict(state["datamodule"])
+    values = {name: torch.tensor(value) for name, value in restored.meta["metrics"].items()}
+    run.trainer.callback_metrics.update(values)
+
+
+def _saved_buffers(module: nn.Module, model: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {
+        name: buffer for name, buffer in module.named_buffers() if name in model and buffer.numel()
+    }
+
+
+def _load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
+    mine = module.state_dict()
+    missing = sorted(set(mine) - set(saved))
+    surplus = sorted(set(saved) - set(mine))
+    if missing or surplus:
+        parts = []
+        if missing:
+            parts.append(f"missing in checkpoint: {', '.join(missing[:5])}")
+        if surplus:
+            parts.append(f"unknown to the model: {', '.join(surplus[:5])}")
+        raise RequirementError(
+            f"R11 checkpoint step {step} has {len(saved)} parameters and buffers, the model has "
+            f"{len(mine)}: {'; '.join(parts)}. Use the same model, or resume='never'."
+        )
+    for name, value in mine.items():
+        if isinstance(value, torch.Tensor) and value.shape != saved[name].shape:
+            raise RequirementError(
+                f"R11 checkpoint step {step}: {name} has shape {list(saved[name].shape)}, the "
+                f"model's has {list(value.shape)}. Use the same model, or resume='never'."
+            )
+    module.load_state_dict(dict(saved))
+
+
+def keys(callbacks: list[Callback]) -> dict[str, Callback]:
+    """State key -> callback; raises ValueError when two callbacks share one."""
+    found: dict[str, Callback] = {}
+    for callback in callbacks:
+        if callback.state_key in found:
+            if callback.state_dict() or found[callback.state_key].state_dict():
+                raise ValueError(
+                    f"two callbacks have the state key {callback.state_key!r}; override state_key "
+                    f"in one of them, so that each gets its own state back"
+                )
+            continue
+        found[callback.state_key] = callback
+    return found
+
+
+def _callbacks(callbacks: list[Callback]) -> dict[str, Any]:
+    states = {key: callback.state_dict() for key, callback in keys(callbacks).items()}
+    return {key: state for key, state in states.items() if state}
+
+
+def _restore_callbacks(callbacks: list[Callback], saved: dict[str, Any], step: int) -> None:
+    for key, callback in keys(callbacks).items():
+        if key in saved:
+            callback.load_state_dict(saved[key])
+        elif callback.state_dict() and not callback.optional:
+            raise RequirementError(
+                f"R23 callback {key!r} has no state in step {step} (added later?). Set "
+                f"optional=True on it, or resume='never'."
+            )

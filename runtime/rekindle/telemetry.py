@@ -1,0 +1,112 @@
+"""The metrics that a worker exports.
+
+Workers only write; the pod's agent serves. With ``PROMETHEUS_MULTIPROC_DIR`` set (by the agent)
+prometheus_client keeps values in files that the agent reads, so no worker needs a port and a dead
+one leaves its counts behind. Values are written at the log interval and not in every step: one
+update costs microseconds. Gauges about the run come from the pod's first worker only.
+
+Label values are bounded: phases are a fixed list, and of logged metrics the first `MAX_NAMES` names
+are exported.
+"""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+MAX_NAMES = 100
+"""Logged metrics that become time series, at most."""
+
+STEP_SECONDS = Histogram(
+    "rekindle_step_seconds",
+    "Seconds per optimizer step.",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
+"""How long steps take: data, forward, backward, sum of gradients, optimizer."""
+STEPS = Counter("rekindle_steps", "Optimizer steps done by this pod.")
+"""Steps, lost ones included."""
+SAMPLES = Counter("rekindle_samples", "Samples handed to training_step by this pod.")
+"""Samples, those of lost steps included."""
+PHASE_SECONDS = Counter("rekindle_phase_seconds", "Seconds spent per phase.", ["phase"])
+"""phase is data, forward, backward, optimizer, validation or checkpoint."""
+STEP = Gauge("rekindle_step", "Optimizer steps in the surviving timeline.", multiprocess_mode="max")
+"""The global step."""
+EPOCH = Gauge("rekindle_epoch", "Epoch that is running.", multiprocess_mode="max")
+"""0-based."""
+LOSS = Gauge("rekindle_loss", "Newest training loss.", multiprocess_mode="mostrecent")
+"""Mean over the step, as of the last log interval."""
+METRIC = Gauge(
+    "rekindle_metric", "Newest value of a logged metric.", ["name"], multiprocess_mode="mostrecent"
+)
+"""Whatever the module logs."""
+CHECKPOINT_SECONDS = Histogram(
+    "rekindle_checkpoint_seconds",
+    "Seconds from the start of a save to its commit.",
+    buckets=(0.1, 0.3, 1, 3, 10, 30, 100, 300),
+)
+"""How long a checkpoint is on its way, beside the training."""
+CHECKPOINT_BYTES = Gauge(
+    "rekindle_checkpoint_bytes", "Size of the newest checkpoint.", multiprocess_mode="mostrecent"
+)
+"""All ranks together."""
+CHECKPOINT_STEP = Gauge(
+    "rekindle_checkpoint_last_step", "Step of the newest commit.", multiprocess_mode="max"
+)
+"""What a crash would fall back to."""
+CHECKPOINT_TIME = Gauge(
+    "rekindle_checkpoint_last_timestamp_seconds",
+    "Unix time of the newest commit.",
+    multiprocess_mode="max",
+)
+"""``time() -`` this is the age of the newest checkpoint."""
+CHECKPOINT_ERRORS = Counter("rekindle_checkpoint_errors", "Saves that were not committed.")
+"""Training goes on after these; an alert should not."""
+
+
+class Meter:
+    """Collects what the loop measures and writes it out at the log interval."""
+
+    def __init__(self, *, first: bool) -> None:
+        self._first = first
+        self._names: set[str] = set()
+        self.durations: list[float] = []
+        """Seconds of the steps since the last `flush`."""
+        self.samples = 0
+        """Samples of this rank since the last `flush`."""
+        self.data = self.forward = self.backward = self.optimizer = 0.0
+
+    def flush(self, *, step: int, epoch: int, loss: float | None) -> None:
+        """Write out and begin anew."""
+        SAMPLES.inc(self.samples)
+        if self._first:
+            for seconds in self.durations:
+                STEP_SECONDS.observe(seconds)
+            STEPS.inc(len(self.durations))
+            for phase in ("data", "forward", "backward", "optimizer"):
+                PHASE_SECONDS.labels(phase).inc(getattr(self, phase))
+            STEP.set(step)
+            EPOCH.set(epoch)
+            if loss is not None:
+                LOSS.set(loss)
+        self.samples, self.durations = 0, []
+        self.data = self.forward = self.backward = self.optimizer = 0.0
+
+    def metrics(self, values: dict[str, float]) -> None:
+        """Export logged metrics, up to the bound."""
+        if not self._first:
+            return
+        for name, value in values.items():
+            if name not in self._names and len(self._names) >= MAX_NAMES:
+                continue
+            self._names.add(name)
+            METRIC.labels(name).set(value)
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Add to one of the rare phases: validation, checkpoint."""
+        if self._first:
+            PHASE_SECONDS.labels(name).inc(seconds)
+
+
+def committed(*, step: int, seconds: float, size: int, now: float) -> None:
+    """Note a commit (`now` in unix seconds)."""
+    CHECKPOINT_SECONDS.observe(seconds)
+    CHECKPOINT_BYTES.set(size)
+    CHECKPOINT_STEP.set(step)
+    CHECKPOINT_TIME.set(now)

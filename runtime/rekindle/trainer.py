@@ -1,0 +1,349 @@
+"""`Trainer`: what a script talks to.
+
+It holds the checked flags and a view of the run; the work is done by `rekindle.assembly` (from the
+script's objects to a run), `rekindle.loop` (the run's steps) and `rekindle.evaluation`. What this
+module decides is how a run ends: complete, preempted (exit code 75 or 76), or with an error, which
+is put into words for the pod's agent before it goes its way.
+"""
+
+import os
+import sys
+import time
+import traceback
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rekindle import flags as checked
+from rekindle.assembly import assemble, load_sources, sanity_check, validation_of
+from rekindle.callback import Callback
+from rekindle.consensus import Notice
+from rekindle.console import Console
+from rekindle.contract import Cause, Outcome
+from rekindle.control import ControlPage
+from rekindle.datamodule import DataModule
+from rekindle.distributed import World, join
+from rekindle.evaluation import evaluate
+from rekindle.flags import Every, Flags
+from rekindle.hooks import Hooks
+from rekindle.logs import Logs
+from rekindle.loop import leave, save, train
+from rekindle.module import Module
+from rekindle.outcome import Damaged, Preempted, classify
+from rekindle.precision import autocast
+from rekindle.preflight import step_function
+from rekindle.requirement import RequirementError
+from rekindle.telemetry import Meter
+
+if TYPE_CHECKING:
+    from rekindle.run import Run
+
+_FLUSH_SECONDS = 20.0
+"""How long an error waits for the save in flight to become durable."""
+
+Phase = Literal["idle", "setup", "training", "validating", "done"]
+
+
+class Trainer:
+    """Trains and validates modules; preemption, resume and data order are its business."""
+
+    def __init__(
+        self,
+        *,
+        max_epochs: int | None = None,
+        max_steps: int | None = None,
+        global_batch_size: int | None = None,
+        accumulate_grad_batches: int = 1,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        precision: str | int = "32-true",
+        callbacks: "list[Callback] | Callback | None" = None,
+        root: "str | os.PathLike[str] | None" = None,
+        default_root_dir: "str | os.PathLike[str] | None" = None,
+        resume: Literal["auto", "must", "never"] = "auto",
+        seed: int = 0,
+        log_every_n_steps: int = 50,
+        check_val_every_n_epoch: int | None = 1,
+        val_check_interval: int | float | None = None,
+        num_sanity_val_steps: int = 2,
+        limit_train_batches: int | float = 1.0,
+        limit_val_batches: int | float = 1.0,
+        checkpoint_every: Every | None = None,
+        keep_latest: int = 3,
+        enable_checkpointing: bool = True,
+        accelerator: str = "auto",
+        devices: int | str = "auto",
+        strategy: Literal["auto", "ddp"] = "auto",
+        enable_progress_bar: bool = True,
+        **unknown: Any,
+    ) -> None:
+        """Check the flags; nothing is started yet.
+
+        Counts of samples: a micro-batch is the loader's `batch_size`; `global_batch_size` is what
+        one optimizer step sees over all processes, by default micro-batch times
+        `accumulate_grad_batches` times processes, fixed by the first attempt of a run and kept on
+        any other number of processes. `val_check_interval` counts optimizer steps within the epoch
+        (a share of the epoch as float), or over all epochs with `check_val_every_n_epoch=None`.
+        Limits count batches of the whole dataset, whatever the number of processes.
+
+        `root` (or `default_root_dir`) is a directory or an ``s3://`` URL; `resume` is ``auto`` (go
+        on from what is there), ``must`` or ``never``. `checkpoint_every` is an `Every`; the last
+        step is always saved.
+        """
+        given = {k: v for k, v in locals().items() if k not in ("self", "unknown")}
+        self.flags: Flags = checked.parse(given, unknown)
+        self.callbacks: list[Callback] = self.flags.callbacks
+        self.callback_metrics: dict[str, torch.Tensor] = {}
+        """Newest reduced value of every logged name."""
+        self.datamodule: Any = None
+        self.module: Module | None = None
+        self.phase: Phase = "idle"
+        self.world: World | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._run: Run | None = None
+        self._console = Console(first=True, progress=self.flags.enable_progress_bar)
+
+    def fit(
+        self,
+        model: Module,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+    ) -> None:
+        """Train until `max_epochs` or `max_steps`, from the newest checkpoint if there is one.
+
+        A run that was complete before is left as it is. Raises `Preempted` (a `SystemExit`) once
+        state is saved because the job has to move, `Damaged` when no checkpoint is usable.
+        """
+        datamodule, train_data = _separate(train_dataloaders, datamodule)
+        page = ControlPage.from_environment()
+        _watch_errors(page, self)
+        notice = Notice(page)
+        try:
+            self._begin(model, datamodule, "setup")
+            assert self.world is not None
+            run = assemble(
+                self,
+                model,
+                datamodule=datamodule,
+                train=train_data,
+                validation=val_dataloaders,
+                world=self.world,
+                page=page,
+                notice=notice,
+                console=self._console,
+            )
+            if run.done:
+                self._console.say(f"training is complete already: step {run.step}")
+            else:
+                if run.step == 0 and not sanity_check(run):
+                    leave(run)
+                self.phase = "training"
+                train(run)
+                save(run, finished=True, wait=True)
+            self._end(run)
+        except BaseException as error:
+            self._fail(error, page)
+            raise
+        finally:
+            notice.close()
+            model.attach(None, None)
+
+    def validate(
+        self,
+        model: Module,
+        dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+    ) -> dict[str, float]:
+        """Run the validation loop once and return its metrics, reduced over all processes."""
+        datamodule, data = _separate(dataloaders, datamodule)
+        self._begin(model, datamodule, "validating")
+        assert self.world is not None
+        world, logs = self.world, Logs(model)
+        hooks = Hooks(self.callbacks, model)
+        try:
+            _, source = load_sources(datamodule, None, data, world, "validate")
+            validation = validation_of(source, self.flags, world, self.flags.seed)
+            if validation is None:
+                raise ValueError("validate() got no validation data: give a loader or a DataModule")
+            for hook in hooks.setup:
+                hook(self, model, "validate")
+            model.to(world.device)
+            model.attach(self, logs)
+            values = evaluate(
+                trainer=self,
+                module=model,
+                hooks=hooks,
+                logs=logs,
+                world=world,
+                meter=Meter(first=world.local_rank == 0),
+                validation=validation,
+                validation_step=step_function(model, "validation_step"),
+                autocast=autocast(self.flags.precision, world.device),
+                seed=self.flags.seed,
+                step=self.global_step,
+                poll=lambda: False,
+            )
+            for hook in hooks.teardown:
+                hook(self, model, "validate")
+        finally:
+            model.attach(None, None)
+            self.phase = "done"
+        assert values is not None, "nothing can cut this validation short"
+        return values
+
+    def _begin(self, model: Module, datamodule: Any, phase: Phase) -> None:
+        self.phase, self.module, self.datamodule = phase, model, datamodule
+        self._optimizer, self._run = None, None
+        self.world = join(self.flags.accelerator, self.flags.devices)
+        self._console = Console(first=self.world.first, progress=self.flags.enable_progress_bar)
+        model.attach(self, None)
+
+    def _end(self, run: "Run") -> None:
+        """A regular end, on every rank."""
+        for hook in run.hooks.on_fit_end:
+            hook(self, run.module)
+        for hook in run.hooks.teardown:
+            hook(self, run.module, "fit")
+        if self.datamodule is not None:
+            self.datamodule.teardown("fit")
+        if run.session is not None:
+            run.session.close(_FLUSH_SECONDS)
+        if run.gradients is not None:
+            run.gradients.close()
+        run.world.barrier()
+        self.phase = "done"
+
+    def _fail(self, error: BaseException, page: ControlPage | None) -> None:
+        """Leave word of the error, and let a save in flight end; no collective (R24)."""
+        run = self._run
+        if isinstance(error, Preempted):
+            if run is not None and run.session is not None:
+                run.session.close(_FLUSH_SECONDS if error.saved else 0.0)
+            return
+        outcome = self._outcome(error)
+        if page is not None:
+            page.write_outcome(outcome)
+        # The interpreter's own hook runs later with the same error; once is enough.
+        error.__dict__["_rekindle_recorded"] = True
+        if run is not None:
+            for hook in run.hooks.on_exception:
+                hook(self, run.module, error)
+            if run.session is not None:
+                run.session.close(_FLUSH_SECONDS)
+        if outcome.cause == Cause.INTEGRITY:
+            traceback.print_exception(error)
+            raise Damaged from error
+
+    def _outcome(self, error: BaseException) -> Outcome:
+        run = self._run
+        return classify(
+            error,
+            step=None if run is None else run.step,
+            rank=0 if self.world is None else self.world.rank,
+            now=time.time(),
+            checkpoint=None if run is None or run.session is None else run.session.last_commit,
+        )
+
+    def watch(self, run: "Run") -> None:
+        """Let the trainer's properties show this run (called while it is being made)."""
+        self._run = run
+
+    def use(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take note of the optimizer (called while a run is being made)."""
+        self._optimizer = optimizer
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps done in the surviving timeline."""
+        return 0 if self._run is None else self._run.step
+
+    @property
+    def current_epoch(self) -> int:
+        """Epoch that is running, 0-based."""
+        return 0 if self._run is None else self._run.cursor.epoch
+
+    @property
+    def max_epochs(self) -> int | None:
+        """The flag."""
+        return self.flags.max_epochs
+
+    @property
+    def max_steps(self) -> int | None:
+        """The flag."""
+        return self.flags.max_steps
+
+    @property
+    def estimated_stepping_batches(self) -> int | None:
+        """Optimizer steps of the whole run, for schedulers; None before the data is known."""
+        return None if self._run is None else self._run.total_steps
+
+    @property
+    def global_rank(self) -> int:
+        """Rank of this process."""
+        return int(os.environ.get("RANK", "0")) if self.world is None else self.world.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return int(os.environ.get("WORLD_SIZE", "1")) if self.world is None else self.world.size
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is rank 0."""
+        return self.global_rank == 0
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimizer, in a list; R10 before `configure_optimizers` has run."""
+        if self._optimizer is None:
+            raise RequirementError(
+                f"R10 Trainer.optimizers used before configure_optimizers "
+                f"(phase={self.phase.upper()}). Move this to on_fit_start."
+            )
+        return [self._optimizer]
+
+    @property
+    def should_stop(self) -> bool:
+        """Set it to end training after the step that runs; set it on every rank alike."""
+        return self._run is not None and self._run.stopped
+
+    @should_stop.setter
+    def should_stop(self, value: bool) -> None:
+        if self._run is None:
+            raise RequirementError(
+                f"R10 Trainer.should_stop set outside of fit (phase={self.phase.upper()}). Set it "
+                f"in a hook."
+            )
+        self._run.stopped = value
+
+    def print(self, *values: object, sep: str = " ") -> None:
+        """Print once, on rank 0."""
+        self._console.say(sep.join(map(str, values)))
+
+
+def _separate(loaders: Any, datamodule: DataModule | None) -> tuple[Any, Any]:
+    """The second positional argument may be a DataModule or loaders."""
+    if not isinstance(loaders, DataModule):
+        if loaders is not None and datamodule is not None:
+            raise ValueError("give a DataModule or loaders, not both")
+        return datamodule, loaders
+    if datamodule is not None:
+        raise ValueError("the DataModule is given twice")
+    return loaders, None
+
+
+def _watch_errors(page: ControlPage | None, trainer: Trainer) -> None:
+    """Leave word of errors that a script raises after `fit` as well."""
+    if page is None or getattr(sys.excepthook, "_rekindle", False):
+        return
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if not error.__dict__.get("_rekindle_recorded"):
+            page.write_outcome(trainer._outcome(error))
+        previous(kind, error, where)
+
+    hook._rekindle = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
