@@ -1,0 +1,126 @@
+"""Run the operator: ``python -m rekindle_operator``.
+
+Three things share one event loop: kopf's watches, the coordinator that agents talk to, and the port
+for Prometheus and probes. On SIGTERM all of them end within a second or two; training goes on
+without, and the next operator takes over where this one was.
+"""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+import kopf
+from aiohttp import web
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT
+from rekindle_operator import handlers, metrics
+from rekindle_operator.cluster import Cluster
+from rekindle_operator.controller import Controller
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="rekindle-operator", description=__doc__.split("\n")[0])
+    scope = parser.add_mutually_exclusive_group()
+    scope.add_argument(
+        "--namespace", action="append", metavar="NS", help="look after this one only; repeatable"
+    )
+    scope.add_argument(
+        "--all-namespaces", action="store_true", help="look after all of them (the default)"
+    )
+    parser.add_argument(
+        "--coordinator-url",
+        required=True,
+        metavar="URL",
+        help="how pods reach the coordinator, http://rekindle.rekindle-system.svc:8430 for example",
+    )
+    parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
+    parser.add_argument(
+        "--port", type=int, default=COORDINATOR_PORT, help="port of the coordinator"
+    )
+    parser.add_argument(
+        "--metrics-port",
+        type=int,
+        default=OPERATOR_METRICS_PORT,
+        help="port of /metrics and /healthz",
+    )
+    parser.add_argument(
+        "--no-watch-nodes",
+        action="store_true",
+        help="do without nodes: notices of spot reclaim are then seen on pods only",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
+    return parser.parse_args(arguments)
+
+
+def observability(ready: asyncio.Event) -> web.Application:
+    """The application with /metrics and /healthz."""
+
+    async def metrics_page(_: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(metrics.REGISTRY), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def health(_: web.Request) -> web.Response:
+        if not ready.is_set():
+            return web.Response(status=503, text="not yet watching\n")
+        return web.Response(text="ok\n")
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics_page)
+    app.router.add_get("/healthz", health)
+    return app
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    cluster = await Cluster.connect()
+    watch_nodes = not options.no_watch_nodes
+    controller = Controller(
+        cluster, coordinator_url=options.coordinator_url, watch_nodes=watch_nodes
+    )
+    ready = asyncio.Event()
+    servers = [
+        (controller.coordinator.application(), options.port),
+        (observability(ready), options.metrics_port),
+    ]
+    runners = []
+    try:
+        for app, port in servers:
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+            runners.append(runner)
+            await runner.setup()
+            await web.TCPSite(runner, options.host, port).start()
+        await kopf.operator(
+            registry=handlers.register(controller, watch_nodes=watch_nodes),
+            settings=handlers.settings(),
+            standalone=True,
+            clusterwide=not options.namespace,
+            namespaces=options.namespace or (),
+            ready_flag=ready,
+        )
+    finally:
+        await controller.close()
+        for runner in runners:
+            await runner.cleanup()
+        await cluster.close()
+
+
+def main() -> None:
+    """Entry point of the ``rekindle-operator`` command."""
+    options = parse(sys.argv[1:])
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    logging.getLogger("kopf").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
+    asyncio.run(run(options))
+
+
+if __name__ == "__main__":
+    main()

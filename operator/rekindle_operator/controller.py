@@ -1,0 +1,410 @@
+"""The shell around `reconcile`: caches, one queue per job, and the order in which a plan is
+applied.
+
+Events only fill the caches and wake up the job they are about. Each job has one task, so that no
+two reconciles of a job overlap, and a burst of events becomes one reconcile. A plan is applied in
+the order that makes dying in between harmless: children, then one status write, then the round and
+the directives are shown to agents.
+
+The status that this process has written is newer than what the watch delivers; it is kept and used,
+since there is one writer. Caches are replaced by a fresh list now and then, because a watch that
+was interrupted does not tell what was deleted meanwhile.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import ClientError
+from kubernetes.aio.client import ApiException
+
+from rekindle.contract import LABEL_JOB
+from rekindle_operator import metrics, resources, spec, status
+from rekindle_operator.cluster import Cluster, Refused
+from rekindle_operator.coordinator import Coordinator, JobKey
+from rekindle_operator.incidents import stamp
+from rekindle_operator.observed import (
+    Node,
+    Observed,
+    Pod,
+    parse_node,
+    parse_pod,
+    parse_time,
+)
+from rekindle_operator.reconcile import Plan, reconcile
+from rekindle_operator.status import condition
+
+logger = logging.getLogger(__name__)
+
+RESYNC = 60.0
+"""Seconds after which the caches of a job are replaced by fresh lists."""
+STATUS_INTERVAL = 1.0
+"""Seconds between two writes of a status in which only figures have changed."""
+RETRY_LEAST, RETRY_MOST = 0.2, 30.0
+"""Seconds before a failed reconcile is tried again: doubling from the first to the second."""
+CREATE_LIMIT = 16
+"""Requests of one plan that are under way at once."""
+FIGURES = {"progress", "goodput", "accounting"}
+"""Keys of the status that change without anything having happened."""
+
+
+@dataclass
+class JobState:
+    """What this process knows of one job."""
+
+    body: dict[str, Any]
+    status: dict[str, Any]
+    """As this process last wrote it, or as it was when first seen."""
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parsed: dict[str, Pod] = field(default_factory=dict)
+    """By uid, both."""
+    token: str | None = None
+    has_service: bool = False
+    retired: set[str] = field(default_factory=set)
+    refused: str | None = None
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    due: float = 0.0
+    """time.monotonic() of the next reconcile."""
+    synced_at: float = 0.0
+    wrote_at: float = 0.0
+    task: asyncio.Task[None] | None = None
+
+
+class Controller:
+    """All jobs of this operator."""
+
+    def __init__(self, cluster: Cluster, *, coordinator_url: str, watch_nodes: bool) -> None:
+        self._cluster = cluster
+        self._url = coordinator_url
+        self._jobs: dict[JobKey, JobState] = {}
+        self._nodes: dict[str, Node] | None = {} if watch_nodes else None
+        self._orphans: dict[JobKey, dict[str, dict[str, Any]]] = {}
+        """Pods that were seen before their job was."""
+        self._limit = asyncio.Semaphore(CREATE_LIMIT)
+        self.coordinator = Coordinator(
+            token_of=self._token_of, is_live=self._is_live, wake=self.wake
+        )
+
+    # What events tell.
+
+    def job_event(self, kind: str | None, body: Mapping[str, Any]) -> None:
+        """A job was seen, changed or deleted."""
+        meta = body["metadata"]
+        key = (meta["namespace"], meta["name"])
+        state = self._jobs.get(key)
+        if kind == "DELETED" or (state and state.body["metadata"]["uid"] != meta["uid"]):
+            self._forget(key)
+            state = None
+        if kind == "DELETED":
+            return
+        plain = {"metadata": dict(meta), "spec": dict(body["spec"])}
+        if state is None:
+            state = JobState(body=plain, status=dict(body.get("status") or {}))
+            self._jobs[key] = state
+            for pod in self._orphans.pop(key, {}).values():
+                self._note_pod(state, pod)
+            state.task = asyncio.create_task(self._work(key, state), name=f"{key[0]}/{key[1]}")
+            self.wake(key)
+        elif state.body["metadata"].get("generation") != meta.get("generation") or meta.get(
+            "deletionTimestamp"
+        ):
+            state.body = plain
+            state.refused = None
+            self.wake(key)
+
+    def pod_event(self, kind: str | None, body: Mapping[str, Any]) -> None:
+        """A pod of a job was seen, changed or deleted."""
+        meta = body["metadata"]
+        key = (meta["namespace"], (meta.get("labels") or {}).get(LABEL_JOB, ""))
+        state = self._jobs.get(key)
+        if state is None:
+            if kind != "DELETED" and len(self._orphans) < 10_000:
+                self._orphans.setdefault(key, {})[meta["uid"]] = dict(body)
+            return
+        if kind == "DELETED":
+            state.pods.pop(meta["uid"], None)
+            state.parsed.pop(meta["uid"], None)
+        elif not self._note_pod(state, body):
+            return
+        self.wake(key)
+
+    def node_event(self, kind: str | None, body: Mapping[str, Any]) -> None:
+        """A node was seen, changed or deleted. Heartbeats that change nothing wake up nobody."""
+        if self._nodes is None:
+            return
+        name = body["metadata"]["name"]
+        old = self._nodes.get(name)
+        if kind == "DELETED":
+            self._nodes.pop(name, None)
+        else:
+            node = parse_node(body)
+            if node == old:
+                return
+            self._nodes[name] = node
+        for key, state in self._jobs.items():
+            if any(pod.node == name for pod in state.parsed.values()):
+                self.wake(key)
+
+    def wake(self, key: JobKey, after: float = 0.0) -> None:
+        """Reconcile a job after some seconds, or earlier if somebody has asked for that."""
+        state = self._jobs.get(key)
+        if state is None:
+            return
+        state.due = min(state.due, time.monotonic() + after)
+        state.wake.set()
+
+    async def close(self) -> None:
+        """Stop all work. What was half done is found and continued by the next process."""
+        tasks = [state.task for state in self._jobs.values() if state.task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # The caches.
+
+    @staticmethod
+    def _note_pod(state: JobState, body: Mapping[str, Any]) -> bool:
+        """Take a pod into the cache; whether anything about it is new."""
+        owners = {o["uid"] for o in body["metadata"].get("ownerReferences") or ()}
+        pod = parse_pod(body)
+        if pod is None or state.body["metadata"]["uid"] not in owners:
+            return False
+        news = state.parsed.get(pod.uid) != pod
+        state.pods[pod.uid], state.parsed[pod.uid] = dict(body), pod
+        return news
+
+    def _forget(self, key: JobKey) -> None:
+        state = self._jobs.pop(key, None)
+        if state and state.task:
+            state.task.cancel()
+        self.coordinator.forget(key)
+        self._count_phases()
+
+    async def _sync(self, key: JobKey, state: JobState) -> None:
+        """Replace the caches of a job by what the API server has now."""
+        fresh = await self._cluster.job(*key)
+        if fresh is None or fresh["metadata"]["uid"] != state.body["metadata"]["uid"]:
+            self._forget(key)
+            return
+        bodies = await self._cluster.pods(*key)
+        state.pods, state.parsed = {}, {}
+        for body in bodies:
+            self._note_pod(state, body)
+        if self._nodes is not None:
+            self._nodes.update(
+                {node.name: node for node in map(parse_node, await self._cluster.nodes())}
+            )
+        state.has_service = await self._cluster.has_service(key[0], resources.service_name(key[1]))
+        state.synced_at = time.monotonic()
+
+    async def _token_of(self, key: JobKey) -> str | None:
+        state = self._jobs.get(key)
+        if state is None:
+            return None
+        if state.token is None:
+            uid = state.body["metadata"]["uid"]
+            state.token = await self._cluster.token(key[0], resources.secret_name(key[1]), uid)
+        return state.token
+
+    def _is_live(self, key: JobKey, name: str, uid: str) -> bool:
+        state = self._jobs.get(key)
+        pod = state.parsed.get(uid) if state else None
+        return pod is not None and pod.name == name and pod.alive
+
+    def _observe(self, key: JobKey, state: JobState) -> Observed:
+        self.coordinator.keep_agents(key, set(state.parsed))
+        state.retired &= set(state.parsed) | {
+            member.uid
+            for current in [self.coordinator.room(key).round]
+            if current
+            for member in current.members
+        }
+        room = self.coordinator.room(key)
+        return Observed(
+            pods=tuple(sorted(state.parsed.values(), key=lambda p: (p.slot, p.incarnation))),
+            nodes=dict(self._nodes) if self._nodes is not None else None,
+            agents=dict(room.agents),
+            round=room.round,
+            retired=frozenset(state.retired),
+            has_secret=state.token is not None,
+            has_service=state.has_service,
+            listening_since=self.coordinator.since,
+            refused=state.refused,
+        )
+
+    # The work.
+
+    async def _work(self, key: JobKey, state: JobState) -> None:
+        """Reconcile one job whenever it is due, until it is gone."""
+        failures = 0
+        while self._jobs.get(key) is state:
+            left = state.due - time.monotonic()
+            if left > 0:
+                state.wake.clear()
+                try:
+                    await asyncio.wait_for(state.wake.wait(), left)
+                except TimeoutError:
+                    pass
+                continue
+            state.due = time.monotonic() + RESYNC
+            try:
+                with metrics.RECONCILE_SECONDS.time():
+                    await self._reconcile(key, state)
+                failures = 0
+            except (ApiException, ClientError, TimeoutError, OSError) as error:
+                failures += 1
+                pause = min(RETRY_LEAST * 2**failures, RETRY_MOST)
+                metrics.RECONCILE_ERRORS.inc()
+                logger.warning("%s/%s: %s; again in %.1f s", *key, _brief(error), pause)
+                await asyncio.sleep(pause)
+                self.wake(key)
+            except Exception:
+                # A fault of ours must not end the job's task: say so and go on, slowly.
+                failures += 1
+                metrics.RECONCILE_ERRORS.inc()
+                logger.exception("%s/%s: reconcile failed", *key)
+                await asyncio.sleep(min(RETRY_LEAST * 4**failures, RETRY_MOST))
+                self.wake(key)
+
+    async def _reconcile(self, key: JobKey, state: JobState) -> None:
+        if state.body["metadata"].get("deletionTimestamp"):
+            return
+        if time.monotonic() - state.synced_at >= RESYNC or not state.synced_at:
+            await self._sync(key, state)
+            if self._jobs.get(key) is not state:
+                return
+        await self._token_of(key)
+        created = parse_time(state.body["metadata"].get("creationTimestamp")) or time.time()
+        try:
+            job = spec.parse(state.body, created)
+        except spec.SpecError as error:
+            await self._report_bad_spec(key, state, str(error))
+            return
+        now = time.time()
+        plan = reconcile(
+            job,
+            state.status,
+            self._observe(key, state),
+            coordinator_url=self._url,
+            token=secrets.token_urlsafe(32),
+            now=now,
+        )
+        await self._apply(key, state, plan, now)
+
+    async def _apply(self, key: JobKey, state: JobState, plan: Plan, now: float) -> None:
+        """Children, then the status, then what agents see."""
+        async with asyncio.TaskGroup() as group:
+            for manifest in plan.create:
+                group.create_task(self._create(state, manifest))
+            for doomed in plan.delete:
+                state.retired.add(doomed.uid)
+                group.create_task(self._cluster.delete_pod(key[0], doomed))
+        wait = await self._write_status(key, state, dict(plan.status), plan.publish is not None)
+        room = self.coordinator.room(key)
+        current = None if plan.forget_round else plan.publish or room.round
+        room.set(current, dict(plan.directives))
+        if plan.publish:
+            metrics.ROUNDS.inc()
+            logger.info(
+                "%s/%s: round %d: %s (%s)",
+                *key,
+                plan.publish.number,
+                ", ".join(member.pod for member in plan.publish.members),
+                plan.publish.reason,
+            )
+            self.wake(key)  # the view of the world has changed: look again with the round in it
+        for incident in plan.incidents:
+            metrics.INCIDENTS.labels(cause=str(incident.cause)).inc()
+            logger.warning("%s/%s: %s: %s", *key, incident.cause, incident.evidence)
+        for incident in plan.resolved:
+            metrics.RECOVERY_SECONDS.observe(now - incident.at)
+            metrics.LOST_SECONDS.labels(incident.klass).inc(incident.seconds_lost or 0.0)
+        if plan.events:
+            await self._cluster.post(state.body, plan.events, now)
+        if plan.remove_job:
+            await self._cluster.delete_job(*key, state.body["metadata"]["uid"])
+        for seconds in (plan.requeue, wait):
+            if seconds is not None:
+                self.wake(key, seconds)
+        self._count_phases()
+
+    async def _create(self, state: JobState, manifest: dict[str, Any]) -> None:
+        async with self._limit:
+            try:
+                made = await self._cluster.create(manifest)
+            except Refused as error:
+                state.refused = (
+                    f"{manifest['kind'].lower()} {manifest['metadata']['name']}: {error}"
+                )
+                self.wake((manifest["metadata"]["namespace"], state.body["metadata"]["name"]))
+                return
+        if made is None:
+            return
+        if manifest["kind"] == "Pod":
+            self._note_pod(state, made)
+        elif manifest["kind"] == "Service":
+            state.has_service = True
+        elif manifest["kind"] == "Secret":
+            # Whose token counts is decided by the API server: read what is there.
+            state.token = None
+            key = (manifest["metadata"]["namespace"], state.body["metadata"]["name"])
+            await self._token_of(key)
+
+    async def _write_status(
+        self, key: JobKey, state: JobState, fresh: dict[str, Any], at_once: bool
+    ) -> float | None:
+        """Write what has changed; gives the seconds to wait if the write was put off."""
+        old = state.status
+        patch = merge_patch(old, fresh)
+        if not patch:
+            return None
+        since = time.monotonic() - state.wrote_at
+        if not at_once and set(patch) <= FIGURES and since < STATUS_INTERVAL:
+            return STATUS_INTERVAL - since
+        if await self._cluster.patch_status(*key, patch):
+            state.status, state.wrote_at = fresh, time.monotonic()
+        return None
+
+    async def _report_bad_spec(self, key: JobKey, state: JobState, message: str) -> None:
+        """A spec that this operator cannot read: say so, and wait for another one."""
+        generation = state.body["metadata"].get("generation", 0)
+        now = time.time()
+        entry = condition("Degraded", True, "InvalidSpec", message)
+        from_before = state.status.get("conditions") or []
+        same = [c for c in from_before if c["type"] == "Degraded" and c["message"] == message]
+        if same:
+            return
+        stamped = {**entry, "lastTransitionTime": stamp(now), "observedGeneration": generation}
+        fresh = {**state.status, "conditions": [stamped], "message": message}
+        await self._write_status(key, state, fresh, True)
+
+    def _count_phases(self) -> None:
+        phases = Counter(s.status.get("phase", status.PENDING) for s in self._jobs.values())
+        metrics.JOBS.clear()
+        for phase, number in phases.items():
+            metrics.JOBS.labels(phase=phase).set(number)
+
+
+def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON merge patch (RFC 7396) that turns one document into the other."""
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        before = old.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            inner = merge_patch(before, value)
+            if inner:
+                patch[key] = inner
+        elif before != value or key not in old:
+            patch[key] = value
+    return patch
+
+
+def _brief(error: BaseException) -> str:
+    if isinstance(error, ApiException):
+        return f"API server: {error.status} {error.reason}"
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,203 @@
+"""Where agents report and hear of rounds: the HTTP side of `rekindle.contract`.
+
+The coordinator decides nothing. It keeps the newest report of each pod, wakes up the job's
+reconcile when a report says something new, and answers with the view that the last plan made: the
+current round and a directive. All of it is memory only, and all of it comes back after a restart
+from the agents themselves, since every report repeats the round that the agent is in: the highest
+number reported is the current round.
+
+A pod proves with its job's secret that it belongs to the job; the secret's value comes from the API
+server and is compared in constant time. A pod that the operator does not see as a live pod of the
+job is answered 409 and tries again: after a restart the caches are not filled yet.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+
+from aiohttp import web
+
+from rekindle.contract import AgentReport, Directive, Round, View
+from rekindle_operator import metrics
+from rekindle_operator.observed import Agent
+
+logger = logging.getLogger(__name__)
+
+MAX_WAIT = 60.0
+"""Longest time in seconds that a watch is held open."""
+MAX_BODY = 256 * 1024
+"""A report is a few kilobytes; more is refused."""
+PROGRESS_INTERVAL = 1.0
+"""Seconds between two reconciles of a job of which only the progress has changed."""
+
+JobKey = tuple[str, str]
+"""(namespace, name) of a job."""
+
+
+@dataclass
+class JobRoom:
+    """What the coordinator holds for one job."""
+
+    agents: dict[str, Agent] = field(default_factory=dict)
+    """By pod uid."""
+    round: Round | None = None
+    directives: dict[str, Directive] = field(default_factory=dict)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Replaced and set whenever views may differ."""
+    progress_due: float = 0.0
+
+    def view(self, uid: str) -> View:
+        """What the pod with this uid may see. Its version is a digest of its content."""
+        directive = self.directives.get(uid)
+        text = json.dumps(
+            [self.round.key if self.round else None, directive.to_json() if directive else None]
+        )
+        version = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return View(version=version, round=self.round, directive=directive)
+
+    def set(self, current: Round | None, directives: dict[str, Directive]) -> None:
+        """Take over what a plan decided, and wake up whoever waits for it."""
+        if self.round == current and self.directives == directives:
+            return
+        self.round, self.directives = current, directives
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Coordinator:
+    """The rooms of all jobs, and the HTTP application in front of them."""
+
+    def __init__(
+        self,
+        *,
+        token_of: Callable[[JobKey], Awaitable[str | None]],
+        is_live: Callable[[JobKey, str, str], bool],
+        wake: Callable[[JobKey, float], None],
+    ) -> None:
+        """Build it around three questions to the rest of the operator.
+
+        ``token_of`` gives the secret of a job (None: unknown job), ``is_live`` says whether a pod
+        (name, uid) is a live pod of it, and ``wake`` asks for a reconcile after some seconds.
+        """
+        self._token_of = token_of
+        self._is_live = is_live
+        self._wake = wake
+        self._rooms: dict[JobKey, JobRoom] = {}
+        self.since = time.time()
+
+    def room(self, job: JobKey) -> JobRoom:
+        """The room of a job; an empty one if nobody has been there."""
+        return self._rooms.setdefault(job, JobRoom())
+
+    def forget(self, job: JobKey) -> None:
+        """The job is gone."""
+        room = self._rooms.pop(job, None)
+        if room:
+            room.changed.set()
+
+    def keep_agents(self, job: JobKey, uids: set[str]) -> None:
+        """Drop reports of pods that are no objects any more."""
+        room = self.room(job)
+        room.agents = {uid: agent for uid, agent in room.agents.items() if uid in uids}
+        metrics.AGENTS.set(sum(len(room.agents) for room in self._rooms.values()))
+
+    def application(self) -> web.Application:
+        """The HTTP application."""
+        app = web.Application(client_max_size=MAX_BODY)
+        path = "/v1/namespaces/{namespace}/jobs/{job}/pods/{pod}"
+        app.router.add_post(path, self._report)
+        app.router.add_get(path, self._watch)
+        return app
+
+    async def _admit(self, request: web.Request) -> JobKey:
+        """The job of a request, if it shows the job's token; raises the refusal otherwise."""
+        job = (request.match_info["namespace"], request.match_info["job"])
+        token = await self._token_of(job)
+        if token is None:
+            raise _refusal(404, f"no TrainingJob {job[0]}/{job[1]} is known here (yet)")
+        shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if not hmac.compare_digest(shown.encode(), token.encode()):
+            raise _refusal(401, f"this is not the token of job {job[0]}/{job[1]}")
+        return job
+
+    async def _report(self, request: web.Request) -> web.Response:
+        job = await self._admit(request)
+        try:
+            report = AgentReport.from_json(await request.json())
+        except (ValueError, UnicodeDecodeError) as error:
+            raise _refusal(400, str(error)) from error
+        if report.pod != request.match_info["pod"]:
+            raise _refusal(400, f"report of pod {report.pod!r} under the path of another")
+        if not self._is_live(job, report.pod, report.uid):
+            raise _refusal(409, f"{report.pod} ({report.uid}) is no live pod of this job (yet)")
+        self._note(job, report, time.time())
+        return web.json_response(self.room(job).view(report.uid).to_json())
+
+    def _note(self, job: JobKey, report: AgentReport, now: float) -> None:
+        """Keep a report; ask for a reconcile at once if it says something new, else soon."""
+        room = self.room(job)
+        old = room.agents.get(report.uid)
+        same_phase = old is not None and old.report.phase is report.phase
+        same_phase = same_phase and old is not None and _key(old.report) == _key(report)
+        since = old.phase_since if old and same_phase else now
+        room.agents[report.uid] = Agent(report=report, seen_at=now, phase_since=since)
+        if report.round and (room.round is None or report.round.number > room.round.number):
+            # An operator that has just started learns the current round from its members.
+            room.set(report.round, room.directives)
+        if old is None or _news(old.report) != _news(report):
+            self._wake(job, 0.0)
+        elif old.report.progress != report.progress and now >= room.progress_due:
+            room.progress_due = now + PROGRESS_INTERVAL
+            self._wake(job, PROGRESS_INTERVAL)
+
+    async def _watch(self, request: web.Request) -> web.Response:
+        job = await self._admit(request)
+        try:
+            wait = min(float(request.query.get("wait", "25")), MAX_WAIT)
+        except ValueError as error:
+            raise _refusal(400, "wait must be a number of seconds") from error
+        version, pod = request.query.get("version"), request.match_info["pod"]
+        deadline = time.monotonic() + wait
+        while True:
+            room = self.room(job)
+            uid = next((u for u, a in room.agents.items() if a.report.pod == pod), None)
+            if uid is None:
+                raise _refusal(409, f"pod {pod} has not reported to this operator process")
+            view, changed = room.view(uid), room.changed
+            left = deadline - time.monotonic()
+            if view.version != version or left <= 0:
+                return web.json_response(view.to_json())
+            try:
+                await asyncio.wait_for(changed.wait(), left)
+            except TimeoutError:
+                continue
+
+
+def _key(report: AgentReport) -> str | None:
+    return report.round.key if report.round else None
+
+
+def _news(report: AgentReport) -> tuple[AgentReport, bool, int]:
+    """What is worth a reconcile at once: all but the numbers that change all the time.
+
+    Of those, the first step of a round and a new commit count.
+    """
+    stepping = report.progress is not None and report.progress.round_steps > 0
+    committed = report.checkpoint.step if report.checkpoint else -1
+    return replace(report, progress=None, checkpoint=None), stepping, committed
+
+
+def _refusal(code: int, message: str) -> web.HTTPException:
+    metrics.REFUSED.labels(code=str(code)).inc()
+    kinds: dict[int, type[web.HTTPException]] = {
+        400: web.HTTPBadRequest,
+        401: web.HTTPUnauthorized,
+        404: web.HTTPNotFound,
+        409: web.HTTPConflict,
+    }
+    return kinds[code](text=json.dumps({"error": message}), content_type="application/json")

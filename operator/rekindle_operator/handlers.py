@@ -1,0 +1,52 @@
+"""Every kopf decorator of the project: each handler hands an event on and returns.
+
+Only ``on.event`` is used. It keeps no annotations on the objects and no finalizers (children go
+with their owner), costs no request of its own, and is the fastest of kopf's ways; retries and
+resyncs are the controller's.
+"""
+
+from typing import Any
+
+import kopf
+
+from rekindle.contract import GROUP, LABEL_MANAGED_BY, PLURAL, VERSION
+from rekindle_operator.controller import Controller
+
+
+def register(controller: Controller, *, watch_nodes: bool) -> kopf.OperatorRegistry:
+    """Make a registry whose handlers feed a controller."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry, id="login")
+    async def login(**kwargs: Any) -> Any:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, id="job")
+    async def job(type: str | None, body: kopf.Body, **_: Any) -> None:
+        controller.job_event(type, body)
+
+    @kopf.on.event(
+        "", "v1", "pods", registry=registry, id="pod", labels={LABEL_MANAGED_BY: "rekindle"}
+    )
+    async def pod(type: str | None, body: kopf.Body, **_: Any) -> None:
+        controller.pod_event(type, body)
+
+    if watch_nodes:
+
+        @kopf.on.event("", "v1", "nodes", registry=registry, id="node")
+        async def node(type: str | None, body: kopf.Body, **_: Any) -> None:
+            controller.node_event(type, body)
+
+    return registry
+
+
+def settings() -> kopf.OperatorSettings:
+    """How kopf is to behave."""
+    chosen = kopf.OperatorSettings()
+    chosen.posting.enabled = False  # our events are about jobs, not about handlers
+    chosen.networking.request_timeout = 30
+    chosen.networking.error_backoffs = (0.1, 0.5, 1, 2, 5, 10, 10, 30)
+    chosen.watching.server_timeout = 300
+    chosen.watching.inactivity_timeout = 120
+    chosen.watching.reconnect_backoff = 0.1
+    return chosen

@@ -1,0 +1,410 @@
+"""Why a round ended, what that may cost, and whether there is another try.
+
+One event shows up many times: a pod's exit code, its node's taint, errors of peers that lost it.
+All of that is one incident, named after the earliest cause and not after the loudest symptom: when
+a pod was lost or told to go, errors of its peers are collateral. Only when no pod gives a cause are
+the errors themselves read, and a short settle time lets a cause arrive that is still on its way.
+
+Budgets are kept per class and charged once per incident. A user's error is not retried when it
+cannot help: before any progress, or at the same step as the one before.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from rekindle.contract import Cause, ExitCode, Member, Outcome, Round
+from rekindle_operator.observed import Observed, Pod, parse_time
+from rekindle_operator.rounds import State, state_of, wanted
+from rekindle_operator.spec import Budget, TrainingJob
+
+SETTLE_ERROR = 1.0
+"""Seconds between a worker's error and the verdict: a lost pod may be the cause, not seen yet."""
+SETTLE_COLLATERAL = 10.0
+"""The same when the error itself says that a peer is gone."""
+KEEP = 20
+"""Incidents kept in the status."""
+
+USER = {
+    Cause.USER_ERROR,
+    Cause.OUT_OF_MEMORY,
+    Cause.CONFIGURATION,
+    Cause.INTEGRITY,
+    Cause.START_FAILED,
+}
+"""Causes that the user's program, data or manifest is charged with."""
+FATAL = {Cause.CONFIGURATION, Cause.INTEGRITY, Cause.START_FAILED}
+"""Of those, the ones that no retry can change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incident:
+    """One event that ended a round or a pod, as in status.incidents."""
+
+    at: float
+    round: int
+    """The round that it ended; 0 before the first."""
+    cause: Cause
+    evidence: str
+    victims: tuple[str, ...]
+    collateral: tuple[str, ...] = ()
+    step: int | None = None
+    """The last completed step before it."""
+    resumed_from: int | None = None
+    steps_lost: int | None = None
+    seconds_lost: float | None = None
+    action: str = ""
+    reason: str | None = None
+    """Stable code of the outcome, Store/R5 for example. Not kept in the status."""
+
+    @property
+    def klass(self) -> str:
+        """The budget that it is charged to: user, infrastructure or preemption."""
+        if self.cause in USER:
+            return "user"
+        return "preemption" if self.cause is Cause.PREEMPTED else "infrastructure"
+
+    @property
+    def open(self) -> bool:
+        """Whether training has not gone on since."""
+        return self.seconds_lost is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """What was found: an incident, or a failure that is not understood yet."""
+
+    incident: Incident | None = None
+    settle: float | None = None
+    """Seconds until a verdict can be given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether there is another try."""
+
+    retry: bool
+    action: str
+    """For the incident."""
+    reason: str = ""
+    """For the Failed condition."""
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What budgets are counted from; kept in status.accounting."""
+
+    user: tuple[tuple[float, int], ...] = ()
+    """(when, at which step) of user errors."""
+    infrastructure: tuple[float, ...] = ()
+    preemptions: int = 0
+
+
+def detect(
+    job: TrainingJob, observed: Observed, known: Sequence[Incident], *, progress: int, now: float
+) -> Detection:
+    """Find the incident of the current round, or of a pod outside of it, that is not known yet.
+
+    ``progress`` is the newest completed step that the status knows.
+    """
+    current = observed.round
+    if current is not None and not any(i.round == current.number for i in known):
+        found = _of_round(job, observed, current, progress, now)
+        if found.incident or found.settle is not None:
+            return found
+    inside = {m.uid for m in current.members} if current else set()
+    named = {name for incident in known for name in incident.victims + incident.collateral}
+    for pod in observed.pods:
+        if pod.phase != "Failed" or pod.name in named or not _counts(job, observed, pod):
+            continue
+        if pod.uid in inside:
+            continue  # its round's incident is known and may have been settled without its name
+        cause, evidence, reason = _why_pod(observed, pod)
+        return Detection(
+            incident=Incident(
+                at=now,
+                round=current.number if current else 0,
+                cause=cause,
+                evidence=evidence,
+                victims=(pod.name,),
+                step=progress or None,
+                reason=reason,
+            )
+        )
+    return Detection()
+
+
+def _counts(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
+    """Whether a pod's end is an event, rather than something that the operator wanted."""
+    return wanted(job, pod) and pod.uid not in observed.retired and not job.suspend
+
+
+def _of_round(
+    job: TrainingJob, observed: Observed, current: Round, progress: int, now: float
+) -> Detection:
+    states = {m.uid: state_of(m, current, observed) for m in current.members}
+    if State.DONE in states.values() and State.FAILED not in states.values():
+        return Detection()
+    gone: list[tuple[Member, Cause, str, str | None]] = []
+    for member in current.members:
+        pod = observed.pod(member.uid)
+        if member.uid in observed.retired or job.suspend or (pod and not wanted(job, pod)):
+            continue
+        lost = states[member.uid] is State.LOST
+        if lost or (pod and pod.alive and observed.going(pod)):
+            gone.append((member, *_why_member(observed, member, pod)))
+    failed = [m for m in current.members if states[m.uid] is State.FAILED]
+    step = max(progress, *(_step_of(observed, m, current) for m in current.members))
+
+    def incident(
+        cause: Cause, evidence: str, victims: list[str], reason: str | None = None
+    ) -> Incident:
+        others = [m.pod for m in failed if m.pod not in victims]
+        return Incident(
+            at=now,
+            round=current.number,
+            cause=cause,
+            evidence=evidence,
+            victims=tuple(victims),
+            collateral=tuple(others),
+            step=step,
+            reason=reason,
+        )
+
+    if gone:
+        # The environment explains more than a program does: it comes first.
+        gone.sort(key=lambda found: found[1] in USER)
+        _, cause, evidence, reason = gone[0]
+        return Detection(incident=incident(cause, evidence, [m.pod for m, *_ in gone], reason))
+    if not failed:
+        return Detection()
+    agents = [(observed.agents[m.uid], m) for m in failed]
+    since = min(agent.phase_since for agent, _ in agents)
+    blamed = [
+        (agent.report.outcome.at, m, agent.report.outcome)
+        for agent, m in agents
+        if agent.report.outcome and agent.report.outcome.cause != Cause.PEER_LOST
+    ]
+    left = since + (SETTLE_ERROR if blamed else SETTLE_COLLATERAL) - now
+    if left > 0:
+        return Detection(settle=left)
+    if not blamed:
+        evidence = "workers lost contact with each other although all pods are alive"
+        first = agents[0][0].report.outcome
+        if first:
+            evidence += f": {first.message}"
+        return Detection(incident=incident(Cause.PEER_LOST, evidence, [m.pod for m in failed]))
+    _, member, outcome = min(blamed, key=lambda b: b[0])
+    cause, evidence, reason = _why_outcome(outcome)
+    return Detection(incident=incident(cause, evidence, [member.pod], reason))
+
+
+def _step_of(observed: Observed, member: Member, current: Round) -> int:
+    """The newest step of this round that a member has reported."""
+    agent = observed.agents.get(member.uid)
+    if agent is None or not agent.report.round or agent.report.round.key != current.key:
+        return 0
+    report = agent.report
+    return max(
+        report.progress.step if report.progress else 0,
+        (report.outcome.step or 0) if report.outcome else 0,
+    )
+
+
+def _why_member(
+    observed: Observed, member: Member, pod: Pod | None
+) -> tuple[Cause, str, str | None]:
+    if pod is None:
+        agent = observed.agents.get(member.uid)
+        if agent and agent.report.notice:
+            return Cause.PREEMPTED, f"{member.pod} was told to go: {agent.report.notice}", None
+        return Cause.POD_LOST, f"pod {member.pod} is gone", None
+    return _why_pod(observed, pod)
+
+
+def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
+    """Cause, evidence and reason code of one pod's end, or of its being about to end."""
+    node = observed.node_of(pod)
+    if pod.disruption:
+        return Cause.PREEMPTED, f"{pod.name}: {pod.disruption}", None
+    if node and node.lost:
+        return Cause.NODE_LOST, f"{pod.name}: node {node.name}: {node.going}", None
+    going = observed.going(pod) if pod.alive else None
+    if going:
+        return Cause.PREEMPTED, f"{pod.name}: {going}", None
+    agent = observed.agents.get(pod.uid)
+    told = pod.outcome is not None and pod.outcome.code in {ExitCode.SAVED, ExitCode.PREEMPTED}
+    if pod.deleting or told or (agent and agent.report.notice):
+        code = f", exit code {pod.exit_code}" if pod.exit_code is not None else ""
+        return Cause.PREEMPTED, f"{pod.name} was told to go (SIGTERM){code}", None
+    if node and node.going:
+        return Cause.PREEMPTED, f"{pod.name}: node {node.name}: {node.going}", None
+    if pod.exit_reason == "OOMKilled":
+        text = f"{pod.name} was killed for using more memory than its limit (OOMKilled)"
+        return Cause.OUT_OF_MEMORY, text, None
+    if pod.outcome is not None:
+        cause, evidence, reason = _why_outcome(pod.outcome)
+        return cause, f"{pod.name}: {evidence}", reason
+    if pod.exit_reason in {"StartError", "ContainerCannotRun"} or pod.exit_code in {126, 127, 128}:
+        return Cause.START_FAILED, f"{pod.name} could not start: {pod.exit_message}".strip(), None
+    if pod.exit_code is not None and (pod.exit_code > 128 or pod.exit_code < 0):
+        return Cause.POD_LOST, f"{pod.name} was killed, exit code {pod.exit_code}", None
+    if pod.exit_code is not None:
+        tail = pod.exit_message.strip().splitlines()[-1:] or ["see its log"]
+        return Cause.USER_ERROR, f"{pod.name} exited with {pod.exit_code}: {tail[0]}", None
+    if pod.exit_reason:
+        return Cause.POD_LOST, f"{pod.name}: {pod.exit_reason} {pod.exit_message}".strip(), None
+    return Cause.POD_LOST, f"{pod.name} failed without saying why", None
+
+
+def _why_outcome(outcome: Outcome) -> tuple[Cause, str, str | None]:
+    try:
+        cause = Cause(outcome.cause)
+    except ValueError:
+        cause = Cause.USER_ERROR
+    where = f"rank {outcome.rank}" if outcome.rank is not None else ""
+    if outcome.step is not None:
+        where += f" after step {outcome.step}"
+    return (
+        cause,
+        f"{where.strip()}: {outcome.message}" if where else outcome.message,
+        outcome.reason,
+    )
+
+
+def judge(
+    job: TrainingJob,
+    incident: Incident,
+    history: History,
+    *,
+    checkpoint: int | None,
+    started: bool,
+    now: float,
+) -> Verdict:
+    """Say whether there is another try.
+
+    ``checkpoint`` is the step of the newest commit, ``started`` whether the job has ever completed
+    a step. ``history`` does not hold this incident yet.
+    """
+    what = incident.evidence
+    if incident.cause in FATAL:
+        return _fail(incident, f"{incident.cause}: {what}", "no retry: it would end the same way")
+    if incident.klass == "user":
+        step = incident.step or 0
+        if not started:
+            return _fail(
+                incident, f"{what} (before the first step)", "no retry before any progress"
+            )
+        same = [at for at, where in history.user if where == step]
+        if same:
+            return _fail(incident, f"{what} (twice at step {step})", "no retry: same step twice")
+        fresh = [
+            at
+            for at, where in history.user
+            if now - at < job.user_budget.window and (checkpoint is None or checkpoint <= where)
+        ]
+        return _within(incident, job.user_budget, len(fresh), "user")
+    if incident.klass == "preemption":
+        return _within(incident, job.preemption_budget, history.preemptions, "preemption")
+    window = job.infrastructure_budget.window
+    recent = [at for at in history.infrastructure if now - at < window]
+    return _within(incident, job.infrastructure_budget, len(recent), "infrastructure")
+
+
+def _within(incident: Incident, budget: Budget, spent: int, name: str) -> Verdict:
+    if budget.max is not None and spent >= budget.max:
+        message = (
+            f"{incident.evidence}; spec.restart.{name}.max is {budget.max} and spent: "
+            f"remove the cause, or raise it and create the job again; "
+            f"it goes on from its checkpoint"
+        )
+        return _fail(incident, message, f"no retry: budget of {budget.max} is spent")
+    left = "" if budget.max is None else f" ({spent + 1} of {budget.max})"
+    return Verdict(retry=True, action=f"go on from the newest checkpoint{left}")
+
+
+def _fail(incident: Incident, message: str, action: str) -> Verdict:
+    reason = incident.reason or str(incident.cause)
+    return Verdict(retry=False, action=action, reason=reason, message=message)
+
+
+def charge(history: History, incident: Incident, job: TrainingJob, now: float) -> History:
+    """The history with this incident; entries that no window can reach any more are dropped."""
+    if incident.klass == "user":
+        kept = [(at, s) for at, s in history.user if now - at < job.user_budget.window]
+        return replace(history, user=(*kept, (incident.at, incident.step or 0))[-100:])
+    if incident.klass == "preemption":
+        return replace(history, preemptions=history.preemptions + 1)
+    window = job.infrastructure_budget.window
+    recent = [at for at in history.infrastructure if now - at < window]
+    return replace(history, infrastructure=(*recent, incident.at)[-1000:])
+
+
+def resolve(incident: Incident, *, resumed_from: int, step_seconds: float, now: float) -> Incident:
+    """Close an incident: training has completed a step since, from where ``resumed_from`` says."""
+    lost = max(0, (incident.step or 0) - resumed_from)
+    return replace(
+        incident,
+        resumed_from=resumed_from,
+        steps_lost=lost,
+        seconds_lost=round(now - incident.at + lost * step_seconds, 3),
+    )
+
+
+def backoff(incidents: Sequence[Incident], now: float) -> float:
+    """Seconds to wait before pods are replaced, when incident follows incident without progress."""
+    fruitless = 0
+    for incident in reversed(incidents):
+        if incident.klass != "infrastructure" or not incident.open:
+            break
+        fruitless += 1
+    if fruitless < 3:
+        return 0.0
+    return max(0.0, incidents[-1].at + min(2.0 ** (fruitless - 2), 60.0) - now)
+
+
+def stamp(at: float) -> str:
+    """A Kubernetes timestamp with milliseconds."""
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def to_status(incident: Incident) -> dict[str, Any]:
+    """As in status.incidents."""
+    return {
+        "at": stamp(incident.at),
+        "round": incident.round,
+        "cause": str(incident.cause),
+        "evidence": incident.evidence[:1000],
+        "victims": list(incident.victims),
+        "collateral": list(incident.collateral),
+        "action": incident.action,
+        **{
+            key: value
+            for key, value in (
+                ("step", incident.step),
+                ("resumedFrom", incident.resumed_from),
+                ("stepsLost", incident.steps_lost),
+                ("secondsLost", incident.seconds_lost),
+            )
+            if value is not None
+        },
+    }
+
+
+def from_status(document: Mapping[str, Any]) -> Incident:
+    """The way back."""
+    return Incident(
+        at=parse_time(document["at"]) or 0.0,
+        round=document.get("round", 0),
+        cause=Cause(document["cause"]),
+        evidence=document.get("evidence", ""),
+        victims=tuple(document.get("victims", ())),
+        collateral=tuple(document.get("collateral", ())),
+        step=document.get("step"),
+        resumed_from=document.get("resumedFrom"),
+        steps_lost=document.get("stepsLost"),
+        seconds_lost=document.get("secondsLost"),
+        action=document.get("action", ""),
+    )

@@ -1,0 +1,46 @@
+"""Every metric that the operator exports.
+
+Job names are no labels: a cluster sees any number of jobs in its life, and a series for each would
+stay for ever. What is true of one job is in its status; here is what is true of all.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+JOBS = Gauge("rekindle_jobs", "TrainingJobs by phase", ["phase"], registry=REGISTRY)
+"""Set whenever a job's phase changes."""
+RECONCILE_SECONDS = Histogram(
+    "rekindle_reconcile_seconds",
+    "Time of one reconcile of one job, with its calls to the API server",
+    buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+    registry=REGISTRY,
+)
+RECONCILE_ERRORS = Counter(
+    "rekindle_reconcile_errors_total",
+    "Reconciles that failed and were tried again",
+    registry=REGISTRY,
+)
+INCIDENTS = Counter("rekindle_incidents_total", "Incidents by cause", ["cause"], registry=REGISTRY)
+RECOVERY_SECONDS = Histogram(
+    "rekindle_recovery_seconds",
+    "From an incident to the next completed step",
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
+    registry=REGISTRY,
+)
+LOST_SECONDS = Counter(
+    "rekindle_lost_seconds_total",
+    "Seconds lost to incidents, by class",
+    ["class"],
+    registry=REGISTRY,
+)
+ROUNDS = Counter("rekindle_rounds_total", "Rounds published", registry=REGISTRY)
+AGENTS = Gauge(
+    "rekindle_agents", "Agents that have reported and whose pod lives", registry=REGISTRY
+)
+REFUSED = Counter(
+    "rekindle_agent_requests_refused_total",
+    "Requests of agents that were refused, by status code",
+    ["code"],
+    registry=REGISTRY,
+)

@@ -1,0 +1,524 @@
+"""The one decision about a job: from what is wanted, remembered and observed to what to do.
+
+``reconcile`` is level-triggered and pure. Whatever woke it up (a pod's event, an agent's report, a
+timer, a restart of the operator), it looks at the whole and answers with a `Plan`: children to
+create and delete, the status to write, the round to publish and what to ask of agents. The shell
+applies a plan in that order, so that dying anywhere in between leaves a state from which the next
+call continues: children have names that make creating them twice harmless, the round's number is in
+the status before any agent hears of it, and directives are asked again until they show an effect.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rekindle.contract import AgentPhase, Cause, Directive, DirectiveKind, ExitCode, Round
+from rekindle_operator import incidents, resources, rounds, status
+from rekindle_operator.incidents import Incident
+from rekindle_operator.observed import Observed, Pod
+from rekindle_operator.spec import TrainingJob
+from rekindle_operator.status import Record, condition
+
+END_SECONDS = 15.0
+"""How long agents have to end by themselves after the job's end, before their pods are deleted."""
+KEEP_FINISHED = 5
+"""Finished pods that are kept while the job runs, for their logs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deletion:
+    """A pod to delete; the uid makes sure that it is still the one that was meant."""
+
+    name: str
+    uid: str
+    force: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """A Kubernetes event about the job."""
+
+    kind: str
+    """Normal or Warning."""
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to do, in this order."""
+
+    create: tuple[dict[str, Any], ...] = ()
+    delete: tuple[Deletion, ...] = ()
+    status: Mapping[str, Any] = field(default_factory=dict)
+    publish: Round | None = None
+    forget_round: bool = False
+    directives: Mapping[str, Directive] = field(default_factory=dict)
+    """By uid of the pod; complete: an agent that is not named is asked nothing."""
+    events: tuple[Event, ...] = ()
+    remove_job: bool = False
+    requeue: float | None = None
+    """Call again after this many seconds even if nothing happens."""
+    incidents: tuple[Incident, ...] = ()
+    """Incidents that are new in this plan, for the metrics."""
+    resolved: tuple[Incident, ...] = ()
+    """Incidents that this plan closes, for the metrics."""
+
+
+def reconcile(
+    job: TrainingJob,
+    current: Mapping[str, Any],
+    observed: Observed,
+    *,
+    coordinator_url: str,
+    token: str,
+    now: float,
+) -> Plan:
+    """Decide what to do about a job whose status is ``current``.
+
+    ``token`` is a fresh secret for the case that the job has none yet.
+    """
+    record = status.read(current)
+    if record.phase in status.TERMINAL:
+        return _after_the_end(job, record, observed, now)
+    if job.suspend:
+        return _suspended(job, record, observed, now)
+    record = _begin(record, now)
+    record = _note_progress(record, observed, now)
+
+    before = record.incidents
+    record, verdict, settle = _note_incident(job, record, observed, now)
+    fresh = record.incidents[len(before) :] if len(record.incidents) > len(before) else ()
+    if len(record.incidents) == len(before) and record.incidents != before:
+        fresh = record.incidents[-1:]  # the oldest made room for it
+    record, resolved = _resolve(record, observed, now)
+
+    if verdict is None:
+        verdict = _deadline(job, record, observed, now) or _refusal(observed)
+    if verdict is not None and not verdict.retry:
+        return _end(job, record, observed, now, fresh, reason=verdict.reason, text=verdict.message)
+
+    hold = settle is not None
+    decision = rounds.decide(job, observed, last_number=record.round, hold=hold, now=now)
+    if decision.finished:
+        return _end(job, record, observed, now, fresh, reason=None, text="training is complete")
+    if decision.form:
+        record = replace(record, round=decision.form.number)
+
+    pause = incidents.backoff(record.incidents, now)
+    create = [] if hold or pause else _missing_pods(job, observed, coordinator_url)
+    support: list[dict[str, Any]] = []
+    if not observed.has_secret:
+        support.append(resources.secret(job, token))
+    if not observed.has_service:
+        support.append(resources.service(job))
+
+    record = replace(record, phase=_phase(record, observed, decision))
+    conditions, message = _conditions(job, record, observed, decision)
+    waits = [seconds for seconds in (settle, decision.requeue, pause or None) if seconds]
+    waits.extend(_deadlines_left(job, record, now))
+    return Plan(
+        create=(*support, *create),
+        delete=tuple(_unwanted_pods(job, observed)),
+        status=status.render(job, record, observed, conditions, message, now),
+        publish=decision.form,
+        directives=_save_directives(observed, decision),
+        events=tuple(_incident_event(incident) for incident in fresh),
+        requeue=min(waits) if waits else None,
+        incidents=fresh,
+        resolved=resolved,
+    )
+
+
+def _begin(record: Record, now: float) -> Record:
+    """Start the clocks; end a suspension."""
+    if record.suspended_at is not None:
+        away = now - record.suspended_at
+        return replace(
+            record,
+            suspended_at=None,
+            suspended_seconds=record.suspended_seconds + away,
+            pending_since=now,
+            phase=status.PENDING,
+        )
+    if record.start_time is None:
+        return replace(record, start_time=now, pending_since=now)
+    return record
+
+
+def _note_progress(record: Record, observed: Observed, now: float) -> Record:
+    """Take over what the round's first agent says about steps and checkpoints."""
+    report = status.leader(observed)
+    if report is None:
+        return record
+    if report.checkpoint:
+        record = replace(record, checkpoint=report.checkpoint)
+    progress = report.progress
+    if progress is None or progress.round_steps == 0:
+        return record
+    first = record.first_step_at if record.first_step_at is not None else now
+    agent = observed.agents[report.uid]
+    return replace(
+        record,
+        progress=progress,
+        progress_at=agent.seen_at,
+        first_step_at=first,
+        pending_since=None,
+    )
+
+
+def _note_incident(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> tuple[Record, incidents.Verdict | None, float | None]:
+    """Find what has gone wrong since, charge it, and say whether there is another try."""
+    step = record.progress.step if record.progress else 0
+    found = incidents.detect(job, observed, record.incidents, progress=step, now=now)
+    if found.incident is None:
+        return record, None, found.settle
+    verdict = incidents.judge(
+        job,
+        found.incident,
+        record.history,
+        checkpoint=record.checkpoint.step if record.checkpoint else None,
+        started=record.first_step_at is not None,
+        now=now,
+    )
+    incident = replace(found.incident, action=verdict.action)
+    history = incidents.charge(record.history, incident, job, now)
+    return record.with_incident(incident, history), verdict, None
+
+
+def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tuple[Incident, ...]]:
+    """Close incidents once a round that came after them has completed a step."""
+    report, current = status.leader(observed), observed.round
+    if report is None or current is None or not report.progress or not report.progress.round_steps:
+        return record, ()
+    progress = report.progress
+    began = progress.step - progress.round_steps
+    resumed_from = report.restored.step if report.restored else began
+    step_seconds = progress.productive_seconds / progress.step if progress.step else 0.0
+    inside = {m.pod for m in current.members}
+    closed: list[Incident] = []
+    result: list[Incident] = []
+    for incident in record.incidents:
+        if incident.open and current.number > incident.round:
+            closed.append(
+                incidents.resolve(
+                    incident, resumed_from=resumed_from, step_seconds=step_seconds, now=now
+                )
+            )
+            result.append(closed[-1])
+        elif incident.open and not inside & {*incident.victims, *incident.collateral}:
+            # A pod that never was in a round: training was not touched.
+            result.append(replace(incident, steps_lost=0, seconds_lost=0.0))
+        else:
+            result.append(incident)
+    rework = sum((incident.steps_lost or 0) * step_seconds for incident in closed)
+    record = replace(record, incidents=tuple(result), rework_seconds=record.rework_seconds + rework)
+    return record, tuple(closed)
+
+
+def _deadline(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> incidents.Verdict | None:
+    """Has a deadline of the job passed, and what was in the way."""
+    startup, active = job.startup_deadline, job.active_deadline
+    late: tuple[str, float] | None = None
+    waited = now - (record.pending_since if record.pending_since is not None else now)
+    if startup is not None and waited >= startup > 0:
+        late = "spec.deadlines.startup", startup
+    ran = now - (record.start_time or now) - record.suspended_seconds
+    if active is not None and ran >= active:
+        late = "spec.deadlines.active", active
+    if late is None:
+        return None
+    blocked = _blocker(job, observed)
+    message = f"{late[0]} of {late[1]:.0f} s has passed"
+    if blocked:
+        message += f"; {blocked[1]}"
+    reason = blocked[0] if blocked and late[0].endswith("startup") else str(Cause.TIMEOUT)
+    return incidents.Verdict(retry=False, action="", reason=reason, message=message)
+
+
+def _deadlines_left(job: TrainingJob, record: Record, now: float) -> list[float]:
+    """Seconds until the deadlines of the job."""
+    left = []
+    if job.startup_deadline is not None and record.pending_since is not None:
+        left.append(record.pending_since + job.startup_deadline - now)
+    if job.active_deadline is not None and record.start_time is not None:
+        left.append(record.start_time + record.suspended_seconds + job.active_deadline - now)
+    return [max(seconds, 0.1) for seconds in left]
+
+
+def _refusal(observed: Observed) -> incidents.Verdict | None:
+    """The API server will never accept the pods that this template makes."""
+    if observed.refused is None:
+        return None
+    message = f"the API server refuses the pod: {observed.refused}; correct spec.template"
+    return incidents.Verdict(retry=False, action="", reason="PodRefused", message=message)
+
+
+def _missing_pods(
+    job: TrainingJob, observed: Observed, coordinator_url: str
+) -> list[dict[str, Any]]:
+    """A pod for every slot that has none which stays or is done."""
+    missing = []
+    for slot in range(job.replicas):
+        held = [pod for pod in observed.pods if pod.slot == slot]
+        valid = [pod for pod in held if rounds.wanted(job, pod)]
+        if any(observed.stays(pod) or pod.phase == "Succeeded" for pod in valid):
+            continue
+        incarnation = max((pod.incarnation for pod in held), default=-1) + 1
+        missing.append(resources.pod(job, slot, incarnation, coordinator_url))
+    return missing
+
+
+def _unwanted_pods(job: TrainingJob, observed: Observed) -> list[Deletion]:
+    """Pods that nobody wants: scaled down, of an old template, on a node that goes, long finished."""
+    inside = {m.uid for m in observed.round.members} if observed.round else set()
+    doomed: list[Deletion] = []
+    for pod in observed.pods:
+        node = observed.node_of(pod)
+        if pod.alive and node and node.lost:
+            # Its kubelet will not confirm; the checkpoint's fence keeps a zombie from harm.
+            doomed.append(Deletion(name=pod.name, uid=pod.uid, force=True))
+        elif not pod.alive or pod.deleting:
+            continue
+        elif not rounds.wanted(job, pod) or node and node.going and pod.uid not in inside:
+            doomed.append(Deletion(name=pod.name, uid=pod.uid))
+    doomed.extend(_twins(observed, inside))
+    finished = [p for p in observed.pods if p.phase == "Failed" and not p.deleting]
+    finished.sort(key=lambda pod: (pod.finished_at or pod.created_at, pod.incarnation))
+    spare = finished[: max(0, len(finished) - KEEP_FINISHED)]
+    newest: dict[int, int] = {}
+    for pod in observed.pods:
+        newest[pod.slot] = max(newest.get(pod.slot, 0), pod.incarnation)
+    doomed.extend(
+        Deletion(name=pod.name, uid=pod.uid)
+        for pod in spare
+        if pod.incarnation < newest[pod.slot]  # else its name would be used again
+    )
+    return doomed
+
+
+def _twins(observed: Observed, inside: set[str]) -> list[Deletion]:
+    """Slots held by two pods that both stay, because what seemed to go did not: one is enough."""
+    by_slot: dict[int, list[Pod]] = {}
+    for pod in observed.pods:
+        if observed.stays(pod) and not pod.deleting:
+            by_slot.setdefault(pod.slot, []).append(pod)
+    extra: list[Deletion] = []
+    for pods in by_slot.values():
+        pods.sort(key=lambda pod: (pod.uid not in inside, pod.incarnation))
+        extra.extend(Deletion(name=pod.name, uid=pod.uid) for pod in pods[1:])
+    return extra
+
+
+def _save_directives(observed: Observed, decision: rounds.Decision) -> dict[str, Directive]:
+    """Ask every member that still runs to save."""
+    current = observed.round
+    if decision.save is None or current is None:
+        return {}
+    return {
+        member.uid: Directive(
+            kind=DirectiveKind.SAVE,
+            round=current.number,
+            reason=decision.save,
+            seconds=decision.save_seconds,
+        )
+        for member in current.members
+        if rounds.state_of(member, current, observed)
+        in {rounds.State.RUNNING, rounds.State.STARTING}
+    }
+
+
+def _stop_directives(observed: Observed, code: int, message: str) -> dict[str, Directive]:
+    """Tell every agent that the job is over."""
+    number = observed.round.number if observed.round else 0
+    return {
+        uid: Directive(
+            kind=DirectiveKind.STOP,
+            round=number,
+            reason="the job has ended",
+            code=code,
+            message=message,
+        )
+        for uid, agent in observed.agents.items()
+        if agent.report.phase is not AgentPhase.LEAVING
+    }
+
+
+def _phase(record: Record, observed: Observed, decision: rounds.Decision) -> str:
+    if record.open_incidents:
+        return status.RECOVERING
+    report = status.leader(observed)
+    if record.first_step_at is not None and record.pending_since is None:
+        if report and report.progress and report.progress.round_steps:
+            return status.RUNNING
+        if record.phase in {status.RUNNING, status.RECOVERING}:
+            return status.RUNNING if observed.round else status.STARTING
+    started = (
+        observed.round or decision.form or any(pod.phase == "Running" for pod in observed.pods)
+    )
+    return status.STARTING if started else status.PENDING
+
+
+def _blocker(job: TrainingJob, observed: Observed) -> tuple[str, str] | None:
+    """What keeps a pod from starting, in words: reason and message."""
+    for pod in observed.pods:
+        if not rounds.wanted(job, pod) or not pod.alive:
+            continue
+        if pod.waiting:
+            return pod.waiting.reason, f"pod {pod.name} cannot start: {pod.waiting.message}"
+        if pod.unschedulable:
+            return "Unschedulable", f"no node can take pod {pod.name}: {pod.unschedulable}"
+    return None
+
+
+def _conditions(
+    job: TrainingJob, record: Record, observed: Observed, decision: rounds.Decision
+) -> tuple[list[dict[str, Any]], str]:
+    """Conditions of a job that has not ended, and the one sentence about it."""
+    report = status.leader(observed)
+    going_on = record.phase == status.RUNNING
+    blocked = _blocker(job, observed)
+    skipped = report.restored.skipped if report and report.restored else ()
+    if record.open_incidents:
+        last = record.open_incidents[-1]
+        message = f"recovering from {last.cause}: {last.evidence}"
+    elif going_on and observed.round:
+        world = observed.round.world_size
+        message = f"training on {len(observed.round.members)} pods, {world} workers"
+    else:
+        message = f"waiting for {decision.waiting or 'pods to start'}"
+    if blocked:
+        attention = condition("Degraded", True, blocked[0], blocked[1])
+        message = blocked[1] if not going_on else f"{message}; {blocked[1]}"
+    elif skipped:
+        text = "; ".join(skipped)
+        attention = condition("Degraded", True, "CheckpointDamaged", text)
+    else:
+        attention = condition("Degraded", False, "AsExpected", "nothing needs attention")
+    reason = "Training" if going_on else record.phase
+    return [
+        condition("Ready", going_on, reason, message),
+        condition("Progressing", not going_on, record.phase, message),
+        attention,
+        condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
+        condition("Complete", False, "NotFinished", "training is not complete"),
+        condition("Failed", False, "NotFailed", "the job has not failed"),
+    ], message
+
+
+def _incident_event(incident: Incident) -> Event:
+    text = f"{incident.evidence}; {incident.action}"
+    return Event(kind="Warning", reason=str(incident.cause), message=text)
+
+
+def _end_conditions(phase: str, reason: str, message: str) -> list[dict[str, Any]]:
+    done = phase == status.SUCCEEDED
+    return [
+        condition("Ready", False, phase, message),
+        condition("Progressing", False, phase, message),
+        condition("Degraded", not done, reason, message),
+        condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
+        condition("Complete", done, reason, message if done else "training is not complete"),
+        condition("Failed", not done, reason, message if not done else "the job has not failed"),
+    ]
+
+
+def _end(
+    job: TrainingJob,
+    record: Record,
+    observed: Observed,
+    now: float,
+    fresh: tuple[Incident, ...],
+    *,
+    reason: str | None,
+    text: str,
+) -> Plan:
+    """The job ends now: well when there is no reason, else for that reason."""
+    phase = status.FAILED if reason else status.SUCCEEDED
+    why = _camel(reason or "Completed")
+    closed = tuple(
+        replace(i, seconds_lost=round(now - i.at, 3), steps_lost=i.steps_lost or 0) if i.open else i
+        for i in record.incidents
+    )
+    record = replace(
+        record, phase=phase, completion_time=now, reason=why, message=text, incidents=closed
+    )
+    conditions = _end_conditions(phase, why, text)
+    code = _exit_code(record, fresh) if reason else ExitCode.DONE
+    event = Event(kind="Warning" if reason else "Normal", reason=why, message=text)
+    return Plan(
+        status=status.render(job, record, observed, conditions, text, now),
+        directives=_stop_directives(observed, code, text),
+        events=(*(_incident_event(incident) for incident in fresh), event),
+        requeue=END_SECONDS,
+        incidents=fresh,
+    )
+
+
+def _camel(reason: str) -> str:
+    """A condition's reason may hold letters, digits, '_', ',' and ':' only, so no slash."""
+    return reason.replace("/", ":")
+
+
+def _exit_code(record: Record, fresh: tuple[Incident, ...]) -> ExitCode:
+    causes = {incident.cause for incident in (fresh or record.incidents[-1:])}
+    return ExitCode.INTEGRITY if Cause.INTEGRITY in causes else ExitCode.USER_ERROR
+
+
+def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: float) -> Plan:
+    """Nothing to decide any more: let pods end, clean up, expire."""
+    since = now - (record.completion_time or now)
+    running = [pod for pod in observed.pods if pod.alive and not pod.deleting]
+    late = since >= END_SECONDS
+    doomed = [pod for pod in running if late and job.clean_pods != "None"]
+    if job.clean_pods == "All" and (late or not running):
+        doomed = [pod for pod in observed.pods if not pod.deleting]
+    waits = [END_SECONDS - since] if running and not late else []
+    expired = False
+    if job.ttl_after_finished is not None:
+        left = job.ttl_after_finished - since
+        expired = left <= 0
+        waits.append(left)
+    done = record.phase == status.SUCCEEDED
+    code = ExitCode.DONE if done else _exit_code(record, ())
+    text = record.message or "training is complete"
+    conditions = _end_conditions(record.phase, record.reason or "Completed", text)
+    return Plan(
+        delete=tuple(Deletion(name=pod.name, uid=pod.uid) for pod in doomed),
+        status=status.render(job, record, observed, conditions, text, now),
+        directives=_stop_directives(observed, code, text),
+        remove_job=expired,
+        requeue=max(0.1, min(waits)) if waits else None,
+    )
+
+
+def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float) -> Plan:
+    """Pods are told to go, which makes them save first; the job and its checkpoints stay."""
+    record = _note_progress(record, observed, now)
+    alive = [pod for pod in observed.pods if pod.alive]
+    if record.suspended_at is None:
+        record = replace(record, suspended_at=now, start_time=record.start_time or now)
+    closed = tuple(
+        replace(i, seconds_lost=round(now - i.at, 3)) if i.open else i for i in record.incidents
+    )
+    record = replace(record, phase=status.SUSPENDED, pending_since=None, incidents=closed)
+    saving = f"{len(alive)} pods save and end" if alive else "no pods run"
+    step = f" at step {record.checkpoint.step}" if record.checkpoint else ""
+    message = f"suspended{step}: {saving}; set spec.suspend to false to go on"
+    conditions = [
+        condition("Ready", False, "Suspended", message),
+        condition("Progressing", bool(alive), "Suspended", message),
+        condition("Degraded", False, "AsExpected", "nothing needs attention"),
+        condition("Suspended", True, "SpecSuspend", message),
+        condition("Complete", False, "NotFinished", "training is not complete"),
+        condition("Failed", False, "NotFailed", "the job has not failed"),
+    ]
+    return Plan(
+        delete=tuple(Deletion(name=p.name, uid=p.uid) for p in alive if not p.deleting),
+        status=status.render(job, record, observed, conditions, message, now),
+        forget_round=not alive,
+    )

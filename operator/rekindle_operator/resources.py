@@ -1,0 +1,197 @@
+"""The children of a job, as manifests: pods, the secret that they show the coordinator, a service.
+
+Pure: the same job, slot and incarnation always give the same manifest. Names are made from what a
+child is (``digits-0``, and ``digits-0r1`` for the pod that took over slot 0), so that creating a
+child a second time, because the first attempt's answer was lost or the cache is behind, meets
+AlreadyExists instead of making another one.
+
+What the user's template says stays; the operator adds the launcher as command, its environment, the
+metrics port, a memory-backed /dev/shm (containers get 64 MiB otherwise, too little for workers that
+share memory) and restartPolicy Never, because restarts are decided here.
+"""
+
+import base64
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from rekindle.contract import (
+    ENV_CHECKPOINT_ENDPOINT,
+    ENV_CHECKPOINT_EVERY_SECONDS,
+    ENV_CHECKPOINT_EVERY_STEPS,
+    ENV_CHECKPOINT_KEEP_LATEST,
+    ENV_CHECKPOINT_URI,
+    ENV_COORDINATOR,
+    ENV_GRACE,
+    ENV_JOB,
+    ENV_NAMESPACE,
+    ENV_POD,
+    ENV_POD_IP,
+    ENV_POD_UID,
+    ENV_PROC_PER_NODE,
+    ENV_TERMINATION_LOG,
+    ENV_TOKEN,
+    GROUP,
+    KIND,
+    LABEL_INCARNATION,
+    LABEL_JOB,
+    LABEL_MANAGED_BY,
+    LABEL_SLOT,
+    POD_METRICS_PORT,
+    POD_METRICS_PORT_NAME,
+    TRAINER_CONTAINER,
+    VERSION,
+)
+from rekindle_operator.observed import LABEL_TEMPLATE
+from rekindle_operator.spec import TrainingJob
+
+TERMINATION_LOG = "/dev/termination-log"
+SHM = "rekindle-shm"
+"""Name of the volume behind /dev/shm."""
+TOKEN_KEY = "token"
+"""Key of the job's secret."""
+
+
+def selector(job: str) -> dict[str, str]:
+    """Labels that exactly the pods of one job carry."""
+    return {LABEL_JOB: job, LABEL_MANAGED_BY: "rekindle"}
+
+
+def secret_name(job: str) -> str:
+    """Name of the secret of a job."""
+    return f"{job}-rekindle"
+
+
+def service_name(job: str) -> str:
+    """Name of the headless service of a job."""
+    return f"{job}-pods"
+
+
+def pod_name(job: str, slot: int, incarnation: int) -> str:
+    """Name of a pod; the last part tells slot and incarnation apart from any job's name."""
+    return f"{job}-{slot}" + (f"r{incarnation}" if incarnation else "")
+
+
+def _meta(job: TrainingJob, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": dict(labels),
+        "ownerReferences": [
+            {
+                "apiVersion": f"{GROUP}/{VERSION}",
+                "kind": KIND,
+                "name": job.name,
+                "uid": job.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def secret(job: TrainingJob, token: str) -> dict[str, Any]:
+    """The secret by which the coordinator knows the job's pods."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": _meta(job, secret_name(job.name), selector(job.name)),
+        "type": "Opaque",
+        "data": {TOKEN_KEY: base64.b64encode(token.encode()).decode()},
+    }
+
+
+def service(job: TrainingJob) -> dict[str, Any]:
+    """A headless service: DNS names for the pods, and one target list for whoever scrapes them."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _meta(job, service_name(job.name), selector(job.name)),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": selector(job.name),
+            "ports": [{"name": POD_METRICS_PORT_NAME, "port": POD_METRICS_PORT}],
+        },
+    }
+
+
+def pod(job: TrainingJob, slot: int, incarnation: int, coordinator_url: str) -> dict[str, Any]:
+    """One pod of the job."""
+    given = job.template.get("metadata") or {}
+    labels = {
+        **(given.get("labels") or {}),
+        **selector(job.name),
+        LABEL_SLOT: str(slot),
+        LABEL_INCARNATION: str(incarnation),
+        LABEL_TEMPLATE: job.template_hash,
+    }
+    meta = _meta(job, pod_name(job.name, slot, incarnation), labels)
+    if given.get("annotations"):
+        meta["annotations"] = dict(given["annotations"])
+    spec = copy.deepcopy(dict(job.template["spec"]))
+    spec["restartPolicy"] = "Never"
+    spec["containers"] = [
+        _trainer(job, container, coordinator_url)
+        if container["name"] == TRAINER_CONTAINER
+        else container
+        for container in spec["containers"]
+    ]
+    if _mounts_shm(spec["containers"]):
+        volumes = [*(spec.get("volumes") or ())]
+        spec["volumes"] = [*volumes, {"name": SHM, "emptyDir": {"medium": "Memory"}}]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+
+
+def _mounts_shm(containers: list[dict[str, Any]]) -> bool:
+    return any(m["name"] == SHM for c in containers for m in c.get("volumeMounts") or ())
+
+
+def _trainer(job: TrainingJob, given: Mapping[str, Any], coordinator_url: str) -> dict[str, Any]:
+    """The container that trains: the user's, with the launcher in front."""
+    container = dict(given)
+    container.setdefault("command", ["python", "-m", "rekindle.launch"])
+    container["terminationMessagePath"] = TERMINATION_LOG
+    container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
+    container["env"] = [*_environment(job, coordinator_url), *(container.get("env") or ())]
+    if job.checkpoint.secret:
+        source = {"secretRef": {"name": job.checkpoint.secret}}
+        container["envFrom"] = [source, *(container.get("envFrom") or ())]
+    ports = [*(container.get("ports") or ())]
+    container["ports"] = [
+        *ports,
+        {"name": POD_METRICS_PORT_NAME, "containerPort": POD_METRICS_PORT},
+    ]
+    mounts = [*(container.get("volumeMounts") or ())]
+    if not any(mount.get("mountPath") == "/dev/shm" for mount in mounts):
+        container["volumeMounts"] = [*mounts, {"name": SHM, "mountPath": "/dev/shm"}]
+    return container
+
+
+def _environment(job: TrainingJob, coordinator_url: str) -> list[dict[str, Any]]:
+    """What the agent and its workers are told (see rekindle.contract)."""
+
+    def field(path: str) -> dict[str, Any]:
+        return {"fieldRef": {"fieldPath": path}}
+
+    token = {"secretKeyRef": {"name": secret_name(job.name), "key": TOKEN_KEY}}
+    values: list[tuple[str, str | int | None]] = [
+        (ENV_JOB, job.name),
+        (ENV_NAMESPACE, job.namespace),
+        (ENV_COORDINATOR, coordinator_url),
+        (ENV_PROC_PER_NODE, job.proc_per_node),
+        (ENV_GRACE, int(job.grace_seconds)),
+        (ENV_TERMINATION_LOG, TERMINATION_LOG),
+        (ENV_CHECKPOINT_URI, job.checkpoint.uri),
+        (ENV_CHECKPOINT_ENDPOINT, job.checkpoint.endpoint_url),
+        (ENV_CHECKPOINT_EVERY_STEPS, job.checkpoint.every_steps),
+        (ENV_CHECKPOINT_EVERY_SECONDS, job.checkpoint.every_seconds),
+        (ENV_CHECKPOINT_KEEP_LATEST, job.checkpoint.keep_latest),
+    ]
+    return [
+        {"name": ENV_POD, "valueFrom": field("metadata.name")},
+        {"name": ENV_POD_UID, "valueFrom": field("metadata.uid")},
+        {"name": ENV_POD_IP, "valueFrom": field("status.podIP")},
+        {"name": ENV_TOKEN, "valueFrom": token},
+        *({"name": name, "value": str(value)} for name, value in values if value is not None),
+    ]

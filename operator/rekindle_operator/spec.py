@@ -1,0 +1,146 @@
+"""A TrainingJob as frozen dataclasses, parsed once from what the API server holds.
+
+The schema and the CEL rules of the custom resource have refused bad input before it gets here, and
+have filled in the defaults. Parsing still names the field when something is off, since an older CRD
+may be installed than the one that this operator was written for.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_DURATION = re.compile(r"^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$")
+
+
+class SpecError(ValueError):
+    """A field of the spec that cannot be understood; the text names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How many incidents of a class are answered with another try."""
+
+    max: int | None
+    """None: without limit."""
+    window: float
+    """Seconds of the sliding window."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Where and how often state is committed."""
+
+    uri: str
+    secret: str | None
+    endpoint_url: str | None
+    every_steps: int | None
+    every_seconds: int | None
+    keep_latest: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingJob:
+    """What the user wants."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    created_at: float
+    replicas: int
+    min_replicas: int
+    proc_per_node: str
+    template: Mapping[str, Any]
+    checkpoint: Checkpoint
+    user_budget: Budget
+    infrastructure_budget: Budget
+    preemption_budget: Budget
+    startup_deadline: float | None
+    active_deadline: float | None
+    suspend: bool
+    ttl_after_finished: float | None
+    clean_pods: str
+
+    @property
+    def grace_seconds(self) -> float:
+        """What a pod has between SIGTERM and SIGKILL."""
+        return float(self.template["spec"].get("terminationGracePeriodSeconds") or 30)
+
+    @property
+    def template_hash(self) -> str:
+        """Changes when pods made before the change no longer are what is wanted.
+
+        Made from the user's words only, not from the rendered pod: a new operator that renders a
+        little differently must not restart anybody's training.
+        """
+        words = [self.template, self.proc_per_node, vars(self.checkpoint)]
+        text = json.dumps(words, sort_keys=True, default=dict)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def parse_duration(text: str, field: str) -> float:
+    """Seconds of a duration such as ``1h30m``; SpecError names the field."""
+    match = _DURATION.match(text)
+    if not text or not match:
+        raise SpecError(f"{field} is {text!r}, which is no duration such as 90s, 30m or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return hours * 3600.0 + minutes * 60.0 + seconds
+
+
+def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
+    """Read the object as the API server has it; SpecError names a missing or wrong field."""
+    meta, spec = body["metadata"], body["spec"]
+    try:
+        checkpoint = spec["checkpoint"]
+        template = spec["template"]
+        if not template["spec"]["containers"]:
+            raise SpecError("spec.template.spec.containers is empty")
+        uri = str(checkpoint["uri"])
+    except (KeyError, TypeError) as error:
+        raise SpecError(f"spec lacks {error}: is the CRD of this operator installed?") from error
+    every = checkpoint.get("every") or {"seconds": 120}
+    restart = spec.get("restart") or {}
+    deadlines = spec.get("deadlines") or {}
+    return TrainingJob(
+        name=meta["name"],
+        namespace=meta["namespace"],
+        uid=meta["uid"],
+        generation=int(meta.get("generation", 0)),
+        created_at=created_at,
+        replicas=int(spec.get("replicas", 1)),
+        min_replicas=int((spec.get("elastic") or {}).get("minReplicas", 1)),
+        proc_per_node=str(spec.get("procPerNode", "auto")),
+        template=template,
+        checkpoint=Checkpoint(
+            uri=uri,
+            secret=(checkpoint.get("secretRef") or {}).get("name"),
+            endpoint_url=checkpoint.get("endpointUrl"),
+            every_steps=every.get("steps"),
+            every_seconds=every.get("seconds"),
+            keep_latest=int((checkpoint.get("keep") or {}).get("latest", 3)),
+        ),
+        user_budget=_budget(restart, "user", 3, "1h"),
+        infrastructure_budget=_budget(restart, "infrastructure", 50, "24h"),
+        preemption_budget=_budget(restart, "preemption", None, "24h"),
+        startup_deadline=_deadline(deadlines, "startup", "30m"),
+        active_deadline=_deadline(deadlines, "active", None),
+        suspend=bool(spec.get("suspend", False)),
+        ttl_after_finished=spec.get("ttlSecondsAfterFinished"),
+        clean_pods=spec.get("cleanPods", "Running"),
+    )
+
+
+def _budget(restart: Mapping[str, Any], name: str, most: int | None, window: str) -> Budget:
+    given = restart.get(name) or {}
+    return Budget(
+        max=given.get("max", most),
+        window=parse_duration(given.get("window", window), f"spec.restart.{name}.window"),
+    )
+
+
+def _deadline(deadlines: Mapping[str, Any], name: str, default: str | None) -> float | None:
+    text = deadlines.get(name, default)
+    return None if text is None else parse_duration(text, f"spec.deadlines.{name}")

@@ -1,0 +1,257 @@
+"""The status of a job: what the operator remembers about it, and what people read.
+
+`Record` is the memory: everything that an operator which has just started must know to go on as if
+it had never been away. It is read from the status and written back to it; nothing else is
+persisted. `render` turns a record and what is observed into the document that ``kubectl`` shows.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rekindle.contract import AgentReport, CheckpointReport, Progress
+from rekindle_operator.incidents import KEEP, History, Incident, from_status, stamp, to_status
+from rekindle_operator.observed import Observed, parse_time
+from rekindle_operator.resources import selector
+from rekindle_operator.spec import TrainingJob
+
+PENDING, STARTING, RUNNING = "Pending", "Starting", "Running"
+RECOVERING, SUSPENDED = "Recovering", "Suspended"
+SUCCEEDED, FAILED = "Succeeded", "Failed"
+TERMINAL = {SUCCEEDED, FAILED}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What must survive an operator."""
+
+    phase: str = PENDING
+    round: int = 0
+    """The highest round number ever used."""
+    start_time: float | None = None
+    completion_time: float | None = None
+    pending_since: float | None = None
+    """Since when pods have been wanted without a first step since."""
+    first_step_at: float | None = None
+    suspended_at: float | None = None
+    suspended_seconds: float = 0.0
+    rework_seconds: float = 0.0
+    incidents: tuple[Incident, ...] = ()
+    history: History = History()
+    counts: Mapping[str, int] | None = None
+    """Incidents by class, over the whole life of the job."""
+    progress: Progress | None = None
+    progress_at: float | None = None
+    checkpoint: CheckpointReport | None = None
+    reason: str = ""
+    """Of the end, for the Failed condition."""
+    message: str = ""
+    conditions: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def open_incidents(self) -> tuple[Incident, ...]:
+        """Those after which training has not gone on yet."""
+        return tuple(incident for incident in self.incidents if incident.open)
+
+    def with_incident(self, incident: Incident, history: History) -> "Record":
+        """Add one, and count it."""
+        counts = dict(self.counts or {})
+        counts[incident.klass] = counts.get(incident.klass, 0) + 1
+        kept = (*self.incidents, incident)[-KEEP:]
+        return replace(self, incidents=kept, history=history, counts=counts)
+
+
+def read(status: Mapping[str, Any]) -> Record:
+    """The record that a status holds; an empty status gives an empty record."""
+    accounting = status.get("accounting") or {}
+    restarts = status.get("restarts") or {}
+    progress = status.get("progress") or {}
+    goodput = status.get("goodput") or {}
+    checkpoint = status.get("checkpoint") or {}
+    conditions = tuple(status.get("conditions") or ())
+    failed: Mapping[str, Any] = next(
+        (c for c in conditions if c["type"] == FAILED and c["status"] == "True"), {}
+    )
+    return Record(
+        phase=status.get("phase", PENDING),
+        round=status.get("round", 0),
+        start_time=parse_time(status.get("startTime")),
+        completion_time=parse_time(status.get("completionTime")),
+        pending_since=accounting.get("pendingSince"),
+        first_step_at=accounting.get("firstStepAt"),
+        suspended_at=accounting.get("suspendedAt"),
+        suspended_seconds=accounting.get("suspendedSeconds", 0.0),
+        rework_seconds=accounting.get("reworkSeconds", 0.0),
+        incidents=tuple(from_status(i) for i in status.get("incidents") or ()),
+        history=History(
+            user=tuple((e["at"], e["step"]) for e in accounting.get("userErrors") or ()),
+            infrastructure=tuple(accounting.get("infrastructureErrors") or ()),
+            preemptions=restarts.get("preemption", 0),
+        ),
+        counts={k: restarts.get(k, 0) for k in ("user", "infrastructure", "preemption")},
+        progress=Progress(
+            step=progress.get("step", 0),
+            total_steps=progress.get("totalSteps"),
+            epoch=progress.get("epoch", 0),
+            loss=progress.get("loss"),
+            metrics=progress.get("metrics"),
+            samples=progress.get("samples", 0),
+            samples_per_second=progress.get("samplesPerSecond"),
+            productive_seconds=goodput.get("productiveSeconds", 0.0),
+            stall_seconds=(goodput.get("lost") or {}).get("stall", 0.0),
+        )
+        if progress
+        else None,
+        progress_at=parse_time(progress.get("reportedAt")),
+        checkpoint=CheckpointReport(
+            step=checkpoint["step"],
+            committed_at=parse_time(checkpoint.get("committedAt")) or 0.0,
+            uri=checkpoint.get("uri", ""),
+        )
+        if checkpoint
+        else None,
+        reason=failed.get("reason", ""),
+        message=failed.get("message", "") if failed else "",
+        conditions=conditions,
+    )
+
+
+def leader(observed: Observed) -> AgentReport | None:
+    """The report of the current round's first member, if it is in that round: it speaks for all."""
+    if observed.round is None:
+        return None
+    agent = observed.agents.get(observed.round.members[0].uid)
+    if agent is None or agent.report.round is None:
+        return None
+    return agent.report if agent.report.round.key == observed.round.key else None
+
+
+def condition(kind: str, value: bool, reason: str, message: str) -> dict[str, Any]:
+    """One condition, without its transition time."""
+    return {
+        "type": kind,
+        "status": "True" if value else "False",
+        "reason": reason,
+        "message": message[:4000],
+    }
+
+
+def _stamped(
+    fresh: list[dict[str, Any]], old: tuple[Mapping[str, Any], ...], generation: int, now: float
+) -> list[dict[str, Any]]:
+    """Conditions with the time of their last transition, in Kubernetes' sense: of their status."""
+    before = {c["type"]: c for c in old}
+    result = []
+    for item in fresh:
+        last = before.get(item["type"])
+        same = last is not None and last["status"] == item["status"]
+        at = last["lastTransitionTime"] if same and last else stamp(now)
+        result.append({**item, "lastTransitionTime": at, "observedGeneration": generation})
+    return result
+
+
+def goodput(record: Record, now: float) -> dict[str, Any] | None:
+    """Where the time since the first pod was wanted has gone; every second in one place.
+
+    productive and stall are counted by the trainer and travel with its checkpoints, so that steps
+    that were lost are not in them; pending ends with the first step; rework is the time of lost
+    steps; what remains is the price of restarts.
+    """
+    if record.start_time is None:
+        return None
+    end = record.completion_time or record.suspended_at or now
+    total = max(0.0, end - record.start_time - record.suspended_seconds)
+    progress = record.progress or Progress()
+    stall = min(progress.stall_seconds, total)
+    productive = min(progress.productive_seconds, total - stall)
+    pending = min((record.first_step_at or end) - record.start_time, total - productive - stall)
+    pending = max(0.0, pending)
+    rework = min(record.rework_seconds, total - productive - stall - pending)
+    restart = max(0.0, total - productive - stall - pending - rework)
+    ratio = productive / total if total > 0 else 0.0
+    return {
+        "ratio": round(ratio, 4),
+        "percent": f"{100 * ratio:.0f}%",
+        "productiveSeconds": round(productive, 3),
+        "lost": {
+            "pending": round(pending, 3),
+            "restart": round(restart, 3),
+            "rework": round(rework, 3),
+            "stall": round(stall, 3),
+        },
+    }
+
+
+def render(
+    job: TrainingJob,
+    record: Record,
+    observed: Observed,
+    conditions: list[dict[str, Any]],
+    message: str,
+    now: float,
+) -> dict[str, Any]:
+    """The whole status document. Keys without a value are left out."""
+    alive = [pod for pod in observed.pods if pod.alive]
+    ready = sum(pod.ready for pod in alive)
+    wanted = 0 if record.phase in TERMINAL or job.suspend else job.replicas
+    counts = {k: (record.counts or {}).get(k, 0) for k in ("user", "infrastructure", "preemption")}
+    document: dict[str, Any] = {
+        "observedGeneration": job.generation,
+        "phase": record.phase,
+        "message": message[:1000],
+        "ready": f"{ready}/{wanted}",
+        "replicas": len(alive),
+        "readyReplicas": ready,
+        "selector": ",".join(f"{k}={v}" for k, v in selector(job.name).items()),
+        "round": record.round,
+        "startTime": stamp(record.start_time) if record.start_time else None,
+        "completionTime": stamp(record.completion_time) if record.completion_time else None,
+        "conditions": _stamped(conditions, record.conditions, job.generation, now),
+        "restarts": {**counts, "total": sum(counts.values())},
+        "goodput": goodput(record, now),
+        "incidents": [to_status(incident) for incident in record.incidents],
+        "progress": _progress(record),
+        "checkpoint": {
+            "step": record.checkpoint.step,
+            "committedAt": stamp(record.checkpoint.committed_at),
+            "uri": record.checkpoint.uri,
+        }
+        if record.checkpoint
+        else None,
+        "accounting": {
+            key: value
+            for key, value in (
+                ("userErrors", [{"at": a, "step": s} for a, s in record.history.user]),
+                ("infrastructureErrors", list(record.history.infrastructure)),
+                ("pendingSince", record.pending_since),
+                ("firstStepAt", record.first_step_at),
+                ("reworkSeconds", round(record.rework_seconds, 3)),
+                ("suspendedSeconds", round(record.suspended_seconds, 3)),
+                ("suspendedAt", record.suspended_at),
+            )
+            if value not in (None, [], 0.0)
+        },
+    }
+    return {key: value for key, value in document.items() if value is not None}
+
+
+def _progress(record: Record) -> dict[str, Any] | None:
+    progress = record.progress
+    if progress is None or record.progress_at is None:
+        return None
+    eta = None
+    if progress.total_steps and progress.step and progress.productive_seconds:
+        left = progress.total_steps - progress.step
+        eta = record.progress_at + left * progress.productive_seconds / progress.step
+    document = {
+        "step": progress.step,
+        "totalSteps": progress.total_steps,
+        "epoch": progress.epoch,
+        "loss": progress.loss,
+        "metrics": progress.metrics,
+        "samples": progress.samples,
+        "samplesPerSecond": progress.samples_per_second,
+        "eta": stamp(eta) if eta else None,
+        "reportedAt": stamp(record.progress_at),
+    }
+    return {key: value for key, value in document.items() if value is not None}
