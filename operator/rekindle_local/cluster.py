@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import secrets
 import shutil
 import tempfile
 import threading
@@ -46,7 +45,8 @@ class ClusterConfig:
     port: int = 0
     """Of the API server; 0 takes a free one."""
     token: str | None = None
-    """The bearer token that clients need; None makes a new one."""
+    """A bearer token that clients have to send. None asks for nobody's: kubectl sends no credentials
+    over plain HTTP, so with a token only other clients get in."""
     state_dir: Path | None = None
     """Where pods' files and the kubeconfig live; None is a temporary one, removed at the end."""
     kubeconfig: Path | None = None
@@ -76,8 +76,8 @@ class Cluster:
         self.config = config or ClusterConfig()
         self.url = ""
         """Of the API server."""
-        self.token = self.config.token or secrets.token_urlsafe(24)
-        """The bearer token of the kubeconfig."""
+        self.token = self.config.token
+        """What clients have to send; None when nothing is asked for."""
         self.s3_endpoint = ""
         """Of the object store; empty without one."""
         self.s3_credentials = ("", "")
@@ -262,8 +262,9 @@ class Cluster:
         os.replace(fresh, self.kubeconfig)
 
 
-def kubeconfig_text(url: str, token: str) -> str:
+def kubeconfig_text(url: str, token: str | None) -> str:
     """A kubeconfig with one context, `embedded`."""
+    user = f"{{token: '{token}'}}" if token else "{}"
     return (
         "apiVersion: v1\n"
         "kind: Config\n"
@@ -271,7 +272,7 @@ def kubeconfig_text(url: str, token: str) -> str:
         "clusters:\n"
         f"- name: embedded\n  cluster: {{server: '{url}'}}\n"
         "users:\n"
-        f"- name: embedded\n  user: {{token: '{token}'}}\n"
+        f"- name: embedded\n  user: {user}\n"
         "contexts:\n"
         "- name: embedded\n"
         "  context: {cluster: embedded, user: embedded, namespace: default}\n"
@@ -354,8 +355,8 @@ class ClusterThread:
         return self.cluster.url
 
     @property
-    def token(self) -> str:
-        """The bearer token of the kubeconfig."""
+    def token(self) -> str | None:
+        """What clients have to send; None when nothing is asked for."""
         return self.cluster.token
 
     @property

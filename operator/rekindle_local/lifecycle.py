@@ -32,6 +32,7 @@ from rekindle_local.events import EventRecorder
 from rekindle_local.kubelet.agent import LEASES
 
 _TICK = 0.25
+_ADMISSION_SECONDS = 300
 _log = logging.getLogger(__name__)
 _MANAGED = (constraints.NOT_READY, constraints.UNREACHABLE, constraints.UNSCHEDULABLE)
 
@@ -43,7 +44,8 @@ class LifecycleTimings:
     node_grace: float = 4.0
     """Without a heartbeat until the node counts as gone (40 s in a real cluster)."""
     default_toleration: float = 30.0
-    """A pod stays bound to a node that is gone (300 s in a real cluster)."""
+    """A pod stays bound to a node that is gone (300 s in a real cluster). Admission writes 300 s
+    into every pod that says nothing itself, so exactly that number is read as this one."""
 
 
 def managed_taints(node: Manifest, *, alive: bool) -> list[Manifest]:
@@ -72,11 +74,14 @@ def toleration_seconds(pod: Manifest, taint: Manifest, default: float) -> float 
     found = [
         one for one in pod["spec"].get("tolerations") or () if constraints.tolerates(one, taint)
     ]
+    shared = taint["key"] in (constraints.NOT_READY, constraints.UNREACHABLE)
     if not found:
-        shared = taint["key"] in (constraints.NOT_READY, constraints.UNREACHABLE)
         return default if shared else 0.0
-    limits = [one.get("tolerationSeconds") for one in found]
-    bounded = [float(one) for one in limits if one is not None]
+    bounded = [
+        default if shared and limit == _ADMISSION_SECONDS else float(limit)
+        for limit in (one.get("tolerationSeconds") for one in found)
+        if limit is not None
+    ]
     return min(bounded) if bounded else None
 
 

@@ -1,0 +1,55 @@
+import pytest
+
+from rekindle_local.lifecycle import managed_taints, toleration_seconds
+
+UNREACHABLE = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}
+READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+
+
+def keys(node, *, alive):
+    return [(one["key"], one["effect"]) for one in managed_taints(node, alive=alive)]
+
+
+def test_a_healthy_node_keeps_foreign_taints_only():
+    taints = [{"key": "spot", "effect": "NoSchedule"}, UNREACHABLE]
+    assert keys({"spec": {"taints": taints}, "status": READY}, alive=True) == [
+        ("spot", "NoSchedule")
+    ]
+
+
+def test_a_silent_node_becomes_unreachable():
+    assert keys({"spec": {}, "status": READY}, alive=False) == [
+        ("node.kubernetes.io/unreachable", "NoSchedule"),
+        ("node.kubernetes.io/unreachable", "NoExecute"),
+    ]
+
+
+def test_a_cordoned_node_is_tainted_unschedulable():
+    assert keys({"spec": {"unschedulable": True}, "status": READY}, alive=True) == [
+        ("node.kubernetes.io/unschedulable", "NoSchedule")
+    ]
+
+
+def test_a_taint_that_stays_keeps_the_time_it_was_added():
+    old = {**UNREACHABLE, "timeAdded": "2020-01-01T00:00:00Z"}
+    assert old in managed_taints({"spec": {"taints": [old]}, "status": READY}, alive=False)
+
+
+@pytest.mark.parametrize(
+    ("tolerations", "taint", "expected"),
+    [
+        ([], UNREACHABLE, 30),
+        ([], {"key": "x", "effect": "NoExecute"}, 0),
+        ([{"operator": "Exists"}], UNREACHABLE, None),
+        ([{"key": UNREACHABLE["key"], "operator": "Exists", "tolerationSeconds": 2}],
+         UNREACHABLE, 2),
+        ([{"operator": "Exists"}, {"operator": "Exists", "tolerationSeconds": 5}],
+         UNREACHABLE, 5),
+        ([{"operator": "Exists", "tolerationSeconds": 300}], UNREACHABLE, 30),
+        ([{"operator": "Exists", "tolerationSeconds": 300}], {"key": "x", "effect": "NoExecute"},
+         300),
+    ],
+)  # fmt: skip
+def test_a_pod_bears_a_taint_as_long_as_its_tolerations_say(tolerations, taint, expected):
+    pod = {"spec": {"tolerations": tolerations}}
+    assert toleration_seconds(pod, taint, 30) == expected
