@@ -147,8 +147,9 @@ class Cluster:
             if error.status == 404:
                 return None
             raise
-        owners = {reference.uid for reference in found.metadata.owner_references or ()}
-        value = (found.data or {}).get(TOKEN_KEY)
+        parsed = self._plain(found)
+        owners = {o["uid"] for o in parsed["metadata"].get("ownerReferences") or ()}
+        value = (parsed.get("data") or {}).get(TOKEN_KEY)
         return base64.b64decode(value).decode() if value and owner in owners else None
 
     async def has_service(self, namespace: str, name: str) -> bool:
@@ -179,7 +180,7 @@ class Cluster:
             if error.status == 404:
                 return None
             raise
-        return dict(found)
+        return found if isinstance(found, dict) else self._plain(found)
 
     async def nodes(self) -> list[dict[str, Any]]:
         """All nodes."""
@@ -190,7 +191,7 @@ class Cluster:
         """Post events about a job. Losing one costs nothing, so errors end here."""
         meta = body["metadata"]
         for event in events:
-            manifest = {
+            manifest: Any = {
                 "metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]},
                 "involvedObject": {
                     "apiVersion": f"{GROUP}/{VERSION}",
@@ -224,6 +225,6 @@ class Cluster:
 def _message(error: client.ApiException) -> str:
     """What the API server says, without the client's decoration."""
     try:
-        return str(json.loads(error.body)["message"])
+        return str(json.loads(error.body or "")["message"])
     except (TypeError, ValueError, KeyError):
         return f"{error.status} {error.reason}"

@@ -12,6 +12,7 @@ was interrupted does not tell what was deleted meanwhile.
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -246,10 +247,8 @@ class Controller:
             left = state.due - time.monotonic()
             if left > 0:
                 state.wake.clear()
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(state.wake.wait(), left)
-                except TimeoutError:
-                    pass
                 continue
             state.due = time.monotonic() + RESYNC
             try:

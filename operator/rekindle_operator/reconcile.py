@@ -274,7 +274,7 @@ def _missing_pods(
 
 
 def _unwanted_pods(job: TrainingJob, observed: Observed) -> list[Deletion]:
-    """Pods that nobody wants: scaled down, of an old template, on a node that goes, long finished."""
+    """Pods that nobody wants: scaled down, old template, on a node that goes, long finished."""
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     doomed: list[Deletion] = []
     for pod in observed.pods:
