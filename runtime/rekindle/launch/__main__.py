@@ -85,12 +85,12 @@ def _refuse(log: Path | None, message: str) -> int:
 def _serve(settings: Settings, signals: Signals, command: Sequence[str]) -> int:
     # Counting GPUs must not initialise CUDA in a process that starts others.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    from rekindle.launch import exporter  # noqa: PLC0415 - all of these import torch
-    from rekindle.launch.agent import Agent  # noqa: PLC0415
-    from rekindle.launch.client import Coordinator, CoordinatorLink, Link  # noqa: PLC0415
-    from rekindle.launch.session import Session  # noqa: PLC0415
-    from rekindle.launch.solo import SoloLink  # noqa: PLC0415
-    from rekindle.launch.store import Spare  # noqa: PLC0415
+    from rekindle.launch import exporter
+    from rekindle.launch.agent import Agent
+    from rekindle.launch.client import Coordinator, CoordinatorLink, Link
+    from rekindle.launch.session import Session
+    from rekindle.launch.solo import SoloLink
+    from rekindle.launch.store import Spare
 
     plain_torch_logs()
     link: Link = CoordinatorLink(Coordinator(settings)) if settings.coordinator else SoloLink()

@@ -18,6 +18,6 @@ def get_handler() -> "Callable[[RendezvousParameters], RendezvousHandler]":
 
 
 def _create(parameters: "RendezvousParameters") -> "RendezvousHandler":
-    from rekindle.launch.rendezvous import create  # noqa: PLC0415
+    from rekindle.launch.rendezvous import create
 
     return create(parameters)

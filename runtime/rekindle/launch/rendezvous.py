@@ -7,7 +7,8 @@ is late for the process group, not for this.
 
 The agent of ``rekindle.launch`` joins only when a round is there, so for it ``next_rendezvous``
 never blocks for long. Under plain ``torchrun --rdzv-backend=rekindle`` it blocks until there is
-one.
+one; give torchrun ``--max-restarts`` then, because its own loop counts a worker that fell with a
+peer before the new round was seen.
 """
 
 import os

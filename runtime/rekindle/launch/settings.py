@@ -146,6 +146,6 @@ def _cpus() -> int:
 def _gpus() -> int:
     # Counted through NVML: the CUDA driver must not be initialised in a process that starts others.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    import torch  # noqa: PLC0415 - an explicit number must not wait for torch
+    import torch
 
     return torch.cuda.device_count()
