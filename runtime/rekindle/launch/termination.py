@@ -9,6 +9,7 @@ has ended.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +21,34 @@ LIMIT = 4096
 
 def encode(outcome: Outcome, limit: int = LIMIT) -> bytes:
     """Give the message in at most ``limit`` bytes (128 and more), shortened where necessary."""
-    text = _dump(outcome)
-    room = len(outcome.traceback or "")
-    while len(text) > limit and room > 0:
-        room = max(0, room - max(64, len(text) - limit))
-        text = _dump(replace(outcome, traceback=middle_out(outcome.traceback or "", room) or None))
-    room = len(outcome.message)
-    while len(text) > limit and room > 0:
-        room = max(0, room - max(64, len(text) - limit))
-        text = _dump(replace(outcome, traceback=None, message=middle_out(outcome.message, room)))
-    return text
+    whole = _dump(outcome)
+    if len(whole) <= limit:
+        return whole
+
+    def with_traceback(room: int) -> bytes:
+        return _dump(replace(outcome, traceback=middle_out(outcome.traceback or "", room) or None))
+
+    def with_message(room: int) -> bytes:
+        return _dump(replace(outcome, traceback=None, message=middle_out(outcome.message, room)))
+
+    if len(with_traceback(0)) <= limit:
+        return _longest(with_traceback, len(outcome.traceback or ""), limit)
+    return _longest(with_message, len(outcome.message), limit)
+
+
+def _longest(make: Callable[[int], bytes], most: int, limit: int) -> bytes:
+    """Give the longest of ``make(0)`` to ``make(most)`` that fits.
+
+    Characters and bytes are different measures here: JSON escapes take two to twelve for one.
+    """
+    fits, too_long = 0, most + 1
+    while too_long - fits > 1:
+        room = (fits + too_long) // 2
+        if len(make(room)) <= limit:
+            fits = room
+        else:
+            too_long = room
+    return make(fits)
 
 
 def write(path: Path | None, outcome: Outcome) -> bool:

@@ -1,0 +1,61 @@
+"""Stores that rounds meet in."""
+
+import time
+
+import pytest
+
+from rekindle.contract import Member, Round
+from rekindle.launch.store import Spare, StoreError, connect
+
+
+def a_round(port: int) -> Round:
+    first = Member(pod="p", uid="u", address="127.0.0.1", store_port=port, slots=1)
+    return Round(number=3, members=(first,), reason="test", formed_at=0.0)
+
+
+@pytest.fixture
+def spare():
+    return Spare("127.0.0.1")
+
+
+def never() -> bool:
+    return False
+
+
+def test_each_round_gets_a_fresh_store(spare):
+    first = spare.port
+    store = spare.take(first)
+    assert spare.port != first
+    store.set("key", "value")
+    assert not spare.take(spare.port).check(["key"])
+
+
+def test_a_store_is_used_once(spare):
+    first = spare.port
+    spare.take(first)
+    with pytest.raises(StoreError, match="has been used"):
+        spare.take(first)
+
+
+def test_members_meet_in_the_first_ones_store(spare):
+    offered = a_round(spare.port)
+    hosted = spare.take(spare.port)
+    client = connect(offered, seconds=5.0, outdated=never, pause=time.sleep)
+    client.set("key", "value")
+    assert hosted.get("key") == b"value"
+
+
+def test_a_dead_host_is_given_up_in_time():
+    spare = Spare("127.0.0.1")
+    offered = a_round(spare.port)
+    del spare
+    with pytest.raises(StoreError, match=r"round 3 at 127.0.0.1:\d+ \(pod p\) does not answer"):
+        connect(offered, seconds=0.0, outdated=never, pause=time.sleep)
+
+
+def test_an_outdated_round_is_given_up_at_once():
+    spare = Spare("127.0.0.1")
+    offered = a_round(spare.port)
+    del spare
+    with pytest.raises(StoreError, match="outdated"):
+        connect(offered, seconds=60.0, outdated=lambda: True, pause=time.sleep)
