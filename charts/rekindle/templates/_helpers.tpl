@@ -60,7 +60,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [get, list, watch, delete]
 - apiGroups: [rekindle.dev]
   resources: [trainingjobs/status]
-  verbs: [get, patch, update]
+  verbs: [patch]
 # Children name their job as an owner that waits for them. Clusters with the admission plugin
 # OwnerReferencesPermissionEnforcement (OpenShift) ask for this right then; nothing is written there.
 - apiGroups: [rekindle.dev]
@@ -68,7 +68,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [update]
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, delete, patch]
+  verbs: [get, list, watch, create, delete]
 # One token per job. Neither list nor watch: it never sees secrets whose name it does not know.
 - apiGroups: [""]
   resources: [secrets]
@@ -78,5 +78,5 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create]
 {{- end }}

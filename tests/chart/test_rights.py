@@ -1,0 +1,174 @@
+"""The operator's rights are what its code asks of the API server: nothing lacks, nothing is left over."""
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rekindle.contract import GROUP, PLURAL
+from rekindle_operator import handlers, resources
+
+pytestmark = pytest.mark.processes
+
+Rights = set[tuple[str, str, str]]
+"""Group, resource, verb."""
+
+OPERATOR = Path(handlers.__file__).parent
+CHILDREN = ("pod", "secret", "service")
+METHOD = re.compile(r"(create|read|get|list|patch|delete)_(?:namespaced_)?(\w+?)(_status)?")
+# kopf looks for changes of the CRDs it serves.
+KOPF: Rights = {
+    ("apiextensions.k8s.io", "customresourcedefinitions", "list"),
+    ("apiextensions.k8s.io", "customresourcedefinitions", "watch"),
+}
+
+
+def right(method: str) -> tuple[str, str, str]:
+    """What a method of the Kubernetes client needs: its name says it."""
+    match = METHOD.fullmatch(method)
+    assert match, f"cluster.py calls {method}: teach this test what right that needs"
+    verb, thing, status = match.groups()
+    verb = "get" if verb == "read" else verb
+    if thing == "custom_object":
+        return GROUP, PLURAL + (status or "").replace("_", "/"), verb
+    return "", f"{thing}s", verb
+
+
+def methods_called() -> set[str]:
+    """Names of the API methods in cluster.py, also those put together from the kind of a child."""
+    names = set()
+    for node in ast.walk(ast.parse((OPERATOR / "cluster.py").read_text())):
+        match node:
+            case ast.Attribute(value=ast.Attribute(attr="_core" | "_custom"), attr=name):
+                names.add(name)
+            case ast.Call(func=ast.Name(id="getattr"), args=[_, ast.JoinedStr(values=parts)]):
+                (prefix, _) = parts
+                assert isinstance(prefix, ast.Constant)
+                names |= {f"{prefix.value}{child}" for child in CHILDREN}
+    return names
+
+
+def watched() -> Rights:
+    """What kopf lists and watches for the handlers."""
+    found: Rights = set()
+    for node in ast.walk(ast.parse((OPERATOR / "handlers.py").read_text())):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="event"), args=[group, _, plural]):
+                group, plural = (
+                    part.value if isinstance(part, ast.Constant) else getattr(handlers, part.id)
+                    for part in (group, plural)
+                    if isinstance(part, ast.Constant | ast.Name)
+                )
+                found |= {(group, plural, "list"), (group, plural, "watch")}
+    return found
+
+
+def used() -> Rights:
+    finalizers = (GROUP, f"{PLURAL}/finalizers", "update")
+    assert '"blockOwnerDeletion": True' in Path(resources.__file__).read_text(), (
+        f"children block no deletion any more: {finalizers} can go"
+    )
+    return {right(name) for name in methods_called()} | watched() | {finalizers} | KOPF
+
+
+def granted(documents: list[dict[str, Any]]) -> dict[str, Rights]:
+    """By kind and namespace of the role, the rights of the operator's roles."""
+    found: dict[str, Rights] = {}
+    for document in documents:
+        labels = document["metadata"]["labels"]
+        if document["kind"] in {"Role", "ClusterRole"} and not any(
+            "aggregate" in x for x in labels
+        ):
+            where = document["metadata"].get("namespace", "everywhere")
+            found[where] = {
+                (group, resource, verb)
+                for rule in document["rules"]
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+                for verb in rule["verbs"]
+            }
+    return found
+
+
+def outside(rights: Rights) -> Rights:
+    """The part of the rights that is about objects outside of namespaces."""
+    return {r for r in rights if r[1] in {"nodes", "customresourcedefinitions"}}
+
+
+NODES = {("", "nodes", "list"), ("", "nodes", "watch")}
+
+
+def test_the_operator_may_do_what_it_does_and_nothing_else(helm: Any) -> None:
+    assert granted(helm.render()) == {"everywhere": used()}
+
+
+def test_only_cluster_py_speaks_to_the_api() -> None:
+    speakers = {
+        path.name
+        for path in OPERATOR.glob("*.py")
+        if re.search(r"\b(CoreV1Api|CustomObjectsApi|AppsV1Api|DynamicClient)\b", path.read_text())
+    }
+    assert speakers == {"cluster.py"}
+
+
+def test_without_nodes_only_the_rights_on_nodes_go(helm: Any) -> None:
+    assert granted(helm.render({"watchNodes": False})) == {"everywhere": used() - NODES}
+
+
+def test_with_namespaces_the_same_rights_hold_there_and_nowhere_else(
+    helm: Any, cluster: Any
+) -> None:
+    names = sorted(helm.namespace() for _ in range(2))
+    documents = helm.render({"watchNamespaces": names, "rbac": {"aggregateRoles": False}})
+    inside = used() - outside(used())
+    assert granted(documents) == dict.fromkeys(names, inside)
+    assert not [document for document in documents if document["kind"].startswith("Cluster")]
+
+
+def test_with_namespaces_nodes_can_be_granted_on_their_own(helm: Any) -> None:
+    name = helm.namespace()
+    rights = granted(helm.render({"watchNamespaces": [name], "watchNodes": True}))
+    assert rights["everywhere"] == NODES
+
+
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["default"]}])
+def test_each_role_is_bound_to_the_service_account_of_the_operator(
+    helm: Any, values: dict[str, Any]
+) -> None:
+    documents = helm.render(values)
+    (account,) = [d["metadata"] for d in documents if d["kind"] == "ServiceAccount"]
+    (deployment,) = [d for d in documents if d["kind"] == "Deployment"]
+    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == account["name"]
+    subject = {
+        "kind": "ServiceAccount",
+        "name": account["name"],
+        "namespace": account["namespace"],
+    }
+    bindings = [d for d in documents if d["kind"].endswith("Binding")]
+    assert bindings
+    for binding in bindings:
+        assert binding["subjects"] == [subject]
+        role = (binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        assert role in [(d["kind"], d["metadata"]["name"]) for d in documents]
+
+
+@pytest.mark.parametrize(
+    ("role", "verbs"),
+    [
+        ("view", {"get", "list", "watch"}),
+        ("edit", {"get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"}),
+    ],
+)  # fmt: skip
+def test_people_who_may_view_or_edit_a_namespace_may_do_so_with_jobs(
+    helm: Any, role: str, verbs: set[str]
+) -> None:
+    (found,) = [d for d in helm.render() if d["metadata"]["name"].endswith(f"-{role}")]
+    assert found["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{role}"] == "true"
+    by_resource = {rule["resources"][0]: set(rule["verbs"]) for rule in found["rules"]}
+    assert by_resource[PLURAL] == verbs
+    for rule in found["rules"]:
+        assert rule["apiGroups"] == [GROUP]
+        if f"{PLURAL}/status" in rule["resources"]:
+            assert set(rule["verbs"]) <= {"get", "list", "watch"}, "the status is the operator's"
