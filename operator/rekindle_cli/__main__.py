@@ -1,0 +1,234 @@
+"""``rekindle``: the command line. Parsing and printing only; each command's work is elsewhere.
+
+Exit codes: 0 done, 1 the job failed (or the demo found something lost), 2 something has to be
+corrected first, 130 ended by Ctrl-C. With ``--json`` standard output has one JSON object and
+everything for people goes to standard error.
+"""
+
+import json
+import sys
+import time
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from rekindle_cli import interrupts
+from rekindle_cli.failure import INTERRUPTED, JOB_FAILED, Failure
+
+if TYPE_CHECKING:
+    from rekindle_cli.report import Report
+    from rekindle_cli.stack import Stack
+    from rekindle_cli.view import View
+
+app = typer.Typer(
+    name="rekindle",
+    help="Run PyTorch training on spot capacity as if it never failed.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Let the operator log what it does.")]
+Nodes = Annotated[int, typer.Option(min=1, max=64, help="Nodes of the embedded cluster.")]
+Namespace = Annotated[
+    str | None, typer.Option("--namespace", "-n", help="Else the kubeconfig's, else default.")
+]
+Kubeconfig = Annotated[
+    Path | None, typer.Option(help="Else $KUBECONFIG, else ~/.kube/config.", show_default=False)
+]
+
+
+@app.command()
+def up(
+    nodes: Nodes = 3,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the API server; 0: any.")] = 0,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Logs, volumes, kubeconfig; else a temporary folder.")
+    ] = None,
+    workdir: Annotated[
+        Path | None, typer.Option(help="Where containers start; else the bundled examples.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run the embedded cluster and the operator in the foreground, until Ctrl-C."""
+    from rekindle_cli import foreground
+    from rekindle_cli.stack import Stack
+
+    options = foreground.options(
+        nodes=nodes, port=port, state_dir=state_dir, workdir=workdir, verbose=verbose
+    )
+    view = _view(sys.stderr)
+    try:
+        with Stack(options, view.note) as stack:
+            print("\n".join(foreground.greeting(stack)), flush=True)
+            interrupts.wait()
+    except KeyboardInterrupt:
+        view.note("the cluster has ended")
+
+
+@app.command()
+def run(
+    manifest: Annotated[
+        Path, typer.Argument(help="File with one TrainingJob.", metavar="JOB.yaml")
+    ],
+    nodes: Nodes = 3,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the cluster up after the end, until Ctrl-C.")
+    ] = False,
+    workdir: Annotated[
+        Path | None, typer.Option(help="Where containers start; else the manifest's folder.")
+    ] = None,
+    real_s3: Annotated[
+        bool,
+        typer.Option("--real-s3", help="Leave spec.checkpoint and your AWS settings as they are."),
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a job on this machine: start a cluster, apply the manifest, follow it to its end."""
+    from rekindle_cli import run as runner
+    from rekindle_cli.report import as_json as report_json
+    from rekindle_cli.stack import Stack
+
+    started = time.monotonic()
+    bundle, options = runner.prepare(
+        runner.Request(
+            path=manifest, nodes=nodes, workdir=workdir, real_s3=real_s3, verbose=verbose
+        )
+    )
+    out = sys.stderr if as_json else sys.stdout
+    view = _view(out)
+    with Stack(options, view.note) as stack:
+        report = runner.run_job(stack, bundle, view, started=started, real_s3=real_s3)
+        _summary(report, out)
+        if report.job.phase == "Failed":
+            print("\n".join(runner.last_words(stack.api(), report)), file=out)
+        if as_json:
+            print(json.dumps(report_json(report)), flush=True)
+        if keep:
+            _keep(stack, view)
+    raise typer.Exit(0 if report.job.phase == "Succeeded" else JOB_FAILED)
+
+
+@app.command()
+def demo(
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of the bundled job; else what its manifest says.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Picks moment and victim of the preemption; else random.")
+    ] = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train the bundled job, take a node away in the middle, and prove that nothing was lost."""
+    from rekindle_cli import demo as show
+    from rekindle_cli.report import as_json as report_json
+
+    out = sys.stderr if as_json else sys.stdout
+    outcome = show.perform(epochs=epochs, seed=seed, view=_view(out), verbose=verbose)
+    _summary(outcome.report, out)
+    for flaw in outcome.flaws:
+        print(f"Not as promised: {flaw}.", file=out)
+    if as_json:
+        document = {**report_json(outcome.report), "seed": outcome.seed, "flaws": outcome.flaws}
+        print(json.dumps(document), flush=True)
+    raise typer.Exit(JOB_FAILED if outcome.flaws else 0)
+
+
+@app.command()
+def get(
+    job: Annotated[str | None, typer.Argument(help="Name of a job; else all.")] = None,
+    namespace: Namespace = None,
+    all_namespaces: Annotated[
+        bool, typer.Option("--all-namespaces", "-A", help="Of the whole cluster.")
+    ] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Follow changes until Ctrl-C.")
+    ] = False,
+    as_json: Json = False,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """List jobs with their progress."""
+    from rekindle_cli import query
+
+    wanted = query.Query(
+        name=job, namespace=namespace, everywhere=all_namespaces, kubeconfig=kubeconfig
+    )
+    for text in (
+        query.watched(wanted, as_json=as_json) if watch else [query.listed(wanted, as_json=as_json)]
+    ):
+        print(text, flush=True)
+
+
+@app.command()
+def why(
+    job: Annotated[str, typer.Argument(help="Name of the job.")],
+    namespace: Namespace = None,
+    as_json: Json = False,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Say in plain words what happened to a job, what it cost, and what to do."""
+    from rekindle_cli import query
+    from rekindle_cli.view import print_sentences
+
+    wanted = query.Query(name=job, namespace=namespace, kubeconfig=kubeconfig)
+    found, said = query.explained(wanted)
+    if as_json:
+        print(json.dumps(query.explained_json(found, said)))
+    else:
+        print_sentences(said, sys.stdout)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    try:
+        print(installed_version("rekindle"))
+    except PackageNotFoundError:
+        raise Failure("rekindle is not installed, it runs from a checkout.") from None
+
+
+def _view(stream: IO[str]) -> "View":
+    from rekindle_cli.view import open_view
+
+    return open_view(stream, live=True)
+
+
+def _summary(report: "Report", stream: IO[str]) -> None:
+    from rekindle_cli.report import summary
+    from rekindle_cli.view import print_rows
+
+    print_rows(summary(report), stream)
+
+
+def _keep(stack: "Stack", view: "View") -> None:
+    from rekindle_cli import foreground
+
+    view.note("the cluster stays up until Ctrl-C:")
+    print("\n".join(foreground.greeting(stack)), file=sys.stderr, flush=True)
+    try:
+        interrupts.wait()
+    except KeyboardInterrupt:
+        view.note("the cluster has ended")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    interrupts.install()
+    try:
+        app()
+    except Failure as failure:
+        print("\n".join(failure.lines), file=sys.stderr)
+        sys.exit(failure.code)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

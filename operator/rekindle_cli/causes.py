@@ -1,0 +1,53 @@
+"""What each cause of an incident and each exit code means, in words for the person who reads it."""
+
+from rekindle.contract import Cause, ExitCode
+
+HAPPENED: dict[str, str] = {
+    Cause.PREEMPTED: "was told to go away: its machine was reclaimed or drained, or it was evicted "
+    "or deleted",
+    Cause.NODE_LOST: "was lost with its node, which died, became unreachable or was removed",
+    Cause.POD_LOST: "was killed or disappeared without notice",
+    Cause.OUT_OF_MEMORY: "was killed by the kernel because it used more memory than its limit",
+    Cause.USER_ERROR: "ended with an error of the program itself",
+    Cause.INTEGRITY: "found data or checkpoints damaged",
+    Cause.CONFIGURATION: "was refused by a check before training",
+    Cause.START_FAILED: "could not start its container",
+    Cause.PEER_LOST: "failed because another pod went away",
+    Cause.SAVED: "saved and stopped because something asked for it",
+    Cause.TIMEOUT: "was stopped because a deadline of the job had passed",
+    Cause.COMPLETED: "completed",
+}
+"""Predicate for the victims of an incident, by its cause."""
+
+SHORT: dict[str, str] = {
+    Cause.PREEMPTED: "preempted",
+    Cause.NODE_LOST: "lost with its node",
+    Cause.POD_LOST: "lost without notice",
+    Cause.OUT_OF_MEMORY: "out of memory",
+    Cause.USER_ERROR: "error in the program",
+    Cause.INTEGRITY: "damaged data or checkpoint",
+    Cause.CONFIGURATION: "refused before training",
+    Cause.START_FAILED: "could not start",
+    Cause.PEER_LOST: "failed after a peer",
+    Cause.SAVED: "saved and stopped",
+    Cause.TIMEOUT: "deadline passed",
+    Cause.COMPLETED: "completed",
+    Cause.OPERATOR: "operator restarted",
+}
+"""A few words for a timeline, by cause."""
+
+_EXIT = {
+    ExitCode.DONE: "done",
+    ExitCode.USER_ERROR: "error in the program",
+    ExitCode.INTEGRITY: "data or checkpoints damaged",
+    ExitCode.SAVED: "saved",
+    ExitCode.PREEMPTED: "had to go before it could save",
+}
+_SIGNALS = {130: "SIGINT", 134: "SIGABRT", 137: "SIGKILL", 139: "SIGSEGV", 143: "SIGTERM"}
+
+
+def exit_meaning(code: int) -> str:
+    """What the exit code of a trainer container says; empty for codes without a meaning."""
+    if code in _SIGNALS:
+        return f"ended by {_SIGNALS[code]}"
+    return _EXIT[ExitCode(code)] if code in list(ExitCode) else ""

@@ -1,0 +1,155 @@
+"""Why a job is where it is, in plain words: its incidents, what they cost, and what to do now.
+
+Everything said here is in the job's status, so it can be said about any cluster and long after the
+pods are gone. An incident has one root cause; pods that failed only because of it are named as
+collateral, so that nobody searches their logs for an error that is not theirs. Where the cost of an
+incident is not known yet, that is said; no figure is assumed.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rekindle_cli.causes import HAPPENED
+from rekindle_cli.snapshot import Incident, Job
+from rekindle_cli.wording import count, date, listed, seconds, sentence
+
+About = Literal["state", "advice", "incident", "evidence", "collateral", "cost", "action", "total"]
+"""What a sentence is about; a view gives each its looks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sentence:
+    """One statement about a job."""
+
+    about: About
+    text: str
+    incident: int | None = None
+    """Index of the incident that it is about, 0 for the oldest."""
+
+
+def explain(job: Job) -> list[Sentence]:
+    """All that is to be said about a job: state, advice, each incident, and the sum."""
+    said = [Sentence(about="state", text=_state(job))]
+    said += [Sentence(about="advice", text=sentence(text)) for text in _advice(job)]
+    for index, incident in enumerate(job.incidents):
+        said += _incident(index, incident, job)
+    said += [Sentence(about="total", text=text) for text in _totals(job)]
+    return said
+
+
+def _state(job: Job) -> str:
+    if not job.phase:
+        return f"{job.name}: no operator has looked at this job yet."
+    parts = [f"{job.name} is {job.phase}"]
+    if job.step is not None:
+        total = f" of {job.total_steps:,}" if job.total_steps else ""
+        parts.append(f"at step {job.step:,}{total}")
+    if not job.finished and job.ready:
+        parts.append(f"with {job.ready} pods ready")
+    if not job.finished and job.round:
+        parts.append(f"in round {job.round}")
+    if job.started and job.completed:
+        parts.append(f"after {seconds((job.completed - job.started).total_seconds())}")
+    return sentence(", ".join(parts))
+
+
+def _advice(job: Job) -> list[str]:
+    """What blocks the job, and what to do; empty for a job that trains or is done."""
+    if not job.phase:
+        return [
+            f"Look whether the operator runs and watches namespace {job.namespace}: on a cluster "
+            f"'kubectl get pods -A -l app.kubernetes.io/name=rekindle', on a laptop 'rekindle up'"
+        ]
+    if job.phase == "Succeeded":
+        return []
+    said: list[str] = []
+    for kind in ("Failed", "Degraded"):
+        condition = job.holds(kind)
+        if condition is not None:
+            said.append(f"{condition.reason}: {condition.message}")
+    if not said and job.phase not in {"Running"}:
+        blocked = job.condition("Ready")
+        if job.message:
+            said.append(job.message)
+        elif blocked is not None and not blocked.true and blocked.message:
+            said.append(blocked.message)
+    if job.suspend and not job.finished and not any("suspend" in text for text in said):
+        said.append(
+            "It is suspended; set spec.suspend to false to let it go on from its checkpoint"
+        )
+    if (
+        job.generation is not None
+        and job.observed_generation is not None
+        and job.observed_generation < job.generation
+    ):
+        said.append("The operator has not yet looked at the newest version of the spec")
+    return said
+
+
+def _incident(index: int, incident: Incident, job: Job) -> list[Sentence]:
+    def say(about: About, text: str) -> Sentence:
+        return Sentence(about=about, text=sentence(text), incident=index)
+
+    when = date(incident.at) if incident.at else "at an unknown time"
+    where = f", round {incident.round}" if incident.round is not None else ""
+    if incident.step is not None:
+        where += f", step {incident.step:,}"
+    said = [say("incident", f"{when}{where}: {happened(incident)}")]
+    if incident.evidence:
+        said.append(say("evidence", incident.evidence))
+    if incident.collateral:
+        also = listed(incident.collateral)
+        said.append(
+            say("collateral", f"{also} stopped only because of that; nothing is wrong there")
+        )
+    said.append(say("cost", _cost(incident, job)))
+    if incident.action:
+        said.append(say("action", incident.action))
+    return said
+
+
+def happened(incident: Incident) -> str:
+    """Subject and predicate: who, and what the cause did."""
+    if incident.cause == "OperatorRestarted":
+        return "the operator was away and came back; training goes on without it"
+    who = listed(incident.victims) if incident.victims else "the job"
+    what = HAPPENED.get(incident.cause)
+    return f"{who} {what}" if what else f"{who}: {incident.cause}"
+
+
+def _cost(incident: Incident, job: Job) -> str:
+    if incident.steps_lost is None and incident.seconds_lost is None:
+        if job.finished:
+            return "the job ended before training went on, so there is no figure"
+        return "not known before training goes on"
+    parts = []
+    if incident.steps_lost is not None:
+        parts.append(f"{count(incident.steps_lost, 'step')} had to be done again")
+    if incident.seconds_lost is not None:
+        parts.append(f"training stood still for {seconds(incident.seconds_lost)}")
+    text = ", ".join(parts)
+    if incident.resumed_from is not None:
+        text += f"; it went on from step {incident.resumed_from:,}"
+    return text
+
+
+def _totals(job: Job) -> list[str]:
+    said = []
+    if job.incidents:
+        steps = sum(incident.steps_lost or 0 for incident in job.incidents)
+        lost = sum(incident.seconds_lost or 0.0 for incident in job.incidents)
+        everything = sum(amount for _, amount in job.restarts)
+        text = f"{count(len(job.incidents), 'incident')}"
+        if everything > len(job.incidents):
+            text += f" shown of {everything} (older ones are no longer in the status)"
+        text += f": {count(steps, 'step')} and {seconds(lost)} lost"
+        said.append(sentence(text))
+    elif job.phase:
+        said.append("No incidents.")
+    if job.goodput is not None:
+        text = f"Goodput {job.goodput:.0%}"
+        booked = [f"{name} {seconds(amount)}" for name, amount in job.lost_seconds if amount > 0]
+        if booked:
+            text += f"; the rest went into {listed(booked)}"
+        said.append(sentence(text))
+    return said

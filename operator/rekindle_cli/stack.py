@@ -1,0 +1,235 @@
+"""The embedded cluster and the operator, started and ended as one.
+
+The cluster lives in this process, in a thread of its own; the operator is a process under a
+supervisor, reached by nothing but the Kubernetes API and its health endpoint, exactly as in a real
+cluster. Its ports are chosen once, since pods keep the coordinator's address over its restarts.
+
+Nothing of the caller's AWS settings reaches a pod, unless asked for: on a laptop those are
+somebody's real account. Instead the image brings an identity that the embedded object store knows,
+as a cloud gives one to a pod.
+"""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from rekindle_cli import client, places
+from rekindle_cli.client import Api
+from rekindle_cli.failure import Failure
+from rekindle_cli.manifest import S3Access
+from rekindle_cli.supervisor import Supervisor
+from rekindle_local.cluster import ClusterConfig, ClusterThread
+from rekindle_local.images import Image, python_image
+
+_OPERATOR_SECONDS = 60.0
+LAUNCHER = ("python", "-m", "rekindle.launch")
+"""ENTRYPOINT of the runtime image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a stack is made of."""
+
+    nodes: int = 3
+    port: int = 0
+    """Of the API server; 0 picks a free one."""
+    state_dir: Path | None = None
+    """Logs and volumes; a temporary folder, removed at the end, when None."""
+    workdirs: Mapping[str, Path] = field(default_factory=dict)
+    """Patterns of image names to the folder that containers start in: every image is this Python
+    environment here."""
+    real_s3: bool = False
+    """Give pods the caller's AWS settings instead of the embedded object store's."""
+    buckets: Sequence[str] = ("rekindle",)
+    verbose: bool = False
+
+
+def runtime_image(workdir: Path, s3: S3Access | None) -> Image:
+    """The runtime image as this machine has it: this Python environment, started in `workdir`.
+
+    Its identity is the embedded store's, or the caller's own when `s3` is None.
+    """
+    env = {"PYTHONPATH": os.pathsep.join(places.python_path())}
+    if s3 is None:
+        env |= {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    else:
+        env |= {
+            "AWS_ENDPOINT_URL": s3.endpoint,
+            "AWS_ACCESS_KEY_ID": s3.access_key,
+            "AWS_SECRET_ACCESS_KEY": s3.secret_key,
+        }
+    return python_image(workdir, entrypoint=LAUNCHER, env=env)
+
+
+def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without anybody's AWS account and endpoint."""
+    return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
+
+
+class Stack:
+    """A running cluster with its operator; a context manager."""
+
+    def __init__(self, options: Options, tell: Callable[[str], None]) -> None:
+        self._options = options
+        self._tell = tell
+        self._temporary: Path | None = None
+        self._cluster: ClusterThread | None = None
+        self.operator: Supervisor | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def cluster(self) -> ClusterThread:
+        """The embedded cluster; RuntimeError before the start and after the end."""
+        if self._cluster is None:
+            raise RuntimeError("the stack is not running")
+        return self._cluster
+
+    @property
+    def kubeconfig(self) -> Path:
+        """For KUBECONFIG."""
+        return self.cluster.kubeconfig
+
+    @property
+    def s3(self) -> S3Access:
+        """The embedded object store."""
+        access, secret = self.cluster.s3_credentials
+        return S3Access(endpoint=self.cluster.s3_endpoint, access_key=access, secret_key=secret)
+
+    def api(self) -> Api:
+        """A client of the cluster."""
+        return client.connect(self.kubeconfig)
+
+    def stop(self) -> None:
+        """End operator and cluster; safe to call twice."""
+        operator, self.operator = self.operator, None
+        if operator is not None:
+            operator.stop()
+        cluster, self._cluster = self._cluster, None
+        if cluster is not None:
+            cluster.stop()
+        temporary, self._temporary = self._temporary, None
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _start(self) -> None:
+        options = self._options
+        state = options.state_dir
+        if state is None:
+            # Short, since programs put Unix sockets below it, whose paths end at 108 bytes.
+            state = self._temporary = Path(tempfile.mkdtemp(prefix="rekindle-"))
+        state.mkdir(parents=True, exist_ok=True)
+        self._start_cluster(state)
+        ports = _free_ports(2)
+        operator = Supervisor(
+            "operator",
+            _operator_command(*ports, verbose=options.verbose),
+            env=_operator_environment(self.kubeconfig),
+            log=state / "operator.log",
+            health=f"http://127.0.0.1:{ports[1]}/healthz",
+            tell=self._tell,
+        )
+        self.operator = operator
+        operator.start()
+        if not operator.wait_until_healthy(_OPERATOR_SECONDS):
+            raise Failure(
+                f"The operator does not become ready; the end of its log ({operator.log}):",
+                *operator.last_words(),
+                code=1,
+            )
+
+    def _start_cluster(self, state: Path) -> None:
+        options = self._options
+        images: dict[str, Image] = {}
+        cluster = ClusterThread(
+            ClusterConfig(
+                nodes=options.nodes,
+                port=options.port,
+                state_dir=state,
+                images=images,
+                buckets=tuple(options.buckets),
+                crds=_definitions(),
+            )
+        )
+        # Known before it is started, so that an interrupted start is stopped too.
+        self._cluster = cluster
+        try:
+            cluster.start()
+        except OSError as error:
+            raise Failure(
+                f"The embedded cluster cannot start on port {options.port}: {error}.",
+                "Choose another port with --port, or leave it out for a free one.",
+            ) from None
+        # The object store's address and secret are known only now, and there is no pod yet.
+        s3 = None if options.real_s3 else self.s3
+        images |= {name: runtime_image(where, s3) for name, where in options.workdirs.items()}
+
+
+def _definitions() -> tuple[dict[str, Any], ...]:
+    found = []
+    for path in sorted(places.crds().glob("*.yaml")):
+        found += [entry for entry in yaml.safe_load_all(path.read_text()) if entry]
+    return tuple(found)
+
+
+def _operator_command(port: int, metrics_port: int, *, verbose: bool) -> list[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "rekindle_operator",
+        "--coordinator-url",
+        f"http://127.0.0.1:{port}",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--metrics-port",
+        str(metrics_port),
+    ]
+    return [*command, "--verbose"] if verbose else command
+
+
+def _operator_environment(kubeconfig: Path) -> dict[str, str]:
+    environment = without_aws(os.environ)
+    path = [*places.python_path(), environment.get("PYTHONPATH", "")]
+    return {
+        **environment,
+        "KUBECONFIG": str(kubeconfig),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now; held together, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
