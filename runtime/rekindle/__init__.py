@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rekindle.module import StepOutput as StepOutput
     from rekindle.order import GlobalOrder as GlobalOrder
     from rekindle.outcome import Preempted as Preempted
+    from rekindle.randomness import seed_everything as seed_everything
     from rekindle.requirement import RequirementError as RequirementError
     from rekindle.trainer import Trainer as Trainer
 
@@ -38,6 +39,7 @@ _HOME = {
     "StepOutput": ("rekindle.module", "StepOutput"),
     "Store": ("rekindle.checkpoint", "Store"),
     "Trainer": ("rekindle.trainer", "Trainer"),
+    "seed_everything": ("rekindle.randomness", "seed_everything"),
     "audit": ("rekindle.ledger", "audit"),
 }
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "Store",
     "Trainer",
     "audit",
+    "seed_everything",
 ]
 
 

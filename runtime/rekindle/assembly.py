@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rekindle import optimizers, persistence, randomness, state
-from rekindle.console import Console
+from rekindle.checkpoint.manifest import commit_key
 from rekindle.consensus import Consensus, Notice
+from rekindle.console import Console
 from rekindle.contract import Restored as RestoredReport
 from rekindle.control import ControlPage
 from rekindle.distributed import World
@@ -33,7 +34,7 @@ from rekindle.preflight import (
     check_world,
     step_function,
 )
-from rekindle.run import Run, Validation
+from rekindle.run import Run, Validation, planned_steps
 from rekindle.telemetry import Meter
 
 if TYPE_CHECKING:
@@ -116,9 +117,6 @@ def assemble(
         error = failure
     world.agree(error)
     mark = check_data(train_source, flags.seed, world)
-    module.to(world.device)
-    optimization = optimizers.configure(module)
-    trainer.use(optimization.optimizer)
     session = Session.open(flags, world, page) if flags.enable_checkpointing else None
     if session is not None and world.first:
         _, notice_line = persistence.root(flags)
@@ -126,6 +124,11 @@ def assemble(
             console.say(notice_line)
     found = session.find(flags.resume) if session is not None else Found(restored=None, skipped=())
     cursor = _cursor(train_source, flags, mark, world, found, console)
+    start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0})
+    trainer.plan(planned_steps(start, 0, flags))
+    module.to(world.device)
+    optimization = optimizers.configure(module)
+    trainer.use(optimization.optimizer)
     logs = Logs(module)
     sampler = LaneSampler(cursor, rank=world.rank, world_size=world.size)
     run = Run(
@@ -154,7 +157,9 @@ def assemble(
     )
     module.attach(trainer, logs)
     trainer.watch(run)
-    randomness.seed_start(cursor.seed, world.rank, 0 if session is None else session.fence)
+    # Only a restart on other ranks needs numbers that no attempt before has drawn.
+    attempt = session.fence if session is not None and found.restored is not None else 0
+    randomness.seed_start(cursor.seed, world.rank, attempt)
     if found.restored is not None:
         state.apply(run, found.restored)
     if session is not None:
@@ -223,13 +228,16 @@ def _announce(run: Run, found: Found) -> None:
         run.console.say(line)
     source = "scratch"
     if restored is not None and session is not None:
-        source = f"{session.uri.rstrip('/')}/commit/{restored.ref.step:012d}-{restored.ref.fence:08d}.json"
+        source = f"{session.uri.rstrip('/')}/{commit_key(restored.ref)}"
         run.console.say(
             f"resumed at step {run.step} (epoch {run.cursor.epoch}) from {session.uri}, saved by "
             f"{restored.world_size} and now on {run.world.size} processes"
         )
     if run.page is not None and run.world.local_rank == 0:
         run.page.begin(step=run.step, samples=run.samples, total_steps=run.total_steps)
+        if run.trainer.callback_metrics:
+            metrics = run.trainer.callback_metrics
+            run.page.write_metrics({name: float(value) for name, value in metrics.items()})
         run.page.write_restored(RestoredReport(step=run.step, source=source, skipped=found.skipped))
 
 

@@ -5,11 +5,11 @@
     prepare_data                         (rank 0 only)
     setup("fit")
     configure_optimizers
-    on_fit_start
-    if there is no checkpoint:
-        on_sanity_check_start; validation; on_sanity_check_end
-    else:
+    if there is a checkpoint:
         on_load_checkpoint; load_state_dict
+    on_fit_start
+    if no step was done yet:
+        on_sanity_check_start; a short validation; on_sanity_check_end
     on_train_start
     for epoch in epochs:
         on_train_epoch_start

@@ -7,8 +7,8 @@ asynchronous MAX all-reduce on the gloo group, and looks at the result of the wo
 earlier, which has arrived long since. All ranks see the same results in the same order; a wish
 takes effect one poll after it was posted.
 
-Bits would be lost under MAX if one rank said 1 and another said 2, so each wish is an element of its
-own. A world of one reads the wishes directly.
+Bits would be lost under MAX if one rank said 1 and another said 2, so each wish is an element of
+its own. A world of one reads the wishes directly.
 
 Polls have to be equally many on all ranks: one per optimizer step, one per round of validation.
 """

@@ -30,7 +30,7 @@ class DataModule(HyperparametersMixin, metaclass=Recorded):
         )
 
     def val_dataloader(self) -> Any:
-        """A `torch.utils.data.DataLoader` over the validation samples, or None for no validation."""
+        """A `torch.utils.data.DataLoader` over the validation samples; None means no validation."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

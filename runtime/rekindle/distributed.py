@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from rekindle.requirement import Failure, RequirementError
+from rekindle.requirement import Failure, RequirementError, code_of
 
 TIMEOUT = timedelta(minutes=10)
-"""How long a collective waits for a peer that is alive and silent; dead ones are noticed at once."""
+"""How long a collective waits for a silent peer that is alive; a dead one is noticed at once."""
 
 T = TypeVar("T")
 
@@ -78,7 +78,7 @@ class World:
 
 def _headline(error: Exception) -> str:
     text = str(error)
-    return text if isinstance(error, RequirementError) else f"{type(error).__name__}: {text}"
+    return text if code_of(text) else f"{type(error).__name__}: {text}"
 
 
 def join(accelerator: str, devices: int | str) -> World:

@@ -1,8 +1,9 @@
 """Validation: exact over any number of ranks.
 
-Batch b belongs to rank b mod W; nothing is padded and nothing counted twice, since values are summed
-with their true weights. All ranks go through the same number of rounds and poll for a preemption in
-each, whether or not they have a batch in it: a long validation must not make a pod miss its notice.
+Batch b belongs to rank b mod W; nothing is padded and nothing counted twice, since values are
+summed with their true weights. All ranks go through the same number of rounds and poll for a
+preemption in each, whether or not they have a batch in it: a long validation must not make a pod
+miss its notice.
 
 A validation that is cut short leaves nothing behind: it is run again from its start on resume.
 """

@@ -2,11 +2,11 @@
 
 torch's DistributedDataParallel regroups its buckets after the first backward pass of a process.
 Floating-point sums depend on that grouping as soon as three ranks take part, so a restarted run
-would not be bit-equal to an uninterrupted one. Here the layout is a pure function of the parameters
-(order, shape, dtype): parameters in reverse order, which is about the order in which their gradients
-become ready, packed into flat buckets of about 25 MiB. ``parameter.grad`` is a view into its bucket,
-so nothing is copied; there is no wrapper around the module and no frame of ours between it and the
-loop.
+would not be bit-equal to an uninterrupted one. Here the layout is a pure function of the
+parameters (order, shape, dtype): parameters in reverse order, which is about the order in which
+their gradients become ready, packed into flat buckets of about 25 MiB. ``parameter.grad`` is a view
+into its bucket, so nothing is copied; there is no wrapper around the module and no frame of ours
+between it and the loop.
 
 On the last micro-batch of a step a hook counts down as gradients become ready, and complete buckets
 are summed asynchronously, always in the same order, while the backward pass goes on with the rest.
@@ -105,7 +105,7 @@ class GradientSum:
         self._next = 0
         self._works: list[Any] = []
         self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._hook(index))
+            parameter.register_post_accumulate_grad_hook(self._hook(index))  # type: ignore[no-untyped-call]
             for index, parameter in enumerate(self._parameters)
         ]
         self.clear()

@@ -47,7 +47,7 @@ NAMES = (
 
 
 class Hooks:
-    """One tuple of callables per hook name; each takes (trainer, module, *arguments of the hook)."""
+    """A tuple of callables per hook name; each takes (trainer, module, *arguments of the hook)."""
 
     setup: tuple[Hook, ...]
     teardown: tuple[Hook, ...]

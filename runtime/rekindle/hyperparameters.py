@@ -15,16 +15,15 @@ class Recorded(type):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         """Make an instance, noting the arguments by name first."""
-        instance = cls.__new__(cls, *args, **kwargs)
-        if isinstance(instance, cls):
-            arguments = _bind(type(instance), args, kwargs)
-            object.__setattr__(instance, "_constructor_arguments", arguments)
-            type(instance).__init__(instance, *args, **kwargs)
+        instance: Any = object.__new__(cls)  # type: ignore[arg-type]
+        # Not setattr(): nn.Module's own refuses before its __init__ has run.
+        object.__setattr__(instance, "_constructor_arguments", _bind(cls, args, kwargs))
+        instance.__init__(*args, **kwargs)
         return instance
 
 
 def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(cls.__init__)
+    signature = inspect.signature(vars(_owner(cls))["__init__"])
     try:
         bound = signature.bind(None, *args, **kwargs)
     except TypeError:
@@ -38,6 +37,10 @@ def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str,
         elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             named.pop(name, None)
     return named
+
+
+def _owner(cls: type) -> type:
+    return next(base for base in cls.__mro__ if "__init__" in vars(base))
 
 
 class Hyperparameters(MutableMapping[str, Any]):

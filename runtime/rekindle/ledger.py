@@ -27,7 +27,7 @@ _CHUNK = 1 << 18
 _FLUSH = 256
 
 Span = tuple[int, int, int, int]
-"""``(epoch, start, stop, count)``: positions ``[start, stop)`` of `count` epochs from `epoch` on."""
+"""``(epoch, start, stop, count)``: positions ``[start, stop)`` of `count` epochs, first `epoch`."""
 
 
 def hashes(epoch: int, ids: Ids) -> NDArray[np.uint64]:

@@ -5,9 +5,10 @@ worker settings are kept, and put together again around a sampler that yields wh
 rank. So a plain DataLoader still does the reading, with any number of stateless workers: the number
 may differ between two attempts, and what was prefetched is no part of any state.
 
-Before each sample is read, the generators are seeded from ``(seed, epoch, sample id)``; augmentation
-is then a property of the sample, whoever reads it. Datasets that cannot draw (a `TensorDataset`, or
-a `Subset` of one) are spared the 6 µs, and are indexed once per lane instead of once per sample.
+Before each sample is read, the generators are seeded from ``(seed, epoch, sample id)``;
+augmentation is then a property of the sample, whoever reads it. Datasets that cannot draw (a
+`TensorDataset`, or a `Subset` of one) are spared the 6 µs, and are indexed once per lane instead of
+once per sample.
 
 The ids travel with the batch, noted where the dataset is read: they are what the ledger counts.
 
@@ -221,6 +222,7 @@ class WorkerStart:
         self._then = then
 
     def __call__(self, worker: int) -> None:
+        """Run in the worker, before it reads anything."""
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self._then is not None:

@@ -3,12 +3,13 @@
 Reading a scalar from a GPU makes the host wait for everything queued before it; logging five values
 per step that way costs more than a small step itself. So `note` only keeps the detached scalar (a
 list append) and its weight. Nothing is read until the log interval, and then all step values
-together in one copy. Epoch values are folded into running sums 64 at a time: on a GPU into a float64
-scalar there, on a CPU one after the other into a Python float. That order does not depend on where
-the folds fall, so a run that stopped for a checkpoint reports the same bits as one that did not.
+together in one copy. Epoch values are folded into running sums 64 at a time: on a GPU into a
+float64 scalar there, on a CPU one after the other into a Python float. That order does not depend
+on where the folds fall, so a run that stopped for a checkpoint reports the same bits as one that
+did not.
 
-Each name becomes a *slot* when it is first seen: there, once, its key, shape and options are checked
-(R6). Slots of training and of validation are kept apart.
+Each name becomes a *slot* when it is first seen: there, once, its key, shape and options are
+checked (R6). Slots of training and of validation are kept apart.
 
 Over ranks, every value is a pair (sum, weight); pairs are gathered as they are, so ranks may know
 different names, and a rank without a share of the data simply adds nothing.
@@ -26,6 +27,8 @@ from rekindle.requirement import RequirementError
 Phase = Literal["train", "validation"]
 Pairs = dict[str, tuple[float, float]]
 """Name -> (weighted sum, weight)."""
+StepPairs = dict[str, tuple[int, float, float]]
+"""Name -> (step, weighted sum, weight)."""
 
 RESERVED = frozenset({"epoch", "step", "time"})
 """Names that reports use themselves."""
@@ -157,26 +160,27 @@ class Logs:
         self._slots[name] = slot
         return slot
 
-    def take_steps(self, since: int) -> Pairs:
-        """The values of the newest step of each name that was logged after step `since`.
+    def take_steps(self, since: int, more: Sequence[tuple[str, Any, float]] = ()) -> StepPairs:
+        """The values of the newest step of each name that was logged in step `since` or later.
 
-        The one place where a device is waited for: all values come over in one copy.
+        The one place where a device is waited for: all values come over in one copy. `more` are
+        values (name, value, weight) of the step that ran last.
         """
-        found: list[tuple[str, Any, float]] = []
+        found = [(name, self.step, value, weight) for name, value, weight in more]
         for slot in self._by_phase["train"].values():
             if not slot.on_step or slot.step < since:
                 continue
             name = f"{slot.name}_step" if slot.on_epoch else slot.name
-            found += [(name, value, weight) for value, weight in slot.recent]
-        tensors = [value for _, value, _ in found if isinstance(value, torch.Tensor)]
+            found += [(name, slot.step, value, weight) for value, weight in slot.recent]
+        tensors = [value for *_, value, _ in found if isinstance(value, torch.Tensor)]
         read = iter(
             torch.stack([t.double().reshape(()) for t in tensors]).tolist() if tensors else ()
         )
-        pairs: Pairs = {}
-        for name, value, weight in found:
+        pairs: StepPairs = {}
+        for name, step, value, weight in found:
             number = next(read) if isinstance(value, torch.Tensor) else float(value)
-            total, weights = pairs.get(name, (0.0, 0.0))
-            pairs[name] = (total + number * weight, weights + weight)
+            _, total, weights = pairs.get(name, (step, 0.0, 0.0))
+            pairs[name] = (step, total + number * weight, weights + weight)
         return pairs
 
     def epoch_pairs(self, phase: Phase) -> Pairs:
@@ -267,7 +271,8 @@ def check_value(name: str, value: object) -> None:
         float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise RequirementError(
-            f"R6 metric {name!r} is a {type(value).__name__}; log a scalar or a torchmetrics.Metric."
+            f"R6 metric {name!r} is a {type(value).__name__}; log a scalar or a "
+            f"torchmetrics.Metric."
         ) from None
 
 
@@ -293,6 +298,17 @@ def means(parts: Sequence[Pairs]) -> dict[str, float]:
             old_total, old_weight = totals.get(name, (0.0, 0.0))
             totals[name] = (old_total + total, old_weight + weight)
     return {name: total / weight for name, (total, weight) in totals.items() if weight}
+
+
+def newest(parts: Sequence[StepPairs]) -> dict[str, float]:
+    """Weighted means over the ranks that took part in each name's newest step."""
+    last: dict[str, int] = {}
+    for part in parts:
+        for name, (step, _, _) in part.items():
+            last[name] = max(step, last.get(name, step))
+    return means(
+        [{n: (t, w) for n, (step, t, w) in part.items() if step == last[n]} for part in parts]
+    )
 
 
 def merged(parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:

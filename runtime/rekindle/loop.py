@@ -18,16 +18,18 @@ from rekindle import state
 from rekindle.checkpoint import SaveError
 from rekindle.evaluation import evaluate, reduce
 from rekindle.loader import Batch, to_device
-from rekindle.logs import Pairs, flattened, means
+from rekindle.logs import flattened, newest
 from rekindle.module import StepOutput
 from rekindle.order import Step
 from rekindle.outcome import Preempted
 from rekindle.preflight import check_loss, explaining, loss_of
 from rekindle.randomness import seed_lane
 from rekindle.run import Run
+from rekindle.telemetry import CHECKPOINT_ERRORS
 
 _LOSS = "\0loss"
 """Key of the loss among gathered values; no user can log it."""
+_TRIES = 3
 _MARGIN = 1.0
 """Seconds kept free before a deadline, for the way out."""
 
@@ -109,7 +111,7 @@ def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
         meter.forward += now - before
         if gradients is not None and lane is lanes[-1]:
             gradients.arm()
-        (loss if size == samples else loss * (size / samples)).backward()
+        torch.autograd.backward(loss if size == samples else loss * (size / samples))
         for hook in hooks.on_after_backward:
             hook(trainer, module)
         if hooks.on_train_batch_end:
@@ -219,12 +221,8 @@ def report(run: Run, *, last: bool = False) -> None:
     """Read what was noted since the last report, the one wait for the device; collective."""
     if run.step == run.reported:
         return
-    pairs: Pairs = run.logs.take_steps(run.reported)
-    if run.losses:
-        values = torch.stack([loss.double().reshape(()) for loss, _ in run.losses]).tolist()
-        sizes = [size for _, size in run.losses]
-        pairs[_LOSS] = (sum(v * n for v, n in zip(values, sizes, strict=True)), float(sum(sizes)))
-    found = means(run.world.gather(pairs))
+    own = run.logs.take_steps(run.reported, [(_LOSS, loss, size) for loss, size in run.losses])
+    found = newest(run.world.gather(own))
     loss = found.pop(_LOSS, None)
     now = time.perf_counter()
     rate = (run.step - run.reported) * run.cursor.G / max(1e-9, now - run.reported_at)
@@ -251,10 +249,30 @@ def save(
         return
     began = time.perf_counter()
     tree, rank_tree, meta = state.collect(run, finished=finished)
-    run.session.save(run.step, tree, rank_tree, meta, wait=wait, deadline=deadline)
+    try:
+        run.session.save(run.step, tree, rank_tree, meta, wait=wait, deadline=deadline)
+    except SaveError as error:
+        if wait:
+            raise
+        # Training is worth more than one checkpoint; the next save is a new try.
+        CHECKPOINT_ERRORS.inc()
+        run.console.say(f"checkpoint of step {run.step} was not saved: {error}")
     seconds = time.perf_counter() - began
     run.stall += seconds
     run.meter.phase("checkpoint", seconds)
+
+
+def finish(run: Run) -> None:
+    """Save the end of the run; a store that fails for a moment is tried again."""
+    for attempt in range(_TRIES):
+        try:
+            save(run, finished=True, wait=True)
+        except SaveError as error:
+            if attempt == _TRIES - 1:
+                raise
+            run.console.say(f"last checkpoint, step {run.step}: {error}")
+        else:
+            return
 
 
 def leave(run: Run) -> NoReturn:

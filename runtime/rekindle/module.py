@@ -120,10 +120,9 @@ class Module(HyperparametersMixin, nn.Module, metaclass=Recorded):
         there is nothing that it would save.
         """
         logs = self._logs
-        if logs is None:
-            # Without a trainer there is nobody to log to; the module stays usable on its own.
-            return
-        logs.note(name, value, prog_bar, on_step, on_epoch, batch_size)
+        if logs is not None:
+            logs.note(name, value, prog_bar, on_step, on_epoch, batch_size)
+        # Without a trainer there is nobody to log to; the module stays usable on its own.
         if not sync_dist:
             raise ValueError(
                 f"log({name!r}, sync_dist=False): values are always reduced over ranks, at no cost "

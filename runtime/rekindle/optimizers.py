@@ -44,7 +44,7 @@ class SchedulerSpec:
         if not self.plateau:
             self.scheduler.step()
             return
-        if self.monitor not in metrics:
+        if self.monitor is None or self.monitor not in metrics:
             known = ", ".join(sorted(metrics)) or "none yet"
             raise KeyError(
                 f"lr_scheduler monitors {self.monitor!r}, which was not logged; known are {known}"

@@ -6,8 +6,8 @@ range(N) sent through it again ("cycle walking", at most a few times on average)
 the data is one number, restoring it costs nothing at any size, and no rank or worker appears in it.
 
 Step t of an epoch consumes positions ``[t*G, (t+1)*G)``; the last step of an epoch takes what is
-left. These positions are cut into *lanes* of m samples each; lane k is run by rank k mod W. Lanes do
-not depend on W, so neither does what one step consists of: W ranks only share the lanes out
+left. These positions are cut into *lanes* of m samples each; lane k is run by rank k mod W. Lanes
+do not depend on W, so neither does what one step consists of: W ranks only share the lanes out
 differently. W need not divide the number of lanes; ranks without one contribute nothing.
 
 Any change of constants, rounds or key derivation needs a new `ORDER_VERSION`: a checkpoint's

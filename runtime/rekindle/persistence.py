@@ -8,6 +8,7 @@ The root that the job names (environment) wins over the one in the script, so th
 for a laptop runs unchanged on a cluster.
 """
 
+import contextlib
 import os
 import re
 import socket
@@ -20,6 +21,7 @@ from rekindle import telemetry
 from rekindle.checkpoint import (
     CommitRef,
     IntegrityError,
+    InvalidLocation,
     Restored,
     SaveError,
     Saver,
@@ -31,7 +33,7 @@ from rekindle.contract import ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_URI, ENV_P
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.flags import Every, Flags, cadence, retention
-from rekindle.requirement import RequirementError
+from rekindle.requirement import RequirementError, code_of
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -86,10 +88,12 @@ class Session:
                 store.probe(uuid.uuid4().hex[:12])
                 owner = os.environ.get(ENV_POD) or socket.gethostname()
                 fence = store.acquire(owner=owner).fence
-        except StoreError as failure:
-            error = RequirementError(
-                f"R5 cannot write checkpoints to {uri}: {failure} Training was not started."
-            )
+        except (StoreError, InvalidLocation) as failure:
+            error = failure
+            if code_of(str(failure)) is None:
+                error = RequirementError(
+                    f"R5 cannot write checkpoints to {uri}: {failure} Training was not started."
+                )
         except Exception as failure:
             error = failure
         world.agree(error)
@@ -166,11 +170,9 @@ class Session:
             return restored, None
         reason = next((text for _, text in views if text is not None), None)
         if reason is not None and self.world.first:
-            try:
+            # Without the right to mark it, the next attempt finds out again by itself.
+            with contextlib.suppress(StoreError):
                 self.store.quarantine(ref, reason)
-            except StoreError:
-                # Without the right to mark it, the next attempt finds out again by itself.
-                pass
         return None, reason
 
     def begin(self, found: Found) -> None:

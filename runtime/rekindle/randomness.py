@@ -39,12 +39,18 @@ def mixed(*words: int) -> int:
 def seed_all(value: int) -> None:
     """Seed torch, Python and (if it is loaded) NumPy from 64 bits."""
     torch.default_generator.manual_seed(value)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(value)
     random.seed(value)
     numpy = sys.modules.get("numpy")
     if numpy is not None:
         numpy.random.seed(value & 0xFFFFFFFF)
+
+
+def seed_everything(seed: int) -> int:
+    """Seed all generators, for what a script draws before `fit`: initial weights, splits."""
+    seed_all(mixed(seed))
+    return seed
 
 
 def seed_lane(seed: int, step: int, lane: int) -> None:
@@ -74,7 +80,7 @@ def states() -> dict[str, Any]:
         "torch": torch.get_rng_state(),
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
     }
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         found["cuda"] = torch.cuda.get_rng_state()
     numpy = sys.modules.get("numpy")
     if numpy is not None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from rekindle.console import Console
 from rekindle.consensus import Consensus, Notice
+from rekindle.console import Console
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.flags import Flags
@@ -101,12 +101,7 @@ class Run:
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None when no limit tells."""
-        limits = [self.flags.max_steps] if self.flags.max_steps is not None else []
-        if self.flags.max_epochs is not None:
-            left = max(0, self.flags.max_epochs - self.cursor.epoch)
-            here = -(-self.cursor.sample // self.cursor.G)
-            limits.append(self.step + left * self.cursor.steps_per_epoch - (here if left else 0))
-        return min(limits) if limits else None
+        return planned_steps(self.cursor, self.step, self.flags)
 
     @property
     def samples(self) -> int:
@@ -144,3 +139,13 @@ class Run:
         if isinstance(interval, float):
             interval = max(1, int(cursor.steps_per_epoch * interval))
         return (self.step if epochs is None else here) % interval == 0
+
+
+def planned_steps(cursor: Cursor, step: int, flags: Flags) -> int | None:
+    """Optimizer steps of the whole run, given that `step` of them led to the cursor."""
+    limits = [flags.max_steps] if flags.max_steps is not None else []
+    if flags.max_epochs is not None:
+        left = max(0, flags.max_epochs - cursor.epoch)
+        here = -(-cursor.sample // cursor.G)
+        limits.append(step + left * cursor.steps_per_epoch - (here if left else 0))
+    return min(limits) if limits else None

@@ -78,7 +78,8 @@ def apply(run: Run, restored: Restored) -> None:
     state, step = restored.state, int(restored.meta["step"])
     for hook in run.hooks.on_load_checkpoint:
         hook(run.trainer, run.module, state)
-    same_size = restored.world_size == run.world.size and restored.rank_state is not None
+    same_size = restored.world_size == run.world.size
+    own: dict[str, Any] | None = restored.rank_state if same_size else None
     _load_model(run.module, state["model"], step)
     optimizers.restore(run.optimization.optimizer, run.module, state["optimizer"], step)
     schedulers = run.optimization.schedulers
@@ -97,20 +98,20 @@ def apply(run: Run, restored: Restored) -> None:
     run.stopped = bool(loop["stopped"])
     run.reported = run.step
     run.ledger.restore(restored.meta["ledger"], first=run.world.first)
-    if same_size and run.world.size > 1:
-        run.logs.restore(restored.rank_state["logs"])
-        metrics.restore(run.module, restored.rank_state["metrics"])
+    if own is not None and run.world.size > 1:
+        run.logs.restore(own["logs"])
+        metrics.restore(run.module, own["metrics"])
         with torch.no_grad():
             named = dict(run.module.named_buffers())
-            for name, saved in restored.rank_state.get("buffers", {}).items():
+            for name, saved in own.get("buffers", {}).items():
                 named[name].copy_(saved)
     elif run.world.first:
         run.logs.restore(state["logs"])
         metrics.restore(run.module, state["metrics"])
     else:
         metrics.restore(run.module, {})
-    if same_size:
-        randomness.restore(restored.rank_state["rng"])
+    if own is not None:
+        randomness.restore(own["rng"])
     _restore_callbacks(run.trainer.callbacks, state["callbacks"], step)
     if run.datamodule is not None and "datamodule" in state:
         run.datamodule.load_state_dict(state["datamodule"])

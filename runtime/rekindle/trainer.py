@@ -28,9 +28,9 @@ from rekindle.evaluation import evaluate
 from rekindle.flags import Every, Flags
 from rekindle.hooks import Hooks
 from rekindle.logs import Logs
-from rekindle.loop import leave, save, train
+from rekindle.loop import finish, leave, train
 from rekindle.module import Module
-from rekindle.outcome import Damaged, Preempted, classify
+from rekindle.outcome import Damaged, Preempted, classify, lost_peer
 from rekindle.precision import autocast
 from rekindle.preflight import step_function
 from rekindle.requirement import RequirementError
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 _FLUSH_SECONDS = 20.0
 """How long an error waits for the save in flight to become durable."""
+
+_PEER_SECONDS = 3.0
 
 Phase = Literal["idle", "setup", "training", "validating", "done"]
 
@@ -102,6 +104,7 @@ class Trainer:
         self.world: World | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._run: Run | None = None
+        self._planned: int | None = None
         self._console = Console(first=True, progress=self.flags.enable_progress_bar)
 
     def fit(
@@ -121,6 +124,7 @@ class Trainer:
         _watch_errors(page, self)
         notice = Notice(page)
         try:
+            self._optimizer, self._run = None, None
             self._begin(model, datamodule, "setup")
             assert self.world is not None
             run = assemble(
@@ -141,7 +145,7 @@ class Trainer:
                     leave(run)
                 self.phase = "training"
                 train(run)
-                save(run, finished=True, wait=True)
+                finish(run)
             self._end(run)
         except BaseException as error:
             self._fail(error, page)
@@ -195,7 +199,6 @@ class Trainer:
 
     def _begin(self, model: Module, datamodule: Any, phase: Phase) -> None:
         self.phase, self.module, self.datamodule = phase, model, datamodule
-        self._optimizer, self._run = None, None
         self.world = join(self.flags.accelerator, self.flags.devices)
         self._console = Console(first=self.world.first, progress=self.flags.enable_progress_bar)
         model.attach(self, None)
@@ -222,6 +225,8 @@ class Trainer:
             if run is not None and run.session is not None:
                 run.session.close(_FLUSH_SECONDS if error.saved else 0.0)
             return
+        if isinstance(error, SystemExit) and not error.code:
+            return
         outcome = self._outcome(error)
         if page is not None:
             page.write_outcome(outcome)
@@ -231,7 +236,8 @@ class Trainer:
             for hook in run.hooks.on_exception:
                 hook(self, run.module, error)
             if run.session is not None:
-                run.session.close(_FLUSH_SECONDS)
+                # Without its peers a save in flight rarely completes, and a new round waits.
+                run.session.close(_PEER_SECONDS if lost_peer(error) else _FLUSH_SECONDS)
         if outcome.cause == Cause.INTEGRITY:
             traceback.print_exception(error)
             raise Damaged from error
@@ -249,6 +255,10 @@ class Trainer:
     def watch(self, run: "Run") -> None:
         """Let the trainer's properties show this run (called while it is being made)."""
         self._run = run
+
+    def plan(self, steps: int | None) -> None:
+        """Take note of how many steps the whole run has (called while a run is being made)."""
+        self._planned = steps
 
     def use(self, optimizer: torch.optim.Optimizer) -> None:
         """Take note of the optimizer (called while a run is being made)."""
@@ -276,8 +286,8 @@ class Trainer:
 
     @property
     def estimated_stepping_batches(self) -> int | None:
-        """Optimizer steps of the whole run, for schedulers; None before the data is known."""
-        return None if self._run is None else self._run.total_steps
+        """Optimizer steps of the whole run, for schedulers; None before `configure_optimizers`."""
+        return self._planned
 
     @property
     def global_rank(self) -> int:
