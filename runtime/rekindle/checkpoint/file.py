@@ -164,8 +164,12 @@ class FileObjects:
         return os.path.join(directory, f"{os.getpid()}-{uuid.uuid4().hex}")
 
     def _name(self, tmp: str, path: str, key: str, *, create: bool) -> None:
-        for attempt in range(10):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
+        """Give the file its name, in a directory that deleters may remove while it is empty."""
+        directory = os.path.dirname(path)
+        for _ in range(100):
+            # Until the name stands, the directory can vanish between any two calls: again, then.
+            with contextlib.suppress(FileNotFoundError, FileExistsError):
+                os.makedirs(directory, exist_ok=True)
             try:
                 if create:
                     os.link(tmp, path)
@@ -174,9 +178,7 @@ class FileObjects:
             except FileExistsError:
                 raise PreconditionFailed(f"create {self._full(key)}: it exists already") from None
             except FileNotFoundError:
-                # A deleter removed the directory, empty at that moment, under our feet.
-                if attempt == 9:
-                    raise
+                continue
             except OSError as error:
                 if create and error.errno in _NO_LINKS and os.access(self._root, os.W_OK):
                     raise Refused(
@@ -184,8 +186,8 @@ class FileObjects:
                         f"commit would not be atomic. Use a local disk, NFS or S3."
                     ) from None
                 raise
-            else:
-                return
+            return
+        raise Unreachable(f"write {self._full(key)}: {directory} vanished 100 times while writing")
 
     def _walk(self, directory: str, prefix: str) -> Iterator[Stat]:
         try:

@@ -10,10 +10,11 @@ way: a new fence whose base is the older checkpoint.
 
 Clocks and modification times play no part (R22).
 
-The same rule makes garbage certain. Once a fence has committed, no group of a lower fence that is
-not on the line can become visible any more; and a group of its own fence below the committed step
-has no writer left, since a rank stores one step after the other. Groups of *higher* fences are
-never touched: then we are the zombie.
+The same rule makes garbage certain. Once a fence has committed, no uncommitted group of a lower
+fence can become visible any more; and a group of its own fence below the committed step has no
+writer left, since a rank stores one step after the other. Groups of *higher* fences are never
+touched: then we are the zombie. Commits off the line are no garbage: they are whole, and a user who
+began anew in the wrong place will want them back. Retention lets them go first.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -52,27 +53,33 @@ def live_line(
 
 
 def surplus(
-    line: Sequence[CommitRef], *, latest: int, bad: Collection[CommitRef] = ()
+    line: Sequence[CommitRef],
+    others: Iterable[CommitRef] = (),
+    *,
+    latest: int,
+    bad: Collection[CommitRef] = (),
 ) -> list[CommitRef]:
     """The commits that the policy `latest` lets go, oldest first; never the newest.
 
-    Damaged ones do not count as kept, and go when enough good ones are newer.
+    `others` are commits off the line; they count as older than all of it. Damaged ones do not
+    count as kept, and go when enough good ones are newer.
     """
+    off_line = sorted(set(others) - set(line), key=lambda ref: (ref.fence, ref.step), reverse=True)
+    ordered = [*line, *off_line]
     good = 0
-    for index, ref in enumerate(line):
+    for index, ref in enumerate(ordered):
         good += ref not in bad
         if good >= max(1, latest):
-            return list(reversed(line[index + 1 :]))
+            return list(reversed(ordered[index + 1 :]))
     return []
 
 
 def garbage(
-    groups: Iterable[CommitRef], *, kept: Iterable[CommitRef], newest: CommitRef
+    groups: Iterable[CommitRef], *, committed: Iterable[CommitRef], newest: CommitRef
 ) -> list[CommitRef]:
-    """Groups of objects that no reader can need after `newest` has been committed by its fence."""
-    keep = set(kept)
+    """Groups without a commit that no reader can need once `newest` is committed by its fence."""
     return sorted(
         ref
-        for ref in set(groups) - keep
+        for ref in set(groups) - set(committed)
         if ref.fence < newest.fence or (ref.fence == newest.fence and ref.step < newest.step)
     )

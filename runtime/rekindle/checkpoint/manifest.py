@@ -364,7 +364,7 @@ def _unseal(raw: bytes, kind: str) -> dict[str, Any]:
         raise ManifestError(f"{kind} document: version {version!r:.40} is not a positive integer")
     if version > VERSION:
         raise VersionError(
-            f"R21 manifest version {version} is newer than this trainer ({VERSION}). "
+            f"R21 manifest version {str(version)[:20]} is newer than this trainer ({VERSION}). "
             f"Upgrade the image."
         )
     if document.get("kind") != kind:
@@ -479,7 +479,9 @@ class _Reader:
                 self.integer(side, f"{where}.shape", 0, _MAX_BYTES)
                 for side in self.array(shape, f"{where}.shape")
             )
-            if len(sides) > _MAX_DIMENSIONS or math.prod(sides) > _MAX_BYTES:
+            # Zeros count as ones: the strides of an empty tensor must fit as well.
+            bound = math.prod(max(1, side) for side in sides)
+            if len(sides) > _MAX_DIMENSIONS or bound > _MAX_BYTES:
                 raise self.fail(f"{where}.shape", f"{sides!r:.80} is too large")
             entry = TensorEntry(name=tensor, dtype=dtype, shape=sides, slices=())
             found.append(

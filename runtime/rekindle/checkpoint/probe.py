@@ -16,6 +16,7 @@ from rekindle.checkpoint.objects import (
     Objects,
     PreconditionFailed,
     StoreError,
+    Unreachable,
 )
 
 PROBE_SECONDS = 20.0
@@ -36,11 +37,13 @@ def probe(objects: Objects, attempt: str) -> None:
     try:
         try:
             _run(quick, key, content, deadline)
-        finally:
+        except Unreachable:
+            raise  # cleaning up would only wait for the same silence again
+        except StoreError:
             # Without permission to delete, this fails too; the first error is the one to report.
-            if time.monotonic() < deadline:
-                with contextlib.suppress(StoreError):
-                    quick.delete(key)
+            with contextlib.suppress(StoreError):
+                quick.delete(key)
+            raise
     except ProbeError:
         raise
     except StoreError as error:

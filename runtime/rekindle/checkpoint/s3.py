@@ -33,11 +33,16 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
     ProfileNotFound,
+    ResponseStreamingError,
     SSLError,
     TokenRetrievalError,
+)
+from botocore.exceptions import (
+    ConnectionError as ConnectError,
 )
 from urllib3.exceptions import HTTPError as StreamError
 
@@ -103,6 +108,7 @@ class S3Objects:
         region: str | None = None,
         timeout: float = 60.0,
         attempts: int = 5,
+        session: Any = None,
     ) -> None:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
@@ -121,10 +127,10 @@ class S3Objects:
         self._pool: ThreadPoolExecutor | None = None
         self._secrets: tuple[str, ...] = ()
         with self._errors("connect", ""):
-            self._client = self._connect(endpoint, region)
+            self._session = session or boto3.session.Session()
+            self._client = self._connect(self._session, endpoint, region)
 
-    def _connect(self, endpoint: str | None, region: str | None) -> Any:
-        session = boto3.session.Session()
+    def _connect(self, session: Any, endpoint: str | None, region: str | None) -> Any:
         foreign = endpoint is not None and not _is_aws(endpoint)
         credentials = session.get_credentials()
         if credentials is not None:
@@ -366,7 +372,13 @@ class S3Objects:
         prefix = self._prefix.rstrip("/")
         endpoint_url, region = self._arguments
         return S3Objects(
-            self._bucket, prefix, endpoint_url=endpoint_url, region=region, timeout=3.0, attempts=2
+            self._bucket,
+            prefix,
+            endpoint_url=endpoint_url,
+            region=region,
+            timeout=3.0,
+            attempts=2,
+            session=self._session,
         )
 
     def _at(self, key: str) -> dict[str, str]:
@@ -411,19 +423,31 @@ class S3Objects:
                 f"{operation} {self._full(key)}: TLS to {self.endpoint} failed "
                 f"({self._scrub(str(error))}). Check the certificate; AWS_CA_BUNDLE names your CA."
             ) from error
-        except (BotoCoreError, StreamError, OSError) as error:
+        except (
+            ConnectError,
+            HTTPClientError,
+            ResponseStreamingError,
+            StreamError,
+            OSError,
+        ) as error:
             raise Unreachable(
                 f"{operation} {self._full(key)}: no answer from {self.endpoint} in "
                 f"{self._attempts} tries ({self._scrub(str(error))}). Check the endpoint URL and "
                 f"the network."
             ) from error
+        except BotoCoreError as error:
+            raise Refused(
+                f"{operation} {self._full(key)}: the request cannot be made "
+                f"({self._scrub(str(error))}). Check region, endpoint and AWS configuration."
+            ) from error
         except ValueError as error:
             # boto3 says so for an endpoint URL that is none.
-            if key:
+            if operation != "connect":
                 raise
-            raise Refused(f"cannot use endpoint {self.endpoint}: {self._scrub(str(error))}") from (
-                error
-            )
+            raise Refused(
+                f"cannot use endpoint {self.endpoint}: {self._scrub(str(error))}. It must be a URL "
+                f"such as https://s3.example.com."
+            ) from error
 
     def _translate(
         self, operation: str, key: str, code: str, message: str, status: int

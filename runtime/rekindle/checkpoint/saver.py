@@ -368,7 +368,8 @@ class Saver:
                     self._objects.get(key, limit=manifest.MAX_DOCUMENT), job.ref, self._rank
                 )
                 return
-            except Conflict:
+            except (Conflict, Unreachable):
+                # It may have arrived all the same; then the next try is told that it exists.
                 if attempt == 4:
                     raise
                 self._pause(job, attempt, "its part is not stored")
@@ -505,19 +506,16 @@ class Saver:
         """Apply retention and remove what no reader can need any more."""
         if self._store.newest_fence() > self._fence:
             return  # a newer attempt lives; what is old is its business now
-        line = self._store.line()
-        bad = {manifest.ref_of(stat.key) for stat in self._objects.list("bad/")}
-        surplus = lineage.surplus(
-            line, latest=self._keep_latest, bad={ref for ref in bad if ref is not None}
-        )
-        groups = {
-            manifest.ref_of(stat.key)
+        keys = [
+            stat.key
             for prefix in ("commit/", "data/", "part/", "bad/")
             for stat in self._objects.list(prefix)
-        }
-        left_over = lineage.garbage(
-            (ref for ref in groups if ref is not None), kept=line, newest=newest
-        )
+        ]
+        groups = {ref for ref in map(manifest.ref_of, keys) if ref is not None}
+        bad = {ref for ref in groups if manifest.bad_key(ref) in keys}
+        committed = {ref for ref in groups if manifest.commit_key(ref) in keys}
+        surplus = lineage.surplus(self._store.line(), committed, latest=self._keep_latest, bad=bad)
+        left_over = lineage.garbage(groups, committed=committed, newest=newest)
         for ref in (*surplus, *left_over):
             if ref != newest:
                 self._remove(ref)
