@@ -45,7 +45,7 @@ class ClusterConfig:
     port: int = 0
     """Of the API server; 0 takes a free one."""
     token: str | None = None
-    """A bearer token that clients have to send. None asks for nobody's: kubectl sends no credentials
+    """A bearer token that clients have to send. None asks for none: kubectl sends no credentials
     over plain HTTP, so with a token only other clients get in."""
     state_dir: Path | None = None
     """Where pods' files and the kubeconfig live; None is a temporary one, removed at the end."""
@@ -112,6 +112,13 @@ class Cluster:
     def kubeconfig(self) -> Path:
         """The file to give to kubectl; only its owner can read it."""
         return self.config.kubeconfig or self._state_dir / "kubeconfig"
+
+    @property
+    def client(self) -> KubeClient:
+        """A client of the API server, for use in the cluster's event loop."""
+        if self._client is None:
+            raise RuntimeError("the cluster is not running: call start() first")
+        return self._client
 
     @property
     def state_dir(self) -> Path:

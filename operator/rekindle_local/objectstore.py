@@ -93,6 +93,13 @@ class ObjectStore:
         self.endpoint = str(answer["endpoint"])
         return self.endpoint
 
+    @property
+    def pid(self) -> int:
+        """Of the server process; raises RuntimeError when it does not run."""
+        if self._process is None:
+            raise RuntimeError("the object store is not running: call start() first")
+        return self._process.pid
+
     async def set_deny(self, deny: Collection[str]) -> None:
         """Refuse these buckets (`name`) and prefixes (`name/prefix`) with AccessDenied from now."""
         self._deny = frozenset(deny)

@@ -91,7 +91,7 @@ def test_kill_ends_a_container_that_ignores_signals(tmp_path):
     async def run():
         script = "trap '' TERM; echo up; while :; do sleep 1; done"
         process = await Process.start(command(script, tmp_path))
-        await until(lambda: (tmp_path / "log").read_text())
+        await until((tmp_path / "log").read_text)
         process.signal(signal.SIGTERM)
         process.kill()
         return await process.wait()

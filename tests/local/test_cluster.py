@@ -1,0 +1,118 @@
+"""The cluster as a whole: it starts, can be used with kubectl, and leaves nothing behind."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from rekindle_local.__main__ import parse
+from rekindle_local.cluster import Cluster, ClusterConfig, ClusterThread, kubeconfig_text
+
+pytestmark = pytest.mark.processes
+
+
+def listens(url):
+    with socket.socket() as probe:
+        parts = urlsplit(url)
+        return probe.connect_ex((parts.hostname, parts.port)) == 0
+
+
+def alive(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def test_nothing_is_left_of_a_stopped_cluster(own_cluster):
+    bench = own_cluster(nodes=1, s3=True)
+    bench.pod("a", "trap '' TERM; setsid sleep 60 & sleep 60")
+    bench.running("a")
+    cluster = bench.cluster
+    pids = cluster.pids(bench.namespace, "a")
+    state, kubeconfig = cluster.cluster.state_dir, cluster.kubeconfig
+    assert len(pids) >= 2
+    assert stat.S_IMODE(kubeconfig.stat().st_mode) == 0o600
+    urls = [cluster.url, cluster.s3_endpoint]
+    assert all(listens(url) for url in urls)
+    begun = time.monotonic()
+    cluster.stop()
+    assert time.monotonic() - begun < 5
+    assert not any(alive(pid) for pid in pids)
+    assert not any(listens(url) for url in urls)
+    assert not state.exists()
+    assert not [one for one in threading.enumerate() if one.name == "embedded cluster"]
+
+
+def test_a_cluster_that_cannot_start_says_why_and_leaves_nothing(own_cluster):
+    port = urlsplit(own_cluster(nodes=0).cluster.url).port
+    with pytest.raises(OSError, match="in use"):
+        ClusterThread(ClusterConfig(nodes=0, s3=False, port=port)).start()
+
+
+def test_it_runs_in_the_callers_event_loop_too():
+    async def run():
+        async with Cluster(ClusterConfig(nodes=1, s3=False)) as cluster:
+            node = await cluster.add_node(disk="ssd")
+            assert list(cluster.nodes) == ["node-0", "node-1"]
+            return await cluster.client.get(f"/api/v1/nodes/{node.name}")
+
+    assert asyncio.run(run())["metadata"]["labels"]["disk"] == "ssd"
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here")
+def test_kubectl_works_with_the_kubeconfig(bench):
+    def kubectl(*words):
+        command = ["kubectl", f"--kubeconfig={bench.cluster.kubeconfig}", "-n", bench.namespace]
+        return subprocess.run([*command, *words], capture_output=True, text=True, check=True).stdout
+
+    bench.run("a", "echo hello from the pod")
+    assert "node-0   Ready" in kubectl("get", "nodes")
+    assert kubectl("logs", "a") == "hello from the pod\n"
+    assert "Successfully assigned" in kubectl("describe", "pod", "a")
+    assert 'pod "a" deleted' in kubectl("delete", "pod", "a")
+
+
+@pytest.fixture
+def foreground(tmp_path):
+    """`python -m rekindle_local` with its kubeconfig in place."""
+    root = Path(__file__).parents[2] / "operator"
+    command = [sys.executable, "-m", "rekindle_local", "--nodes", "1", "--no-s3"]
+    process = subprocess.Popen(
+        [*command, "--kubeconfig", str(tmp_path / "kubeconfig")],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"},
+    )
+    with process:
+        yield process
+        process.kill()
+
+
+def test_the_foreground_command_prints_its_kubeconfig_and_ends_on_ctrl_c(foreground, tmp_path):
+    assert foreground.stdout.readline() == f"export KUBECONFIG={tmp_path / 'kubeconfig'}\n"
+    assert "1 nodes at http://127.0.0.1:" in foreground.stdout.readline()
+    foreground.send_signal(signal.SIGINT)
+    assert foreground.wait(10) == 0
+
+
+def test_images_on_the_command_line_need_an_existing_directory(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--image", "a=/no/such/directory"])
+    assert "must be PATTERN=DIRECTORY" in capsys.readouterr().err
+
+
+def test_a_token_is_written_to_the_kubeconfig_only_when_there_is_one():
+    assert "token" not in kubeconfig_text("http://x", None)
+    assert "token: 'abc'" in kubeconfig_text("http://x", "abc")

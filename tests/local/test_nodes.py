@@ -1,0 +1,145 @@
+"""Nodes: scheduling on them, and what happens when they go."""
+
+import pytest
+
+from rekindle_local.nodes import SPOT_TAINT
+
+pytestmark = pytest.mark.processes
+
+
+def condition(thing, kind):
+    found = [one for one in thing["status"].get("conditions") or () if one["type"] == kind]
+    return found[0] if found else {}
+
+
+def disrupted(reason):
+    return lambda pod: (
+        pod is not None and condition(pod, "DisruptionTarget").get("reason") == reason
+    )
+
+
+def taints(node):
+    return {(one["key"], one["effect"]) for one in node["spec"].get("taints") or ()}
+
+
+def alive(pids):
+    """The processes that still run; one that is dead but not collected by its parent is dead."""
+    found = []
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/stat") as stat:
+                found += [pid] if stat.read().rpartition(")")[2].split()[0] != "Z" else []
+        except OSError:
+            continue
+    return found
+
+
+def test_pods_spread_over_the_nodes(bench):
+    for name in ("a", "b"):
+        bench.pod(name)
+    nodes = {bench.running(name)["spec"]["nodeName"] for name in ("a", "b")}
+    assert nodes == {"node-0", "node-1"}
+
+
+def test_a_pod_that_fits_nowhere_says_why_and_runs_when_a_node_comes(own_cluster):
+    bench = own_cluster(nodes=1)
+    bench.pod("a", "true", nodeSelector={"zone": "b"})
+    pod = bench.wait("a", lambda pod: condition(pod, "PodScheduled").get("status") == "False")
+    assert condition(pod, "PodScheduled")["reason"] == "Unschedulable"
+    assert condition(pod, "PodScheduled")["message"].startswith(
+        "0/1 nodes are available: 1 node(s)"
+    )
+    bench.cluster.add_node(zone="b")
+    assert bench.ended("a")["spec"]["nodeName"] == "node-1"
+
+
+def test_a_cordoned_node_takes_no_pod_until_it_is_open_again(own_cluster):
+    bench = own_cluster(nodes=1)
+    bench.cluster.cordon("node-0")
+    bench.pod("a", "true")
+    pod = bench.wait("a", lambda pod: condition(pod, "PodScheduled").get("status") == "False")
+    assert "1 node(s) were unschedulable" in condition(pod, "PodScheduled")["message"]
+    bench.cluster.call(lambda cluster: cluster.nodes["node-0"].uncordon())
+    bench.ended("a")
+
+
+def test_a_no_execute_taint_evicts_what_does_not_tolerate_it(own_cluster):
+    bench = own_cluster(nodes=1)
+    bench.pod("a", "trap 'sleep 0.5; exit 75' TERM; sleep 60 & wait")
+    bench.pod("b", tolerations=[{"key": "maintenance", "operator": "Exists"}])
+    for name in ("a", "b"):
+        bench.running(name)
+    bench.cluster.taint("node-0", "maintenance", effect="NoExecute")
+    bench.wait("a", disrupted("DeletionByTaintManager"))
+    bench.gone("a")
+    assert bench.get("b")["status"]["phase"] == "Running"
+    bench.cluster.untaint("node-0", "maintenance")
+    assert taints(bench.node("node-0")) == set()
+
+
+def test_a_reclaimed_node_gives_notice_evicts_its_pods_and_goes(own_cluster):
+    bench = own_cluster(nodes=2)
+    bench.pod("a", "trap 'sleep 0.4; exit 75' TERM; sleep 60 & wait")
+    name = bench.running("a")["spec"]["nodeName"]
+    bench.cluster.reclaim(name, 2.0)
+    assert (SPOT_TAINT, "NoSchedule") in taints(bench.node(name))
+    pod = bench.wait("a", disrupted("EvictionByEvictionAPI"))
+    assert pod["metadata"]["deletionTimestamp"]
+    bench.gone("a")
+    assert bench.node(name) is not None
+    bench.wait_node(name, lambda node: node is None)
+    assert name not in bench.cluster.node_names()
+    bench.pod("b", "true")
+    assert bench.ended("b")["spec"]["nodeName"] != name
+
+
+def test_at_the_end_of_the_notice_what_still_runs_is_killed_and_collected(own_cluster):
+    bench = own_cluster(nodes=1)
+    bench.pod("a", "trap '' TERM; while :; do sleep 0.1; done")
+    bench.running("a")
+    pids = bench.cluster.pids(bench.namespace, "a")
+    bench.cluster.reclaim("node-0", 0.5, drain_after=0.5)
+    bench.wait_node("node-0", lambda node: node is None)
+    assert alive(pids) == []
+    bench.gone("a")
+
+
+def test_a_failed_node_becomes_unreachable_and_its_pods_stay_terminating(own_cluster):
+    bench = own_cluster(nodes=2)
+    bench.pod("a")
+    name = bench.running("a")["spec"]["nodeName"]
+    pids = bench.cluster.pids(bench.namespace, "a")
+    bench.cluster.fail(name)
+    assert alive(pids) == []
+    node = bench.wait_node(name, lambda node: condition(node, "Ready")["status"] == "Unknown")
+    assert condition(node, "Ready")["reason"] == "NodeStatusUnknown"
+    unreachable = "node.kubernetes.io/unreachable"
+    bench.wait_node(
+        name, lambda n: {(unreachable, "NoSchedule"), (unreachable, "NoExecute")} <= taints(n)
+    )
+    bench.wait("a", lambda pod: condition(pod, "Ready").get("status") == "False")
+    pod = bench.wait("a", lambda pod: "deletionTimestamp" in pod["metadata"])
+    assert condition(pod, "DisruptionTarget")["reason"] == "DeletionByTaintManager"
+    assert pod["status"]["phase"] == "Running"
+    bench.cluster.remove(name)
+    bench.gone("a")
+
+
+def test_a_removed_nodes_pods_are_collected(own_cluster):
+    bench = own_cluster(nodes=1)
+    bench.pod("a")
+    bench.running("a")
+    bench.cluster.remove("node-0")
+    bench.gone("a")
+
+
+def test_taking_a_node_twice_is_an_error(own_cluster):
+    bench = own_cluster(nodes=1)
+    bench.cluster.reclaim("node-0", 30.0)
+    with pytest.raises(RuntimeError, match="already being taken away"):
+        bench.cluster.reclaim("node-0", 30.0)
+
+
+def test_killing_a_pod_that_does_not_run_is_an_error(bench):
+    with pytest.raises(LookupError, match="runs on no node"):
+        bench.cluster.kill_pod(bench.namespace, "none")
