@@ -38,6 +38,9 @@ class Signals:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self.notice)
         signal.signal(signal.SIGINT, self.notice)
+        if os.getpid() == 1:
+            # Orphans become children of PID 1; their end has to wake the loop that buries them.
+            signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def notice(self, number: int, _frame: FrameType | None = None) -> None:
         """Remember the first notice; a second SIGTERM changes nothing."""

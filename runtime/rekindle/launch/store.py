@@ -21,8 +21,10 @@ from rekindle.contract import Round
 
 TRY_SECONDS = 1.0
 """For one attempt to reach the first member's store."""
+ANSWER_TIMEOUT = timedelta(seconds=10)
+"""For a store that accepts a connection to answer; a host may be frozen."""
 STORE_TIMEOUT = timedelta(seconds=60)
-"""For calls of the agent to a store that has been reached."""
+"""For calls to a store that has been reached; torchrun's own agent waits for its peers in one."""
 
 
 class StoreError(Exception):
@@ -83,13 +85,15 @@ def connect(
         try:
             with socket.create_connection((first.address, first.store_port), TRY_SECONDS):
                 pass
-            return TCPStore(
+            store = TCPStore(
                 first.address,
                 first.store_port,
                 is_master=False,
                 wait_for_workers=False,
-                timeout=STORE_TIMEOUT,
+                timeout=ANSWER_TIMEOUT,
             )
+            store.set_timeout(STORE_TIMEOUT)
+            return store
         except (OSError, RuntimeError) as error:  # torch's network errors are RuntimeErrors.
             if outdated():
                 raise StoreError(f"round {offered.number} is outdated") from error

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 
 from rekindle.control import ControlPage
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         else:
             if not sys.flags.safe_path:
                 sys.path[0] = os.path.dirname(os.path.realpath(target))
-            runpy.run_path(target, run_name="__main__")
+            # Absolute, as Python makes __file__ and the names in tracebacks; argv[0] follows.
+            runpy.run_path(os.path.abspath(target), run_name="__main__")
     except SystemExit as request:
         if isinstance(request.code, str) and page is not None:
             leave_word(page, request)
@@ -73,7 +75,12 @@ def leave_word(page: ControlPage, error: BaseException) -> None:
     error.__traceback__ = user_frames(error.__traceback__)
     # A full disk must not hide the error itself, which is printed next.
     with contextlib.suppress(OSError):
-        page.write_outcome(classify(error, step=step, rank=rank, now=time.time()))
+        outcome = classify(error, step=step, rank=rank, now=time.time())
+        if isinstance(error, SystemExit):
+            # sys.exit("words") is a message to people, not an error with a traceback.
+            words = str(error).strip().split("\n")[0]
+            outcome = replace(outcome, message=words[:1000], traceback=None)
+        page.write_outcome(outcome)
 
 
 def user_frames(trace: TracebackType | None) -> TracebackType | None:
