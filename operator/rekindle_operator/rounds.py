@@ -114,7 +114,7 @@ def decide(
     """
     current = observed.round
     if current is None or current.number < last_number and not _anybody_in(current, observed):
-        return _form(job, observed, last_number, "first round", hold=hold, patient=True, now=now)
+        return _form(job, observed, last_number, hold=hold, patient=True, now=now)
 
     states = {m.uid: state_of(m, current, observed) for m in current.members}
     values = set(states.values())
@@ -126,17 +126,14 @@ def decide(
 
     broken = values & {State.LOST, State.FAILED}
     if broken:
-        lost = [m.pod for m in current.members if states[m.uid] is State.LOST]
-        reason = f"without {', '.join(lost)}" if lost else "another try after a failure"
-        return _form(job, observed, number, reason, hold=hold, patient=patient, now=now)
+        return _form(job, observed, number, hold=hold, patient=patient, now=now)
 
     going = {m.pod: why for m in current.members if (why := _going(m, observed))}
     busy = values & BUSY
     if going:
         reason = "; ".join(f"{pod}: {why}" for pod, why in going.items())
         if not busy:
-            without = f"without {', '.join(going)}"
-            return _form(job, observed, number, without, hold=hold, patient=patient, now=now)
+            return _form(job, observed, number, hold=hold, patient=patient, now=now)
         margin = max(job.grace_seconds - 5.0, job.grace_seconds / 2)
         return Decision(save=reason, save_seconds=margin)
 
@@ -151,7 +148,7 @@ def decide(
         if left > 0:
             return Decision(save="other members have saved", requeue=left)
     if ended:
-        return _form(job, observed, number, "all saved", hold=hold, patient=patient, now=now)
+        return _form(job, observed, number, hold=hold, patient=patient, now=now)
 
     return _consider_newcomers(job, observed, current, values, now)
 
@@ -201,7 +198,6 @@ def _form(
     job: TrainingJob,
     observed: Observed,
     last_number: int,
-    reason: str,
     *,
     hold: bool,
     patient: bool,
@@ -238,9 +234,24 @@ def _form(
         )
         for pod, agent in ready[:most]
     )
+    reason = _difference(observed.round, members)
     return Decision(
         form=Round(number=last_number + 1, members=members, reason=reason, formed_at=now)
     )
+
+
+def _difference(old: Round | None, members: tuple[Member, ...]) -> str:
+    """What a new round changes, in words."""
+    before = {m.uid: m.pod for m in old.members} if old else {}
+    after = {m.uid: m.pod for m in members}
+    gone = [pod for uid, pod in before.items() if uid not in after]
+    come = [pod for uid, pod in after.items() if uid not in before]
+    if not before:
+        return "first round"
+    if not gone and not come:
+        return "the same pods again"
+    parts = [f"without {', '.join(gone)}"] * bool(gone) + [f"with {', '.join(come)}"] * bool(come)
+    return " and ".join(parts)
 
 
 def _consider_newcomers(

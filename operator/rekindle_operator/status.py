@@ -191,7 +191,7 @@ def render(
     now: float,
 ) -> dict[str, Any]:
     """The whole status document. Keys without a value are left out."""
-    alive = [pod for pod in observed.pods if pod.alive]
+    alive = [pod for pod in observed.pods if pod.alive and not pod.deleting]
     ready = sum(pod.ready for pod in alive)
     wanted = 0 if record.phase in TERMINAL or job.suspend else job.replicas
     counts = {k: (record.counts or {}).get(k, 0) for k in ("user", "infrastructure", "preemption")}
