@@ -67,6 +67,7 @@ def _advice(job: Job) -> list[str]:
         condition = job.holds(kind)
         if condition is not None:
             said.append(f"{condition.reason}: {condition.message}")
+    said = list(dict.fromkeys(said))  # the end is a Failed condition and a Degraded one
     if not said and job.phase not in {"Running"}:
         blocked = job.condition("Ready")
         if job.message:

@@ -10,6 +10,7 @@ as a cloud gives one to a pod.
 """
 
 import os
+import random
 import shutil
 import socket
 import sys
@@ -31,6 +32,7 @@ from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import Image, python_image
 
 _OPERATOR_SECONDS = 60.0
+_PORTS = range(20_000, 30_000)
 LAUNCHER = ("python", "-m", "rekindle.launch")
 """ENTRYPOINT of the runtime image."""
 
@@ -224,12 +226,19 @@ def _operator_environment(kubeconfig: Path) -> dict[str, str]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; held together, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that are free now and stay so while the operator is down for a moment.
+
+    Not those that the system would pick: any outgoing connection may take one of them meanwhile.
+    """
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise Failure(f"No free ports between {_PORTS[0]} and {_PORTS[-1]} on 127.0.0.1.")
