@@ -251,6 +251,10 @@ class Cluster:
         """SIGKILL PID 1 of each container of a pod, wherever it runs."""
         await self.node_of(namespace, name).kill_pod(namespace, name)
 
+    def signal_pod(self, namespace: str, name: str, number: int) -> None:
+        """Send a signal to PID 1 of each container of a pod, wherever it runs."""
+        self.node_of(namespace, name).signal_pod(namespace, name, number)
+
     async def _wait_ready(self) -> None:
         assert self._client is not None
         async with asyncio.timeout(_START_SECONDS):
@@ -400,6 +404,14 @@ class ClusterThread:
     def kill_pod(self, namespace: str, name: str) -> None:
         """SIGKILL PID 1 of each container of a pod, wherever it runs."""
         self.call(lambda cluster: cluster.kill_pod(namespace, name))
+
+    def signal_pod(self, namespace: str, name: str, number: int) -> None:
+        """Send a signal to PID 1 of each container of a pod, wherever it runs."""
+
+        async def send(cluster: Cluster) -> None:
+            cluster.signal_pod(namespace, name, number)
+
+        self.call(send)
 
     def pids(self, namespace: str, name: str) -> list[int]:
         """The processes of a pod; raises LookupError when it runs nowhere."""

@@ -14,6 +14,7 @@ One tick does all of it from the reflectors' copies; `judge` and `deadline` are 
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from dataclasses import dataclass
 
 import aiohttp
@@ -132,11 +133,7 @@ class NodeLifecycle:
                 # This loop itself was held up, and the heartbeats of this time with it.
                 self._seen = {name: seen + now - last for name, seen in self._seen.items()}
             last = now
-            try:
-                await self._tick()
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                if not (isinstance(error, ApiError) and error.code in (404, 409)):
-                    _log.debug("node life cycle: %s", error)
+            await self._tick()
             try:
                 async with asyncio.timeout(_TICK):
                     await self._wake.wait()
@@ -150,14 +147,23 @@ class NodeLifecycle:
     async def _tick(self) -> None:
         nodes = {node["metadata"]["name"]: node for node in list(self._nodes.items.values())}
         for node in nodes.values():
-            await self._judge(node)
+            await self._attempt(self._judge(node))
         self._note_taints(nodes)
         for pod in list(self._pods.items.values()):
             name = pod["spec"].get("nodeName")
             if name and name not in nodes:
-                await self._collect(pod)
+                await self._attempt(self._collect(pod))
             elif name:
-                await self._evict_if_due(pod, nodes[name])
+                await self._attempt(self._evict_if_due(pod, nodes[name]))
+
+    async def _attempt(self, work: Awaitable[None]) -> None:
+        """Do one thing; what fails is tried again with the next tick and stops nothing else."""
+        try:
+            await work
+        except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            # Gone or changed meanwhile: the watch will tell.
+            if not (isinstance(error, ApiError) and error.code in (404, 409)):
+                _log.warning("node life cycle: %s", error)
 
     # --- nodes -------------------------------------------------------------------------------
 

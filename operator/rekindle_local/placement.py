@@ -61,39 +61,22 @@ def is_over(pod: Manifest) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
-def decide(pod: Manifest, nodes: Sequence[Manifest], pods: Iterable[Manifest]) -> Decision:
-    """The node for `pod`, given all nodes and all pods (bound ones count where they are)."""
-    if not nodes:
-        return Unschedulable(message="no nodes available to schedule pods")
-    cluster = _Cluster(nodes, pods)
-    causes: Counter[str] = Counter()
-    fitting: list[Manifest] = []
-    for node in nodes:
-        why = _filter(pod, node, cluster)
-        causes.update(why)
-        if not why:
-            fitting.append(node)
-    if not fitting:
-        parts = sorted(f"{count} {cause}" for cause, count in causes.items())
-        head = f"0/{len(nodes)} nodes are available"
-        return Unschedulable(message=f"{head}: {', '.join(parts)}.")
-    best = min(fitting, key=lambda node: _rank(pod, node, cluster))
-    return Bind(node=best["metadata"]["name"])
-
-
-class _Cluster:
-    """The living pods by node, and what they leave free."""
+class Snapshot:
+    """All nodes, the living pods on them, and what they take; built once for many decisions."""
 
     def __init__(self, nodes: Sequence[Manifest], pods: Iterable[Manifest]) -> None:
         self.nodes = {node["metadata"]["name"]: node for node in nodes}
         self.on: dict[str, list[Manifest]] = defaultdict(list)
         self.used: dict[str, dict[str, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
         for pod in pods:
-            name = pod["spec"].get("nodeName")
-            if name and not is_over(pod):
-                self.on[name].append(pod)
-                for resource, amount in requests(pod).items():
-                    self.used[name][resource] += amount
+            if pod["spec"].get("nodeName") and not is_over(pod):
+                self.add(pod, pod["spec"]["nodeName"])
+
+    def add(self, pod: Manifest, node: str) -> None:
+        """Count a pod on a node."""
+        self.on[node].append(pod)
+        for resource, amount in requests(pod).items():
+            self.used[node][resource] += amount
 
     def domain(self, node: Manifest, key: str) -> list[Manifest]:
         """The pods on nodes that share the value of a topology label with `node`."""
@@ -110,7 +93,27 @@ class _Cluster:
         ]
 
 
-def _filter(pod: Manifest, node: Manifest, cluster: _Cluster) -> list[str]:
+def decide(pod: Manifest, cluster: Snapshot) -> Decision:
+    """The node for `pod` in a cluster as it is."""
+    nodes = list(cluster.nodes.values())
+    if not nodes:
+        return Unschedulable(message="no nodes available to schedule pods")
+    causes: Counter[str] = Counter()
+    fitting: list[Manifest] = []
+    for node in nodes:
+        why = _filter(pod, node, cluster)
+        causes.update(why)
+        if not why:
+            fitting.append(node)
+    if not fitting:
+        parts = sorted(f"{count} {cause}" for cause, count in causes.items())
+        head = f"0/{len(nodes)} nodes are available"
+        return Unschedulable(message=f"{head}: {', '.join(parts)}.")
+    best = min(fitting, key=lambda node: _rank(pod, node, cluster))
+    return Bind(node=best["metadata"]["name"])
+
+
+def _filter(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]:
     """Why the node cannot take the pod; like the real one, the first failing check answers."""
     spec = node.get("spec") or {}
     taints = list(spec.get("taints") or ())
@@ -148,7 +151,7 @@ def _allocatable(node: Manifest) -> Mapping[str, str]:
     return status.get("allocatable") or status.get("capacity") or {}
 
 
-def _insufficient(pod: Manifest, node: Manifest, cluster: _Cluster) -> list[str]:
+def _insufficient(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]:
     offered = _allocatable(node)
     name = node["metadata"]["name"]
     short = []
@@ -161,7 +164,7 @@ def _insufficient(pod: Manifest, node: Manifest, cluster: _Cluster) -> list[str]
     return short
 
 
-def _companions(pod: Manifest, node: Manifest, cluster: _Cluster) -> list[str]:
+def _companions(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]:
     affinity = pod["spec"].get("affinity") or {}
     for term in _required(affinity.get("podAffinity")):
         near = any(_term_matches(term, pod, one) for one in _around(term, node, cluster))
@@ -191,7 +194,7 @@ def _required(affinity: Manifest | None) -> list[Manifest]:
     return list((affinity or {}).get("requiredDuringSchedulingIgnoredDuringExecution") or ())
 
 
-def _around(term: Manifest, node: Manifest, cluster: _Cluster) -> list[Manifest]:
+def _around(term: Manifest, node: Manifest, cluster: Snapshot) -> list[Manifest]:
     return cluster.domain(node, term["topologyKey"])
 
 
@@ -207,7 +210,7 @@ def _term_matches(term: Manifest, owner: Manifest, other: Manifest) -> bool:
     )
 
 
-def _spread(rule: Manifest, pod: Manifest, node: Manifest, cluster: _Cluster) -> bool:
+def _spread(rule: Manifest, pod: Manifest, node: Manifest, cluster: Snapshot) -> bool:
     key = rule["topologyKey"]
     value = (node["metadata"].get("labels") or {}).get(key)
     if value is None:
@@ -228,7 +231,7 @@ def _spread(rule: Manifest, pod: Manifest, node: Manifest, cluster: _Cluster) ->
     return counts[value] + int(own) - min(counts.values()) <= int(rule.get("maxSkew") or 1)
 
 
-def _rank(pod: Manifest, node: Manifest, cluster: _Cluster) -> tuple[int, Fraction, int, str]:
+def _rank(pod: Manifest, node: Manifest, cluster: Snapshot) -> tuple[int, Fraction, int, str]:
     """Small is good: preferences, then load, then pods, then the name."""
     name = node["metadata"]["name"]
     offered = _allocatable(node)
@@ -240,7 +243,7 @@ def _rank(pod: Manifest, node: Manifest, cluster: _Cluster) -> tuple[int, Fracti
     return -_preference(pod, node, cluster), load, len(cluster.on[name]), name
 
 
-def _preference(pod: Manifest, node: Manifest, cluster: _Cluster) -> int:
+def _preference(pod: Manifest, node: Manifest, cluster: Snapshot) -> int:
     affinity = pod["spec"].get("affinity") or {}
     score = 0
     key = "preferredDuringSchedulingIgnoredDuringExecution"

@@ -6,6 +6,7 @@ and a scheduler that compares sums must not lose a pod to rounding.
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 _SUFFIX = {
     "": Fraction(1),
@@ -20,7 +21,12 @@ _SHAPE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|([A-Za-z]{0,2}
 
 def parse_quantity(value: object) -> Fraction:
     """The exact value of a quantity; raises ValueError with the text that is not one."""
-    match = _SHAPE.fullmatch(str(value).strip())
+    return _parse(str(value).strip())
+
+
+@lru_cache(maxsize=1024)  # the scheduler reads the same few again and again
+def _parse(value: str) -> Fraction:
+    match = _SHAPE.fullmatch(value)
     if match is None or (match[3] or "") not in _SUFFIX:
         raise ValueError(f"{value!r} is not a quantity: write a number such as 500m, 2 or 64Mi")
     number = Fraction(match[1])

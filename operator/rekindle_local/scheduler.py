@@ -14,7 +14,7 @@ import aiohttp
 from rekindle_local import timestamps
 from rekindle_local.client import STRATEGIC, ApiError, KubeClient, Manifest, Reflector, pod_path
 from rekindle_local.events import EventRecorder
-from rekindle_local.placement import Bind, decide, is_over
+from rekindle_local.placement import Bind, Snapshot, decide, is_over
 
 NAME = "default-scheduler"
 _log = logging.getLogger(__name__)
@@ -53,9 +53,11 @@ class Scheduler:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            for pod in self._pending():
+            pending = self._pending()
+            cluster = Snapshot(list(self._nodes.items.values()), self._placed())
+            for pod in pending:
                 try:
-                    await self._schedule(pod)
+                    await self._schedule(pod, cluster)
                 except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
                     if isinstance(error, ApiError) and error.code in (404, 409):
                         continue  # gone or bound by somebody else: the watch will say
@@ -81,15 +83,16 @@ class Scheduler:
             ),
         )
 
-    async def _schedule(self, pod: Manifest) -> None:
+    async def _schedule(self, pod: Manifest, cluster: Snapshot) -> None:
         if gates := pod["spec"].get("schedulingGates"):
             names = ", ".join(gate["name"] for gate in gates)
             text = f"Scheduling is blocked due to non-empty scheduling gates: {names}"
             await self._tell(pod, "SchedulingGated", text)
             return
-        decision = decide(pod, list(self._nodes.items.values()), self._placed())
+        decision = decide(pod, cluster)
         if isinstance(decision, Bind):
             await self._bind(pod, decision.node)
+            cluster.add(pod, decision.node)
         else:
             await self._tell(pod, "Unschedulable", decision.message)
 

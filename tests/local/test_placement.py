@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.placement import Bind, Unschedulable, decide
+from rekindle_local.placement import Bind, Snapshot, Unschedulable, decide
 
 READY = [{"type": "Ready", "status": "True"}]
 SPOT = {"key": "spot", "value": "yes", "effect": "NoSchedule"}
@@ -30,13 +30,13 @@ def pod(name="p", *, on=None, cpu=None, labels=None, phase=None, **spec):
 
 
 def where(wanted, nodes, pods=()):
-    decision = decide(wanted, nodes, pods)
+    decision = decide(wanted, Snapshot(nodes, pods))
     assert isinstance(decision, Bind), decision
     return decision.node
 
 
 def why(wanted, nodes, pods=()):
-    decision = decide(wanted, nodes, pods)
+    decision = decide(wanted, Snapshot(nodes, pods))
     assert isinstance(decision, Unschedulable), decision
     return decision.message
 

@@ -13,8 +13,9 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ class Kubelet:
         self._config = config
         self._free_gpus = list(config.gpus)
         self._workers: dict[str, PodWorker] = {}
+        self._over: set[str] = set()
         self._tasks: list[asyncio.Task[Any]] = []
         self._host: Host | None = None
         self._logs = LogServer(self.find)
@@ -302,18 +304,21 @@ class Kubelet:
             return
         uid = pod["metadata"]["uid"]
         worker = self._workers.get(uid)
+        if kind == "DELETED":
+            self._over.discard(uid)
         if worker is None:
-            if kind == "DELETED":
+            if kind == "DELETED" or uid in self._over:
                 return
-            forget: Callable[[], None] = lambda: self._forget(uid)  # noqa: E731
-            self._workers[uid] = PodWorker(self._host, pod, forget)
+            self._workers[uid] = PodWorker(self._host, pod, partial(self._forget, uid))
         elif kind == "DELETED":
             worker.removed()
         else:
             worker.update(pod)
 
-    def _forget(self, uid: str) -> None:
+    def _forget(self, uid: str, *, removed: bool) -> None:
         self._workers.pop(uid, None)
+        if not removed:
+            self._over.add(uid)  # events from before its end may still be on their way
 
     def _take_gpus(self, count: int) -> tuple[str, ...]:
         if count > len(self._free_gpus):

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable
+from typing import Protocol
 
 import aiohttp
 
@@ -31,10 +31,17 @@ _EVICTION_GRACE = 1.0
 _log = logging.getLogger(__name__)
 
 
+class Forget(Protocol):
+    """Told when nothing of a pod is left; `removed` says that its object is gone, too."""
+
+    def __call__(self, *, removed: bool) -> None:
+        """Forget the pod."""
+
+
 class PodWorker:
     """Runs one pod; `task` ends when the pod is gone from the node."""
 
-    def __init__(self, host: Host, pod: Manifest, forget: Callable[[], None]) -> None:
+    def __init__(self, host: Host, pod: Manifest, forget: Forget) -> None:
         self._host = host
         self._pod = pod
         self._forget = forget
@@ -148,6 +155,7 @@ class PodWorker:
         """The pod's life; see the module docstring."""
         writer = asyncio.create_task(self._write_changes())
         try:
+            self.update(self._pod)
             # A pod that ended under an earlier kubelet only waits for its deletion.
             if (self._pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
                 await self._live()
@@ -168,7 +176,6 @@ class PodWorker:
             self._phase, self._reason, self._message = "Failed", admission.REASON, problem
             self._event("Warning", admission.REASON, problem)
             return
-        self.update(self._pod)
         limit = self._pod["spec"].get("activeDeadlineSeconds")
         if limit is not None:
             loop = asyncio.get_running_loop()
@@ -243,7 +250,7 @@ class PodWorker:
                 shutil.rmtree(path, ignore_errors=True)
 
         await asyncio.to_thread(remove)
-        self._forget()
+        self._forget(removed=self._gone)
 
     # --- status ------------------------------------------------------------------------------
 

@@ -154,6 +154,11 @@ class PodVolumes:
             path = self._place(volume)
             self._paths[name] = path
             for file in content:
+                if ".." in Path(file.path).parts or file.path.startswith("/"):
+                    raise VolumeError(
+                        f'MountVolume.SetUp failed for volume "{name}" : path {file.path!r} '
+                        "must be relative and must not contain '..'"
+                    )
                 _write(path, file)
 
     def _place(self, volume: Manifest) -> Path:
