@@ -1,0 +1,861 @@
+"""What a request does to objects: create, update, patch, delete and their subresources. No HTTP.
+
+Every write runs through the same steps, in the real server's order: decode (unknown and duplicate
+fields, types), defaults, the system's own metadata, validation, rules, and one `Store.put`. All of
+it is synchronous, so that two requests can never interleave within a write; optimistic locking is
+then a comparison.
+
+A deletion is one of four things: removal at once, waiting for finalizers, waiting for a kubelet
+(a pod that is bound and not finished), or waiting for a controller (namespaces, CRDs, foreground
+and orphan propagation, see `garbage`).
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rekindle_local.apiserver import builtins, errors, models, names
+from rekindle_local.apiserver.crds import (
+    CLEANUP,
+    check_crd,
+    established,
+    name_conflicts,
+    resources_of,
+)
+from rekindle_local.apiserver.errors import Cause, Json, forbidden_field
+from rekindle_local.apiserver.ownership import apply_owned, track_update
+from rekindle_local.apiserver.patches import json_patch, merge_patch, strategic_merge_patch
+from rekindle_local.apiserver.registry import Registry, Resource, plain
+from rekindle_local.apiserver.rules import check as check_rules
+from rekindle_local.apiserver.schema import Schema, fill_defaults, prune, validate
+from rekindle_local.apiserver.selectors import Predicate
+from rekindle_local.apiserver.storage import Key, Store, key_of
+
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+FOREGROUND = "foregroundDeletion"
+ORPHAN = "orphan"
+
+PROTECTED_NAMESPACES = ("default", "kube-system", "kube-node-lease")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """What the query of a write asks for."""
+
+    dry_run: bool = False
+    validation: str = "Warn"
+    """Strict refuses unknown fields, Warn reports them, Ignore drops them silently."""
+    manager: str = "unknown"
+    force: bool = False
+    """Take over fields of other managers; server-side apply only."""
+    duplicates: tuple[str, ...] = ()
+    """Fields that appeared twice in the body."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeleteOptions:
+    """What the body and the query of a delete ask for."""
+
+    grace_seconds: int | None = None
+    propagation: str | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The outcome of a write."""
+
+    object: Json
+    created: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deleted:
+    """The outcome of a delete: the last state, and whether it is gone already."""
+
+    object: Json
+    gone: bool
+
+
+@dataclass(kw_only=True)
+class _Draft:
+    """An object on its way into the store, with what was remarked about it."""
+
+    body: Json
+    warnings: list[str] = field(default_factory=list)
+
+
+class Objects:
+    """The verbs of the API on the store."""
+
+    def __init__(
+        self, store: Store, registry: Registry, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.store = store
+        self.registry = registry
+        self.clock = clock
+        self._services = 0
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def get(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Return one object in the version of the resource; raises 404."""
+        return self._out(resource, self._stored(resource, namespace, name))
+
+    def list(self, resource: Resource, namespace: str, matches: Predicate) -> list[Json]:
+        """Return the matching objects in key order."""
+        found = (self._out(resource, obj) for obj in self.store.list(resource.store, namespace))
+        return [obj for obj in found if matches(obj)]
+
+    def now(self) -> str:
+        """Return the clock as a timestamp of the API."""
+        return timestamp(self.clock())
+
+    def _out(self, resource: Resource, obj: Json) -> Json:
+        return builtins.to_api_version(obj, resource.api_version)
+
+    def _stored(self, resource: Resource, namespace: str, name: str) -> Json:
+        obj = self.store.get(resource.store, (namespace, name))
+        if obj is None:
+            raise errors.not_found(resource.plural, resource.group, name)
+        return obj
+
+    # --- creating -------------------------------------------------------------------------------
+
+    def create(
+        self, resource: Resource, namespace: str, body: Json, options: WriteOptions
+    ) -> Written:
+        """Store a new object."""
+        draft = self._decode(resource, namespace, body, options)
+        return self._create(resource, namespace, draft, options)
+
+    def _create(
+        self, resource: Resource, namespace: str, draft: _Draft, options: WriteOptions
+    ) -> Written:
+        obj = draft.body
+        metadata = dict(obj["metadata"])
+        if metadata.get("resourceVersion"):
+            raise errors.bad_request("resourceVersion should not be set on objects to be created")
+        for key in ("uid", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"):
+            metadata.pop(key, None)
+        if not metadata.get("name") and metadata.get("generateName"):
+            metadata["name"] = names.generated(metadata["generateName"])
+        self._check_namespace(resource, namespace, metadata.get("name", ""))
+        metadata["uid"] = str(uuid.uuid4())
+        metadata["creationTimestamp"] = self.now()
+        if resource.generation:
+            metadata["generation"] = 1
+        obj = {**obj, "metadata": metadata}
+        if resource.custom:
+            if "status" in resource.subresources:
+                obj.pop("status", None)
+        else:
+            obj = builtins.fill_defaults(resource.kind, obj)
+            obj = builtins.start(resource.kind, obj)
+            obj = self._assign(resource, obj)
+        self._validate(resource, obj, None)
+        key = key_of(obj)
+        if self.store.get(resource.store, key) is not None:
+            raise errors.already_exists(resource.plural, resource.group, key[1])
+        if resource.kind == "CustomResourceDefinition" and not resource.custom:
+            obj = self._establish(obj)
+        if not options.dry_run:
+            obj = self.store.put(resource.store, obj)
+            self._serve(resource, obj)
+        return Written(
+            object=self._out(resource, obj), created=True, warnings=tuple(draft.warnings)
+        )
+
+    def _assign(self, resource: Resource, obj: Json) -> Json:
+        """Fill what only the server can know: a service's address, a pod's priority."""
+        spec = obj.get("spec") or {}
+        if resource.kind == "Service" and not spec.get("clusterIP") and spec["type"] != "ExternalName":
+            self._services += 1
+            high, low = divmod(self._services, 250)
+            spec = {**spec, "clusterIP": f"10.96.{high % 250}.{low + 1}"}
+        if resource.kind == "Service" and spec.get("clusterIP"):
+            spec = {**spec, "clusterIPs": [spec["clusterIP"]]}
+        if resource.kind == "Pod":
+            spec = {**spec, **self._priority(obj, spec)}
+        return {**obj, "spec": spec} if spec else obj
+
+    def _priority(self, obj: Json, spec: Json) -> Json:
+        name = spec.get("priorityClassName")
+        classes = self.store.list("priorityclasses.scheduling.k8s.io")
+        if name in {"system-cluster-critical", "system-node-critical"}:
+            value = 2_000_000_000 if name == "system-cluster-critical" else 2_000_001_000
+            return {"priority": value, "preemptionPolicy": "PreemptLowerPriority"}
+        found = [
+            item
+            for item in classes
+            if (item["metadata"]["name"] == name if name else item.get("globalDefault"))
+        ]
+        if name and not found:
+            raise errors.forbidden(
+                "pods", "", obj["metadata"]["name"], f"no PriorityClass with name {name} was found"
+            )
+        if not found:
+            return {"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}
+        return {
+            "priorityClassName": found[0]["metadata"]["name"],
+            "priority": found[0].get("value", 0),
+            "preemptionPolicy": found[0].get("preemptionPolicy", "PreemptLowerPriority"),
+        }
+
+    def _check_namespace(self, resource: Resource, namespace: str, name: str) -> None:
+        if not resource.namespaced:
+            return
+        home = self.store.get("namespaces", ("", namespace))
+        if home is None:
+            raise errors.not_found("namespaces", "", namespace)
+        if home["metadata"].get("deletionTimestamp"):
+            text = f"unable to create new content in namespace {namespace} because it is being terminated"
+            raise errors.forbidden(
+                resource.plural,
+                resource.group,
+                name,
+                text,
+                [
+                    {
+                        "reason": "NamespaceTerminating",
+                        "message": f"namespace {namespace} is being terminated",
+                        "field": "metadata.namespace",
+                    }
+                ],
+            )
+
+    # --- decoding and validation ----------------------------------------------------------------
+
+    def _decode(
+        self, resource: Resource, namespace: str, body: Any, options: WriteOptions
+    ) -> _Draft:
+        """Turn a body into an object of the resource: identity, unknown fields, types, defaults."""
+        if not isinstance(body, dict):
+            raise errors.bad_request("the object provided is unrecognized: a JSON object is expected")
+        body = dict(body)
+        body.setdefault("apiVersion", resource.api_version)
+        body.setdefault("kind", resource.kind)
+        if body["kind"] != resource.kind:
+            raise errors.bad_request(
+                f"{body['kind']} in version {body['apiVersion']!r} cannot be handled as a {resource.kind}"
+            )
+        if body["apiVersion"] != resource.api_version:
+            raise errors.bad_request(
+                f"the API version in the data ({body['apiVersion']}) does not match the expected "
+                f"API version ({resource.api_version})"
+            )
+        metadata = body.get("metadata")
+        if metadata is None:
+            metadata = {}
+        if not isinstance(metadata, dict):
+            raise errors.bad_request(f"{resource.kind}: metadata must be an object")
+        metadata = dict(metadata)
+        if resource.namespaced:
+            own = metadata.setdefault("namespace", namespace) or namespace
+            metadata["namespace"] = own
+            if own != namespace:
+                raise errors.bad_request(
+                    f"the namespace of the provided object does not match the namespace sent on the request ({own} and {namespace})"
+                )
+        else:
+            metadata.pop("namespace", None)
+        body["metadata"] = metadata
+        draft = _Draft(body=body)
+        unknown: list[str] = []
+        if resource.custom:
+            assert resource.schema is not None
+            draft.body = prune(body, resource.schema, meta=models.object_meta(), unknown=unknown)
+        else:
+            draft.body = prune(body, self._model(resource), unknown=unknown)
+        self._report_unknown(resource, unknown, options, draft)
+        if resource.custom:
+            models.check_types(
+                draft.body["metadata"], models.object_meta(), resource.kind, resource.version
+            )
+            draft.body["metadata"] = models.without_nulls(draft.body["metadata"])
+            assert resource.schema is not None
+            draft.body = fill_defaults(draft.body, resource.schema)
+        else:
+            models.check_types(draft.body, self._model(resource), resource.kind, resource.version)
+            keep_nulls = resource.kind == "CustomResourceDefinition"
+            draft.body = draft.body if keep_nulls else models.without_nulls(draft.body)
+            if resource.bucket:
+                draft.body = builtins.to_api_version(draft.body, "v1")
+        return draft
+
+    def _model(self, resource: Resource) -> Schema:
+        return models.builtin(resource.group, resource.version, resource.kind)
+
+    def _report_unknown(
+        self, resource: Resource, unknown: list[str], options: WriteOptions, draft: _Draft
+    ) -> None:
+        texts = [f'duplicate field "{path}"' for path in options.duplicates]
+        texts += [f'unknown field "{path}"' for path in unknown]
+        if not texts or options.validation == "Ignore":
+            return
+        if options.validation == "Strict":
+            raise errors.bad_request(
+                f'{resource.kind} in version "{resource.version}" cannot be handled as a '
+                f"{resource.kind}: strict decoding error: {', '.join(texts)}"
+            )
+        draft.warnings += texts
+
+    def _validate(self, resource: Resource, obj: Json, old: Json | None) -> None:
+        """Raise the 422 with every cause, or return."""
+        causes: list[Cause] = names.check_metadata(
+            obj["metadata"], name_rule=builtins.name_rule(resource.kind)
+            if not resource.custom
+            else names.dns_subdomain,
+        )
+        if resource.custom:
+            assert resource.schema is not None
+            schema_causes = validate(obj, resource.schema)
+            if resource.rules is not None and not resource.rules.empty():
+                if schema_causes:
+                    schema_causes.append(
+                        Cause(
+                            field="<nil>",
+                            reason="FieldValueInvalid",
+                            message="Invalid value: null: some validation rules were not checked "
+                            "because the object was invalid; correct the existing errors to "
+                            "complete validation",
+                        )
+                    )
+                else:
+                    schema_causes = check_rules(resource.rules, obj, old)
+            causes += schema_causes
+            if resource.scale is not None and not schema_causes:
+                value = dig(obj, resource.scale.spec_replicas)
+                if isinstance(value, int) and value < 0:
+                    causes.append(
+                        errors.bad_value(
+                            resource.scale.spec_replicas.lstrip("."),
+                            value,
+                            "should be a non-negative integer",
+                        )
+                    )
+        elif resource.kind == "CustomResourceDefinition":
+            causes += check_crd(obj, old)
+        else:
+            schema = self._model(resource)
+            root = schema.resolve(schema.root)
+            for key in ("spec", "roleRef", "rules"):
+                inner = (root.get("properties") or {}).get(key)
+                if inner is not None and key in obj:
+                    found = models.missing_fields(obj[key], inner, schema, key)
+                    causes += found
+            own = builtins.check(resource.kind, obj, old)
+            fields = {cause.field for cause in causes}
+            causes += [cause for cause in own if cause.field not in fields]
+        if causes:
+            raise errors.invalid(
+                resource.kind, resource.group, obj["metadata"].get("name", ""), causes
+            )
+
+    # --- updating -------------------------------------------------------------------------------
+
+    def update(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        body: Json,
+        options: WriteOptions,
+        subresource: str = "",
+    ) -> Written:
+        """Replace an object, or its status when `subresource` is status."""
+        draft = self._decode(resource, namespace, body, options)
+        given = draft.body["metadata"].get("name")
+        if given != name:
+            raise errors.bad_request(
+                f"the name of the object ({given}) does not match the name on the URL ({name})"
+            )
+        old = self.store.get(resource.store, (namespace if resource.namespaced else "", name))
+        if old is None and resource.plural in {"leases", "events"} and not subresource:
+            draft.body["metadata"].pop("resourceVersion", None)
+            return self._create(resource, namespace, draft, options)
+        if old is None:
+            raise errors.not_found(resource.plural, resource.group, name)
+        if resource.conditional_update and not draft.body["metadata"].get("resourceVersion"):
+            raise errors.invalid(
+                resource.kind,
+                resource.group,
+                name,
+                [errors.bad_value("metadata.resourceVersion", 0, "must be specified for an update")],
+            )
+        return self._replace(resource, old, draft, options, subresource)
+
+    def patch(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        kind: str,
+        patch: Any,
+        options: WriteOptions,
+        subresource: str = "",
+    ) -> Written:
+        """Change an object by a patch of a media type; raises 415 for one the kind does not take."""
+        key = (namespace if resource.namespaced else "", name)
+        if kind == APPLY_PATCH:
+            return self._apply(resource, namespace, name, patch, options, subresource)
+        stored = self._stored(resource, *key)
+        current = self._out(resource, stored)
+        if kind == JSON_PATCH:
+            body = json_patch(current, patch)
+        elif kind == MERGE_PATCH:
+            body = merge_patch(current, patch)
+        elif kind == STRATEGIC_PATCH and not resource.custom:
+            model = self._model(resource)
+            body = strategic_merge_patch(current, patch, model.root, model.resolve)
+        else:
+            allowed = [JSON_PATCH, MERGE_PATCH, APPLY_PATCH]
+            if not resource.custom:
+                allowed.insert(2, STRATEGIC_PATCH)
+            raise errors.unsupported_media_type(kind, allowed)
+        draft = self._decode(resource, namespace, body, options)
+        if draft.body["metadata"].get("name") != name:
+            raise errors.invalid(
+                resource.kind,
+                resource.group,
+                name,
+                [errors.bad_value("metadata.name", draft.body["metadata"].get("name"), "field is immutable")],
+            )
+        return self._replace(resource, stored, draft, options, subresource)
+
+    def _apply(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        config: Any,
+        options: WriteOptions,
+        subresource: str,
+    ) -> Written:
+        draft = self._decode_config(resource, namespace, name, config, options)
+        key = (namespace if resource.namespaced else "", name)
+        stored = self.store.get(resource.store, key)
+        if stored is None and subresource:
+            raise errors.not_found(resource.plural, resource.group, name)
+        schema = resource.schema if resource.custom else self._model(resource)
+        assert schema is not None
+        current = None if stored is None else self._out(resource, stored)
+        merged = apply_owned(
+            current,
+            draft.body,
+            schema,
+            manager=options.manager,
+            force=options.force,
+            subresource=subresource,
+            now=self.now(),
+        )
+        fields = merged["metadata"].pop("managedFields")
+        full = self._decode(resource, namespace, merged, options)
+        full.warnings = draft.warnings
+        full.body["metadata"]["managedFields"] = fields
+        if stored is None:
+            full.body["metadata"].pop("resourceVersion", None)
+            return self._create(resource, namespace, full, options)
+        return self._replace(resource, stored, full, options, subresource, tracked=True)
+
+    def _decode_config(
+        self, resource: Resource, namespace: str, name: str, config: Any, options: WriteOptions
+    ) -> _Draft:
+        """Decode an applied configuration: as any body, but without defaults, which nobody owns."""
+        if not isinstance(config, dict):
+            raise errors.bad_request("an applied configuration is an object")
+        for key in ("apiVersion", "kind"):
+            if not config.get(key):
+                raise errors.bad_request(f"an applied configuration needs {key}")
+        metadata = dict(config.get("metadata") or {})
+        if metadata.get("managedFields"):
+            raise errors.bad_request("metadata.managedFields must be nil")
+        metadata.setdefault("name", name)
+        body = {**config, "metadata": metadata}
+        if metadata["name"] != name:
+            raise errors.bad_request(
+                f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})"
+            )
+        draft = self._decode(resource, namespace, body, options)
+        unknown: list[str] = []
+        if resource.custom:
+            assert resource.schema is not None
+            draft.body = prune(body, resource.schema, meta=models.object_meta(), unknown=unknown)
+        else:
+            draft.body = models.without_nulls(prune(body, self._model(resource), unknown=unknown))
+        return draft
+
+    def _replace(
+        self,
+        resource: Resource,
+        old: Json,
+        draft: _Draft,
+        options: WriteOptions,
+        subresource: str,
+        *,
+        tracked: bool = False,
+    ) -> Written:
+        body, was = draft.body, old["metadata"]
+        given = body["metadata"]
+        name = was["name"]
+        if given.get("uid") and given["uid"] != was["uid"]:
+            raise errors.conflict(
+                resource.plural,
+                resource.group,
+                name,
+                f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {was['uid']}",
+            )
+        if given.get("resourceVersion") and given["resourceVersion"] != was["resourceVersion"]:
+            raise errors.stale(resource.plural, resource.group, name)
+        metadata = {**given}
+        for key in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
+                    "generation", "resourceVersion", "selfLink"):
+            metadata.pop(key, None)
+            if key in was:
+                metadata[key] = was[key]
+        if not tracked:
+            metadata.pop("managedFields", None)
+            if was.get("managedFields"):
+                metadata["managedFields"] = was["managedFields"]
+        storage = old["apiVersion"]
+        new = {**body, "apiVersion": storage, "metadata": metadata}
+        new = self._confine(resource, old, new, subresource)
+        if not resource.custom:
+            new = builtins.fill_defaults(resource.kind, new)
+        self._check_finalizers(resource, old, new)
+        if resource.generation and desired(new) != desired(old):
+            new["metadata"] = {**new["metadata"], "generation": was.get("generation", 1) + 1}
+        self._validate(resource, new, old)
+        if resource.kind == "CustomResourceDefinition" and not resource.custom:
+            new = self._establish(new)
+        if not tracked and was.get("managedFields"):
+            schema = resource.schema if resource.custom else self._model(resource)
+            assert schema is not None
+            new["metadata"] = {
+                **new["metadata"],
+                "managedFields": track_update(
+                    old, new, schema, manager=options.manager, subresource=subresource, now=self.now()
+                ),
+            }
+        warnings = tuple(draft.warnings)
+        if plain(new) == plain(old) and new["metadata"].get("managedFields") == was.get("managedFields"):
+            return Written(object=self._out(resource, old), warnings=warnings)
+        if options.dry_run:
+            return Written(object=self._out(resource, new), warnings=warnings)
+        return Written(object=self._out(resource, self.commit(resource, new)), warnings=warnings)
+
+    def commit(self, resource: Resource, new: Json) -> Json:
+        """Store a changed object, or remove it when nothing holds its deletion any more."""
+        metadata = new["metadata"]
+        if (
+            metadata.get("deletionTimestamp")
+            and not metadata.get("finalizers")
+            and not metadata.get("deletionGracePeriodSeconds")
+            and not (resource.kind == "Namespace" and (new.get("spec") or {}).get("finalizers"))
+        ):
+            final = self.store.remove(resource.store, key_of(new), last=new)
+            self._unserve(resource, final)
+            return final
+        stored = self.store.put(resource.store, new)
+        self._serve(resource, stored)
+        return stored
+
+    def _confine(self, resource: Resource, old: Json, new: Json, subresource: str) -> Json:
+        """Keep a write to what its endpoint may change: the status, or everything else."""
+        if "status" not in resource.subresources:
+            return new
+        if subresource == "status":
+            kept = {key: value for key, value in old.items() if key != "status"}
+            if not resource.custom:
+                # The status endpoints of built-in kinds let labels and annotations through.
+                changed = {k: new["metadata"][k] for k in ("labels", "annotations", "finalizers") if k in new["metadata"]}
+                rest = {k: v for k, v in old["metadata"].items() if k not in {"labels", "annotations", "finalizers"}}
+                kept["metadata"] = {**rest, **changed}
+            if "managedFields" in new["metadata"]:
+                kept["metadata"] = {**kept["metadata"], "managedFields": new["metadata"]["managedFields"]}
+            return {**kept, "status": new["status"]} if "status" in new else kept
+        rest = {key: value for key, value in new.items() if key != "status"}
+        return {**rest, "status": old["status"]} if "status" in old else rest
+
+    def _check_finalizers(self, resource: Resource, old: Json, new: Json) -> None:
+        if not old["metadata"].get("deletionTimestamp"):
+            return
+        before = old["metadata"].get("finalizers") or []
+        added = [item for item in new["metadata"].get("finalizers") or [] if item not in before]
+        if added:
+            raise errors.invalid(
+                resource.kind,
+                resource.group,
+                new["metadata"]["name"],
+                [
+                    forbidden_field(
+                        "metadata.finalizers",
+                        "no new finalizers can be added if the object is being deleted, "
+                        f"found new finalizers {added}",
+                    )
+                ],
+            )
+
+    # --- deleting -------------------------------------------------------------------------------
+
+    def delete(
+        self, resource: Resource, namespace: str, name: str, options: DeleteOptions
+    ) -> Deleted:
+        """Delete an object, or begin to."""
+        key: Key = (namespace if resource.namespaced else "", name)
+        obj = self._stored(resource, *key)
+        metadata = obj["metadata"]
+        if options.uid and options.uid != metadata["uid"]:
+            raise errors.conflict(
+                resource.plural, resource.group, name,
+                f"Precondition failed: UID in precondition: {options.uid}, UID in object meta: {metadata['uid']}",
+            )
+        if options.resource_version and options.resource_version != metadata["resourceVersion"]:
+            raise errors.conflict(
+                resource.plural, resource.group, name,
+                f"Precondition failed: ResourceVersion in precondition: {options.resource_version}, "
+                f"ResourceVersion in object meta: {metadata['resourceVersion']}",
+            )
+        if resource.kind == "Namespace" and name in PROTECTED_NAMESPACES:
+            raise errors.forbidden("namespaces", "", name, "this namespace may not be deleted")
+        if options.propagation not in {None, "Background", "Foreground", "Orphan"}:
+            raise errors.invalid(
+                "DeleteOptions", "", "",
+                [errors.not_supported("propagationPolicy", options.propagation, ("Background", "Foreground", "Orphan"))],
+            )
+        finalizers = self._delete_finalizers(resource, obj, options)
+        grace = self._grace(resource, obj, options)
+        if not finalizers and not grace:
+            if not options.dry_run:
+                obj = self.store.remove(resource.store, key)
+                self._unserve(resource, obj)
+            return Deleted(object=self._out(resource, obj), gone=True)
+        marked = self._marked(resource, obj, finalizers, grace)
+        if plain(marked) == plain(obj) or options.dry_run:
+            return Deleted(object=self._out(resource, obj), gone=False)
+        stored = self.commit(resource, marked)
+        return Deleted(object=self._out(resource, stored), gone=False)
+
+    def _delete_finalizers(self, resource: Resource, obj: Json, options: DeleteOptions) -> list[str]:
+        finalizers = list(obj["metadata"].get("finalizers") or [])
+        if obj["metadata"].get("deletionTimestamp"):
+            return finalizers if not self._waits(resource, obj) else [*finalizers, ""]
+        if options.propagation is not None:
+            finalizers = [item for item in finalizers if item not in {FOREGROUND, ORPHAN}]
+            extra = {"Foreground": FOREGROUND, "Orphan": ORPHAN}.get(options.propagation)
+            finalizers += [extra] if extra else []
+        if resource.kind == "CustomResourceDefinition" and CLEANUP not in finalizers:
+            finalizers.append(CLEANUP)
+        return [*finalizers, ""] if self._waits(resource, obj) else finalizers
+
+    def _waits(self, resource: Resource, obj: Json) -> bool:
+        """Tell whether a namespace still waits to be emptied; its finalizer is in its spec."""
+        return resource.kind == "Namespace" and bool((obj.get("spec") or {}).get("finalizers"))
+
+    def _grace(self, resource: Resource, obj: Json, options: DeleteOptions) -> int:
+        """Return the seconds a pod has left to stop; other kinds have none."""
+        if resource.kind != "Pod" or resource.custom:
+            return 0
+        spec, phase = obj.get("spec") or {}, (obj.get("status") or {}).get("phase")
+        if not spec.get("nodeName") or phase in {"Succeeded", "Failed"}:
+            return 0
+        wanted = options.grace_seconds
+        if wanted is None:
+            wanted = spec.get("terminationGracePeriodSeconds", 30)
+        wanted = 1 if wanted < 0 else wanted
+        left = obj["metadata"].get("deletionGracePeriodSeconds")
+        if obj["metadata"].get("deletionTimestamp") and left is not None:
+            # Once begun, the time to stop can only be shortened.
+            return min(wanted, left) if options.grace_seconds is not None else left
+        return wanted
+
+    def _marked(self, resource: Resource, obj: Json, finalizers: list[str], grace: int) -> Json:
+        metadata = dict(obj["metadata"])
+        finalizers = [item for item in finalizers if item]
+        if finalizers:
+            metadata["finalizers"] = finalizers
+        else:
+            metadata.pop("finalizers", None)
+        if not metadata.get("deletionTimestamp"):
+            metadata["deletionTimestamp"] = timestamp(self.clock() + grace)
+            metadata["deletionGracePeriodSeconds"] = grace
+            if metadata.get("generation"):
+                metadata["generation"] += 1
+        elif grace < (metadata.get("deletionGracePeriodSeconds") or 0):
+            metadata["deletionTimestamp"] = timestamp(self.clock() + grace)
+            metadata["deletionGracePeriodSeconds"] = grace
+        marked = {**obj, "metadata": metadata}
+        if resource.kind == "Namespace":
+            marked["status"] = {**(obj.get("status") or {}), "phase": "Terminating"}
+        if resource.kind == "CustomResourceDefinition":
+            status = dict(obj.get("status") or {})
+            status["conditions"] = [
+                *(c for c in status.get("conditions") or [] if c["type"] != "Terminating"),
+                {
+                    "type": "Terminating",
+                    "status": "True",
+                    "reason": "InstanceDeletionPending",
+                    "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+                    "lastTransitionTime": self.now(),
+                },
+            ]
+            marked["status"] = status
+        return marked
+
+    # --- custom resource definitions ------------------------------------------------------------
+
+    def _establish(self, crd: Json) -> Json:
+        conflicts = name_conflicts(crd, list(self.registry))
+        old = [c for c in (crd.get("status") or {}).get("conditions") or [] if c["type"] == "Terminating"]
+        status = established(crd, conflicts, self.now())
+        status["conditions"] += old
+        return {**crd, "status": status}
+
+    def _serve(self, resource: Resource, obj: Json) -> None:
+        if resource.kind != "CustomResourceDefinition" or resource.custom:
+            return
+        accepted = any(
+            item["type"] == "Established" and item["status"] == "True"
+            for item in obj["status"]["conditions"]
+        )
+        self.registry.set_custom(obj["metadata"]["name"], resources_of(obj) if accepted else ())
+
+    def _unserve(self, resource: Resource, obj: Json) -> None:
+        if resource.kind == "CustomResourceDefinition" and not resource.custom:
+            self.registry.set_custom(obj["metadata"]["name"], ())
+
+    # --- scale ----------------------------------------------------------------------------------
+
+    def scale(self, resource: Resource, namespace: str, name: str) -> Json:
+        """Return the Scale of an object."""
+        return self._scale_of(resource, self.get(resource, namespace, name))
+
+    def _scale_of(self, resource: Resource, obj: Json) -> Json:
+        metadata = obj["metadata"]
+        keep = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+        if resource.scale is not None:
+            paths = resource.scale
+            replicas = dig(obj, paths.spec_replicas)
+            current = dig(obj, paths.status_replicas)
+            selector = dig(obj, paths.selector) if paths.selector else None
+        else:
+            replicas = dig(obj, ".spec.replicas")
+            current = dig(obj, ".status.replicas")
+            labels = dig(obj, ".spec.selector.matchLabels") or {}
+            selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
+        status: Json = {"replicas": current if isinstance(current, int) else 0}
+        if isinstance(selector, str) and selector:
+            status["selector"] = selector
+        return {
+            "kind": "Scale",
+            "apiVersion": "autoscaling/v1",
+            "metadata": {key: metadata[key] for key in keep if key in metadata},
+            "spec": {"replicas": replicas} if isinstance(replicas, int) else {},
+            "status": status,
+        }
+
+    def set_scale(
+        self, resource: Resource, namespace: str, name: str, body: Any, options: WriteOptions
+    ) -> Json:
+        """Write the number of replicas from a Scale, and nothing else."""
+        old = self._stored(resource, namespace, name)
+        if not isinstance(body, dict) or body.get("kind", "Scale") != "Scale":
+            raise errors.bad_request("the object provided is no autoscaling/v1 Scale")
+        replicas = (body.get("spec") or {}).get("replicas", 0)
+        if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 0:
+            raise errors.invalid(
+                "Scale", "autoscaling", name,
+                [errors.bad_value("spec.replicas", replicas, "must be greater than or equal to 0")],
+            )
+        current = self._out(resource, old)
+        path = resource.scale.spec_replicas if resource.scale else ".spec.replicas"
+        changed = planted(current, path, replicas)
+        given = (body.get("metadata") or {}).get("resourceVersion")
+        changed["metadata"] = {**changed["metadata"], "resourceVersion": given or old["metadata"]["resourceVersion"]}
+        draft = self._decode(resource, namespace, changed, options)
+        written = self._replace(resource, old, draft, options, "")
+        return self._scale_of(resource, written.object)
+
+    def patch_scale(
+        self, resource: Resource, namespace: str, name: str, kind: str, patch: Any, options: WriteOptions
+    ) -> Json:
+        """Patch the Scale of an object."""
+        current = self.scale(resource, namespace, name)
+        if kind == JSON_PATCH:
+            body = json_patch(current, patch)
+        elif kind in {MERGE_PATCH, STRATEGIC_PATCH}:
+            # A Scale holds no list, so both merges are the same.
+            body = merge_patch(current, patch)
+        else:
+            raise errors.unsupported_media_type(kind, [JSON_PATCH, MERGE_PATCH])
+        return self.set_scale(resource, namespace, name, body, options)
+
+    # --- pods -----------------------------------------------------------------------------------
+
+    def bind(self, namespace: str, name: str, body: Json, options: WriteOptions) -> None:
+        """Put a pod on the node that a Binding names; a bound pod cannot be bound again."""
+        pods = self._pods()
+        node = ((body.get("target") or {}).get("name")) or ""
+        if not node:
+            raise errors.invalid("Binding", "", name, [errors.required("target.name")])
+        pod = self._stored(pods, namespace, name)
+        if pod["metadata"].get("deletionTimestamp"):
+            raise errors.conflict("pods/binding", "", name, f"pod {name} is being deleted, cannot be assigned to a host")
+        if pod["spec"].get("nodeName"):
+            raise errors.conflict("pods/binding", "", name, f"pod {name} is already assigned to node {pod['spec']['nodeName']!r}")
+        status = dict(pod.get("status") or {})
+        status["conditions"] = [
+            *(c for c in status.get("conditions") or [] if c["type"] != "PodScheduled"),
+            {"type": "PodScheduled", "status": "True", "lastProbeTime": None, "lastTransitionTime": self.now()},
+        ]
+        bound = {**pod, "spec": {**pod["spec"], "nodeName": node}, "status": status}
+        if not options.dry_run:
+            self.store.put(pods.store, bound)
+
+    def _pods(self) -> Resource:
+        pods = self.registry.find("", "v1", "pods")
+        assert pods is not None
+        return pods
+
+
+def desired(obj: Json) -> Json:
+    """Return the part of an object whose changes count as a new generation."""
+    return {
+        key: value
+        for key, value in obj.items()
+        if key not in {"metadata", "status", "apiVersion", "kind"}
+    }
+
+
+def timestamp(seconds: float) -> str:
+    """Return seconds since the epoch as the API writes times."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def dig(obj: Any, path: str) -> Any:
+    """Return the value at a simple path such as .spec.replicas, None when it is absent."""
+    for part in path.strip(".").split("."):
+        if not isinstance(obj, dict):
+            return None
+        obj = obj.get(part)
+    return obj
+
+
+def planted(obj: Json, path: str, value: Any) -> Json:
+    """Return an object with a value at a simple path."""
+    first, _, rest = path.lstrip(".").partition(".")
+    if not rest:
+        return {**obj, first: value}
+    return {**obj, first: planted(obj.get(first) or {}, rest, value)}
