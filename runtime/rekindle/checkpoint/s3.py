@@ -21,6 +21,7 @@ import contextlib
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -278,6 +279,7 @@ class S3Objects:
                         f"GetObject {self._full(key)}: the answer broke off {attempt} times "
                         f"({self._scrub(str(error))}). Check the network to {self.endpoint}."
                     ) from error
+                time.sleep(0.05 * 2**attempt)
         raise AssertionError("unreachable")
 
     def head(self, key: str) -> Stat:

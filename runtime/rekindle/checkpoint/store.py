@@ -15,6 +15,7 @@ Everything but `load` and `restore` works without torch.
 import contextlib
 import hashlib
 import random
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -85,6 +86,7 @@ class Store:
 
     objects: Objects
     _commits: dict[tuple[CommitRef, str], Commit] = field(default_factory=dict, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
     def open(cls, uri: str, *, endpoint_url: str | None = None, region: str | None = None) -> Self:
@@ -172,8 +174,11 @@ class Store:
         return self._read(ref, None)
 
     def _read(self, ref: CommitRef, etag: str | None) -> Commit:
-        if etag is not None and (ref, etag) in self._commits:
-            return self._commits[ref, etag]
+        if etag is not None:
+            with self._lock:
+                known = self._commits.get((ref, etag))
+            if known is not None:
+                return known
         raw = self.objects.get(manifest.commit_key(ref), limit=manifest.MAX_DOCUMENT)
         try:
             commit = manifest.read_commit(raw, ref)
@@ -182,9 +187,10 @@ class Store:
                 f"R16 checkpoint step {ref.step}: {manifest.commit_key(ref)}: {error}."
             ) from error
         if etag is not None:
-            while len(self._commits) >= 8:
-                del self._commits[next(iter(self._commits))]
-            self._commits[ref, etag] = commit
+            with self._lock:
+                while len(self._commits) >= 8:
+                    del self._commits[next(iter(self._commits))]
+                self._commits[ref, etag] = commit
         return commit
 
     def load(

@@ -15,6 +15,7 @@ from rekindle.checkpoint import (
     Saver,
     SaveTimeout,
     Store,
+    layout,
     manifest,
 )
 from rekindle.checkpoint.objects import Unreachable
@@ -194,6 +195,41 @@ def test_ranks_with_different_tensors_do_not_commit(store, savers, state):
     assert store.commits() == []
 
 
+def test_parts_that_do_not_cover_every_tensor_are_not_committed(store, savers, state, monkeypatch):
+    one, other = savers(store)
+    whole = layout.share
+    monkeypatch.setattr(layout, "share", lambda *args, **kwargs: whole(*args, **kwargs)[:-1])
+    other.save(1, state(1))
+    other._drain(float("inf"))
+    monkeypatch.undo()
+    with pytest.raises(IntegrityError, match=r"tensor 'optim.* is covered for \d+ of \d+ bytes"):
+        one.save(1, state(1), wait=True)
+    assert store.commits() == []
+
+
+def test_parts_whose_objects_are_gone_are_not_committed(store, savers, state):
+    one, other = savers(store)
+    other.save(1, state(1))
+    other._drain(float("inf"))
+    key = manifest.data_key(CommitRef(step=1, fence=1), 1, 0)
+    store.objects.delete(key)
+    with pytest.raises(IntegrityError, match=f"{key} has None bytes"):
+        one.save(1, state(1), wait=True)
+    assert store.commits() == []
+
+
+def test_a_commit_that_exists_already_is_never_overwritten(store, savers, save, state, same):
+    save(savers(store), 1)
+    key = manifest.commit_key(CommitRef(step=1, fence=1))
+    before = store.objects.head(key)
+    store.objects.delete_many(s.key for s in store.objects.list("part/"))
+    one, other = savers(store)  # a second group under the same fence, which is a mistake
+    other.save(1, {"w": torch.zeros(99)})
+    with pytest.raises(LeaseLost, match="R15 another process commits with fence 1"):
+        one.save(1, {"w": torch.zeros(99)}, wait=True)
+    assert store.objects.head(key) == before
+
+
 def test_only_the_latest_checkpoints_are_kept_with_all_their_objects(objects, savers, save):
     store = Store(objects=objects)
     group = savers(store, keep_latest=2)
@@ -270,6 +306,16 @@ def test_a_part_whose_answer_was_lost_is_used_and_not_overwritten(
     key = manifest.part_key(CommitRef(step=1, fence=1), 0)
     assert [call for call in objects.log if call == ("put", key)] == [("put", key)] * 2
     assert same(store.restore()[0].state, state(1))
+
+
+def test_a_repeated_try_overwrites_nothing_that_an_earlier_part_names(store, savers, state, faulty):
+    objects = faulty(store.objects, at=1, mode="after")  # dies when the part is stored
+    (saver,) = savers(Store(objects=objects), world_size=1)
+    with pytest.raises(Unreachable):
+        saver.save(1, state(1), rank_state={"rng": torch.zeros(9)}, wait=True)
+    objects.dead = False
+    saver.save(1, state(1), rank_state={"rng": torch.ones(9)}, wait=True)
+    assert store.restore(rank=0)[0].rank_state["rng"].tolist() == [0] * 9
 
 
 def test_a_closed_saver_saves_no_more(store, savers, state):

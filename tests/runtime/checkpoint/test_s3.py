@@ -1,0 +1,123 @@
+"""What only S3 can get wrong: connections that break, configuration, bodies without copies."""
+
+import itertools
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from botocore.httpchecksum import AwsChunkedWrapper
+
+from rekindle.checkpoint import s3
+from rekindle.checkpoint.objects import Unreachable
+from rekindle.checkpoint.s3 import S3Objects
+
+CONTENT = bytes(range(200))
+
+
+@pytest.fixture
+def breaking():
+    """A server whose first `count` answers end in the middle of the body."""
+    servers = []
+
+    def start(count: int) -> str:
+        left = itertools.count(count, -1)
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(CONTENT)))
+                self.end_headers()
+                self.wfile.write(CONTENT[:50] if next(left) > 0 else CONTENT)
+                self.close_connection = True
+
+            def log_message(self, *_):
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_answer_that_breaks_off_is_read_again(breaking):
+    assert S3Objects("bucket", endpoint_url=breaking(2)).get("a") == CONTENT
+    buffer = bytearray(len(CONTENT))
+    objects = S3Objects("bucket", endpoint_url=breaking(2))
+    assert objects.get_into("a", memoryview(buffer)) == len(CONTENT)
+    assert buffer == CONTENT
+
+
+def test_answers_that_always_break_off_end_in_unreachable(breaking):
+    objects = S3Objects("bucket", endpoint_url=breaking(99), attempts=2)
+    with pytest.raises(Unreachable, match="the answer broke off 2 times"):
+        objects.get("a")
+    with pytest.raises(Unreachable, match="the answer broke off 2 times"):
+        objects.get_into("a", memoryview(bytearray(200)))
+
+
+def test_the_endpoint_comes_from_the_argument_or_the_environment(monkeypatch):
+    assert S3Objects("bucket").endpoint == "AWS"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
+    assert S3Objects("bucket").endpoint == "http://minio:9000"
+    assert S3Objects("bucket", endpoint_url="http://ceph:80").endpoint == "http://ceph:80"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "checksums", "style"),
+    [
+        (None, "when_supported", "auto"),
+        ("https://s3.eu-central-1.amazonaws.com", "when_supported", "auto"),
+        ("http://minio:9000", "when_required", "path"),
+    ],
+)
+def test_only_aws_gets_default_checksums_and_bucket_hosts(endpoint, checksums, style):
+    config = S3Objects("bucket", endpoint_url=endpoint)._client.meta.config
+    assert config.request_checksum_calculation == checksums
+    assert config.s3["addressing_style"] == style
+    assert config.s3["payload_signing_enabled"] is False
+
+
+def test_a_large_body_is_sent_from_the_callers_memory(endpoint, bucket):
+    objects = S3Objects(bucket, endpoint_url=endpoint)
+    sent = []
+    objects._client.meta.events.register(
+        "before-send.s3.PutObject", lambda request, **_: sent.append(request)
+    )
+    objects.put("a", memoryview(bytearray(2**20)))
+    assert isinstance(sent[0].body, s3._View)
+    assert sent[0].headers["X-Amz-Content-SHA256"] == b"UNSIGNED-PAYLOAD"
+
+
+def test_bodies_also_pass_with_the_checksums_that_aws_gets(endpoint, bucket, monkeypatch):
+    monkeypatch.setattr(s3, "_is_aws", lambda _: True)
+    objects = S3Objects(bucket, endpoint_url=endpoint)
+    body = bytes(range(256)) * 2000
+    objects.put("a", body)
+    assert objects.get("a") == body
+    # Over TLS the checksum follows the body in chunks, which boto3 cuts with a wrapper.
+    wrapped = AwsChunkedWrapper(s3._View(memoryview(body)), chunk_size=2**16)
+    assert body[: 2**16] in wrapped.read()
+
+
+def test_parts_whose_upload_fails_are_abandoned(endpoint, bucket, monkeypatch):
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    objects = S3Objects(bucket, endpoint_url=endpoint, attempts=1)
+    original = objects._client.upload_part
+
+    def fail_on_second(**arguments):
+        if arguments["PartNumber"] == 2:
+            raise ConnectionError("cable cut")
+        return original(**arguments)
+
+    monkeypatch.setattr(objects._client, "upload_part", fail_on_second)
+    with pytest.raises(Unreachable, match="UploadPart .*cable cut"):
+        objects.put("big", bytearray(12 * 2**20))
+    assert objects.abandon_uploads("", older_than=0) == 0
+    assert objects.list("") == []
