@@ -68,7 +68,7 @@ POLL = 0.05
 """Seconds between looks at the workers where the system cannot wake us when one ends."""
 RETRY = 1.0
 """Seconds before a round that could not be joined is tried again."""
-FLUSH = 2.0
+FLUSH = 1.0
 """Seconds for last words to reach the coordinator."""
 MANY = 1_000_000
 """torch's max_restarts, which workers see in their environment; nothing is counted against it."""

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -157,10 +159,19 @@ def _handler(coordinator: FakeCoordinator) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+FORKS = multiprocessing.get_context("forkserver")
+"""Pods are forked from a process that has imported torch: a second less for each of them."""
+FORKS.set_forkserver_preload(
+    ["rekindle.launch.__main__", "rekindle.launch.agent", "rekindle.launch.exporter"]
+)
+
+
 class Pod:
     """One agent as a process."""
 
-    def __init__(self, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: list[str], folder: Path, environment: dict[str, str], python: list[str]
+    ) -> None:
         self.termination_log = folder / "termination-log"
         self.log = folder / "log"
         variables = {
@@ -174,28 +185,50 @@ class Pod:
             "TMPDIR": str(folder),
             **environment,
         }
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *command],
-                env=variables,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
+        self._cold: subprocess.Popen[bytes] | None = None
+        if python:
+            with self.log.open("wb") as log:
+                self._cold = subprocess.Popen(
+                    [sys.executable, *python, *arguments],
+                    env=variables,
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            self.pid = self._cold.pid
+        else:
+            given = {
+                "command": arguments,
+                "variables": variables,
+                "folder": str(folder),
+                "log": str(self.log),
+            }
+            script = str(Path(__file__).with_name("warm_pod.py"))
+            self._warm = FORKS.Process(target=runpy.run_path, args=(script, given))
+            self._warm.start()
+            assert self._warm.pid is not None
+            self.pid = self._warm.pid
+
+    def poll(self) -> int | None:
+        return self._cold.poll() if self._cold else self._warm.exitcode
 
     def exit_code(self, timeout: float = TIMEOUT) -> int:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running; its log: {self.text()}") from None
+        if self._cold:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._cold.wait(timeout)
+        else:
+            self._warm.join(timeout)
+        code = self.poll()
+        assert code is not None, f"still running; its log: {self.text()}"
+        return code
 
     def terminate(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        os.kill(self.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(TIMEOUT)
+        os.kill(self.pid, signal.SIGKILL)
+        self.exit_code()
 
     def text(self) -> str:
         return self.log.read_text()
@@ -216,7 +249,10 @@ StartPod = Callable[..., Pod]
 
 @pytest.fixture
 def start_pod(tmp_path: Path) -> Iterator[StartPod]:
-    """start_pod(name, script, *arguments, to=coordinator, environment=...)"""
+    """start_pod(name, script, *arguments, to=coordinator, environment=...)
+
+    With ``python``, a fresh interpreter is started with these arguments before the script's.
+    """
     started: list[Pod] = []
 
     def start(
@@ -225,7 +261,7 @@ def start_pod(tmp_path: Path) -> Iterator[StartPod]:
         *arguments: str,
         to: FakeCoordinator | None = None,
         environment: dict[str, str] | None = None,
-        command: tuple[str, ...] = ("-m", "rekindle.launch"),
+        python: tuple[str, ...] = (),
     ) -> Pod:
         folder = tmp_path / name
         folder.mkdir()
@@ -241,11 +277,12 @@ def start_pod(tmp_path: Path) -> Iterator[StartPod]:
                 "REKINDLE_POD_UID": f"uid-{name}",
                 "REKINDLE_POD_IP": f"127.0.0.{2 + len(started)}",
             }
-        pod = Pod([*command, "train.py", *arguments], folder, variables | (environment or {}))
+        command = ["train.py", *arguments]
+        pod = Pod(command, folder, variables | (environment or {}), list(python))
         started.append(pod)
         return pod
 
     yield start
     for pod in started:
-        if pod.process.poll() is None:
+        if pod.poll() is None:
             pod.kill()
