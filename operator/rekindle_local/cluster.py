@@ -27,7 +27,7 @@ from rekindle_local.images import Image
 from rekindle_local.kubelet.agent import Kubelet, KubeletConfig
 from rekindle_local.kubelet.host import KubeletTimings
 from rekindle_local.lifecycle import LifecycleTimings, NodeLifecycle
-from rekindle_local.nodes import EmbeddedNode
+from rekindle_local.nodes import SPOT_TAINT, EmbeddedNode
 from rekindle_local.objectstore import ObjectStore
 from rekindle_local.scheduler import Scheduler
 
@@ -421,10 +421,19 @@ class ClusterThread:
 
         return self.call(find)
 
-    def reclaim(self, node: str, notice_seconds: float, *, drain_after: float = 0.0) -> None:
+    def reclaim(
+        self,
+        node: str,
+        notice_seconds: float,
+        *,
+        taint: tuple[str, str, str] = SPOT_TAINT,
+        drain_after: float = 0.0,
+    ) -> None:
         """Announce that a node goes; returns at once, see `EmbeddedNode.reclaim`."""
         self.call(
-            lambda cluster: cluster.nodes[node].reclaim(notice_seconds, drain_after=drain_after)
+            lambda cluster: cluster.nodes[node].reclaim(
+                notice_seconds, taint=taint, drain_after=drain_after
+            )
         )
 
     def fail(self, node: str) -> None:

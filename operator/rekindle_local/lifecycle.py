@@ -247,6 +247,8 @@ class NodeLifecycle:
 
     async def _collect(self, pod: Manifest) -> None:
         meta = pod["metadata"]
+        if await self._client.find(node_path(pod["spec"]["nodeName"])) is not None:
+            return  # a new node that this watch has not told of yet
         phase = (pod.get("status") or {}).get("phase")
         if phase not in ("Succeeded", "Failed"):
             message = "PodGC: node no longer exists"

@@ -17,8 +17,8 @@ from rekindle_local import timestamps
 from rekindle_local.client import ApiError, KubeClient, Manifest, node_path, pod_path
 from rekindle_local.kubelet.agent import LEASES, Kubelet
 
-SPOT_TAINT = "aws-node-termination-handler/spot-itn"
-"""The taint AWS' node termination handler sets when a spot interruption is announced."""
+SPOT_TAINT = ("aws-node-termination-handler/spot-itn", "", "NoSchedule")
+"""Key, value and effect of the taint that announces a spot interruption on AWS."""
 
 _ERRORS = (ApiError, aiohttp.ClientError, TimeoutError, OSError)
 _log = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class EmbeddedNode:
         self,
         notice_seconds: float,
         *,
-        taint: tuple[str, str, str] = (SPOT_TAINT, "", "NoSchedule"),
+        taint: tuple[str, str, str] = SPOT_TAINT,
         drain_after: float = 0.0,
     ) -> None:
         """A spot reclaim: taint and cordon now, evict the pods, be gone when the notice is over.

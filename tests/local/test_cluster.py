@@ -84,16 +84,18 @@ def test_kubectl_works_with_the_kubeconfig(bench):
     assert 'pod "a" deleted' in kubectl("delete", "pod", "a")
 
 
+OPERATOR = Path(__file__).parents[2] / "operator"
+
+
 @pytest.fixture
 def foreground(tmp_path):
-    """`python -m rekindle_local` with its kubeconfig in place."""
-    root = Path(__file__).parents[2] / "operator"
-    command = [sys.executable, "-m", "rekindle_local", "--nodes", "1", "--no-s3"]
+    """`python -m rekindle_local` with its kubeconfig in a known place."""
+    command = [sys.executable, "-m", "rekindle_local", "--nodes", "1"]
     process = subprocess.Popen(
         [*command, "--kubeconfig", str(tmp_path / "kubeconfig")],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"},
+        env={**os.environ, "PYTHONPATH": str(OPERATOR), "PYTHONUNBUFFERED": "1"},
     )
     with process:
         yield process
@@ -102,9 +104,31 @@ def foreground(tmp_path):
 
 def test_the_foreground_command_prints_its_kubeconfig_and_ends_on_ctrl_c(foreground, tmp_path):
     assert foreground.stdout.readline() == f"export KUBECONFIG={tmp_path / 'kubeconfig'}\n"
+    assert "AWS_ENDPOINT_URL=http://127.0.0.1:" in foreground.stdout.readline()
+    assert "AWS_SECRET_ACCESS_KEY=" in foreground.stdout.readline()
     assert "1 nodes at http://127.0.0.1:" in foreground.stdout.readline()
     foreground.send_signal(signal.SIGINT)
     assert foreground.wait(10) == 0
+
+
+def test_the_object_store_does_not_outlive_a_killed_cluster(foreground):
+    foreground.stdout.readline()
+    endpoint = foreground.stdout.readline().partition("=")[2].strip()
+    assert listens(endpoint)
+    foreground.kill()
+    deadline = time.monotonic() + 5
+    while listens(endpoint):
+        assert time.monotonic() < deadline
+
+
+def test_importing_the_cluster_loads_no_s3_library_and_none_of_the_other_packages():
+    heavy = "{'boto3', 'botocore', 'moto', 'torch', 'kopf', 'rekindle_operator', 'rekindle_cli'}"
+    program = f"import rekindle_local.cluster, sys; print(sorted({heavy} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": str(OPERATOR)}
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment
+    )
+    assert found.stdout == "[]\n"
 
 
 def test_images_on_the_command_line_need_an_existing_directory(capsys):

@@ -36,7 +36,7 @@ from rekindle_local.client import (
 from rekindle_local.events import EventRecorder
 from rekindle_local.images import Image
 from rekindle_local.kubelet import processes, volumes
-from rekindle_local.kubelet.host import Host, KubeletTimings, memory_prefix
+from rekindle_local.kubelet.host import Host, KubeletTimings, memory_prefix, tmp_root
 from rekindle_local.kubelet.logserver import LogServer
 from rekindle_local.kubelet.pod import PodWorker
 
@@ -142,7 +142,7 @@ class Kubelet:
         await self._logs.stop()
         if self._host is not None:
             await self._host.session.close()
-            await asyncio.to_thread(_clear, self._host.state_dir)
+            await asyncio.to_thread(_remove, self._host.state_dir)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
@@ -363,9 +363,15 @@ def _clear(state_dir: Path) -> None:
     """End processes and remove files of an earlier kubelet on this directory."""
     if state_dir.exists():
         processes.kill_marked(processes.ROOT_VARIABLE, str(state_dir))
-        for part in ("pods", "tmp", "logs"):
-            shutil.rmtree(state_dir / part, ignore_errors=True)
+    _remove(state_dir)
+    for path in (state_dir, tmp_root(state_dir)):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def _remove(state_dir: Path) -> None:
+    """Remove what pods left on disk and in memory; their processes have ended."""
+    for part in (state_dir / "pods", state_dir / "logs", tmp_root(state_dir)):
+        shutil.rmtree(part, ignore_errors=True)
     if os.access(volumes.SHM, os.W_OK):
         for left in volumes.SHM.glob(f"{memory_prefix(state_dir)}*"):
             shutil.rmtree(left, ignore_errors=True)
-    state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

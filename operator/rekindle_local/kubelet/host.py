@@ -12,6 +12,8 @@ from rekindle_local.client import KubeClient
 from rekindle_local.events import EventRecorder
 from rekindle_local.images import Image
 
+_LONGEST_TMP = 60
+
 
 @dataclass(frozen=True, kw_only=True)
 class KubeletTimings:
@@ -49,6 +51,14 @@ class Host:
     """Gives accelerators back."""
 
     @property
+    def tmp(self) -> Path:
+        """Where pods' TMPDIRs are.
+
+        Short, because programs put Unix sockets there, whose paths end at 108 bytes.
+        """
+        return tmp_root(self.state_dir)
+
+    @property
     def memory_prefix(self) -> str:
         """How this node's directories under /dev/shm begin."""
         return memory_prefix(self.state_dir)
@@ -57,3 +67,10 @@ class Host:
 def memory_prefix(state_dir: Path) -> str:
     """A short name for a state directory, the same on every run."""
     return f"kubelet-{hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]}-"
+
+
+def tmp_root(state_dir: Path) -> Path:
+    """`tmp` in the state directory, or a short path of its own when that would be too long."""
+    inside = state_dir / "tmp"
+    short = len(str(inside)) <= _LONGEST_TMP
+    return inside if short else Path("/tmp") / memory_prefix(state_dir).rstrip("-")

@@ -118,7 +118,8 @@ async def _send(
     await response.prepare(request)
 
     def running() -> bool:
-        return not previous and process is not None and process.running
+        listening = request.transport is not None and not request.transport.is_closing()
+        return listening and not previous and process is not None and process.running
 
     with contextlib.suppress(ConnectionResetError):  # the reader has seen enough
         async for piece in stream(path, options, running):

@@ -64,8 +64,7 @@ class PodWorker:
                 pod, directory / "volumes", f"{host.memory_prefix}{self.uid[:8]}-"
             ),
             directory=directory,
-            # Short: programs put Unix sockets here, whose paths end at 108 bytes.
-            tmp=host.state_dir / "tmp" / self.uid[:8],
+            tmp=host.tmp / self.uid[:8],
             logs=host.state_dir / "logs" / self.uid,
         )
         self._dirty = asyncio.Event()
