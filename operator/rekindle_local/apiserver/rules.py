@@ -17,7 +17,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from typing import Any
@@ -274,7 +273,9 @@ def escaped(name: str) -> str | None:
 def to_cel(value: Any, node: Json, *, root: bool = False) -> Any:
     """Return a JSON value as CEL sees it: described fields only, typed by the schema.
 
-    Formats `date-time` and `duration` become timestamps and durations, `number` a double.
+    `number` becomes a double. Formats `date-time` and `duration` stay strings, as the library takes
+    no timestamps as input: a rule about such a field has to say timestamp(self.field), which the
+    real server accepts as well.
     """
     if value is None:
         return None
@@ -298,24 +299,9 @@ def to_cel(value: Any, node: Json, *, root: bool = False) -> Any:
     if isinstance(value, list):
         items = node.get("items")
         return [to_cel(item, items if isinstance(items, dict) else {}) for item in value]
-    kind, form = node.get("type"), node.get("format")
-    if kind == "number" and isinstance(value, int) and not isinstance(value, bool):
+    if node.get("type") == "number" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if kind == "string" and form == "date-time":
-        return datetime.fromisoformat(value)
-    if kind == "string" and form == "duration":
-        return parse_duration(value)
     return value
-
-
-_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-
-
-def parse_duration(text: str) -> timedelta:
-    """Parse a Go duration such as 1h30m."""
-    sign = -1 if text.startswith("-") else 1
-    parts = re.findall(r"(\d+\.?\d*|\.\d+)(ns|us|µs|μs|ms|s|m|h)", text)
-    return sign * timedelta(seconds=sum(float(number) * _UNITS[unit] for number, unit in parts))
 
 
 # --- the functions Kubernetes adds --------------------------------------------------------------
