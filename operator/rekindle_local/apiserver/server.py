@@ -21,11 +21,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
+import aiohttp
 from aiohttp import web
 
 from rekindle_local.apiserver import discovery, errors, openapi
+from rekindle_local.apiserver.disruption import Budgets
 from rekindle_local.apiserver.errors import ApiError, Json
 from rekindle_local.apiserver.garbage import Collector
+from rekindle_local.apiserver.logs import container_of, kubelet_url, relay
 from rekindle_local.apiserver.operations import (
     PROTECTED_NAMESPACES,
     Objects,
@@ -48,7 +51,7 @@ from rekindle_local.apiserver.requests import (
 from rekindle_local.apiserver.selectors import Predicate, parse_fields, parse_labels, predicate
 from rekindle_local.apiserver.storage import Expired, Store
 from rekindle_local.apiserver.tables import partial, table
-from rekindle_local.apiserver.watches import WatchOptions, encode, error_frame, stream
+from rekindle_local.apiserver.watches import WatchOptions, error_frame, stream
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,6 +83,8 @@ class ApiServer:
         self._registry = Registry()
         self._objects = Objects(self._store, self._registry, clock)
         self._collector = Collector(self._objects)
+        self._budgets = Budgets(self._objects)
+        self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._background: list[asyncio.Task[None]] = []
         self.url = ""
@@ -116,7 +121,10 @@ class ApiServer:
         port = runner.addresses[0][1]
         host = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{host}:{port}"
-        self._background = [asyncio.create_task(self._collector.run(), name="apiserver-garbage")]
+        self._background = [
+            asyncio.create_task(self._collector.run(), name="apiserver-garbage"),
+            asyncio.create_task(self._budgets.run(), name="apiserver-budgets"),
+        ]
         return self.url
 
     async def stop(self) -> None:
@@ -127,6 +135,9 @@ class ApiServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._background = []
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -259,7 +270,7 @@ class ApiServer:
         token = query.get("continue", "")
         start = ("", "")
         if token:
-            revision, start = self._continued(token)
+            revision, start = self._continued(resource.store, token)
         else:
             self._check_revision(query.get("resourceVersion", ""), query.get("resourceVersionMatch", ""))
         objects = self._objects.list(resource, target.namespace, matches)
@@ -314,7 +325,7 @@ class ApiServer:
                 details={"retryAfterSeconds": 1},
             )
 
-    def _continued(self, token: str) -> tuple[int, tuple[str, str]]:
+    def _continued(self, bucket: str, token: str) -> tuple[int, tuple[str, str]]:
         """Return the revision and the last key of a list's first page; raises 410 when too old.
 
         Later pages show the present state and the first page's revision: a watch from there
@@ -325,6 +336,12 @@ class ApiServer:
             revision, start = int(raw["rv"]), (str(raw["ns"]), str(raw["name"]))
         except (ValueError, KeyError, TypeError) as error:
             raise errors.bad_request("continue key is not valid") from error
+        try:
+            self._store.since(bucket, revision)
+        except Expired as error:
+            raise errors.gone(
+                f"The provided continue parameter is too old ({error}): list again from the start"
+            ) from error
         return revision, start
 
     async def _delete_collection(
@@ -523,13 +540,30 @@ class ApiServer:
         body, _ = await self._body(request)
         given = as_object(body).get("deleteOptions") or {}
         options = delete_options(request.query, given)
+        pod = self._objects.get(resource, target.namespace, target.name)
+        self._budgets.check(pod)
         self._objects.delete(resource, target.namespace, target.name, options)
         return _json({**errors.success(), "code": 201}, 201)
 
     async def _log(
         self, request: web.Request, resource: Resource, target: Target
     ) -> web.StreamResponse:
-        raise errors.not_implemented("pods/log")
+        if request.method != "GET":
+            raise errors.method_not_allowed()
+        if request.query.get("sinceTime"):
+            raise errors.not_implemented("the log parameter sinceTime (use sinceSeconds)")
+        pod = self._objects.get(resource, target.namespace, target.name)
+        container = container_of(pod, request.query.get("container", ""))
+        node_name = (pod.get("spec") or {}).get("nodeName")
+        if not node_name:
+            raise errors.bad_request(
+                f"pod {target.name} does not have a host assigned: it has no log yet"
+            )
+        node = self._store.get("nodes", ("", node_name))
+        url = kubelet_url(node, pod, container, request.query)
+        if self._session is None:
+            self._session = aiohttp.ClientSession()
+        return await relay(self._session, url, request)
 
     # --- answers --------------------------------------------------------------------------------
 
@@ -609,6 +643,3 @@ def _review(resource: Resource, body: Json) -> Json:
             "incomplete": False,
         }
     return answer
-
-
-__all__ = ["ApiServer", "Expired", "encode"]
