@@ -36,7 +36,7 @@ from rekindle_local.client import (
 from rekindle_local.events import EventRecorder
 from rekindle_local.images import Image
 from rekindle_local.kubelet import processes, volumes
-from rekindle_local.kubelet.host import Host, KubeletTimings, memory_prefix, tmp_root
+from rekindle_local.kubelet.host import Host, KubeletTimings, stale_memory, tmp_root
 from rekindle_local.kubelet.logserver import LogServer
 from rekindle_local.kubelet.pod import PodWorker
 
@@ -373,5 +373,5 @@ def _remove(state_dir: Path) -> None:
     for part in (state_dir / "pods", state_dir / "logs", tmp_root(state_dir)):
         shutil.rmtree(part, ignore_errors=True)
     if os.access(volumes.SHM, os.W_OK):
-        for left in volumes.SHM.glob(f"{memory_prefix(state_dir)}*"):
+        for left in stale_memory(state_dir, volumes.SHM):
             shutil.rmtree(left, ignore_errors=True)

@@ -1,11 +1,13 @@
 """What the parts of a kubelet share: its node's identity, places on disk, clocks and images."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import psutil
 
 from rekindle_local.addresses import NodeAddresses
 from rekindle_local.client import KubeClient
@@ -60,17 +62,39 @@ class Host:
 
     @property
     def memory_prefix(self) -> str:
-        """How this node's directories under /dev/shm begin."""
+        """How the names of this node's directories under /dev/shm begin."""
         return memory_prefix(self.state_dir)
 
 
 def memory_prefix(state_dir: Path) -> str:
-    """A short name for a state directory, the same on every run."""
+    """How names under /dev/shm begin: by state directory, and by the process that owns them."""
+    return f"{_memory_mark(state_dir)}{os.getpid()}-"
+
+
+def stale_memory(state_dir: Path, shm: Path) -> list[Path]:
+    """Directories in memory whose owner is gone: an earlier kubelet here, a killed one elsewhere.
+
+    Memory that nobody can free any more would be missing until the machine is restarted.
+    """
+    mark = _memory_mark(state_dir)
+    return [
+        path
+        for path in shm.glob("kubelet-*-*-*")
+        if path.name.startswith(mark) or not psutil.pid_exists(_owner(path))
+    ]
+
+
+def _memory_mark(state_dir: Path) -> str:
     return f"kubelet-{hashlib.sha256(str(state_dir).encode()).hexdigest()[:8]}-"
+
+
+def _owner(path: Path) -> int:
+    number = path.name.split("-")[2]
+    return int(number) if number.isdigit() else os.getpid()  # not ours to judge: alive
 
 
 def tmp_root(state_dir: Path) -> Path:
     """`tmp` in the state directory, or a short path of its own when that would be too long."""
     inside = state_dir / "tmp"
     short = len(str(inside)) <= _LONGEST_TMP
-    return inside if short else Path("/tmp") / memory_prefix(state_dir).rstrip("-")
+    return inside if short else Path("/tmp") / _memory_mark(state_dir).rstrip("-")

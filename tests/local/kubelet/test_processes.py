@@ -167,13 +167,25 @@ def test_leftovers_are_found_by_their_mark(tmp_path):
 
 def test_a_log_is_cut_at_its_limit_and_one_older_half_is_kept(tmp_path):
     async def run():
-        script = "i=0; while [ $i -lt 300 ]; do echo line-$i; i=$((i+1)); done"
+        script = "for i in 1 2 3; do seq -f $i-%g 50; sleep 0.1; done"
         process = await Process.start(command(script, tmp_path, log_limit=2000))
         await process.wait()
 
     asyncio.run(run())
-    assert (tmp_path / "log").stat().st_size < 20000
-    assert texts(tmp_path / "log")[-1] == "line-299"
+    assert texts(tmp_path / "log")[-1] == "3-50"
+    assert texts(tmp_path / "log.1")[-1] == "2-50"
+    assert "1-1" not in texts(tmp_path / "log") + texts(tmp_path / "log.1")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux ties a child so")
+def test_pid_1_is_tied_to_its_shim_by_the_kernel(tmp_path):
+    async def run():
+        unmarked = {"PATH": os.environ["PATH"]}
+        process = await Process.start(replace(command("exec sleep 60", tmp_path), env=unmarked))
+        os.kill(psutil.Process(process.pid).ppid(), signal.SIGKILL)
+        await until(lambda: not alive(process.pid))
+
+    asyncio.run(run())
 
 
 def test_a_last_line_without_newline_is_kept(tmp_path):
