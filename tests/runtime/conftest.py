@@ -1,0 +1,89 @@
+"""Runs the tests' training program: here, or on ranks that are processes of their own.
+
+Ranks come out of a forkserver that has imported torch and rekindle once; a fresh interpreter per
+rank would spend two seconds on that.
+"""
+
+import json
+import multiprocessing
+import runpy
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = Path(__file__).parent / "program"
+DEADLINE = 90.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Small tensors on many threads are slow, and tests share the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def program():
+    """The program's names, for tests in this process."""
+    return runpy.run_path(str(PROGRAM / "program.py"))
+
+
+@pytest.fixture
+def fit(program, tmp_path):
+    """Run one task in this process; its root is private to the test unless it names another."""
+
+    def run(**task):
+        root = task.pop("root", "run")
+        return program["main"]({"root": str(tmp_path / root), **task})
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def _forkserver():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rekindle.trainer", "torchmetrics.classification"])
+    return context
+
+
+@pytest.fixture
+def ranks(_forkserver, tmp_path):
+    """Run tasks, one after the other, on ranks of their own; gives [rank][task] results."""
+
+    def run(world_size, *tasks, fails=False):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        tasks = [{**task, "root": str(tmp_path / task.get("root", "run"))} for task in tasks]
+        outs = [tmp_path / f"{port}-{rank}.json" for rank in range(world_size)]
+        names = {"WORLD_SIZE": world_size, "PORT": port, "TASKS": tasks}
+        started = [
+            _forkserver.Process(
+                target=runpy.run_path,
+                args=(str(PROGRAM / "rank.py"),),
+                kwargs={"init_globals": {**names, "RANK": rank, "OUT": str(out)}},
+            )
+            for rank, out in enumerate(outs)
+        ]
+        for process in started:
+            process.start()
+        limit = time.monotonic() + DEADLINE
+        for process in started:
+            process.join(max(0.1, limit - time.monotonic()))
+        late = [process for process in started if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        assert not late, "ranks hang"
+        codes = [process.exitcode for process in started]
+        for process in started:
+            process.close()
+        assert fails or codes == [0] * world_size, codes
+        return [json.loads(out.read_text()) for out in outs if out.exists()]
+
+    return run

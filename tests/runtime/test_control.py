@@ -1,0 +1,62 @@
+import math
+import time
+
+import pytest
+from rekindle.contract import Outcome, Restored
+from rekindle.control import ControlPage
+
+
+@pytest.fixture
+def sides(tmp_path):
+    return ControlPage(tmp_path, create=True), ControlPage(tmp_path)
+
+
+def test_a_fresh_page_says_nothing(sides):
+    agent, worker = sides
+    assert not agent.attached
+    assert not worker.stop_requested
+    assert worker.seconds_left == math.inf
+    assert agent.checkpoint("s3://b/r") is None
+    progress = agent.progress()
+    assert (progress.step, progress.total_steps, progress.loss) == (0, None, None)
+
+
+def test_a_stop_request_reaches_the_worker_with_its_deadline(sides):
+    agent, worker = sides
+    agent.request_stop(time.monotonic() + 30)
+    assert worker.stop_requested
+    assert 25 < worker.seconds_left <= 30
+
+
+def test_progress_reaches_the_agent(sides):
+    agent, worker = sides
+    worker.attach()
+    worker.begin(step=10, samples=100, total_steps=50)
+    worker.step_done(step=11, epoch=2, samples=110, productive=1.5, stall=0.25)
+    worker.observe(loss=0.5, samples_per_second=20.0)
+    worker.committed(step=11, at=1000.0)
+    worker.write_metrics({"val/loss": 0.25})
+    assert agent.attached
+    progress = agent.progress()
+    assert (progress.step, progress.total_steps, progress.epoch) == (11, 50, 2)
+    assert (progress.samples, progress.round_steps) == (110, 1)
+    assert (progress.productive_seconds, progress.stall_seconds) == (1.5, 0.25)
+    assert (progress.loss, progress.metrics) == (0.5, {"val/loss": 0.25})
+    assert agent.checkpoint("s3://b/r").step == 11
+
+
+def test_documents_reach_the_agent(sides):
+    agent, worker = sides
+    worker.write_restored(Restored(step=4, source="scratch"))
+    for rank, at in ((1, 20.0), (0, 30.0)):
+        worker.write_outcome(Outcome(cause="UserError", code=1, message="x", rank=rank, at=at))
+    assert agent.restored().step == 4
+    assert [outcome.rank for outcome in agent.outcomes()] == [1, 0]
+
+
+def test_no_agent_means_no_page(monkeypatch, tmp_path):
+    monkeypatch.delenv("REKINDLE_RUN_DIR", raising=False)
+    assert ControlPage.from_environment() is None
+    ControlPage(tmp_path, create=True)
+    monkeypatch.setenv("REKINDLE_RUN_DIR", str(tmp_path))
+    assert ControlPage.from_environment() is not None

@@ -1,0 +1,159 @@
+import pytest
+import rekindle as rk
+import torch
+from rekindle.hooks import NAMES, Hooks
+from torch.utils.data import DataLoader, TensorDataset
+
+GOLDEN = """
+setup
+on_fit_start
+on_sanity_check_start
+on_validation_start on_validation_epoch_start
+on_validation_batch_start on_validation_batch_end
+on_validation_epoch_end on_validation_end
+on_sanity_check_end
+on_train_start
+on_train_epoch_start
+on_train_batch_start on_before_backward on_after_backward
+on_train_batch_start on_before_backward on_after_backward
+on_before_optimizer_step on_before_zero_grad
+on_train_batch_end on_train_batch_end
+on_train_batch_start on_before_backward on_after_backward
+on_before_optimizer_step on_before_zero_grad
+on_train_batch_end
+on_validation_start on_validation_epoch_start
+on_validation_batch_start on_validation_batch_end
+on_validation_epoch_end on_validation_end
+on_train_epoch_end
+on_train_end
+on_save_checkpoint
+on_fit_end
+teardown
+""".split()
+
+
+class Net(rk.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0]).mean()
+
+    def validation_step(self, batch, batch_idx):
+        return {"loss": 1.0}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def recorder(base, seen):
+    """A subclass of `base` that writes down each hook's name."""
+
+    def method(name):
+        return lambda self, *arguments: seen.append(name)
+
+    hooks = [name for name in NAMES if hasattr(base, name)]
+    return type("Recorder", (base,), {name: method(name) for name in hooks})
+
+
+def fit(tmp_path, model, *callbacks, **flags):
+    data = TensorDataset(torch.ones(6, 1))
+    trainer = rk.Trainer(
+        max_epochs=1,
+        root=tmp_path / "run",
+        accumulate_grad_batches=2,
+        callbacks=list(callbacks),
+        enable_progress_bar=False,
+        **flags,
+    )
+    trainer.fit(model, DataLoader(data, 2), DataLoader(data, 8))
+    return trainer
+
+
+def test_hooks_run_in_the_documented_order(tmp_path):
+    seen = []
+    fit(tmp_path, Net(), recorder(rk.Callback, seen)())
+    assert seen == GOLDEN
+
+
+def test_a_module_has_the_same_hooks_in_the_same_order(tmp_path):
+    seen = []
+    fit(tmp_path, recorder(Net, seen)())
+    own = [name for name in GOLDEN if hasattr(rk.Module, name)]
+    assert seen == own
+
+
+def test_callbacks_run_in_the_given_order_and_before_the_module(tmp_path):
+    order = []
+
+    class Named(rk.Callback):
+        def __init__(self, name):
+            self.name = name
+
+        def on_train_start(self, trainer, pl_module):
+            order.append(self.name)
+
+    class Last(Net):
+        def on_train_start(self):
+            order.append("module")
+
+    fit(tmp_path, Last(), Named("a"), Named("b"))
+    assert order == ["a", "b", "module"]
+
+
+def test_hooks_that_nobody_defines_are_not_called():
+    hooks = Hooks([rk.Callback()], Net())
+    assert all(getattr(hooks, name) == () for name in NAMES)
+
+
+def test_the_documented_order_names_every_hook():
+    text = __import__("rekindle.callback", fromlist=["x"]).__doc__
+    missing = [name for name in NAMES if name not in text and name != "on_exception"]
+    assert missing == []
+
+
+def test_callbacks_get_their_state_back(tmp_path):
+    class Counter(rk.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.steps += 1
+
+        def state_dict(self):
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state_dict):
+            self.steps = state_dict["steps"]
+
+    fit(tmp_path, Net(), Counter(), max_steps=1)
+    second = Counter()
+    fit(tmp_path, Net(), second)
+    assert second.steps == 3
+
+
+def test_a_callback_without_saved_state_is_named(tmp_path):
+    class Late(rk.Callback):
+        def state_dict(self):
+            return {"value": 1}
+
+    fit(tmp_path, Net(), max_steps=1)
+    with pytest.raises(rk.RequirementError, match="R23 callback .*Late' has no state in step 1"):
+        fit(tmp_path, Net(), Late())
+    Late.optional = True
+    fit(tmp_path, Net(), Late())
+
+
+def test_an_exception_is_shown_to_callbacks(tmp_path):
+    seen = []
+
+    class Failing(rk.Callback):
+        def on_train_start(self, trainer, pl_module):
+            raise ValueError("stop here")
+
+        def on_exception(self, trainer, pl_module, exception):
+            seen.append(str(exception))
+
+    with pytest.raises(ValueError, match="stop here"):
+        fit(tmp_path, Net(), Failing())
+    assert seen == ["stop here"]

@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+import torch
+from rekindle.loader import (
+    BatchSampler,
+    LaneSampler,
+    build,
+    describe,
+    fingerprint,
+    limited,
+    take_apart,
+    to_device,
+)
+from rekindle.order import Cursor
+from rekindle.requirement import RequirementError
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+
+class Noisy(Dataset):
+    """Draws from all three generators, as augmentations do."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, index):
+        import random
+
+        return {
+            "id": index,
+            "torch": torch.rand(3),
+            "python": random.random(),
+            "numpy": float(np.random.rand()),
+        }
+
+
+def lanes(loader, *, rank=0, world_size=1, **position):
+    source = take_apart(loader, "train")
+    values = {"epoch": 1, "sample": 0, "G": 12, "m": source.batch_size, "seed": 3}
+    cursor = Cursor(**{**values, **position}, N=source.samples, length=source.samples)
+    sampler = LaneSampler(cursor, rank=rank, world_size=world_size)
+    return list(build(source, sampler, 3))
+
+
+def raw(batches):
+    return [
+        (ids.tolist(), {name: np.asarray(value).tolist() for name, value in data.items()})
+        for ids, data in batches
+    ]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_reads_the_same_batches(workers):
+    loaders = [DataLoader(Noisy(), 4, shuffle=True, num_workers=n) for n in (0, workers)]
+    assert raw(lanes(loaders[0])) == raw(lanes(loaders[1]))
+
+
+def test_a_sample_is_augmented_the_same_on_any_rank_and_after_any_resume():
+    loader = DataLoader(Noisy(), 4, shuffle=True)
+    whole = raw(lanes(loader))
+    shares = [raw(lanes(loader, rank=rank, world_size=3)) for rank in range(3)]
+    assert sorted(map(repr, sum(shares, []))) == sorted(map(repr, whole))
+    assert raw(lanes(loader, sample=24)) == whole[6:]
+
+
+def test_epochs_augment_differently():
+    loader = DataLoader(Noisy(), 4, shuffle=False)
+    source_order = [lanes(loader, epoch=epoch)[0].data["id"].tolist() for epoch in (0, 1)]
+    assert len({tuple(ids) for ids in source_order}) == 1 or source_order[0] != source_order[1]
+    noise = [lanes(loader, epoch=epoch)[0].data["torch"] for epoch in (0, 1)]
+    assert not torch.equal(*noise)
+
+
+def test_reading_leaves_the_default_generator_of_tensor_datasets_alone():
+    loader = DataLoader(TensorDataset(torch.arange(20)), 4, shuffle=True)
+    torch.manual_seed(0)
+    lanes(loader)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_tensors_are_indexed_at_once_with_the_same_result(subset):
+    dataset = TensorDataset(torch.randn(50, 3), torch.arange(50))
+    if subset:
+        dataset = Subset(dataset, list(range(49, 9, -1)))
+    fast = lanes(DataLoader(dataset, 4, shuffle=True))
+    slow = lanes(DataLoader(dataset, 4, shuffle=True, collate_fn=lambda s: _collate(s)))
+    assert len(fast) == len(slow)
+    for one, other in zip(fast, slow, strict=True):
+        assert np.array_equal(one.ids, other.ids)
+        assert type(one.data) is type(other.data)
+        assert all(torch.equal(a, b) for a, b in zip(one.data, other.data, strict=True))
+
+
+def _collate(samples):
+    return torch.utils.data.default_collate(samples)
+
+
+def test_validation_batches_of_all_ranks_are_the_dataset_once():
+    source = take_apart(DataLoader(TensorDataset(torch.arange(37)), 8), "validation")
+    assert source.batches == 5
+    seen = []
+    for rank in range(3):
+        sampler = BatchSampler(37, 8, 5, rank=rank, world_size=3)
+        for batch in build(source, sampler, 0):
+            seen += batch.data[0].tolist()
+    assert sorted(seen) == list(range(37))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(range(10))
+
+
+@pytest.mark.parametrize(
+    ("loader", "error", "message"),
+    [
+        (DataLoader(Stream()), RequirementError, "R12b IterableDataset Stream"),
+        (
+            DataLoader(Noisy(), sampler=WeightedRandomSampler([1.0] * 50, 50)),
+            RequirementError,
+            "R12 the train DataLoader has a sampler of its own",
+        ),
+        (DataLoader(Noisy(), batch_size=None), TypeError, "has no batch_size"),
+        (DataLoader(Noisy(), batch_sampler=[[0, 1]]), TypeError, "has no batch_size"),
+        ([1, 2], TypeError, "the train data is a list"),
+    ],
+)
+def test_data_with_an_order_of_its_own_is_refused(loader, error, message):
+    with pytest.raises(error, match=message):
+        take_apart(loader, "train")
+
+
+def test_a_fingerprint_tells_datasets_apart():
+    def mark(dataset):
+        return fingerprint(take_apart(DataLoader(dataset), "train"), 0)
+
+    tensors = TensorDataset(torch.arange(40.0))
+    marks = [
+        mark(tensors),
+        mark(TensorDataset(torch.arange(40.0) + 1)),
+        mark(TensorDataset(torch.arange(41.0))),
+        mark(Subset(tensors, range(39))),
+        mark(Subset(tensors, [*range(38), 39])),
+        mark(Noisy()),
+    ]
+    assert len(set(marks)) == len(marks)
+    assert mark(Noisy()) == mark(Noisy())
+
+
+def test_a_dataset_may_name_itself():
+    data = Noisy()
+    data.fingerprint = "v7"
+    assert fingerprint(take_apart(DataLoader(data), "train"), 0) == "v7"
+
+
+def test_limits_are_counts_or_shares():
+    assert [limited(amount, 10) for amount in (3, 30, 0.5, 1.0)] == [3, 10, 5, 10]
+
+
+def test_a_nested_batch_is_moved_and_described():
+    batch = {"x": torch.zeros(2, 3), "more": (torch.zeros(2, dtype=torch.int64), ["a"])}
+    assert describe(batch) == "{x: float32[2,3], more: (int64[2], (str))}"
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["x"].device.type == moved["more"][0].device.type == "meta"
+    assert moved["more"][1] == ["a"]

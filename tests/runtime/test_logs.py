@@ -1,0 +1,137 @@
+import pytest
+import torch
+from rekindle.logs import Logs, flattened, means, merged, newest
+from rekindle.requirement import RequirementError
+from torchmetrics import MeanMetric
+
+
+def logs():
+    module = torch.nn.Module()
+    module.metric = MeanMetric()
+    return Logs(module), module
+
+
+def note(book, name, value, **options):
+    chosen = {"prog_bar": False, "on_step": None, "on_epoch": None, "batch_size": None, **options}
+    book.note(name, value, *chosen.values())
+
+
+def test_an_epoch_value_is_the_mean_over_all_samples():
+    book, _ = logs()
+    metric = MeanMetric()
+    for value, size in [(1.0, 4), (2.0, 4), (5.0, 1)] * 50:
+        book.batch_size = size
+        note(book, "loss", torch.tensor(value), on_epoch=True, on_step=False)
+        metric.update(value, weight=size)
+    assert means([book.epoch_pairs("train")])["loss"] == pytest.approx(float(metric.compute()))
+
+
+def test_where_values_are_folded_does_not_change_the_sum():
+    values = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    sums = []
+    for cut in (1, 7, 64, 1000):
+        book, _ = logs()
+        for index, value in enumerate(values):
+            note(book, "v", value, on_epoch=True)
+            if index % cut == 0:
+                book.state()
+        sums.append(book.epoch_pairs("train")["v_epoch"])
+    assert len(set(sums)) == 1
+
+
+def test_a_step_value_is_the_mean_over_the_newest_step_that_had_one():
+    book, other = logs()[0], logs()[0]
+    for step, value, size in [(0, 9.0, 4), (1, 1.0, 4), (1, 4.0, 2)]:
+        book.step, book.batch_size = step, size
+        note(book, "loss", torch.tensor(value))
+    other.step = 0
+    note(other, "loss", torch.tensor(100.0))
+    assert newest([book.take_steps(0), other.take_steps(0)]) == {"loss": 2.0}
+
+
+def test_values_of_an_older_report_are_not_reported_again():
+    book, _ = logs()
+    note(book, "loss", 1.0)
+    assert book.take_steps(1) == {}
+
+
+def test_ranks_may_log_different_names():
+    assert means([{"a": (2.0, 2.0)}, {"b": (9.0, 3.0), "a": (4.0, 1.0)}]) == {"a": 2.0, "b": 3.0}
+
+
+def test_with_step_and_epoch_names_get_suffixes():
+    book, _ = logs()
+    note(book, "loss", 1.0, on_step=True, on_epoch=True)
+    assert list(book.take_steps(0)) == ["loss_step"]
+    assert list(book.epoch_pairs("train")) == ["loss_epoch"]
+
+
+def test_phases_keep_their_values_apart():
+    book, _ = logs()
+    note(book, "loss", 1.0, on_epoch=True, on_step=False)
+    book.enter("validation")
+    note(book, "loss", 3.0)
+    assert book.epoch_pairs("train") == {"loss": (1.0, 1.0)}
+    assert book.epoch_pairs("validation") == {"loss": (3.0, 1.0)}
+    book.clear("validation")
+    assert book.epoch_pairs("validation") == {}
+
+
+def test_a_running_epoch_survives_a_restart_on_any_number_of_ranks():
+    parts = []
+    for rank in range(3):
+        book, module = logs()
+        note(book, "loss", float(rank), on_epoch=True)
+        module.metric.update(rank)
+        note(book, "mean", module.metric)
+        parts.append(book.state())
+    book, _ = logs()
+    book.restore(merged(parts))
+    assert book.epoch_pairs("train") == {"loss_epoch": (3.0, 3.0)}
+    assert book.epoch_metrics("train") == {"mean": "metric"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (3, 1.0, r"R6 metric key 3 \(int\) is not a string"),
+        ("", 1.0, "R6 metric key '' is empty"),
+        ("epoch", 1.0, "R6 metric key 'epoch' is reserved"),
+        ("conf", torch.zeros(10, 10), r"R6 metric 'conf' has shape \[10,10\]; log a scalar"),
+        ("text", "x", "R6 metric 'text' is a str"),
+        ("foreign", MeanMetric(), "R6 metric 'foreign' is a MeanMetric that the module does not"),
+    ],
+)
+def test_a_bad_metric_is_named(name, value, message):
+    with pytest.raises(RequirementError, match=message):
+        note(logs()[0], name, value)
+
+
+def test_logging_nowhere_is_refused():
+    with pytest.raises(RequirementError, match="nothing would be reported"):
+        note(logs()[0], "x", 1.0, on_step=False, on_epoch=False)
+
+
+def test_nested_results_are_joined_by_slashes():
+    assert flattened({"val": {"a": 1, "b": {"c": 2}}}) == {"val/a": 1, "val/b/c": 2}
+    with pytest.raises(RequirementError, match="R6 metric key 3"):
+        flattened({"val": {3: 1}})
+
+
+def test_noting_a_tensor_does_not_read_it():
+    class Unreadable(Exception):
+        pass
+
+    class Watched(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "local_scalar" in str(func):
+                raise Unreadable
+            return func(*args, **(kwargs or {}))
+
+    book, _ = logs()
+    value = torch.tensor(1.0)
+    with Watched():
+        for _ in range(20):
+            note(book, "loss", value, on_epoch=True)
+        with pytest.raises(Unreadable):
+            value.item()

@@ -1,0 +1,102 @@
+"""Several ranks are one run: same samples, same metrics, weights equal up to rounding.
+
+Each test starts ranks once and lets them do several tasks; ranks stay in their group meanwhile.
+"""
+
+import pytest
+import torch
+from rekindle import audit
+from rekindle.checkpoint import Store
+
+pytestmark = pytest.mark.processes
+
+FLAGS = {"global_batch_size": 24, "gradient_clip_val": 0.5, "max_epochs": 2}
+
+
+def task(root, **more):
+    return {"root": root, "n": 103, "flags": FLAGS, "every": 4, **more}
+
+
+def newest(path):
+    store = Store.open(str(path))
+    return store.read(store.commits()[0])
+
+
+def close(one, other):
+    pairs = zip(one["parameters"], other["parameters"], strict=True)
+    return all(torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-5) for a, b in pairs)
+
+
+def once_per_epoch(results, n):
+    """Every sample once in each epoch, over all given results."""
+    by_epoch = {}
+    for result in results:
+        for epoch, _, sample in result["used"]:
+            by_epoch.setdefault(epoch, []).append(sample)
+    return all(sorted(used) == list(range(n)) for used in by_epoch.values())
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_train_what_one_process_trains_and_resume_bit_equal(fit, ranks, tmp_path, world_size):
+    alone = fit(**task("alone"))
+    results = ranks(
+        world_size,
+        task("whole"),
+        task("stopped", stop_at=3, notified=world_size - 1),
+        task("stopped"),
+        task("normed", net={"norm": True}),
+        task("normed and stopped", net={"norm": True}, stop_in_validation=5),
+        task("normed and stopped", net={"norm": True}),
+    )
+    whole, stopped, resumed, normed, cut, again = zip(*results, strict=True)
+    assert len({result["weights"] for result in whole}) == 1
+    assert close(whole[0], alone)
+    assert once_per_epoch(whole, 103)
+    assert whole[0]["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+    # All ranks agree one poll after one of them got the notice.
+    assert {(r["exit"], r["step"]) for r in stopped} == {(75, 4)}
+    assert [r["weights"] for r in resumed] == [r["weights"] for r in whole]
+    assert once_per_epoch([*stopped, *resumed], 103)
+    assert {(r["exit"], r["step"]) for r in cut} == {(75, 5)}
+    assert again[0]["weights"] == normed[0]["weights"]
+    for root in ("whole", "stopped", "normed and stopped"):
+        assert audit(newest(tmp_path / root).meta).exact
+
+
+def test_a_run_moves_over_world_sizes_and_sees_1003_samples_once_per_epoch(ranks, fit, tmp_path):
+    def moved(root, **more):
+        flags = {**FLAGS, "global_batch_size": 96}
+        return {**task(root, n=1003, batch_size=16, **more), "flags": flags}
+
+    fit(**moved("whole"))
+    four = ranks(4, moved("to two", stop_at=3), moved("to three", stop_at=15))
+    two = ranks(2, moved("to two"), moved("to four", stop_at=7))
+    three = ranks(3, moved("to three"))
+    last = ranks(4, moved("to four"))
+    runs = {
+        "to two": [r[0] for r in four] + [r[0] for r in two],
+        "to three": [r[1] for r in four] + [r[0] for r in three],
+        "to four": [r[1] for r in two] + [r[0] for r in last],
+    }
+    for root, parts in runs.items():
+        assert once_per_epoch(parts, 1003), root
+        commit = newest(tmp_path / root)
+        assert audit(commit.meta).exact
+        assert commit.meta["ledger"] == newest(tmp_path / "whole").meta["ledger"]
+
+
+def test_a_rank_that_fails_ends_the_others_too(ranks):
+    results = ranks(2, task("failing", fail_at=3, failing=1), fails=True)
+    errors = sorted(result[0]["error"] for result in results)
+    assert "ValueError: made to fail at step 3" in errors
+    assert len(errors) == 2
+    assert all(errors)
+
+
+def test_a_refusal_is_the_same_on_all_ranks(ranks):
+    few = {**task("few"), "flags": {**FLAGS, "global_batch_size": 4}}
+    nowhere = task("../" * 30 + "proc/nowhere")
+    for results in zip(*ranks(2, few, nowhere), strict=True):
+        messages = {result["error"].partition(": ")[2] for result in results}
+        assert len(messages) == 1
+        assert messages.pop().split()[0] in {"R13", "R5"}

@@ -1,0 +1,146 @@
+"""A run that was stopped or has failed ends with the weights of one that was not, bit for bit."""
+
+import random
+
+import pytest
+from rekindle import audit
+from rekindle.checkpoint import Store
+
+
+def newest(path):
+    store = Store.open(str(path))
+    return store.read(store.commits()[0])
+
+
+@pytest.fixture(scope="module")
+def whole(program, tmp_path_factory):
+    """Results of uninterrupted runs, by task."""
+    known = {}
+
+    def run(**task):
+        key = repr(task)
+        if key not in known:
+            root = tmp_path_factory.mktemp("whole")
+            known[key] = program["main"]({"root": str(root / "run"), **task})
+        return known[key]
+
+    return run
+
+
+# 103 samples, 26 micro-batches of 4: accumulation of 3 gives 9 steps an epoch, 27 in all.
+ACCUMULATING = {"flags": {"accumulate_grad_batches": 3, "gradient_clip_val": 0.5}}
+
+
+@pytest.mark.parametrize("stop", random.Random(4).sample(range(1, 27), 4))
+def test_a_preempted_run_resumes_bit_equal(fit, whole, tmp_path, stop):
+    expected = whole(**ACCUMULATING)
+    first = fit(**ACCUMULATING, stop_at=stop)
+    assert (first["exit"], first["step"]) == (75, stop)
+    second = fit(**ACCUMULATING)
+    assert (second["exit"], second["step"]) == (0, 27)
+    assert second["weights"] == expected["weights"]
+    assert first["used"] + second["used"] == expected["used"]
+    assert second["metrics"] == expected["metrics"]
+    assert audit(newest(tmp_path / "run").meta).exact
+
+
+@pytest.mark.parametrize("fail", random.Random(5).sample(range(6, 27), 3))
+def test_a_crashed_run_resumes_from_its_last_checkpoint_bit_equal(fit, whole, tmp_path, fail):
+    expected = whole(**ACCUMULATING)
+    first = fit(**ACCUMULATING, every=5, fail_at=fail)
+    assert first["error"] == f"ValueError: made to fail at step {fail}"
+    second = fit(**ACCUMULATING, every=5)
+    assert second["weights"] == expected["weights"]
+    assert second["used"][0][1] == (fail - 1) // 5 * 5
+    assert audit(newest(tmp_path / "run").meta).exact
+
+
+@pytest.mark.parametrize("schedule", ["plateau", "multistep", "onecycle", "lambda"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_schedulers_and_running_statistics_resume_bit_equal(fit, whole, schedule, norm):
+    task = {
+        "net": {"schedule": schedule, "norm": norm},
+        "flags": {"accumulate_grad_batches": 5, "precision": "bf16-mixed"},
+    }
+    expected = whole(**task)
+    stopped = fit(**task, stop_at=random.Random(schedule).randrange(2, 17))
+    assert stopped["exit"] == 75
+    assert fit(**task)["weights"] == expected["weights"]
+
+
+def test_ten_preemptions_are_one_run(fit, whole):
+    expected = whole(**ACCUMULATING)
+    used = []
+    for stop in range(2, 22, 2):
+        part = fit(**ACCUMULATING, stop_at=stop)
+        assert part["step"] == stop
+        used += part["used"]
+    last = fit(**ACCUMULATING)
+    assert last["weights"] == expected["weights"]
+    assert used + last["used"] == expected["used"]
+
+
+def test_a_run_stopped_in_validation_validates_again(fit, whole):
+    expected = whole(**ACCUMULATING)
+    first = fit(**ACCUMULATING, stop_in_validation=9)
+    assert (first["exit"], first["step"], first["validations"]) == (75, 9, [0])
+    second = fit(**ACCUMULATING)
+    assert second["validations"] == [9, 18, 27]
+    assert second["weights"] == expected["weights"]
+    assert second["metrics"] == expected["metrics"]
+
+
+def test_validations_fall_on_the_same_steps_after_a_resume(fit):
+    task = {"flags": {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_epochs": 1}}
+    first = fit(**task, stop_at=10)
+    second = fit(**task)
+    assert first["validations"][1:] + second["validations"] == [4, 8, 12, 16, 20, 24]
+
+
+def test_a_complete_run_is_left_alone(fit):
+    first = fit(**ACCUMULATING)
+    again = fit(**ACCUMULATING)
+    assert (again["step"], again["used"]) == (27, [])
+    assert (again["weights"], again["metrics"]) == (first["weights"], first["metrics"])
+
+
+def test_a_complete_run_goes_on_when_the_script_asks_for_more(fit, whole):
+    fit(flags={"max_steps": 40, "max_epochs": None})
+    more = fit(flags={"max_steps": 70, "max_epochs": None})
+    expected = whole(flags={"max_steps": 70, "max_epochs": None})
+    assert more["weights"] == expected["weights"]
+
+
+def test_the_script_can_refuse_to_resume(fit):
+    fit(stop_at=10)
+    fresh = fit(flags={"resume": "never", "max_epochs": 1})
+    assert fresh["used"][0][:2] == [0, 0]
+    assert fit(flags={"max_epochs": 1})["used"] == []
+
+
+def test_a_missing_checkpoint_can_be_an_error(fit):
+    assert "resume='must', but there is no checkpoint" in fit(flags={"resume": "must"})["error"]
+
+
+def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(fit, tmp_path, capsys):
+    fit(**ACCUMULATING, every=5, stop_at=13)
+    shard = sorted((tmp_path / "run" / "data").glob("000000000013-*/*"))[0]
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    second = fit(**ACCUMULATING, every=5)
+    assert second["used"][0][1] == 10
+    said = capsys.readouterr().out
+    assert "R16 checkpoint step 13" in said
+    assert "Falling back to step 10 (3 steps lost)." in said
+
+
+def test_the_commit_says_where_the_run_is(fit, tmp_path):
+    fit(**ACCUMULATING, stop_at=13)
+    meta = newest(tmp_path / "run").meta
+    assert (meta["step"], meta["epoch"], meta["finished"]) == (13, 1, False)
+    assert (meta["cursor"]["epoch"], meta["cursor"]["sample"], meta["cursor"]["G"]) == (1, 48, 12)
+    assert (meta["total_steps"], meta["world_size"]) == (27, 1)
+    assert meta["ledger"]["samples"] == 103 + 48
+    fit(**ACCUMULATING)
+    assert newest(tmp_path / "run").meta["finished"]
