@@ -49,15 +49,19 @@ def test_installs_upgrades_and_goes_without_a_trace_but_the_crd(
     assert len(roles["items"]) == 1
 
     helm.call("uninstall", **release)
+    rbac = "/apis/rbac.authorization.k8s.io/v1"
     for path in (
         f"/apis/apps/v1/namespaces/{namespace}/deployments",
         f"/api/v1/namespaces/{namespace}/services",
-        f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/roles",
-        "/apis/rbac.authorization.k8s.io/v1/clusterroles",
-        "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings",
+        f"/api/v1/namespaces/{namespace}/secrets",
+        f"{rbac}/namespaces/{namespace}/roles",
+        f"{rbac}/clusterroles",
+        f"{rbac}/clusterrolebindings",
     ):
         names = [item["metadata"]["name"] for item in cluster.get(path)["items"]]
-        assert [name for name in names if "rekindle" in name] == []
+        if "/namespaces/" not in path:  # others' roles are there, too
+            names = [name for name in names if name.startswith(f"{namespace}-")]
+        assert names == []
     crd = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/trainingjobs.rekindle.dev"
     assert cluster.get(crd)
 
