@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -224,8 +225,13 @@ def test_a_repeated_key_is_refused():
 def test_a_gzip_bomb_is_refused_before_it_unfolds(monkeypatch):
     monkeypatch.setattr(manifest, "MAX_DOCUMENT", 10_000)
     bomb = gzip.compress(b" " * 10**7)
-    with pytest.raises(ManifestError, match="longer than 10000"):
-        read_commit(bomb, REF)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ManifestError, match="longer than 10000"):
+            read_commit(bomb, REF)
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 @given(st.data())

@@ -66,6 +66,7 @@ def test_a_store_that_may_not_delete_is_refused(objects):
         (403, "SignatureDoesNotMatch", "renew the secret or the identity"),
         (400, "ExpiredToken", "expired: renew the secret"),
         (404, "NoSuchBucket", "bucket 'bucket' does not exist at http.*Create it, or correct"),
+        (404, "", "does not answer like an S3 server. Check the endpoint URL"),
         (301, "PermanentRedirect", "another region. Set AWS_REGION"),
         (400, "InvalidRequest", "InvalidRequest on PutObject .*does not accept this request"),
     ],
