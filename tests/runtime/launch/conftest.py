@@ -42,6 +42,7 @@ class FakeCoordinator:
         self.round: Round | None = None
         self.directives: dict[str, Directive] = {}
         self.away = False
+        self.refusals = 0
         self._version = 0
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -140,6 +141,9 @@ def _handler(coordinator: FakeCoordinator) -> type[BaseHTTPRequestHandler]:
                 self._answer(401, {"error": "wrong token"})
             elif coordinator.away:
                 self._answer(503, {"error": "away"})
+                with coordinator.changed:
+                    coordinator.refusals += self.command == "POST"
+                    coordinator.changed.notify_all()
             else:
                 return False
             return True

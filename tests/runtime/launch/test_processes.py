@@ -33,11 +33,14 @@ page.committed(step=step, at=time.time())
 sys.exit(75)
 """
 DEAF = """
-import os, pathlib, signal, time
+import os, pathlib, signal, subprocess, time
 from rekindle.control import ControlPage
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ControlPage.from_environment().attach()
-pathlib.Path(os.environ["SHARED"], "deaf-" + os.environ["RANK"]).write_text(str(os.getpid()))
+helper = subprocess.Popen(["sleep", "60"])
+pids = pathlib.Path(os.environ["SHARED"], "deaf-" + os.environ["RANK"])
+pids.with_suffix(".new").write_text(f"{os.getpid()} {helper.pid}")
+pids.with_suffix(".new").rename(pids)
 time.sleep(600)
 """
 # Round 1 goes on for ever; from round 2 on, one sum proves that the ranks are together.
@@ -70,6 +73,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def gone(pids: Path) -> bool:
+    return not any(alive(int(pid)) for pid in pids.read_text().split())
 
 
 def test_a_pod_whose_script_ends_is_done(coordinator, start_pod):
@@ -136,13 +143,14 @@ def test_workers_that_do_not_save_in_time_cost_76(coordinator, start_pod, tmp_pa
     coordinator.wait_phase("a", AgentPhase.WAITING)
     coordinator.form("a")
     eventually((tmp_path / "deaf-0").exists)
-    pid = int((tmp_path / "deaf-0").read_text())
     pod.terminate()
-    eventually(pod.termination_log.exists)
+    eventually(lambda: pod.termination_log.exists() and pod.termination_log.stat().st_size)
+    assert "killed before the workers had saved" in pod.outcome().message
     pod.terminate()
     assert pod.exit_code(4.0) == 76
     assert pod.outcome().cause == Cause.PREEMPTED
-    assert not alive(pid)
+    assert "no end before the deadline" in pod.outcome().message
+    eventually(lambda: gone(tmp_path / "deaf-0"), 5.0)
 
 
 def test_a_directive_to_save_leads_to_the_next_round(coordinator, start_pod):
@@ -207,7 +215,7 @@ def test_training_goes_on_while_the_coordinator_is_away(coordinator, start_pod):
     before = coordinator.reports["a"].progress.step
     coordinator.away = True
     coordinator.touch()
-    eventually(lambda: "training goes on" in pod.text())
+    coordinator.wait_for(lambda: coordinator.refusals >= 5)
     # It comes back with nothing in its memory.
     coordinator.reports.clear()
     coordinator.round = None
@@ -235,7 +243,7 @@ def test_a_failing_worker_ends_deaf_siblings_at_once(coordinator, start_pod, tmp
     assert report.outcome.rank == 1
     assert "rank 1 fails" in report.outcome.message
     assert "[1] AssertionError: rank 1 fails" in pod.text()
-    assert not alive(int((tmp_path / "deaf-0").read_text()))
+    eventually(lambda: gone(tmp_path / "deaf-0"), 5.0)
 
 
 def test_a_dead_host_is_reported_and_the_next_round_works(coordinator, start_pod):
@@ -253,7 +261,7 @@ def test_workers_die_with_their_agent(coordinator, start_pod, tmp_path):
     coordinator.wait_phase("a", AgentPhase.WAITING)
     coordinator.form("a")
     eventually((tmp_path / "deaf-0").exists)
-    pid = int((tmp_path / "deaf-0").read_text())
+    pid = int((tmp_path / "deaf-0").read_text().split()[0])
     assert alive(pid)
     pod.kill()
     eventually(lambda: not alive(pid), 5.0)
