@@ -75,7 +75,9 @@ def fill_defaults(kind: str, obj: Json) -> Json:
         case "NetworkPolicy":
             spec = obj.setdefault("spec", {})
             spec.setdefault("podSelector", {})
-            spec.setdefault("policyTypes", ["Ingress", "Egress"] if spec.get("egress") else ["Ingress"])
+            spec.setdefault(
+                "policyTypes", ["Ingress", "Egress"] if spec.get("egress") else ["Ingress"]
+            )
         case "PriorityClass":
             obj.setdefault("preemptionPolicy", "PreemptLowerPriority")
         case "RoleBinding" | "ClusterRoleBinding":
@@ -212,7 +214,11 @@ def start(kind: str, obj: Json) -> Json:
             spec = {**spec, "tolerations": tolerations}
             spec.setdefault("serviceAccountName", "default")
             spec["serviceAccount"] = spec["serviceAccountName"]
-            return {**obj, "spec": spec, "status": {"phase": "Pending", "qosClass": qos_class(spec)}}
+            return {
+                **obj,
+                "spec": spec,
+                "status": {"phase": "Pending", "qosClass": qos_class(spec)},
+            }
         case "Namespace":
             return {**obj, "status": {"phase": "Active"}}
         case "Deployment":
@@ -220,7 +226,12 @@ def start(kind: str, obj: Json) -> Json:
         case "Service":
             return {**obj, "status": {"loadBalancer": {}}}
         case "PodDisruptionBudget":
-            zero = {"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0}
+            zero = {
+                "currentHealthy": 0,
+                "desiredHealthy": 0,
+                "disruptionsAllowed": 0,
+                "expectedPods": 0,
+            }
             return {**obj, "status": zero}
         case "CustomResourceDefinition":
             return {key: value for key, value in obj.items() if key != "status"}
@@ -240,7 +251,9 @@ def qos_class(spec: Json) -> str:
         for name in ("cpu", "memory"):
             if name not in limits:
                 return "Burstable"
-            if name in requests and parse_quantity(str(requests[name])) != parse_quantity(str(limits[name])):
+            if name in requests and parse_quantity(str(requests[name])) != parse_quantity(
+                str(limits[name])
+            ):
                 return "Burstable"
     return "Guaranteed"
 
@@ -300,7 +313,9 @@ def check_pod_spec(spec: Json, path: str) -> list[Cause]:
     for key in ("terminationGracePeriodSeconds", "activeDeadlineSeconds"):
         low = 0 if key.startswith("t") else 1
         if spec.get(key) is not None and spec[key] < low:
-            causes.append(bad_value(f"{path}.{key}", spec[key], f"must be greater than or equal to {low}"))
+            causes.append(
+                bad_value(f"{path}.{key}", spec[key], f"must be greater than or equal to {low}")
+            )
     for key in ("nodeName", "serviceAccountName", "hostname", "subdomain"):
         rule = names.dns_label if key in {"hostname", "subdomain"} else names.dns_subdomain
         if spec.get(key):
@@ -317,7 +332,9 @@ def _one_of(spec: Json, path: str, key: str, allowed: tuple[str, ...]) -> list[C
     return [not_supported(f"{path}.{key}", spec[key], allowed)]
 
 
-def _check_container(container: Json, path: str, seen: list[str], volumes: list[str]) -> list[Cause]:
+def _check_container(
+    container: Json, path: str, seen: list[str], volumes: list[str]
+) -> list[Cause]:
     causes: list[Cause] = []
     name = container.get("name") or ""
     if not name:
@@ -331,7 +348,9 @@ def _check_container(container: Json, path: str, seen: list[str], volumes: list[
     if not image:
         causes.append(required(f"{path}.image"))
     elif image != image.strip():
-        causes.append(bad_value(f"{path}.image", image, "must not have leading or trailing whitespace"))
+        causes.append(
+            bad_value(f"{path}.image", image, "must not have leading or trailing whitespace")
+        )
     causes += _one_of(container, path, "imagePullPolicy", ("Always", "IfNotPresent", "Never"))
     causes += _one_of(
         container, path, "terminationMessagePolicy", ("FallbackToLogsOnError", "File")
@@ -341,13 +360,28 @@ def _check_container(container: Json, path: str, seen: list[str], volumes: list[
         if not item.get("name"):
             causes.append(required(f"{where}.name"))
         elif not _ENV_NAME.fullmatch(item["name"]):
-            causes.append(bad_value(f"{where}.name", item["name"], "must consist of printable ASCII other than '='"))
+            causes.append(
+                bad_value(
+                    f"{where}.name", item["name"], "must consist of printable ASCII other than '='"
+                )
+            )
         source = item.get("valueFrom")
         if source is not None and item.get("value"):
-            causes.append(bad_value(f"{where}.valueFrom", "", "may not be specified when `value` is not empty"))
+            causes.append(
+                bad_value(
+                    f"{where}.valueFrom", "", "may not be specified when `value` is not empty"
+                )
+            )
         if source is not None and len(source) != 1:
-            causes.append(bad_value(f"{where}.valueFrom", "", "may not have more than one field specified at a time"
-                                    if source else "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`"))
+            causes.append(
+                bad_value(
+                    f"{where}.valueFrom",
+                    "",
+                    "may not have more than one field specified at a time"
+                    if source
+                    else "must specify one of: fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef",
+                )
+            )
     ports: list[str] = []
     for at, port in enumerate(container.get("ports") or []):
         where = f"{path}.ports[{at}]"
@@ -355,11 +389,17 @@ def _check_container(container: Json, path: str, seen: list[str], volumes: list[
         if number is None:
             causes.append(required(f"{where}.containerPort"))
         elif not 1 <= number <= 65535:
-            causes.append(bad_value(f"{where}.containerPort", number, "must be between 1 and 65535, inclusive"))
+            causes.append(
+                bad_value(
+                    f"{where}.containerPort", number, "must be between 1 and 65535, inclusive"
+                )
+            )
         causes += _one_of(port, where, "protocol", ("SCTP", "TCP", "UDP"))
         if port.get("name"):
             if len(port["name"]) > 15:
-                causes.append(bad_value(f"{where}.name", port["name"], "must be no more than 15 characters"))
+                causes.append(
+                    bad_value(f"{where}.name", port["name"], "must be no more than 15 characters")
+                )
             if port["name"] in ports:
                 causes.append(duplicate(f"{where}.name", port["name"]))
             ports.append(port["name"])
@@ -369,7 +409,13 @@ def _check_container(container: Json, path: str, seen: list[str], volumes: list[
         if not mount.get("name"):
             causes.append(required(f"{where}.name"))
         elif mount["name"] not in volumes:
-            causes.append(Cause(field=f"{where}.name", reason="FieldValueNotFound", message=f'Not found: "{mount["name"]}"'))
+            causes.append(
+                Cause(
+                    field=f"{where}.name",
+                    reason="FieldValueNotFound",
+                    message=f'Not found: "{mount["name"]}"',
+                )
+            )
         if not mount.get("mountPath"):
             causes.append(required(f"{where}.mountPath"))
         elif mount["mountPath"] in mounts:
@@ -393,10 +439,20 @@ def _check_resources(resources: Json, path: str) -> list[Cause]:
         if name in limits and is_quantity(value) and is_quantity(limits[name]):
             if parse_quantity(str(value)) > parse_quantity(str(limits[name])):
                 causes.append(
-                    bad_value(f"{path}.requests", value, f"must be less than or equal to {name} limit of {limits[name]}")
+                    bad_value(
+                        f"{path}.requests",
+                        value,
+                        f"must be less than or equal to {name} limit of {limits[name]}",
+                    )
                 )
             elif "/" in name and parse_quantity(str(value)) != parse_quantity(str(limits[name])):
-                causes.append(bad_value(f"{path}.requests", value, f"must be equal to {name} limit of {limits[name]}"))
+                causes.append(
+                    bad_value(
+                        f"{path}.requests",
+                        value,
+                        f"must be equal to {name} limit of {limits[name]}",
+                    )
+                )
     return causes
 
 
@@ -412,7 +468,9 @@ def _check_volume(volume: Json, path: str, seen: list[str]) -> list[Cause]:
         seen.append(name)
     sources = [key for key in volume if key != "name"]
     if len(sources) > 1:
-        causes.append(forbidden_field(f"{path}.{sources[1]}", "may not specify more than 1 volume type"))
+        causes.append(
+            forbidden_field(f"{path}.{sources[1]}", "may not specify more than 1 volume type")
+        )
     if "secret" in volume and not volume["secret"].get("secretName"):
         causes.append(required(f"{path}.secret.secretName"))
     if "configMap" in volume and not volume["configMap"].get("name"):
@@ -420,22 +478,47 @@ def _check_volume(volume: Json, path: str, seen: list[str]) -> list[Cause]:
     if "hostPath" in volume and not volume["hostPath"].get("path"):
         causes.append(required(f"{path}.hostPath.path"))
     if "emptyDir" in volume:
-        causes += _one_of(volume["emptyDir"], f"{path}.emptyDir", "medium", ("", "Memory", "HugePages"))
+        causes += _one_of(
+            volume["emptyDir"], f"{path}.emptyDir", "medium", ("", "Memory", "HugePages")
+        )
         limit = volume["emptyDir"].get("sizeLimit")
         if limit is not None and not is_quantity(limit):
-            causes.append(bad_value(f"{path}.emptyDir.sizeLimit", limit, "must be a quantity such as 1Gi"))
+            causes.append(
+                bad_value(f"{path}.emptyDir.sizeLimit", limit, "must be a quantity such as 1Gi")
+            )
     return causes
 
 
 def _check_toleration(toleration: Json, path: str) -> list[Cause]:
     causes = _one_of(toleration, path, "operator", ("", "Equal", "Exists"))
-    causes += _one_of(toleration, path, "effect", ("", "NoSchedule", "PreferNoSchedule", "NoExecute"))
+    causes += _one_of(
+        toleration, path, "effect", ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
+    )
     if not toleration.get("key") and toleration.get("operator") != "Exists":
-        causes.append(bad_value(f"{path}.operator", toleration.get("operator", ""), "operator must be Exists when `key` is empty, which means \"match all values and all keys\""))
+        causes.append(
+            bad_value(
+                f"{path}.operator",
+                toleration.get("operator", ""),
+                'operator must be Exists when `key` is empty, which means "match all values '
+                'and all keys"',
+            )
+        )
     if toleration.get("operator") == "Exists" and toleration.get("value"):
-        causes.append(bad_value(f"{path}.operator", toleration["value"], "value must be empty when `operator` is 'Exists'"))
+        causes.append(
+            bad_value(
+                f"{path}.operator",
+                toleration["value"],
+                "value must be empty when `operator` is 'Exists'",
+            )
+        )
     if toleration.get("tolerationSeconds") is not None and toleration.get("effect") != "NoExecute":
-        causes.append(bad_value(f"{path}.effect", toleration.get("effect", ""), "effect must be 'NoExecute' when `tolerationSeconds` is set"))
+        causes.append(
+            bad_value(
+                f"{path}.effect",
+                toleration.get("effect", ""),
+                "effect must be 'NoExecute' when `tolerationSeconds` is set",
+            )
+        )
     return causes
 
 
@@ -451,12 +534,29 @@ def _check_pod_update(obj: Json, old: Json) -> list[Cause]:
     causes: list[Cause] = []
     before, after = old_spec.get("activeDeadlineSeconds"), new_spec.get("activeDeadlineSeconds")
     if before is not None and (after is None or after > before):
-        causes.append(bad_value("spec.activeDeadlineSeconds", after, f"must be less than or equal to previous value {before}"))
-    kept = [item for item in old_spec.get("tolerations") or [] if item not in (new_spec.get("tolerations") or [])]
+        causes.append(
+            bad_value(
+                "spec.activeDeadlineSeconds",
+                after,
+                f"must be less than or equal to previous value {before}",
+            )
+        )
+    kept = [
+        item
+        for item in old_spec.get("tolerations") or []
+        if item not in (new_spec.get("tolerations") or [])
+    ]
     if kept:
-        causes.append(forbidden_field("spec.tolerations", "existing toleration can not be modified except its tolerationSeconds"))
+        causes.append(
+            forbidden_field(
+                "spec.tolerations",
+                "existing toleration can not be modified except its tolerationSeconds",
+            )
+        )
     if _fixed_part(new_spec) != _fixed_part(old_spec):
-        causes.append(forbidden_field("spec", f"pod updates may not change fields other than {_UPDATABLE}"))
+        causes.append(
+            forbidden_field("spec", f"pod updates may not change fields other than {_UPDATABLE}")
+        )
     return causes
 
 
@@ -468,7 +568,9 @@ def _fixed_part(spec: Json) -> Json:
     }
     for group in ("containers", "initContainers"):
         if group in fixed:
-            fixed[group] = [{k: v for k, v in item.items() if k != "image"} for item in fixed[group]]
+            fixed[group] = [
+                {k: v for k, v in item.items() if k != "image"} for item in fixed[group]
+            ]
     return fixed
 
 
@@ -482,24 +584,45 @@ def _check_deployment(spec: Json, old: Json | None) -> list[Cause]:
     else:
         matched = selector.get("matchLabels") or {}
         if any(labels.get(key) != value for key, value in matched.items()):
-            causes.append(bad_value("spec.template.metadata.labels", labels, "`selector` does not match template `labels`"))
+            causes.append(
+                bad_value(
+                    "spec.template.metadata.labels",
+                    labels,
+                    "`selector` does not match template `labels`",
+                )
+            )
         if old is not None and (old.get("spec") or {}).get("selector") != selector:
             causes.append(bad_value("spec.selector", selector, "field is immutable"))
     if spec.get("replicas", 1) < 0:
-        causes.append(bad_value("spec.replicas", spec["replicas"], "must be greater than or equal to 0"))
-    strategy = (spec.get("strategy") or {})
+        causes.append(
+            bad_value("spec.replicas", spec["replicas"], "must be greater than or equal to 0")
+        )
+    strategy = spec.get("strategy") or {}
     causes += _one_of(strategy, "spec.strategy", "type", ("Recreate", "RollingUpdate"))
     if strategy.get("type") == "Recreate" and strategy.get("rollingUpdate"):
-        causes.append(forbidden_field("spec.strategy.rollingUpdate", "may not be specified when strategy `type` is 'Recreate'"))
+        causes.append(
+            forbidden_field(
+                "spec.strategy.rollingUpdate",
+                "may not be specified when strategy `type` is 'Recreate'",
+            )
+        )
     causes += names.check_labels(labels, "spec.template.metadata.labels")
     causes += check_pod_spec(template.get("spec") or {}, "spec.template.spec")
     if (template.get("spec") or {}).get("restartPolicy") != "Always":
-        causes.append(not_supported("spec.template.spec.restartPolicy", template["spec"].get("restartPolicy"), ("Always",)))
+        causes.append(
+            not_supported(
+                "spec.template.spec.restartPolicy",
+                template["spec"].get("restartPolicy"),
+                ("Always",),
+            )
+        )
     return causes
 
 
 def _check_service(spec: Json, old: Json | None) -> list[Cause]:
-    causes = _one_of(spec, "spec", "type", ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort"))
+    causes = _one_of(
+        spec, "spec", "type", ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
+    )
     headless = spec.get("clusterIP") == "None"
     if not spec.get("ports") and not headless and spec.get("type") != "ExternalName":
         causes.append(required("spec.ports"))
@@ -509,7 +632,9 @@ def _check_service(spec: Json, old: Json | None) -> list[Cause]:
         where = f"spec.ports[{at}]"
         number = port.get("port")
         if number is None or not 1 <= number <= 65535:
-            causes.append(bad_value(f"{where}.port", number, "must be between 1 and 65535, inclusive"))
+            causes.append(
+                bad_value(f"{where}.port", number, "must be between 1 and 65535, inclusive")
+            )
         if len(ports) > 1 and not port.get("name"):
             causes.append(required(f"{where}.name"))
         key = (number, port.get("protocol"))
@@ -519,12 +644,20 @@ def _check_service(spec: Json, old: Json | None) -> list[Cause]:
     causes += names.check_labels(spec.get("selector"), "spec.selector")
     was = ((old or {}).get("spec") or {}).get("clusterIP")
     if was and spec.get("clusterIP") != was and spec.get("type") != "ExternalName":
-        causes.append(bad_value("spec.clusterIPs[0]", spec.get("clusterIP"), "may not change once set"))
+        causes.append(
+            bad_value("spec.clusterIPs[0]", spec.get("clusterIP"), "may not change once set")
+        )
     if spec.get("clusterIP") not in (None, "", "None"):
         try:
             ipaddress.ip_address(spec["clusterIP"])
         except ValueError:
-            causes.append(bad_value("spec.clusterIP", spec["clusterIP"], "must be empty, 'None', or a valid IP address"))
+            causes.append(
+                bad_value(
+                    "spec.clusterIP",
+                    spec["clusterIP"],
+                    "must be empty, 'None', or a valid IP address",
+                )
+            )
     return causes
 
 
@@ -534,15 +667,34 @@ def _check_keys(obj: Json, fields: Iterable[str]) -> list[Cause]:
     for field in fields:
         for key, value in (obj.get(field) or {}).items():
             if not _CONFIG_KEY.fullmatch(key) or len(key) > 253 or key in {".", ".."}:
-                causes.append(bad_value(f"{field}[{key}]", key, "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name')"))
+                causes.append(
+                    bad_value(
+                        f"{field}[{key}]",
+                        key,
+                        "a valid config key must consist of alphanumeric characters, '-', '_' "
+                        "or '.' (e.g. 'key.name',  or 'KEY_NAME',  or 'key-name')",
+                    )
+                )
             size += len(value)
             if field == "binaryData" or (field == "data" and obj.get("kind") == "Secret"):
                 try:
                     base64.b64decode(value, validate=True)
                 except (ValueError, binascii.Error):
-                    causes.append(bad_value(f"{field}[{key}]", value[:16], "must be base64; use stringData for plain text in a Secret"))
+                    causes.append(
+                        bad_value(
+                            f"{field}[{key}]",
+                            value[:16],
+                            "must be base64; use stringData for plain text in a Secret",
+                        )
+                    )
     if size > 1536 * 1024:
-        causes.append(Cause(field="data", reason="FieldValueTooLong", message="Too long: may not be more than 1048576 bytes"))
+        causes.append(
+            Cause(
+                field="data",
+                reason="FieldValueTooLong",
+                message="Too long: may not be more than 1048576 bytes",
+            )
+        )
     return causes
 
 
@@ -552,7 +704,9 @@ def _check_immutable(obj: Json, old: Json | None, fields: Iterable[str]) -> list
     causes = []
     if old.get("immutable"):
         if not obj.get("immutable"):
-            causes.append(forbidden_field("immutable", "field is immutable when `immutable` is set"))
+            causes.append(
+                forbidden_field("immutable", "field is immutable when `immutable` is set")
+            )
         causes += [
             forbidden_field(field, "field is immutable when `immutable` is set")
             for field in fields
@@ -566,9 +720,19 @@ def _check_immutable(obj: Json, old: Json | None, fields: Iterable[str]) -> list
 def _check_lease(spec: Json) -> list[Cause]:
     causes = []
     if spec.get("leaseDurationSeconds") is not None and spec["leaseDurationSeconds"] <= 0:
-        causes.append(bad_value("spec.leaseDurationSeconds", spec["leaseDurationSeconds"], "must be greater than 0"))
+        causes.append(
+            bad_value(
+                "spec.leaseDurationSeconds", spec["leaseDurationSeconds"], "must be greater than 0"
+            )
+        )
     if spec.get("leaseTransitions") is not None and spec["leaseTransitions"] < 0:
-        causes.append(bad_value("spec.leaseTransitions", spec["leaseTransitions"], "must be greater than or equal to 0"))
+        causes.append(
+            bad_value(
+                "spec.leaseTransitions",
+                spec["leaseTransitions"],
+                "must be greater than or equal to 0",
+            )
+        )
     return causes
 
 
@@ -582,11 +746,20 @@ def _check_event(obj: Json) -> list[Cause]:
 def _check_budget(spec: Json) -> list[Cause]:
     causes = []
     if spec.get("minAvailable") is not None and spec.get("maxUnavailable") is not None:
-        causes.append(bad_value("spec", "object", "minAvailable and maxUnavailable cannot be both set"))
+        causes.append(
+            bad_value("spec", "object", "minAvailable and maxUnavailable cannot be both set")
+        )
     for key in ("minAvailable", "maxUnavailable"):
         value = spec.get(key)
         if isinstance(value, str) and not re.fullmatch(r"\d{1,3}%", value):
-            causes.append(bad_value(f"spec.{key}", value, "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%')"))
+            causes.append(
+                bad_value(
+                    f"spec.{key}",
+                    value,
+                    "a valid percent string must be a numeric string followed by an ending '%' "
+                    "(e.g. '1%')",
+                )
+            )
         elif isinstance(value, int) and value < 0:
             causes.append(bad_value(f"spec.{key}", value, "must be greater than or equal to 0"))
     return causes
@@ -597,10 +770,22 @@ def _check_taints(spec: Json) -> list[Cause]:
     seen = []
     for at, taint in enumerate(spec.get("taints") or []):
         where = f"spec.taints[{at}]"
-        causes += [bad_value(f"{where}.key", taint.get("key", ""), text) for text in names.qualified_name(taint.get("key") or "")]
-        causes += [bad_value(f"{where}.value", taint["value"], text) for text in names.label_value(taint.get("value") or "")]
+        causes += [
+            bad_value(f"{where}.key", taint.get("key", ""), text)
+            for text in names.qualified_name(taint.get("key") or "")
+        ]
+        causes += [
+            bad_value(f"{where}.value", taint["value"], text)
+            for text in names.label_value(taint.get("value") or "")
+        ]
         if taint.get("effect") not in {"NoSchedule", "PreferNoSchedule", "NoExecute"}:
-            causes.append(not_supported(f"{where}.effect", taint.get("effect", ""), ("NoSchedule", "PreferNoSchedule", "NoExecute")))
+            causes.append(
+                not_supported(
+                    f"{where}.effect",
+                    taint.get("effect", ""),
+                    ("NoSchedule", "PreferNoSchedule", "NoExecute"),
+                )
+            )
         if (taint.get("key"), taint.get("effect")) in seen:
             causes.append(duplicate(where, taint))
         seen.append((taint.get("key"), taint.get("effect")))
@@ -611,7 +796,11 @@ def _check_priority_class(obj: Json, old: Json | None) -> list[Cause]:
     value = obj.get("value", 0)
     causes = []
     if value > 1_000_000_000 and not obj["metadata"].get("name", "").startswith("system-"):
-        causes.append(forbidden_field("value", "maximum allowed value of a user defined priority is 1000000000"))
+        causes.append(
+            forbidden_field(
+                "value", "maximum allowed value of a user defined priority is 1000000000"
+            )
+        )
     if old is not None and old.get("value", 0) != value:
         causes.append(forbidden_field("value", "may not be changed in an update."))
     return causes

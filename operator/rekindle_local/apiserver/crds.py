@@ -11,7 +11,14 @@ import re
 from typing import Any
 
 from rekindle_local.apiserver import names
-from rekindle_local.apiserver.errors import Cause, Json, bad_value, duplicate, not_supported, required
+from rekindle_local.apiserver.errors import (
+    Cause,
+    Json,
+    bad_value,
+    duplicate,
+    not_supported,
+    required,
+)
 from rekindle_local.apiserver.registry import Column, Resource, ScalePaths
 from rekindle_local.apiserver.rules import compile_rules
 from rekindle_local.apiserver.schema import Schema, check_structural
@@ -24,7 +31,8 @@ _AGE = Column(
     name="Age",
     type="date",
     path=".metadata.creationTimestamp",
-    description="CreationTimestamp is a timestamp representing the server time when this object was created.",
+    description="CreationTimestamp is a timestamp representing the server time when this "
+    "object was created.",
 )
 
 
@@ -38,7 +46,9 @@ def check_crd(obj: Json, old: Json | None) -> list[Cause]:
             causes.append(required(f"spec.names.{key}"))
     for key in ("plural", "singular"):
         if own.get(key):
-            causes += [bad_value(f"spec.names.{key}", own[key], t) for t in names.dns_1035_label(own[key])]
+            causes += [
+                bad_value(f"spec.names.{key}", own[key], t) for t in names.dns_1035_label(own[key])
+            ]
     if spec.get("scope") not in {"Namespaced", "Cluster"}:
         causes.append(not_supported("spec.scope", spec.get("scope", ""), ("Cluster", "Namespaced")))
     group = spec.get("group") or ""
@@ -48,7 +58,11 @@ def check_crd(obj: Json, old: Json | None) -> list[Cause]:
     wanted = f"{own.get('plural')}.{group}"
     if obj["metadata"].get("name") != wanted:
         causes.append(
-            bad_value("metadata.name", obj["metadata"].get("name"), f'must be spec.names.plural+"."+spec.group ({wanted})')
+            bad_value(
+                "metadata.name",
+                obj["metadata"].get("name"),
+                f'must be spec.names.plural+"."+spec.group ({wanted})',
+            )
         )
     if old is not None:
         for path in (("group",), ("scope",), ("names", "plural"), ("names", "kind")):
@@ -63,12 +77,27 @@ def check_crd(obj: Json, old: Json | None) -> list[Cause]:
             not_supported("spec.conversion.strategy", spec["conversion"].get("strategy"), ("None",))
         )
     if spec.get("preserveUnknownFields"):
-        causes.append(bad_value("spec.preserveUnknownFields", True, "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"))
+        causes.append(
+            bad_value(
+                "spec.preserveUnknownFields",
+                True,
+                "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in "
+                "spec.versions[*].schema instead",
+            )
+        )
     versions = spec.get("versions") or []
     if not versions:
-        causes.append(required("spec.versions", "must have exactly one version marked as storage version"))
+        causes.append(
+            required("spec.versions", "must have exactly one version marked as storage version")
+        )
     elif sum(bool(version.get("storage")) for version in versions) != 1:
-        causes.append(bad_value("spec.versions", [v.get("name") for v in versions], "must have exactly one version marked as storage version"))
+        causes.append(
+            bad_value(
+                "spec.versions",
+                [v.get("name") for v in versions],
+                "must have exactly one version marked as storage version",
+            )
+        )
     seen: list[str] = []
     for at, version in enumerate(versions):
         where = f"spec.versions[{at}]"
@@ -102,7 +131,12 @@ def _check_version(version: Json, path: str) -> list[Cause]:
                 continue
             if not _SIMPLE_PATH.fullmatch(text) or not text.startswith(under):
                 causes.append(
-                    bad_value(f"{path}.subresources.scale.{key}", text, f"should be a json path under {under.rstrip('.') or 'the root'}, without array notation")
+                    bad_value(
+                        f"{path}.subresources.scale.{key}",
+                        text,
+                        f"should be a json path under {under.rstrip('.') or 'the root'}, "
+                        "without array notation",
+                    )
                 )
     for at, column in enumerate(version.get("additionalPrinterColumns") or []):
         where = f"{path}.additionalPrinterColumns[{at}]"
@@ -110,12 +144,30 @@ def _check_version(version: Json, path: str) -> list[Cause]:
             if not column.get(key):
                 causes.append(required(f"{where}.{key}"))
         if column.get("type") not in {"integer", "number", "string", "boolean", "date", None}:
-            causes.append(not_supported(f"{where}.type", column["type"], ("boolean", "date", "integer", "number", "string")))
+            causes.append(
+                not_supported(
+                    f"{where}.type",
+                    column["type"],
+                    ("boolean", "date", "integer", "number", "string"),
+                )
+            )
         if column.get("jsonPath") and not column["jsonPath"].startswith("."):
-            causes.append(bad_value(f"{where}.jsonPath", column["jsonPath"], "is an invalid json path: must begin with ."))
+            causes.append(
+                bad_value(
+                    f"{where}.jsonPath",
+                    column["jsonPath"],
+                    "is an invalid json path: must begin with .",
+                )
+            )
     for at, item in enumerate(version.get("selectableFields") or []):
         if not _SIMPLE_PATH.fullmatch(item.get("jsonPath") or ""):
-            causes.append(bad_value(f"{path}.selectableFields[{at}].jsonPath", item.get("jsonPath"), "must be a simple path such as .spec.field"))
+            causes.append(
+                bad_value(
+                    f"{path}.selectableFields[{at}].jsonPath",
+                    item.get("jsonPath"),
+                    "must be a simple path such as .spec.field",
+                )
+            )
     if version.get("served") is None:
         causes.append(required(f"{path}.served"))
     return causes
@@ -147,7 +199,8 @@ def resources_of(crd: Json) -> list[Resource]:
                 categories=tuple(own.get("categories") or ()),
                 subresources=tuple(name for name in ("status", "scale") if name in subresources),
                 selectable=tuple(
-                    item["jsonPath"].removeprefix(".") for item in version.get("selectableFields") or ()
+                    item["jsonPath"].removeprefix(".")
+                    for item in version.get("selectableFields") or ()
                 ),
                 generation=True,
                 conditional_update=True,
@@ -236,5 +289,3 @@ def name_conflicts(crd: Json, others: list[Resource]) -> list[str]:
         if own["kind"] in {other.kind, other.list_kind}:
             conflicts.append(f'"{own["kind"]}" is already in use')
     return conflicts
-
-

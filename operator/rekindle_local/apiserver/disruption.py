@@ -72,7 +72,7 @@ class Budgets:
     def check(self, pod: Json) -> None:
         """Raise the 429 when evicting a pod would break a budget, the 500 when two cover it.
 
-        Pods that have ended, or are not ready while their budget is met, are not counted against it.
+        Pods that have ended, or are not ready while their budget is met, do not count against it.
         """
         if (pod.get("status") or {}).get("phase") in {"Succeeded", "Failed", "Pending"}:
             return
@@ -80,7 +80,7 @@ class Budgets:
             return
         found = [
             budget
-            for budget in self._objects.store.list(BUDGETS, pod["metadata"]["namespace"])
+            for budget in self._objects.store.select(BUDGETS, pod["metadata"]["namespace"])
             if _covers(budget, pod)
         ]
         if not found:
@@ -121,7 +121,7 @@ class Budgets:
 
     def refresh(self, namespace: str) -> None:
         """Write the status of every budget in a namespace that is not up to date."""
-        for budget in self._objects.store.list(BUDGETS, namespace):
+        for budget in self._objects.store.select(BUDGETS, namespace):
             room = self._headroom(budget)
             old = budget.get("status") or {}
             enough = room.allowed > 0
@@ -134,7 +134,7 @@ class Budgets:
             }
             if all(old.get(key) == value for key, value in status.items()):
                 continue
-            was = next(iter(old.get("conditions") or []), {})
+            was: Json = next(iter(old.get("conditions") or []), {})
             word = "True" if enough else "False"
             status["conditions"] = [
                 {
@@ -154,14 +154,14 @@ class Budgets:
         if change.bucket not in {"pods", BUDGETS}:
             return
         namespace = change.object["metadata"]["namespace"]
-        if self._objects.store.list(BUDGETS, namespace):
+        if self._objects.store.select(BUDGETS, namespace):
             self._dirty[namespace] = None
             self._wake.set()
 
     def _headroom(self, budget: Json) -> Headroom:
         pods = [
             pod
-            for pod in self._objects.store.list("pods", budget["metadata"]["namespace"])
+            for pod in self._objects.store.select("pods", budget["metadata"]["namespace"])
             if _covers(budget, pod)
             and (pod.get("status") or {}).get("phase") not in {"Succeeded", "Failed"}
         ]
@@ -173,11 +173,14 @@ class Budgets:
         seen = set()
         for pod in pods:
             owner = next(
-                (o for o in pod["metadata"].get("ownerReferences") or [] if o.get("controller")), None
+                (o for o in pod["metadata"].get("ownerReferences") or [] if o.get("controller")),
+                None,
             )
             found = self._objects.store.find_uid(owner["uid"]) if owner else None
             resource = (
-                self._objects.registry.find_kind(found["apiVersion"], found["kind"]) if found else None
+                self._objects.registry.find_kind(found["apiVersion"], found["kind"])
+                if found
+                else None
             )
             if found is None or resource is None or "scale" not in resource.subresources:
                 loose += 1

@@ -96,7 +96,9 @@ def no_such_resource() -> ApiError:
         404,
         "NotFound",
         "the server could not find the requested resource",
-        details={"causes": [{"reason": "UnexpectedServerResponse", "message": "404 page not found"}]},
+        details={
+            "causes": [{"reason": "UnexpectedServerResponse", "message": "404 page not found"}]
+        },
     )
 
 
@@ -126,7 +128,8 @@ def stale(plural: str, group: str, name: str) -> ApiError:
         plural,
         group,
         name,
-        "the object has been modified; please apply your changes to the latest version and try again",
+        "the object has been modified; please apply your changes to the latest version and try "
+        "again",
     )
 
 
@@ -237,7 +240,8 @@ def bad_type(field: str, value: Any, expected: str, actual: str) -> Cause:
     return Cause(
         field=field,
         reason="FieldValueTypeInvalid",
-        message=f'Invalid value: "{actual}": {field} in body must be of type {expected}: "{actual}"',
+        message=f'Invalid value: "{actual}": {field} in body must be of type {expected}: '
+        f'"{actual}"',
     )
 
 

@@ -17,7 +17,8 @@ from datetime import datetime
 
 from rekindle_local.apiserver.crds import CLEANUP
 from rekindle_local.apiserver.errors import ApiError, Json
-from rekindle_local.apiserver.operations import FOREGROUND, ORPHAN, DeleteOptions, Objects
+from rekindle_local.apiserver.operations import FOREGROUND, ORPHAN, Objects
+from rekindle_local.apiserver.options import DeleteOptions
 from rekindle_local.apiserver.registry import Resource
 from rekindle_local.apiserver.storage import Change, owners
 
@@ -95,12 +96,15 @@ class Collector:
         home = self._objects.store.get("namespaces", ("", namespace)) if namespace else None
         if home is not None and home["metadata"].get("deletionTimestamp"):
             self._namespaces[namespace] = None
-        crd = self._objects.store.get("customresourcedefinitions.apiextensions.k8s.io", ("", bucket))
+        crd = self._objects.store.get(
+            "customresourcedefinitions.apiextensions.k8s.io", ("", bucket)
+        )
         if crd is not None and crd["metadata"].get("deletionTimestamp"):
             self._crds[bucket] = None
 
     def step(self) -> None:
-        """Do one piece of work; what fails is logged and dropped, the next change marks it again."""
+        """Do one piece of work; what fails is logged and dropped, the next change marks it "
+        "again."""
         try:
             if self._owners:
                 self._owner(self._owners.popitem(last=False)[0])
@@ -214,7 +218,7 @@ class Collector:
             resource = objects.registry.by_bucket(bucket)
             if resource is None or not resource.namespaced:
                 continue
-            for obj in objects.store.list(bucket, name):
+            for obj in objects.store.select(bucket, name):
                 if not obj["metadata"].get("deletionTimestamp"):
                     objects.delete(
                         resource,
@@ -222,7 +226,7 @@ class Collector:
                         obj["metadata"]["name"],
                         DeleteOptions(propagation="Background"),
                     )
-            left += len(objects.store.list(bucket, name))
+            left += len(objects.store.select(bucket, name))
         resource = objects.registry.find("", "v1", "namespaces")
         assert resource is not None
         if not left:
@@ -235,7 +239,7 @@ class Collector:
         if crd is None or CLEANUP not in (crd["metadata"].get("finalizers") or []):
             return
         for resource in objects.registry.custom(name)[:1]:
-            for obj in objects.store.list(resource.store):
+            for obj in objects.store.select(resource.store):
                 metadata = obj["metadata"]
                 if not metadata.get("deletionTimestamp"):
                     objects.delete(
@@ -247,7 +251,7 @@ class Collector:
     def expire_events(self) -> None:
         """Remove the events that were last seen longer ago than their time to live."""
         now = self._objects.clock()
-        for event in self._objects.store.list("events"):
+        for event in self._objects.store.select("events"):
             metadata = event["metadata"]
             seen = (
                 (event.get("series") or {}).get("lastObservedTime")

@@ -37,7 +37,10 @@ def container_of(pod: Json, wanted: str) -> str:
         return str(default)
     if len(own[0]) == 1:
         return str(own[0][0])
-    text = f"a container name must be specified for pod {metadata['name']}, choose one of: [{' '.join(own[0])}]"
+    text = (
+        f"a container name must be specified for pod {metadata['name']}, choose one of: "
+        f"[{' '.join(own[0])}]"
+    )
     if own[1]:
         text += f" or one of the init containers: [{' '.join(own[1])}]"
     raise bad_request(text)
@@ -51,7 +54,9 @@ def kubelet_url(node: Json | None, pod: Json, container: str, query: Mapping[str
     status = node.get("status") or {}
     port = ((status.get("daemonEndpoints") or {}).get("kubeletEndpoint") or {}).get("Port")
     addresses = status.get("addresses") or []
-    address = next((item["address"] for item in addresses if item.get("type") == "InternalIP"), None)
+    address = next(
+        (item["address"] for item in addresses if item.get("type") == "InternalIP"), None
+    )
     if not port or not address:
         raise ApiError(
             500,
@@ -69,7 +74,9 @@ def kubelet_url(node: Json | None, pod: Json, container: str, query: Mapping[str
     return f"http://{host}:{port}{path}" + (f"?{urlencode(passed)}" if passed else "")
 
 
-async def relay(session: aiohttp.ClientSession, url: str, request: web.Request) -> web.StreamResponse:
+async def relay(
+    session: aiohttp.ClientSession, url: str, request: web.Request
+) -> web.StreamResponse:
     """Send the kubelet's answer to the client; raises 500 when the kubelet cannot be reached."""
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     try:
@@ -78,7 +85,11 @@ async def relay(session: aiohttp.ClientSession, url: str, request: web.Request) 
                 text = (await answer.text())[:2000]
                 code = answer.status if answer.status in {400, 404} else 500
                 reasons = {400: "BadRequest", 404: "NotFound"}
-                raise ApiError(code, reasons.get(code, "InternalError"), text.strip() or f"the kubelet answered {answer.status}")
+                raise ApiError(
+                    code,
+                    reasons.get(code, "InternalError"),
+                    text.strip() or f"the kubelet answered {answer.status}",
+                )
             response = web.StreamResponse(headers={"Content-Type": "text/plain"})
             await response.prepare(request)
             async for chunk in answer.content.iter_any():
@@ -86,4 +97,6 @@ async def relay(session: aiohttp.ClientSession, url: str, request: web.Request) 
             await response.write_eof()
             return response
     except aiohttp.ClientConnectorError as error:
-        raise ApiError(500, "InternalError", f"Get {url}: the kubelet cannot be reached: {error}") from error
+        raise ApiError(
+            500, "InternalError", f"Get {url}: the kubelet cannot be reached: {error}"
+        ) from error

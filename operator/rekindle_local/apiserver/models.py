@@ -79,7 +79,7 @@ def _plain(node: Any) -> Any:
             # Field names are data: a field may be called `type` or `enum`.
             result[key] = {name: _plain(inner) for name, inner in value.items()}
         elif key == "enum":
-            # The file pins apiVersion and kind to their kind's names; the server checks those itself.
+            # Only apiVersion and kind have one, their own names; the server checks those itself.
             continue
         else:
             result[key] = _plain(value)
@@ -102,7 +102,7 @@ def definitions() -> Definitions:
 
 @cache
 def _names() -> dict[tuple[str, str, str], str]:
-    names = {}
+    names: dict[tuple[str, str, str], str] = {}
     for name, node in definitions()._raw.items():
         for gvk in node.get("x-kubernetes-group-version-kind") or []:
             names.setdefault((gvk["group"], gvk["version"], gvk["kind"]), name)
@@ -126,7 +126,9 @@ def builtin(group: str, version: str, kind: str) -> Schema:
 @cache
 def object_meta() -> Schema:
     """Return the schema of `metadata`."""
-    return Schema(root={"$ref": f"#/components/schemas/{META}.ObjectMeta"}, definitions=definitions())
+    return Schema(
+        root={"$ref": f"#/components/schemas/{META}.ObjectMeta"}, definitions=definitions()
+    )
 
 
 def without_nulls(value: Any) -> Any:
@@ -158,7 +160,9 @@ def _wrong_type(value: Any, node: Json, schema: Schema, path: str) -> str | None
     if isinstance(value, dict):
         for key, item in value.items():
             inner = child(node, key)
-            if inner and (bad := _wrong_type(item, schema.resolve(inner), schema, f"{path}.{key}".lstrip("."))):
+            if inner and (
+                bad := _wrong_type(item, schema.resolve(inner), schema, f"{path}.{key}".lstrip("."))
+            ):
                 return bad
     elif isinstance(value, list) and node.get("items"):
         items = schema.resolve(node["items"])
@@ -176,7 +180,9 @@ def missing_fields(value: Any, node: Json, schema: Schema, path: str) -> list[Ca
         for key in node.get("required") or []:
             if value.get(key) in (None, "") and not isinstance(value.get(key), bool):
                 causes.append(
-                    Cause(field=f"{path}.{key}", reason="FieldValueRequired", message="Required value")
+                    Cause(
+                        field=f"{path}.{key}", reason="FieldValueRequired", message="Required value"
+                    )
                 )
         for key, item in value.items():
             inner = child(node, key)

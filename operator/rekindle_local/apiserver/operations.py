@@ -15,61 +15,37 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rekindle_local.apiserver import builtins, errors, models, names
+from rekindle_local.apiserver import builtins, errors, names
 from rekindle_local.apiserver.crds import (
     CLEANUP,
-    check_crd,
     established,
     name_conflicts,
     resources_of,
 )
-from rekindle_local.apiserver.errors import Cause, Json, forbidden_field
+from rekindle_local.apiserver.decoding import Draft, check, decode, decode_config, dig, model
+from rekindle_local.apiserver.errors import Json, forbidden_field
+from rekindle_local.apiserver.options import (
+    APPLY_PATCH,
+    JSON_PATCH,
+    MERGE_PATCH,
+    STRATEGIC_PATCH,
+    DeleteOptions,
+    WriteOptions,
+)
 from rekindle_local.apiserver.ownership import apply_owned, track_update
 from rekindle_local.apiserver.patches import json_patch, merge_patch, strategic_merge_patch
 from rekindle_local.apiserver.registry import Registry, Resource, plain
-from rekindle_local.apiserver.rules import check as check_rules
-from rekindle_local.apiserver.schema import Schema, fill_defaults, prune, validate
 from rekindle_local.apiserver.selectors import Predicate
 from rekindle_local.apiserver.storage import Key, Store, key_of
-
-JSON_PATCH = "application/json-patch+json"
-MERGE_PATCH = "application/merge-patch+json"
-STRATEGIC_PATCH = "application/strategic-merge-patch+json"
-APPLY_PATCH = "application/apply-patch+yaml"
 
 FOREGROUND = "foregroundDeletion"
 ORPHAN = "orphan"
 
 PROTECTED_NAMESPACES = ("default", "kube-system", "kube-node-lease")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WriteOptions:
-    """What the query of a write asks for."""
-
-    dry_run: bool = False
-    validation: str = "Warn"
-    """Strict refuses unknown fields, Warn reports them, Ignore drops them silently."""
-    manager: str = "unknown"
-    force: bool = False
-    """Take over fields of other managers; server-side apply only."""
-    duplicates: tuple[str, ...] = ()
-    """Fields that appeared twice in the body."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeleteOptions:
-    """What the body and the query of a delete ask for."""
-
-    grace_seconds: int | None = None
-    propagation: str | None = None
-    uid: str | None = None
-    resource_version: str | None = None
-    dry_run: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +65,6 @@ class Deleted:
     gone: bool
 
 
-@dataclass(kw_only=True)
-class _Draft:
-    """An object on its way into the store, with what was remarked about it."""
-
-    body: Json
-    warnings: list[str] = field(default_factory=list)
-
-
 class Objects:
     """The verbs of the API on the store."""
 
@@ -114,9 +82,9 @@ class Objects:
         """Return one object in the version of the resource; raises 404."""
         return self._out(resource, self._stored(resource, namespace, name))
 
-    def list(self, resource: Resource, namespace: str, matches: Predicate) -> list[Json]:
+    def select(self, resource: Resource, namespace: str, matches: Predicate) -> list[Json]:
         """Return the matching objects in key order."""
-        found = (self._out(resource, obj) for obj in self.store.list(resource.store, namespace))
+        found = (self._out(resource, obj) for obj in self.store.select(resource.store, namespace))
         return [obj for obj in found if matches(obj)]
 
     def now(self) -> str:
@@ -138,17 +106,23 @@ class Objects:
         self, resource: Resource, namespace: str, body: Json, options: WriteOptions
     ) -> Written:
         """Store a new object."""
-        draft = self._decode(resource, namespace, body, options)
+        draft = decode(resource, namespace, body, options)
         return self._create(resource, namespace, draft, options)
 
     def _create(
-        self, resource: Resource, namespace: str, draft: _Draft, options: WriteOptions
+        self, resource: Resource, namespace: str, draft: Draft, options: WriteOptions
     ) -> Written:
         obj = draft.body
         metadata = dict(obj["metadata"])
         if metadata.get("resourceVersion"):
             raise errors.bad_request("resourceVersion should not be set on objects to be created")
-        for key in ("uid", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"):
+        for key in (
+            "uid",
+            "selfLink",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+        ):
             metadata.pop(key, None)
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = names.generated(metadata["generateName"])
@@ -165,10 +139,9 @@ class Objects:
             obj = builtins.fill_defaults(resource.kind, obj)
             obj = builtins.start(resource.kind, obj)
             obj = self._assign(resource, obj)
-        self._validate(resource, obj, None)
-        key = key_of(obj)
-        if self.store.get(resource.store, key) is not None:
-            raise errors.already_exists(resource.plural, resource.group, key[1])
+        check(resource, obj, None)
+        if self.store.get(resource.store, key_of(obj)) is not None:
+            raise errors.already_exists(resource.plural, resource.group, metadata["name"])
         if resource.kind == "CustomResourceDefinition" and not resource.custom:
             obj = self._establish(obj)
         if not options.dry_run:
@@ -181,7 +154,11 @@ class Objects:
     def _assign(self, resource: Resource, obj: Json) -> Json:
         """Fill what only the server can know: a service's address, a pod's priority."""
         spec = obj.get("spec") or {}
-        if resource.kind == "Service" and not spec.get("clusterIP") and spec["type"] != "ExternalName":
+        if (
+            resource.kind == "Service"
+            and not spec.get("clusterIP")
+            and spec["type"] != "ExternalName"
+        ):
             self._services += 1
             high, low = divmod(self._services, 250)
             spec = {**spec, "clusterIP": f"10.96.{high % 250}.{low + 1}"}
@@ -193,7 +170,7 @@ class Objects:
 
     def _priority(self, obj: Json, spec: Json) -> Json:
         name = spec.get("priorityClassName")
-        classes = self.store.list("priorityclasses.scheduling.k8s.io")
+        classes = self.store.select("priorityclasses.scheduling.k8s.io")
         if name in {"system-cluster-critical", "system-node-critical"}:
             value = 2_000_000_000 if name == "system-cluster-critical" else 2_000_001_000
             return {"priority": value, "preemptionPolicy": "PreemptLowerPriority"}
@@ -221,7 +198,10 @@ class Objects:
         if home is None:
             raise errors.not_found("namespaces", "", namespace)
         if home["metadata"].get("deletionTimestamp"):
-            text = f"unable to create new content in namespace {namespace} because it is being terminated"
+            text = (
+                f"unable to create new content in namespace {namespace} because it is being "
+                "terminated"
+            )
             raise errors.forbidden(
                 resource.plural,
                 resource.group,
@@ -236,134 +216,6 @@ class Objects:
                 ],
             )
 
-    # --- decoding and validation ----------------------------------------------------------------
-
-    def _decode(
-        self, resource: Resource, namespace: str, body: Any, options: WriteOptions
-    ) -> _Draft:
-        """Turn a body into an object of the resource: identity, unknown fields, types, defaults."""
-        if not isinstance(body, dict):
-            raise errors.bad_request("the object provided is unrecognized: a JSON object is expected")
-        body = dict(body)
-        body.setdefault("apiVersion", resource.api_version)
-        body.setdefault("kind", resource.kind)
-        if body["kind"] != resource.kind:
-            raise errors.bad_request(
-                f"{body['kind']} in version {body['apiVersion']!r} cannot be handled as a {resource.kind}"
-            )
-        if body["apiVersion"] != resource.api_version:
-            raise errors.bad_request(
-                f"the API version in the data ({body['apiVersion']}) does not match the expected "
-                f"API version ({resource.api_version})"
-            )
-        metadata = body.get("metadata")
-        if metadata is None:
-            metadata = {}
-        if not isinstance(metadata, dict):
-            raise errors.bad_request(f"{resource.kind}: metadata must be an object")
-        metadata = dict(metadata)
-        if resource.namespaced:
-            own = metadata.setdefault("namespace", namespace) or namespace
-            metadata["namespace"] = own
-            if own != namespace:
-                raise errors.bad_request(
-                    f"the namespace of the provided object does not match the namespace sent on the request ({own} and {namespace})"
-                )
-        else:
-            metadata.pop("namespace", None)
-        body["metadata"] = metadata
-        draft = _Draft(body=body)
-        unknown: list[str] = []
-        if resource.custom:
-            assert resource.schema is not None
-            draft.body = prune(body, resource.schema, meta=models.object_meta(), unknown=unknown)
-        else:
-            draft.body = prune(body, self._model(resource), unknown=unknown)
-        self._report_unknown(resource, unknown, options, draft)
-        if resource.custom:
-            models.check_types(
-                draft.body["metadata"], models.object_meta(), resource.kind, resource.version
-            )
-            draft.body["metadata"] = models.without_nulls(draft.body["metadata"])
-            assert resource.schema is not None
-            draft.body = fill_defaults(draft.body, resource.schema)
-        else:
-            models.check_types(draft.body, self._model(resource), resource.kind, resource.version)
-            keep_nulls = resource.kind == "CustomResourceDefinition"
-            draft.body = draft.body if keep_nulls else models.without_nulls(draft.body)
-            if resource.bucket:
-                draft.body = builtins.to_api_version(draft.body, "v1")
-        return draft
-
-    def _model(self, resource: Resource) -> Schema:
-        return models.builtin(resource.group, resource.version, resource.kind)
-
-    def _report_unknown(
-        self, resource: Resource, unknown: list[str], options: WriteOptions, draft: _Draft
-    ) -> None:
-        texts = [f'duplicate field "{path}"' for path in options.duplicates]
-        texts += [f'unknown field "{path}"' for path in unknown]
-        if not texts or options.validation == "Ignore":
-            return
-        if options.validation == "Strict":
-            raise errors.bad_request(
-                f'{resource.kind} in version "{resource.version}" cannot be handled as a '
-                f"{resource.kind}: strict decoding error: {', '.join(texts)}"
-            )
-        draft.warnings += texts
-
-    def _validate(self, resource: Resource, obj: Json, old: Json | None) -> None:
-        """Raise the 422 with every cause, or return."""
-        causes: list[Cause] = names.check_metadata(
-            obj["metadata"], name_rule=builtins.name_rule(resource.kind)
-            if not resource.custom
-            else names.dns_subdomain,
-        )
-        if resource.custom:
-            assert resource.schema is not None
-            schema_causes = validate(obj, resource.schema)
-            if resource.rules is not None and not resource.rules.empty():
-                if schema_causes:
-                    schema_causes.append(
-                        Cause(
-                            field="<nil>",
-                            reason="FieldValueInvalid",
-                            message="Invalid value: null: some validation rules were not checked "
-                            "because the object was invalid; correct the existing errors to "
-                            "complete validation",
-                        )
-                    )
-                else:
-                    schema_causes = check_rules(resource.rules, obj, old)
-            causes += schema_causes
-            if resource.scale is not None and not schema_causes:
-                value = dig(obj, resource.scale.spec_replicas)
-                if isinstance(value, int) and value < 0:
-                    causes.append(
-                        errors.bad_value(
-                            resource.scale.spec_replicas.lstrip("."),
-                            value,
-                            "should be a non-negative integer",
-                        )
-                    )
-        elif resource.kind == "CustomResourceDefinition":
-            causes += check_crd(obj, old)
-        else:
-            schema = self._model(resource)
-            root = schema.resolve(schema.root)
-            for key in ("spec", "roleRef", "rules"):
-                inner = (root.get("properties") or {}).get(key)
-                if inner is not None and key in obj:
-                    found = models.missing_fields(obj[key], inner, schema, key)
-                    causes += found
-            own = builtins.check(resource.kind, obj, old)
-            fields = {cause.field for cause in causes}
-            causes += [cause for cause in own if cause.field not in fields]
-        if causes:
-            raise errors.invalid(
-                resource.kind, resource.group, obj["metadata"].get("name", ""), causes
-            )
-
     # --- updating -------------------------------------------------------------------------------
 
     def update(
@@ -376,7 +228,7 @@ class Objects:
         subresource: str = "",
     ) -> Written:
         """Replace an object, or its status when `subresource` is status."""
-        draft = self._decode(resource, namespace, body, options)
+        draft = decode(resource, namespace, body, options)
         given = draft.body["metadata"].get("name")
         if given != name:
             raise errors.bad_request(
@@ -393,7 +245,11 @@ class Objects:
                 resource.kind,
                 resource.group,
                 name,
-                [errors.bad_value("metadata.resourceVersion", 0, "must be specified for an update")],
+                [
+                    errors.bad_value(
+                        "metadata.resourceVersion", 0, "must be specified for an update"
+                    )
+                ],
             )
         return self._replace(resource, old, draft, options, subresource)
 
@@ -407,7 +263,7 @@ class Objects:
         options: WriteOptions,
         subresource: str = "",
     ) -> Written:
-        """Change an object by a patch of a media type; raises 415 for one the kind does not take."""
+        """Change an object by a patch; raises 415 for a media type the kind does not take."""
         key = (namespace if resource.namespaced else "", name)
         if kind == APPLY_PATCH:
             return self._apply(resource, namespace, name, patch, options, subresource)
@@ -418,20 +274,24 @@ class Objects:
         elif kind == MERGE_PATCH:
             body = merge_patch(current, patch)
         elif kind == STRATEGIC_PATCH and not resource.custom:
-            model = self._model(resource)
-            body = strategic_merge_patch(current, patch, model.root, model.resolve)
+            schema = model(resource)
+            body = strategic_merge_patch(current, patch, schema.root, schema.resolve)
         else:
             allowed = [JSON_PATCH, MERGE_PATCH, APPLY_PATCH]
             if not resource.custom:
                 allowed.insert(2, STRATEGIC_PATCH)
             raise errors.unsupported_media_type(kind, allowed)
-        draft = self._decode(resource, namespace, body, options)
+        draft = decode(resource, namespace, body, options)
         if draft.body["metadata"].get("name") != name:
             raise errors.invalid(
                 resource.kind,
                 resource.group,
                 name,
-                [errors.bad_value("metadata.name", draft.body["metadata"].get("name"), "field is immutable")],
+                [
+                    errors.bad_value(
+                        "metadata.name", draft.body["metadata"].get("name"), "field is immutable"
+                    )
+                ],
             )
         return self._replace(resource, stored, draft, options, subresource)
 
@@ -444,12 +304,12 @@ class Objects:
         options: WriteOptions,
         subresource: str,
     ) -> Written:
-        draft = self._decode_config(resource, namespace, name, config, options)
+        draft = decode_config(resource, namespace, name, config, options)
         key = (namespace if resource.namespaced else "", name)
         stored = self.store.get(resource.store, key)
         if stored is None and subresource:
             raise errors.not_found(resource.plural, resource.group, name)
-        schema = resource.schema if resource.custom else self._model(resource)
+        schema = resource.schema if resource.custom else model(resource)
         assert schema is not None
         current = None if stored is None else self._out(resource, stored)
         merged = apply_owned(
@@ -462,7 +322,7 @@ class Objects:
             now=self.now(),
         )
         fields = merged["metadata"].pop("managedFields")
-        full = self._decode(resource, namespace, merged, options)
+        full = decode(resource, namespace, merged, options)
         full.warnings = draft.warnings
         full.body["metadata"]["managedFields"] = fields
         if stored is None:
@@ -470,38 +330,11 @@ class Objects:
             return self._create(resource, namespace, full, options)
         return self._replace(resource, stored, full, options, subresource, tracked=True)
 
-    def _decode_config(
-        self, resource: Resource, namespace: str, name: str, config: Any, options: WriteOptions
-    ) -> _Draft:
-        """Decode an applied configuration: as any body, but without defaults, which nobody owns."""
-        if not isinstance(config, dict):
-            raise errors.bad_request("an applied configuration is an object")
-        for key in ("apiVersion", "kind"):
-            if not config.get(key):
-                raise errors.bad_request(f"an applied configuration needs {key}")
-        metadata = dict(config.get("metadata") or {})
-        if metadata.get("managedFields"):
-            raise errors.bad_request("metadata.managedFields must be nil")
-        metadata.setdefault("name", name)
-        body = {**config, "metadata": metadata}
-        if metadata["name"] != name:
-            raise errors.bad_request(
-                f"the name of the object ({metadata['name']}) does not match the name on the URL ({name})"
-            )
-        draft = self._decode(resource, namespace, body, options)
-        unknown: list[str] = []
-        if resource.custom:
-            assert resource.schema is not None
-            draft.body = prune(body, resource.schema, meta=models.object_meta(), unknown=unknown)
-        else:
-            draft.body = models.without_nulls(prune(body, self._model(resource), unknown=unknown))
-        return draft
-
     def _replace(
         self,
         resource: Resource,
         old: Json,
-        draft: _Draft,
+        draft: Draft,
         options: WriteOptions,
         subresource: str,
         *,
@@ -515,13 +348,20 @@ class Objects:
                 resource.plural,
                 resource.group,
                 name,
-                f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {was['uid']}",
+                _unmet("UID", given["uid"], was["uid"]),
             )
         if given.get("resourceVersion") and given["resourceVersion"] != was["resourceVersion"]:
             raise errors.stale(resource.plural, resource.group, name)
         metadata = {**given}
-        for key in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
-                    "generation", "resourceVersion", "selfLink"):
+        for key in (
+            "uid",
+            "creationTimestamp",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+            "generation",
+            "resourceVersion",
+            "selfLink",
+        ):
             metadata.pop(key, None)
             if key in was:
                 metadata[key] = was[key]
@@ -537,20 +377,27 @@ class Objects:
         self._check_finalizers(resource, old, new)
         if resource.generation and desired(new) != desired(old):
             new["metadata"] = {**new["metadata"], "generation": was.get("generation", 1) + 1}
-        self._validate(resource, new, old)
+        check(resource, new, old)
         if resource.kind == "CustomResourceDefinition" and not resource.custom:
             new = self._establish(new)
         if not tracked and was.get("managedFields"):
-            schema = resource.schema if resource.custom else self._model(resource)
+            schema = resource.schema if resource.custom else model(resource)
             assert schema is not None
             new["metadata"] = {
                 **new["metadata"],
                 "managedFields": track_update(
-                    old, new, schema, manager=options.manager, subresource=subresource, now=self.now()
+                    old,
+                    new,
+                    schema,
+                    manager=options.manager,
+                    subresource=subresource,
+                    now=self.now(),
                 ),
             }
         warnings = tuple(draft.warnings)
-        if plain(new) == plain(old) and new["metadata"].get("managedFields") == was.get("managedFields"):
+        if plain(new) == plain(old) and new["metadata"].get("managedFields") == was.get(
+            "managedFields"
+        ):
             return Written(object=self._out(resource, old), warnings=warnings)
         if options.dry_run:
             return Written(object=self._out(resource, new), warnings=warnings)
@@ -580,11 +427,22 @@ class Objects:
             kept = {key: value for key, value in old.items() if key != "status"}
             if not resource.custom:
                 # The status endpoints of built-in kinds let labels and annotations through.
-                changed = {k: new["metadata"][k] for k in ("labels", "annotations", "finalizers") if k in new["metadata"]}
-                rest = {k: v for k, v in old["metadata"].items() if k not in {"labels", "annotations", "finalizers"}}
+                changed = {
+                    k: new["metadata"][k]
+                    for k in ("labels", "annotations", "finalizers")
+                    if k in new["metadata"]
+                }
+                rest = {
+                    k: v
+                    for k, v in old["metadata"].items()
+                    if k not in {"labels", "annotations", "finalizers"}
+                }
                 kept["metadata"] = {**rest, **changed}
             if "managedFields" in new["metadata"]:
-                kept["metadata"] = {**kept["metadata"], "managedFields": new["metadata"]["managedFields"]}
+                kept["metadata"] = {
+                    **kept["metadata"],
+                    "managedFields": new["metadata"]["managedFields"],
+                }
             return {**kept, "status": new["status"]} if "status" in new else kept
         rest = {key: value for key, value in new.items() if key != "status"}
         return {**rest, "status": old["status"]} if "status" in old else rest
@@ -619,21 +477,32 @@ class Objects:
         metadata = obj["metadata"]
         if options.uid and options.uid != metadata["uid"]:
             raise errors.conflict(
-                resource.plural, resource.group, name,
-                f"Precondition failed: UID in precondition: {options.uid}, UID in object meta: {metadata['uid']}",
+                resource.plural,
+                resource.group,
+                name,
+                _unmet("UID", options.uid, metadata["uid"]),
             )
         if options.resource_version and options.resource_version != metadata["resourceVersion"]:
             raise errors.conflict(
-                resource.plural, resource.group, name,
-                f"Precondition failed: ResourceVersion in precondition: {options.resource_version}, "
-                f"ResourceVersion in object meta: {metadata['resourceVersion']}",
+                resource.plural,
+                resource.group,
+                name,
+                _unmet("ResourceVersion", options.resource_version, metadata["resourceVersion"]),
             )
         if resource.kind == "Namespace" and name in PROTECTED_NAMESPACES:
             raise errors.forbidden("namespaces", "", name, "this namespace may not be deleted")
         if options.propagation not in {None, "Background", "Foreground", "Orphan"}:
             raise errors.invalid(
-                "DeleteOptions", "", "",
-                [errors.not_supported("propagationPolicy", options.propagation, ("Background", "Foreground", "Orphan"))],
+                "DeleteOptions",
+                "",
+                "",
+                [
+                    errors.not_supported(
+                        "propagationPolicy",
+                        options.propagation,
+                        ("Background", "Foreground", "Orphan"),
+                    )
+                ],
             )
         finalizers = self._delete_finalizers(resource, obj, options)
         grace = self._grace(resource, obj, options)
@@ -648,7 +517,9 @@ class Objects:
         stored = self.commit(resource, marked)
         return Deleted(object=self._out(resource, stored), gone=False)
 
-    def _delete_finalizers(self, resource: Resource, obj: Json, options: DeleteOptions) -> list[str]:
+    def _delete_finalizers(
+        self, resource: Resource, obj: Json, options: DeleteOptions
+    ) -> list[str]:
         finalizers = list(obj["metadata"].get("finalizers") or [])
         if obj["metadata"].get("deletionTimestamp"):
             return finalizers if not self._waits(resource, obj) else [*finalizers, ""]
@@ -673,9 +544,9 @@ class Objects:
             return 0
         wanted = options.grace_seconds
         if wanted is None:
-            wanted = spec.get("terminationGracePeriodSeconds", 30)
+            wanted = int(spec.get("terminationGracePeriodSeconds", 30))
         wanted = 1 if wanted < 0 else wanted
-        left = obj["metadata"].get("deletionGracePeriodSeconds")
+        left: int | None = obj["metadata"].get("deletionGracePeriodSeconds")
         if obj["metadata"].get("deletionTimestamp") and left is not None:
             # Once begun, the time to stop can only be shortened.
             return min(wanted, left) if options.grace_seconds is not None else left
@@ -707,7 +578,7 @@ class Objects:
                     "type": "Terminating",
                     "status": "True",
                     "reason": "InstanceDeletionPending",
-                    "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+                    "message": "marked for deletion; its custom resources are deleted first",
                     "lastTransitionTime": self.now(),
                 },
             ]
@@ -718,7 +589,11 @@ class Objects:
 
     def _establish(self, crd: Json) -> Json:
         conflicts = name_conflicts(crd, list(self.registry))
-        old = [c for c in (crd.get("status") or {}).get("conditions") or [] if c["type"] == "Terminating"]
+        old = [
+            c
+            for c in (crd.get("status") or {}).get("conditions") or []
+            if c["type"] == "Terminating"
+        ]
         status = established(crd, conflicts, self.now())
         status["conditions"] += old
         return {**crd, "status": status}
@@ -776,20 +651,31 @@ class Objects:
         replicas = (body.get("spec") or {}).get("replicas", 0)
         if not isinstance(replicas, int) or isinstance(replicas, bool) or replicas < 0:
             raise errors.invalid(
-                "Scale", "autoscaling", name,
+                "Scale",
+                "autoscaling",
+                name,
                 [errors.bad_value("spec.replicas", replicas, "must be greater than or equal to 0")],
             )
         current = self._out(resource, old)
         path = resource.scale.spec_replicas if resource.scale else ".spec.replicas"
         changed = planted(current, path, replicas)
         given = (body.get("metadata") or {}).get("resourceVersion")
-        changed["metadata"] = {**changed["metadata"], "resourceVersion": given or old["metadata"]["resourceVersion"]}
-        draft = self._decode(resource, namespace, changed, options)
+        changed["metadata"] = {
+            **changed["metadata"],
+            "resourceVersion": given or old["metadata"]["resourceVersion"],
+        }
+        draft = decode(resource, namespace, changed, options)
         written = self._replace(resource, old, draft, options, "")
         return self._scale_of(resource, written.object)
 
     def patch_scale(
-        self, resource: Resource, namespace: str, name: str, kind: str, patch: Any, options: WriteOptions
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        kind: str,
+        patch: Any,
+        options: WriteOptions,
     ) -> Json:
         """Patch the Scale of an object."""
         current = self.scale(resource, namespace, name)
@@ -812,13 +698,28 @@ class Objects:
             raise errors.invalid("Binding", "", name, [errors.required("target.name")])
         pod = self._stored(pods, namespace, name)
         if pod["metadata"].get("deletionTimestamp"):
-            raise errors.conflict("pods/binding", "", name, f"pod {name} is being deleted, cannot be assigned to a host")
+            raise errors.conflict(
+                "pods/binding",
+                "",
+                name,
+                f"pod {name} is being deleted, cannot be assigned to a host",
+            )
         if pod["spec"].get("nodeName"):
-            raise errors.conflict("pods/binding", "", name, f"pod {name} is already assigned to node {pod['spec']['nodeName']!r}")
+            raise errors.conflict(
+                "pods/binding",
+                "",
+                name,
+                f"pod {name} is already assigned to node {pod['spec']['nodeName']!r}",
+            )
         status = dict(pod.get("status") or {})
         status["conditions"] = [
             *(c for c in status.get("conditions") or [] if c["type"] != "PodScheduled"),
-            {"type": "PodScheduled", "status": "True", "lastProbeTime": None, "lastTransitionTime": self.now()},
+            {
+                "type": "PodScheduled",
+                "status": "True",
+                "lastProbeTime": None,
+                "lastTransitionTime": self.now(),
+            },
         ]
         bound = {**pod, "spec": {**pod["spec"], "nodeName": node}, "status": status}
         if not options.dry_run:
@@ -828,6 +729,10 @@ class Objects:
         pods = self.registry.find("", "v1", "pods")
         assert pods is not None
         return pods
+
+
+def _unmet(what: str, wanted: str, found: str) -> str:
+    return f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
 
 
 def desired(obj: Json) -> Json:
@@ -842,15 +747,6 @@ def desired(obj: Json) -> Json:
 def timestamp(seconds: float) -> str:
     """Return seconds since the epoch as the API writes times."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def dig(obj: Any, path: str) -> Any:
-    """Return the value at a simple path such as .spec.replicas, None when it is absent."""
-    for part in path.strip(".").split("."):
-        if not isinstance(obj, dict):
-            return None
-        obj = obj.get(part)
-    return obj
 
 
 def planted(obj: Json, path: str, value: Any) -> Json:

@@ -102,12 +102,13 @@ def apply_owned(
         raise _conflict(conflicts)
     lost = {path for _, path in conflicts}
     others = [replace(other, paths=other.paths - lost) for other in others]
-    merged = _merge(current or {}, config, schema.resolve(schema.root), schema)
+    merged: Json = _merge(current or {}, config, schema.resolve(schema.root), schema)
     if previous is not None:
         shared = {path for other in others for path in other.paths}
-        for path in sorted(previous.paths - wanted, key=len, reverse=True):
-            held = shared | wanted
-            if not any(other[: len(path)] == path for other in held):
+        held = shared | wanted
+        # Whole items first: an item without its key fields could not be found any more.
+        for path in sorted(previous.paths - wanted, key=len):
+            if not _is_key(path) and not any(other[: len(path)] == path for other in held):
                 _drop(merged, path)
     mine = Manager(
         name=manager,
@@ -210,6 +211,13 @@ def _canonical(value: Any) -> str:
 
 def _is_item(path: Path) -> bool:
     return path[-1].startswith(("k:", "v:"))
+
+
+def _is_key(path: Path) -> bool:
+    """Tell whether a path is a key field of an item: it leaves with the item only."""
+    if len(path) < 2 or not path[-2].startswith("k:"):
+        return False
+    return path[-1].removeprefix("f:") in json.loads(path[-2][2:])
 
 
 def _find(value: Any, part: str) -> Any:
@@ -366,5 +374,7 @@ def readable(path: Path) -> str:
             text += f"[={rest}]"
         else:
             keys = json.loads(rest)
-            text += "[" + ",".join(f"{key}={_canonical(value)}" for key, value in keys.items()) + "]"
+            text += (
+                "[" + ",".join(f"{key}={_canonical(value)}" for key, value in keys.items()) + "]"
+            )
     return text

@@ -18,7 +18,9 @@ Resolve = Callable[[Json], Json]
 
 
 def _unprocessable(message: str) -> ApiError:
-    return ApiError(422, "Invalid", f"the server rejected our request due to an error in our request: {message}")
+    return ApiError(
+        422, "Invalid", f"the server rejected our request due to an error in our request: {message}"
+    )
 
 
 def json_patch(document: Any, operations: Any) -> Any:
@@ -34,11 +36,15 @@ def json_patch(document: Any, operations: Any) -> Any:
         match name:
             case "add" | "replace" | "test":
                 if "value" not in operation:
-                    raise bad_request(f"error decoding patch: {name} at {operation['path']} has no value")
+                    raise bad_request(
+                        f"error decoding patch: {name} at {operation['path']} has no value"
+                    )
                 value = copy.deepcopy(operation["value"])
             case "move" | "copy":
                 if not isinstance(operation.get("from"), str):
-                    raise bad_request(f"error decoding patch: {name} at {operation['path']} has no from")
+                    raise bad_request(
+                        f"error decoding patch: {name} at {operation['path']} has no from"
+                    )
                 source = _pointer(operation["from"])
                 value = copy.deepcopy(_lookup(result, source, operation["from"]))
                 if name == "move":
@@ -62,7 +68,9 @@ def _pointer(text: str) -> list[str]:
     if text == "":
         return []
     if not text.startswith("/"):
-        raise bad_request(f"error decoding patch: {text!r} is no JSON pointer, it must begin with /")
+        raise bad_request(
+            f"error decoding patch: {text!r} is no JSON pointer, it must begin with /"
+        )
     return [part.replace("~1", "/").replace("~0", "~") for part in text[1:].split("/")]
 
 
@@ -152,7 +160,9 @@ def strategic_merge_patch(document: Any, patch: Any, schema: Json, resolve: Reso
     """
     if not isinstance(patch, dict):
         raise bad_request("error decoding patch: a strategic merge patch is an object")
-    return _strategic_map(document if isinstance(document, dict) else {}, patch, resolve(schema), resolve)
+    return _strategic_map(
+        document if isinstance(document, dict) else {}, patch, resolve(schema), resolve
+    )
 
 
 def _strategic_map(document: Json, patch: Json, schema: Json, resolve: Resolve) -> Json:
@@ -178,7 +188,9 @@ def _strategic_map(document: Json, patch: Json, schema: Json, resolve: Resolve) 
             result.pop(key, None)
         elif isinstance(value, dict):
             old = result.get(key)
-            result[key] = _strategic_map(old if isinstance(old, dict) else {}, value, child, resolve)
+            result[key] = _strategic_map(
+                old if isinstance(old, dict) else {}, value, child, resolve
+            )
         elif isinstance(value, list):
             order = patch.get(_ORDER + key)
             result[key] = _strategic_list(result.get(key), value, child, resolve, order, key)
@@ -187,7 +199,9 @@ def _strategic_map(document: Json, patch: Json, schema: Json, resolve: Resolve) 
     for key, value in patch.items():
         field = key.removeprefix(_ORDER)
         if key.startswith(_ORDER) and field not in patch and isinstance(result.get(field), list):
-            result[field] = _ordered(result[field], value, _merge_key(_child(schema, field, resolve)))
+            result[field] = _ordered(
+                result[field], value, _merge_key(_child(schema, field, resolve))
+            )
     return result
 
 
@@ -224,7 +238,11 @@ def _strategic_list(
         if not isinstance(item, dict) or key not in item:
             raise bad_request(f"invalid patch: an item of {name} has no {key}, its merge key")
         place = next(
-            (at for at, have in enumerate(current) if isinstance(have, dict) and have.get(key) == item[key]),
+            (
+                at
+                for at, have in enumerate(current)
+                if isinstance(have, dict) and have.get(key) == item[key]
+            ),
             None,
         )
         if item.get("$patch") == "delete":

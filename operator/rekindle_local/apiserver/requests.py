@@ -15,7 +15,7 @@ import yaml
 
 from rekindle_local.apiserver import errors
 from rekindle_local.apiserver.errors import Json
-from rekindle_local.apiserver.operations import APPLY_PATCH, DeleteOptions, WriteOptions
+from rekindle_local.apiserver.options import APPLY_PATCH, DeleteOptions, WriteOptions
 from rekindle_local.apiserver.protobuf import PROTOBUF, decode_body
 
 
@@ -44,8 +44,17 @@ def parse_path(parts: list[str]) -> Target | None:
         namespace, rest = rest[1], rest[2:]
     if len(rest) > 3:
         # Only `proxy` has a path behind the subresource.
-        return None if rest[2] != "proxy" else Target(
-            group=group, version=version, plural=rest[0], namespace=namespace, name=rest[1], subresource="proxy"
+        return (
+            None
+            if rest[2] != "proxy"
+            else Target(
+                group=group,
+                version=version,
+                plural=rest[0],
+                namespace=namespace,
+                name=rest[1],
+                subresource="proxy",
+            )
         )
     name = rest[1] if len(rest) > 1 else ""
     subresource = rest[2] if len(rest) > 2 else ""
@@ -90,7 +99,9 @@ def dry_run(query: Mapping[str, str]) -> bool:
     return text == "All"
 
 
-def write_options(query: Mapping[str, str], agent: str, duplicates: tuple[str, ...]) -> WriteOptions:
+def write_options(
+    query: Mapping[str, str], agent: str, duplicates: tuple[str, ...]
+) -> WriteOptions:
     """Return the options of a write from its query and user agent."""
     validation = query.get("fieldValidation") or "Warn"
     if validation not in {"Strict", "Warn", "Ignore"}:
@@ -221,7 +232,9 @@ def parse_body(raw: bytes, content_type: str) -> tuple[Any, tuple[str, ...]]:
             raise errors.bad_request(f"the body of the request is no YAML: {error}") from error
     if media in {"", "application/json", "application/octet-stream"} or media.endswith("+json"):
         return parse_json(raw)
-    raise errors.unsupported_media_type(content_type, ["application/json", "application/yaml", PROTOBUF])
+    raise errors.unsupported_media_type(
+        content_type, ["application/json", "application/yaml", PROTOBUF]
+    )
 
 
 def as_object(value: Any) -> Json:

@@ -31,11 +31,13 @@ from rekindle_local.apiserver.schema import compiled, type_name
 _REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
 
 _RESERVED = frozenset(
-    "true false null in as break const continue else for function if import let loop package "
-    "namespace return var void while".split()
+    ("true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function")
+    + ("if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while")
 )
 
-_QUANTITY = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei))?")
+_QUANTITY = re.compile(
+    r"([+-]?(?:\d+\.?\d*|\.\d+))(?:([eE][+-]?\d+)|(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei))?"
+)
 _SUFFIXES = {
     **{"n": Decimal("1e-9"), "u": Decimal("1e-6"), "m": Decimal("1e-3"), "k": Decimal(10**3)},
     **{name: Decimal(10 ** (6 + 3 * at)) for at, name in enumerate("MGTPE")},
@@ -93,10 +95,15 @@ def _compile(node: Json, path: str, causes: list[Cause], *, correlatable: bool) 
     items = additional = None
     if isinstance(node.get("items"), dict):
         is_map = node.get("x-kubernetes-list-type") == "map"
-        items = _compile(node["items"], f"{path}.items", causes, correlatable=correlatable and is_map)
+        items = _compile(
+            node["items"], f"{path}.items", causes, correlatable=correlatable and is_map
+        )
     if isinstance(node.get("additionalProperties"), dict):
         additional = _compile(
-            node["additionalProperties"], f"{path}.additionalProperties", causes, correlatable=correlatable
+            node["additionalProperties"],
+            f"{path}.additionalProperties",
+            causes,
+            correlatable=correlatable,
         )
     return Rules(
         schema=node,
@@ -110,18 +117,32 @@ def _compile(node: Json, path: str, causes: list[Cause], *, correlatable: bool) 
 def _compile_rule(raw: Json, path: str, causes: list[Cause], correlatable: bool) -> _Rule | None:
     text = str(raw.get("rule") or "").strip()
     if not text:
-        causes.append(Cause(field=f"{path}.rule", reason="FieldValueRequired", message="Required value: rule is not specified"))
+        causes.append(
+            Cause(
+                field=f"{path}.rule",
+                reason="FieldValueRequired",
+                message="Required value: rule is not specified",
+            )
+        )
         return None
     if raw.get("reason") not in (None, *_REASONS):
-        causes.append(bad_value(f"{path}.reason", raw["reason"], f"use one of {', '.join(_REASONS)}"))
+        causes.append(
+            bad_value(f"{path}.reason", raw["reason"], f"use one of {', '.join(_REASONS)}")
+        )
         return None
     if "\n" in str(raw.get("message") or ""):
-        causes.append(bad_value(f"{path}.message", raw["message"], "message must not contain line breaks"))
+        causes.append(
+            bad_value(f"{path}.message", raw["message"], "message must not contain line breaks")
+        )
         return None
     transition = _mentions_old(text)
     if transition and not correlatable:
         causes.append(
-            bad_value(f"{path}.rule", text, "oldSelf cannot be used on the uncorrelatable portion of the schema")
+            bad_value(
+                f"{path}.rule",
+                text,
+                "oldSelf cannot be used on the uncorrelatable portion of the schema",
+            )
         )
         return None
     optional_old = bool(raw.get("optionalOldSelf"))
@@ -151,9 +172,7 @@ def _compile_rule(raw: Json, path: str, causes: list[Cause], correlatable: bool)
     )
 
 
-_OPTIONAL = (
-    "cel.bind(oldSelf, size(__old__) == 0 ? optional.none() : optional.of(__old__[0]), %s)"
-)
+_OPTIONAL = "cel.bind(oldSelf, size(__old__) == 0 ? optional.none() : optional.of(__old__[0]), %s)"
 """An optional is built by the language and cannot be handed in: a list of none or one is."""
 
 
@@ -265,7 +284,10 @@ def escaped(name: str) -> str | None:
     if name in _RESERVED:
         return f"__{name}__"
     text = (
-        name.replace("__", "__underscores__").replace(".", "__dot__").replace("-", "__dash__").replace("/", "__slash__")
+        name.replace("__", "__underscores__")
+        .replace(".", "__dot__")
+        .replace("-", "__dash__")
+        .replace("/", "__slash__")
     )
     return text if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", text) else None
 
@@ -311,7 +333,9 @@ def parse_quantity(text: str) -> Decimal:
     """Parse a resource quantity such as 500m or 1.5Gi; raises ValueError."""
     found = _QUANTITY.fullmatch(text)
     if found is None:
-        raise ValueError(f"{text!r} is no quantity: use a number with a suffix such as m, k, Mi or Gi")
+        raise ValueError(
+            f"{text!r} is no quantity: use a number with a suffix such as m, k, Mi or Gi"
+        )
     number, exponent, suffix = found.groups()
     try:
         value = Decimal(number + (exponent or ""))
@@ -335,7 +359,9 @@ def _quantity(text: str) -> Json:
 
 
 def _amount(value: Any) -> Decimal:
-    return parse_quantity(str(value["quantity"])) if isinstance(value, dict) else Decimal(str(value))
+    return (
+        parse_quantity(str(value["quantity"])) if isinstance(value, dict) else Decimal(str(value))
+    )
 
 
 def _is_url(text: str) -> bool:
@@ -414,14 +440,22 @@ def _environment() -> Any:
         function("quantity", [text], boxed, _quantity),
         member("isGreaterThan", [boxed, boxed], boolean, lambda a, b: _amount(a) > _amount(b)),
         member("isLessThan", [boxed, boxed], boolean, lambda a, b: _amount(a) < _amount(b)),
-        member("compareTo", [boxed, boxed], integer,
-               lambda a, b: (_amount(a) > _amount(b)) - (_amount(a) < _amount(b))),
+        member(
+            "compareTo",
+            [boxed, boxed],
+            integer,
+            lambda a, b: (_amount(a) > _amount(b)) - (_amount(a) < _amount(b)),
+        ),
         member("sign", [boxed], integer, lambda a: (_amount(a) > 0) - (_amount(a) < 0)),
         member("isInteger", [boxed], boolean, lambda a: _amount(a) == int(_amount(a))),
         member("asInteger", [boxed], integer, lambda a: int(_amount(a))),
         member("asApproximateFloat", [boxed], cel.Type.DOUBLE, lambda a: float(_amount(a))),
-        member("add", [boxed, boxed], boxed, lambda a, b: {"quantity": f"{_amount(a) + _amount(b):f}"}),
-        member("sub", [boxed, boxed], boxed, lambda a, b: {"quantity": f"{_amount(a) - _amount(b):f}"}),
+        member(
+            "add", [boxed, boxed], boxed, lambda a, b: {"quantity": f"{_amount(a) + _amount(b):f}"}
+        ),
+        member(
+            "sub", [boxed, boxed], boxed, lambda a, b: {"quantity": f"{_amount(a) - _amount(b):f}"}
+        ),
     ]
     functions: dict[str, list[Any]] = {}
     for name, overload in rows:

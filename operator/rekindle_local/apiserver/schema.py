@@ -48,7 +48,10 @@ class Schema:
         """Follow a `$ref`; keywords beside it win, as descriptions do in Kubernetes schemas."""
         while "$ref" in node:
             name = node["$ref"].rsplit("/", 1)[-1]
-            node = {**self.definitions.get(name, {}), **{k: v for k, v in node.items() if k != "$ref"}}
+            node = {
+                **self.definitions.get(name, {}),
+                **{k: v for k, v in node.items() if k != "$ref"},
+            }
         return node
 
     def at(self, *path: str) -> Json:
@@ -104,7 +107,11 @@ def _prune(
     if isinstance(value, dict):
         keep = bool(node.get("x-kubernetes-preserve-unknown-fields"))
         shapeless = "properties" not in node and node.get("additionalProperties") is None
-        if shapeless and not resource and (keep or "type" not in node or node.get("type") == "object" and schema.definitions):
+        if (
+            shapeless
+            and not resource
+            and (keep or "type" not in node or node.get("type") == "object" and schema.definitions)
+        ):
             # A schema without any shape: free-form in the built-in definitions, or preserved.
             return value
         result = {}
@@ -165,11 +172,11 @@ def _fill(value: Any, node: Json, schema: Schema) -> Any:
         if isinstance(extra, dict):
             inner = schema.resolve(extra)
             known = node.get("properties") or {}
-            for key in result:
+            for key, item in result.items():
                 if key not in known:
-                    if result[key] is None and not inner.get("nullable") and "default" in inner:
-                        result[key] = copy.deepcopy(inner["default"])
-                    result[key] = _fill(result[key], inner, schema)
+                    absent = item is None and not inner.get("nullable") and "default" in inner
+                    filled = copy.deepcopy(inner["default"]) if absent else item
+                    result[key] = _fill(filled, inner, schema)
         return result
     if isinstance(value, list) and isinstance(node.get("items"), dict):
         items = schema.resolve(node["items"])
@@ -358,7 +365,9 @@ def _parses(parse: Callable[[str], object]) -> Callable[[str], bool]:
     return check
 
 
-_DURATION = re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))*|0")
+_DURATION = re.compile(
+    r"[-+]?(\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h)((\d+(\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h))*|0"
+)
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 _HOSTNAME = re.compile(
     r"(?=.{1,253}\Z)[A-Za-z0-9]([-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
@@ -374,8 +383,10 @@ def _uri(text: str) -> object:
 
 
 FORMATS: dict[str, Callable[[str], bool]] = {
-    "date-time": lambda text: bool(_RFC3339.fullmatch(text))
-    and _parses(lambda t: datetime.fromisoformat(re.sub(r"\.\d+", "", t).upper()))(text),
+    "date-time": lambda text: (
+        bool(_RFC3339.fullmatch(text))
+        and _parses(lambda t: datetime.fromisoformat(re.sub(r"\.\d+", "", t).upper()))(text)
+    ),
     "date": _parses(date.fromisoformat),
     "duration": lambda text: bool(_DURATION.fullmatch(text)),
     "byte": _parses(lambda text: base64.b64decode(text, validate=True)),
@@ -393,8 +404,20 @@ FORMATS: dict[str, Callable[[str], bool]] = {
 
 # --- the schema itself --------------------------------------------------------------------------
 
-_FORBIDDEN = ("definitions", "dependencies", "deprecated", "discriminator", "id", "patternProperties",
-              "readOnly", "writeOnly", "xml", "$ref", "$schema", "additionalItems")
+_FORBIDDEN = (
+    "definitions",
+    "dependencies",
+    "deprecated",
+    "discriminator",
+    "id",
+    "patternProperties",
+    "readOnly",
+    "writeOnly",
+    "xml",
+    "$ref",
+    "$schema",
+    "additionalItems",
+)
 _VALUE_ONLY = ("allOf", "anyOf", "oneOf", "not")
 
 
@@ -413,26 +436,46 @@ def check_structural(node: Any, path: str, *, root: bool = False) -> list[Cause]
     if root and kind != "object":
         causes.append(bad_value(f"{path}.type", kind, "must be object at the root"))
     if int_or_string and kind is not None:
-        causes.append(forbidden_field(f"{path}.type", "must be empty if x-kubernetes-int-or-string is true"))
+        causes.append(
+            forbidden_field(f"{path}.type", "must be empty if x-kubernetes-int-or-string is true")
+        )
     for key in _FORBIDDEN:
         if key in node:
             causes.append(forbidden_field(f"{path}.{key}", f"{key} is not supported"))
     if node.get("uniqueItems"):
-        causes.append(forbidden_field(f"{path}.uniqueItems", "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"))
+        causes.append(
+            forbidden_field(
+                f"{path}.uniqueItems",
+                "uniqueItems cannot be set to true since the runtime complexity becomes quadratic",
+            )
+        )
     if "properties" in node and node.get("additionalProperties") is not None:
-        causes.append(forbidden_field(f"{path}.additionalProperties", "additionalProperties and properties are mutual exclusive"))
+        causes.append(
+            forbidden_field(
+                f"{path}.additionalProperties",
+                "additionalProperties and properties are mutual exclusive",
+            )
+        )
     if "pattern" in node:
         try:
             compiled(node["pattern"])
         except re.error as error:
-            causes.append(bad_value(f"{path}.pattern", node["pattern"], f"must be a valid regular expression, but isn't: {error}"))
+            causes.append(
+                bad_value(
+                    f"{path}.pattern",
+                    node["pattern"],
+                    f"must be a valid regular expression, but isn't: {error}",
+                )
+            )
     if kind == "array" and not isinstance(node.get("items"), dict):
         causes.append(required(f"{path}.items", "must be specified"))
     if "default" in node:
         causes += [
             Cause(field=f"{path}.default{cause.field}", reason=cause.reason, message=cause.message)
             for cause in validate(
-                fill_defaults(node["default"], Schema(root=node)), Schema(root={**node, "default": None}), ""
+                fill_defaults(node["default"], Schema(root=node)),
+                Schema(root={**node, "default": None}),
+                "",
             )
         ]
     causes += _check_list_type(node, path)
@@ -441,7 +484,12 @@ def check_structural(node: Any, path: str, *, root: bool = False) -> list[Cause]
         if root and key == "metadata":
             extra = set(inner) - {"type", "properties", "description"}
             if extra:
-                causes.append(forbidden_field(where, "must not specify anything other than name and generateName, but metadata is implicitly specified"))
+                causes.append(
+                    forbidden_field(
+                        where,
+                        "only name and generateName of metadata may be restricted",
+                    )
+                )
             continue
         causes += check_structural(inner, where)
     if isinstance(node.get("items"), dict):
@@ -471,14 +519,25 @@ def _check_list_type(node: Json, path: str) -> list[Cause]:
     if kind is None:
         return []
     if node.get("type") != "array":
-        return [bad_value(f"{path}.type", node.get("type"), "must be array if x-kubernetes-list-type is specified")]
+        return [
+            bad_value(
+                f"{path}.type",
+                node.get("type"),
+                "must be array if x-kubernetes-list-type is specified",
+            )
+        ]
     if kind not in {"atomic", "set", "map"}:
         return [not_supported(f"{path}.x-kubernetes-list-type", kind, ("atomic", "map", "set"))]
     if kind != "map":
         return []
     keys = node.get("x-kubernetes-list-map-keys")
     if not keys:
-        return [required(f"{path}.x-kubernetes-list-map-keys", "must not be empty if x-kubernetes-list-type is map")]
+        return [
+            required(
+                f"{path}.x-kubernetes-list-map-keys",
+                "must not be empty if x-kubernetes-list-type is map",
+            )
+        ]
     items = node.get("items") or {}
     return [
         bad_value(

@@ -82,7 +82,9 @@ def parse_labels(text: str) -> tuple[Requirement, ...]:
     return tuple(terms)
 
 
-def parse_fields(text: str, supported: Collection[str], resource: str) -> tuple[tuple[str, str, bool], ...]:
+def parse_fields(
+    text: str, supported: Collection[str], resource: str
+) -> tuple[tuple[str, str, bool], ...]:
     """Parse a `fieldSelector` parameter into (path, value, equal) terms.
 
     Raises a 400 for a field this resource cannot be selected by, naming those it can.
@@ -91,13 +93,11 @@ def parse_fields(text: str, supported: Collection[str], resource: str) -> tuple[
     for term in text.split(",") if text.strip() else []:
         found = _BINARY.match(term)
         if not found or found.group(2) in {"<", ">"}:
-            raise bad_request(
-                f'invalid field selector "{term}": use field=value or field!=value'
-            )
+            raise bad_request(f'invalid field selector "{term}": use field=value or field!=value')
         path, sign, value = found.groups()
         if path not in supported:
             raise bad_request(
-                f'Unable to find "{resource}" that match label selector "", field selector "{text}": '
+                f'Unable to find "{resource}" that match field selector "{text}": '
                 f"field label not supported: {path} (supported: {', '.join(sorted(supported))})"
             )
         terms.append((path, value, sign != "!="))
@@ -118,9 +118,7 @@ def field_text(obj: Json, path: str) -> str:
     return str(value)
 
 
-def predicate(
-    labels: Iterable[Requirement], fields: Iterable[tuple[str, str, bool]]
-) -> Predicate:
+def predicate(labels: Iterable[Requirement], fields: Iterable[tuple[str, str, bool]]) -> Predicate:
     """Return the predicate of both selectors together; always true when both are empty."""
     label_terms, field_terms = tuple(labels), tuple(fields)
 
@@ -144,7 +142,9 @@ def matches_selector(selector: Mapping[str, Any] | None, labels: Mapping[str, st
     for term in selector.get("matchExpressions") or []:
         operator = names.get(term.get("operator"))
         if operator is None:
-            raise ApiError(422, "Invalid", f"{term.get('operator')!r} is no label selector operator")
+            raise ApiError(
+                422, "Invalid", f"{term.get('operator')!r} is no label selector operator"
+            )
         requirement = Requirement(
             key=term["key"], operator=operator, values=frozenset(term.get("values") or [])
         )

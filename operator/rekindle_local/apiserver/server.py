@@ -32,9 +32,9 @@ from rekindle_local.apiserver.logs import container_of, kubelet_url, relay
 from rekindle_local.apiserver.operations import (
     PROTECTED_NAMESPACES,
     Objects,
-    WriteOptions,
     Written,
 )
+from rekindle_local.apiserver.options import WriteOptions
 from rekindle_local.apiserver.registry import COMMON_FIELDS, Registry, Resource
 from rekindle_local.apiserver.requests import (
     Accepted,
@@ -166,13 +166,30 @@ class ApiServer:
         except Exception as error:
             _LOG.exception("%s %s failed inside the server", request.method, request.path)
             return _failed(
-                ApiError(500, "InternalError", f"Internal error occurred: {type(error).__name__}: {error}")
+                ApiError(
+                    500,
+                    "InternalError",
+                    f"Internal error occurred: {type(error).__name__}: {error}",
+                )
             )
 
     async def _route(self, request: web.Request) -> web.StreamResponse:
         parts = [part for part in request.path.split("/") if part]
         if not parts:
-            return _json({"paths": ["/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"]})
+            return _json(
+                {
+                    "paths": [
+                        "/api",
+                        "/apis",
+                        "/healthz",
+                        "/livez",
+                        "/openapi/v2",
+                        "/openapi/v3",
+                        "/readyz",
+                        "/version",
+                    ]
+                }
+            )
         target = parse_path(parts)
         if target is None:
             return self._document(request, parts)
@@ -259,7 +276,9 @@ class ApiServer:
             (*COMMON_FIELDS, *resource.selectable),
             f"{resource.group}/{resource.version}, Resource={resource.plural}",
         )
-        name = next((value for path, value, equal in fields if path == "metadata.name" and equal), "")
+        name = next(
+            (value for path, value, equal in fields if path == "metadata.name" and equal), ""
+        )
         return predicate(labels, fields), name
 
     def _list(self, request: web.Request, resource: Resource, target: Target) -> web.Response:
@@ -272,8 +291,10 @@ class ApiServer:
         if token:
             revision, start = self._continued(resource.store, token)
         else:
-            self._check_revision(query.get("resourceVersion", ""), query.get("resourceVersionMatch", ""))
-        objects = self._objects.list(resource, target.namespace, matches)
+            self._check_revision(
+                query.get("resourceVersion", ""), query.get("resourceVersionMatch", "")
+            )
+        objects = self._objects.select(resource, target.namespace, matches)
         if token:
             objects = [obj for obj in objects if _key(obj) > start]
         metadata: Json = {"resourceVersion": str(revision)}
@@ -306,15 +327,19 @@ class ApiServer:
     def _check_revision(self, text: str, match: str) -> None:
         """Refuse a list at a revision that is not the present one, when exactly that is asked."""
         if match and match not in {"Exact", "NotOlderThan"}:
-            raise errors.bad_request(f"resourceVersionMatch is {match!r}: use Exact or NotOlderThan")
+            raise errors.bad_request(
+                f"resourceVersionMatch is {match!r}: use Exact or NotOlderThan"
+            )
         if match and not text:
-            raise errors.bad_request("resourceVersionMatch is forbidden unless resourceVersion is provided")
+            raise errors.bad_request(
+                "resourceVersionMatch is forbidden unless resourceVersion is provided"
+            )
         revision = _revision(text)
         if revision is None:
             return
         if match == "Exact" and revision != self._store.revision:
             raise errors.gone(
-                f"The provided resource version {revision} is not available: only the present state "
+                f"resource version {revision} is not available: only the present state "
                 f"({self._store.revision}) is kept"
             )
         if revision > self._store.revision:
@@ -353,7 +378,7 @@ class ApiServer:
         body, _ = await self._body(request)
         options = delete_options(request.query, body)
         removed = []
-        for obj in self._objects.list(resource, target.namespace, matches):
+        for obj in self._objects.select(resource, target.namespace, matches):
             metadata = obj["metadata"]
             done = self._objects.delete(
                 resource, metadata.get("namespace") or "", metadata["name"], options
@@ -380,7 +405,12 @@ class ApiServer:
                 "ListOptions",
                 "meta.k8s.io",
                 "",
-                [errors.forbidden_field("resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")],
+                [
+                    errors.forbidden_field(
+                        "resourceVersionMatch",
+                        "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                    )
+                ],
             )
         timeout = number(query, "timeoutSeconds") or int(1800 + random.random() * 1800)
         options = WatchOptions(
@@ -444,7 +474,9 @@ class ApiServer:
         match request.method:
             case "GET" | "HEAD":
                 if flag(request.query, "watch"):
-                    raise errors.method_not_allowed("watch a single object with fieldSelector=metadata.name=NAME on its collection")
+                    raise errors.method_not_allowed(
+                        "watch one object with fieldSelector=metadata.name=NAME on its collection"
+                    )
                 return self._shown(request, resource, objects.get(resource, namespace, name))
             case "PUT":
                 body, options = await self._body(request)
@@ -457,7 +489,9 @@ class ApiServer:
                 return self._written(request, resource, written)
             case "DELETE":
                 body, _ = await self._body(request)
-                done = objects.delete(resource, namespace, name, delete_options(request.query, body))
+                done = objects.delete(
+                    resource, namespace, name, delete_options(request.query, body)
+                )
                 returns_object = resource.kind in {"Pod", "Service", "ServiceAccount"}
                 if done.gone and not (returns_object and not resource.custom):
                     return _json(
@@ -496,7 +530,9 @@ class ApiServer:
                 return self._shown(request, resource, objects.get(resource, namespace, name))
             case "PUT":
                 body, options = await self._body(request)
-                written = objects.update(resource, namespace, name, as_object(body), options, "status")
+                written = objects.update(
+                    resource, namespace, name, as_object(body), options, "status"
+                )
                 return self._written(request, resource, written)
             case "PATCH":
                 body, options = await self._body(request)
@@ -519,7 +555,9 @@ class ApiServer:
             case "PATCH":
                 body, options = await self._body(request)
                 return _json(
-                    objects.patch_scale(resource, namespace, name, request.content_type, body, options)
+                    objects.patch_scale(
+                        resource, namespace, name, request.content_type, body, options
+                    )
                 )
         raise errors.method_not_allowed()
 

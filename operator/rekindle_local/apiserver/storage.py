@@ -71,7 +71,7 @@ class Store:
         found = self._buckets.get(bucket)
         return found.objects.get(key) if found else None
 
-    def list(self, bucket: str, namespace: str = "") -> list[Json]:
+    def select(self, bucket: str, namespace: str = "") -> list[Json]:
         """Return the objects in key order, all namespaces when none is named."""
         found = self._buckets.get(bucket)
         if found is None:

@@ -91,7 +91,9 @@ def _step(value: Any, step: re.Match[str]) -> Iterable[Any]:
             if json_path(item, f".{step['key']}") == [step["value"]]:
                 yield item
     elif step["index"] == "*":
-        yield from value if isinstance(value, list) else value.values() if isinstance(value, dict) else []
+        yield from (
+            value if isinstance(value, list) else value.values() if isinstance(value, dict) else []
+        )
     elif isinstance(value, list):
         index = int(step["index"])
         if -len(value) <= index < len(value):
@@ -190,7 +192,9 @@ def pod_status(obj: Json) -> str:
 
 
 def _exit(ended: Json) -> str:
-    return f"Signal:{ended['signal']}" if ended.get("signal") else f"ExitCode:{ended.get('exitCode')}"
+    return (
+        f"Signal:{ended['signal']}" if ended.get("signal") else f"ExitCode:{ended.get('exitCode')}"
+    )
 
 
 def _node(obj: Json, now: float) -> list[Any]:
@@ -201,7 +205,9 @@ def _node(obj: Json, now: float) -> list[Any]:
         words.append("SchedulingDisabled")
     prefix = "node-role.kubernetes.io/"
     roles = sorted(
-        key.removeprefix(prefix) for key in obj["metadata"].get("labels") or {} if key.startswith(prefix)
+        key.removeprefix(prefix)
+        for key in obj["metadata"].get("labels") or {}
+        if key.startswith(prefix)
     )
     info = status.get("nodeInfo") or {}
     addresses = {item["type"]: item["address"] for item in status.get("addresses") or []}
@@ -236,11 +242,17 @@ def _event(obj: Json, now: float) -> list[Any]:
     about = obj.get("involvedObject" if core else "regarding") or {}
     source = obj.get("source" if core else "deprecatedSource") or {}
     count = obj.get("count" if core else "deprecatedCount") or 1
-    first = obj.get("firstTimestamp" if core else "deprecatedFirstTimestamp") or obj.get("eventTime")
+    first = obj.get("firstTimestamp" if core else "deprecatedFirstTimestamp") or obj.get(
+        "eventTime"
+    )
     last = obj.get("lastTimestamp" if core else "deprecatedLastTimestamp")
     series = obj.get("series") or {}
-    last = series.get("lastObservedTime") or last or first or obj["metadata"].get("creationTimestamp")
-    component = source.get("component") or obj.get("reportingComponent") or obj.get("reportingController")
+    last = (
+        series.get("lastObservedTime") or last or first or obj["metadata"].get("creationTimestamp")
+    )
+    component = (
+        source.get("component") or obj.get("reportingComponent") or obj.get("reportingController")
+    )
     target = about.get("kind", "").lower()
     return [
         age(last, now),
@@ -345,7 +357,11 @@ _PRINTERS: dict[str, Printer] = {
     ),
     "Secret": Printer(
         columns=(("Type", "string", 0), ("Data", "integer", 0), _AGE),
-        cells=lambda obj, now: [obj.get("type", ""), len(obj.get("data") or {}), _created(obj, now)],
+        cells=lambda obj, now: [
+            obj.get("type", ""),
+            len(obj.get("data") or {}),
+            _created(obj, now),
+        ],
     ),
     "ConfigMap": Printer(
         columns=(("Data", "integer", 0), _AGE),
@@ -432,7 +448,10 @@ def columns(resource: Resource) -> list[Json]:
         return [_name_column(), *own]
     if resource.kind == "Event":
         return [_column(*row) for row in _EVENT_COLUMNS]
-    return [_name_column(), *(_column(*row) for row in _PRINTERS.get(resource.kind, _PLAIN).columns)]
+    return [
+        _name_column(),
+        *(_column(*row) for row in _PRINTERS.get(resource.kind, _PLAIN).columns),
+    ]
 
 
 def _name_column() -> Json:

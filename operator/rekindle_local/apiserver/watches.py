@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ async def stream(
     options: WatchOptions,
     form: Form | None,
     on_drop: Callable[[], None],
-) -> AsyncIterator[bytes]:
+) -> AsyncGenerator[bytes, None]:
     """Yield the frames of a watch until it times out, or is dropped for being slow.
 
     Raises a 410 before the first frame when the history no longer reaches back far enough.
@@ -81,7 +81,11 @@ async def stream(
     try:
         revision = store.revision
         if options.revision is None or options.initial_events:
-            present = [] if options.initial_events is False else _present(store, resource, options, matches)
+            present = (
+                []
+                if options.initial_events is False
+                else _present(store, resource, options, matches)
+            )
             for obj in present:
                 yield encode("ADDED", form(obj, first) if form else obj)
                 first = False
@@ -125,7 +129,7 @@ def _present(
 ) -> list[Json]:
     found = (
         to_api_version(obj, resource.api_version)
-        for obj in store.list(resource.store, options.namespace)
+        for obj in store.select(resource.store, options.namespace)
         if not options.name or obj["metadata"]["name"] == options.name
     )
     return [obj for obj in found if matches(obj)]
@@ -134,11 +138,15 @@ def _present(
 def _frame(
     change: Change, resource: Resource, matches: Predicate, form: Form | None, first: bool
 ) -> bytes | None:
-    """Return the frame of a change as one watcher sees it, None when it concerns nothing selected."""
+    """Return the frame of a change as one watcher sees it, None when it is not selected."""
     obj = to_api_version(change.object, resource.api_version)
     kind: str = change.type
     if kind == "DELETED":
-        before = obj if change.previous is None else to_api_version(change.previous, resource.api_version)
+        before = (
+            obj
+            if change.previous is None
+            else to_api_version(change.previous, resource.api_version)
+        )
         if not matches(before):
             return None
     else:
@@ -159,7 +167,7 @@ def _frame(
 
 
 def bookmark(resource: Resource, revision: int, form: Form | None, *, end: bool = False) -> bytes:
-    """Return the frame that tells a watcher how far it is, or that the initial state is complete."""
+    """Return the frame that says how far a watcher is, or that it has the initial state."""
     metadata: Json = {"resourceVersion": str(revision), "creationTimestamp": None}
     if end:
         metadata["annotations"] = {INITIAL_EVENTS_END: "true"}
