@@ -7,7 +7,7 @@ arguments, as torchrun does. The parts, outermost first:
 - ``agent``: torch's elastic agent with a main loop of our own, which gathers facts and carries
   out what ``decision`` (pure) says;
 - ``workers`` and ``worker``: the worker processes seen from the agent, and from within;
-- ``rendezvous`` and ``handler``: the backend ``rekindle`` of torch's elastic rendezvous;
+- ``rendezvous`` and ``backend``: the backend ``rekindle`` of torch's elastic rendezvous;
 - ``session``: what this pod says of itself and what it has been told;
 - ``client`` and ``solo``: who it says that to, a coordinator or, without an operator, itself;
 - ``exporter``, ``termination``, ``settings``, ``signals``, ``cgroup``: one subject each.

@@ -56,7 +56,7 @@ from rekindle.launch.decision import (
     leave_by,
     outcome_of,
 )
-from rekindle.launch.handler import Rendezvous, place
+from rekindle.launch.rendezvous import Rendezvous, place
 from rekindle.launch.session import Session
 from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals

@@ -305,7 +305,7 @@ def test_torchrun_by_hand_takes_the_backend(coordinator, start_pod, tmp_path):
     (registered / "rekindle-0.dist-info").mkdir(parents=True)
     (registered / "rekindle-0.dist-info" / "METADATA").write_text("Name: rekindle\nVersion: 0\n")
     (registered / "rekindle-0.dist-info" / "entry_points.txt").write_text(
-        "[torchrun.handlers]\nrekindle = rekindle.launch.rendezvous:create_handler\n"
+        "[torchrun.handlers]\nrekindle = rekindle.launch.backend:get_handler\n"
     )
     paths = {"PYTHONPATH": os.pathsep.join([str(registered), *filter(None, sys.path)])}
     # torchrun tells its workers no round; in the second one the pods change places.

@@ -14,7 +14,7 @@ from rekindle.contract import (
     View,
 )
 from rekindle.control import ControlPage
-from rekindle.launch.handler import place
+from rekindle.launch.rendezvous import place
 from rekindle.launch.session import Session, joinable
 from rekindle.launch.settings import from_environment
 from rekindle.launch.signals import Signals

@@ -1,0 +1,24 @@
+"""Entry point ``torchrun.handlers``: how torchrun finds the backend ``rekindle``.
+
+torch loads every registered backend while its own rendezvous package is being imported. A module
+that imports that package in turn would be caught half-made, and the warning about it costs a
+second, so this one imports nothing until a backend is really wanted. The backend is in
+``rendezvous``.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
+
+
+def get_handler() -> "Callable[[RendezvousParameters], RendezvousHandler]":
+    """Give the function that makes the backend; torch calls this once, when it registers it."""
+    return _create
+
+
+def _create(parameters: "RendezvousParameters") -> "RendezvousHandler":
+    from rekindle.launch.rendezvous import create
+
+    return create(parameters)
