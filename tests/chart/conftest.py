@@ -151,7 +151,11 @@ def prometheus_operator(cluster: Cluster) -> None:
     }
     kinds = {
         "PodMonitor": {"type": "object", "required": ["selector"], "properties": spec},
-        "PrometheusRule": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+        "PrometheusRule": {
+            "type": "object",
+            "required": ["groups"],
+            "x-kubernetes-preserve-unknown-fields": True,
+        },
     }
     for kind, schema in kinds.items():
         plural, group = f"{kind.lower()}s", "monitoring.coreos.com"

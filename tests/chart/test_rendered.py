@@ -29,7 +29,7 @@ Document = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 KUBERNETES = ["1.29", "1.30", "1.31", "1.32", "1.33", "1.34"]
 # Kinds of the Prometheus operator, for which Kubernetes has no schema.
-FOREIGN = {"PodMonitor"}
+FOREIGN = {"PodMonitor", "PrometheusRule"}
 
 EVERYTHING: Document = {
     "imagePullSecrets": [{"name": "registry"}],
