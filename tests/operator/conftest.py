@@ -1,0 +1,705 @@
+"""A world without clocks, processes or I/O around `reconcile`: pods, nodes, agents and trainers.
+
+The world is a small model of what surrounds the operator, written from the contract and from what
+Kubernetes promises, not from the operator's code. Tests break things in it and look at what the
+user would see. Whatever a plan says is applied here in the shell's order, and held against what
+must always be true, in every tick of every test.
+"""
+
+import copy
+import json
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rekindle.contract import (
+    LABEL_INCARNATION,
+    LABEL_SLOT,
+    AgentPhase,
+    AgentReport,
+    CheckpointReport,
+    Directive,
+    DirectiveKind,
+    Outcome,
+    Progress,
+    Restored,
+    Round,
+)
+from rekindle_local.apiserver import schema as schemas
+from rekindle_operator import spec, status
+from rekindle_operator.incidents import stamp
+from rekindle_operator.observed import Agent, Observed, parse_node, parse_pod
+from rekindle_operator.reconcile import reconcile
+
+CRD = Path(__file__).parents[2] / "crds" / "trainingjob.yaml"
+START = 1_750_000_000.0
+GRACE = 30.0
+RESYNC = 60.0
+
+
+@cache
+def crd_schema():
+    crd = yaml.safe_load(CRD.read_text())
+    return schemas.Schema(root=crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+
+
+def manifest(**changes):
+    """A TrainingJob as the API server would hold it: with the defaults of the CRD."""
+    wanted = {
+        "replicas": 3,
+        "template": {"spec": {"containers": [{"name": "trainer", "image": "i", "args": ["t.py"]}]}},
+        "checkpoint": {"uri": "s3://bucket/run"},
+        **changes,
+    }
+    body = {
+        "apiVersion": "rekindle.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "digits", "namespace": "ml", "uid": "job-uid", "generation": 1},
+        "spec": wanted,
+    }
+    return schemas.fill_defaults(body, crd_schema())
+
+
+@dataclass
+class SimPod:
+    """A pod, its kubelet's view of it, and the agent in it."""
+
+    body: dict
+    name: str
+    uid: str
+    slot: int
+    incarnation: int
+    created_at: float
+    phase: str = "Pending"
+    node: str | None = None
+    conditions: dict = field(default_factory=dict)
+    waiting: tuple | None = None
+    terminated: dict | None = None
+    kill_at: float | None = None
+    """Deletion was asked for; SIGKILL comes then."""
+    agent: "SimAgent | None" = None
+    removed: bool = False
+
+    @property
+    def over(self):
+        return self.phase in {"Succeeded", "Failed"}
+
+    def document(self):
+        meta = {
+            **self.body["metadata"],
+            "uid": self.uid,
+            "creationTimestamp": stamp(self.created_at),
+        }
+        if self.kill_at is not None:
+            meta["deletionTimestamp"] = stamp(self.kill_at)
+        state = {}
+        if self.terminated:
+            state = {"terminated": self.terminated}
+        elif self.waiting:
+            state = {"waiting": {"reason": self.waiting[0], "message": self.waiting[1]}}
+        elif self.phase == "Running":
+            state = {"running": {}}
+        conditions = [{"type": kind, **rest} for kind, rest in self.conditions.items()]
+        if self.phase == "Running":
+            conditions.append({"type": "Ready", "status": "True"})
+        return {
+            "metadata": meta,
+            "spec": {**self.body["spec"], **({"nodeName": self.node} if self.node else {})},
+            "status": {
+                "phase": self.phase,
+                "conditions": conditions,
+                "containerStatuses": [{"name": "trainer", "state": state}],
+            },
+        }
+
+
+@dataclass
+class SimAgent:
+    """PID 1 of a pod: what it reports, and what it has been told."""
+
+    pod: SimPod
+    phase: AgentPhase = AgentPhase.WAITING
+    round: Round | None = None
+    notice: str | None = None
+    outcome: Outcome | None = None
+    checkpoint: CheckpointReport | None = None
+    restored: Restored | None = None
+    round_steps: int = 0
+    step: int = 0
+    quiet: bool = False
+    """Nothing that it says arrives, and nothing reaches it."""
+    wants_save: bool = False
+
+    def report(self, world):
+        progress = None
+        if self.round is not None and (self.restored or self.round_steps):
+            progress = Progress(
+                step=self.step,
+                total_steps=world.total_steps,
+                loss=1.0 / (1 + self.step),
+                round_steps=self.round_steps,
+                productive_seconds=float(self.step),
+                samples=self.step * 8,
+            )
+        return AgentReport(
+            pod=self.pod.name,
+            uid=self.pod.uid,
+            address=f"10.0.{self.pod.slot}.{self.pod.incarnation % 250}",
+            store_port=29400,
+            slots=1,
+            phase=self.phase,
+            round=self.round,
+            notice=self.notice,
+            notice_seconds=GRACE if self.notice else None,
+            progress=progress,
+            checkpoint=self.checkpoint,
+            restored=self.restored,
+            outcome=self.outcome,
+        )
+
+
+class World:
+    """One job and everything around it."""
+
+    def __init__(self, *, nodes=8, total_steps=100_000, save_every=10, **changes):
+        self.now = START
+        self.body = manifest(**changes)
+        self.status = {}
+        self.pods: dict[str, SimPod] = {}
+        self.nodes = {f"node-{n}": {"spec": {}, "status": {}} for n in range(nodes)}
+        self.gone_nodes: set[str] = set()
+        self.total_steps = total_steps
+        self.save_every = save_every
+        self.committed: CheckpointReport | None = None
+        self.broken_image = False
+        self.refuses: str | None = None
+        self.trains = True
+        self.uids = 0
+        self.children: dict[str, int] = {}
+        self.alarm: float | None = None
+        # What the operator holds in memory.
+        self.up = True
+        self.reports: dict[str, Agent] = {}
+        self.round: Round | None = None
+        self.directives: dict[str, Directive] = {}
+        self.retired: set[str] = set()
+        self.listening_since = self.now
+        self.refused: str | None = None
+        self.has_secret = self.has_service = False
+        # For the tests to look at.
+        self.rounds: list[Round] = []
+        self.created: list[str] = []
+        self.deleted: list[str] = []
+        self.events: list = []
+        self.incidents: list = []
+        self.plans = 0
+        self.removed = False
+
+    # What is there.
+
+    @property
+    def job(self):
+        return spec.parse(self.body, START)
+
+    @property
+    def phase(self):
+        return self.status.get("phase")
+
+    @property
+    def alive(self):
+        return [p for p in self.pods.values() if not p.over]
+
+    def pod(self, name):
+        return next(p for p in self.pods.values() if p.name == name)
+
+    def condition(self, kind):
+        return next(c for c in self.status["conditions"] if c["type"] == kind)
+
+    @property
+    def restarts(self):
+        counts = self.status["restarts"]
+        return counts["user"], counts["infrastructure"], counts["preemption"]
+
+    @property
+    def members(self):
+        return [m.pod for m in self.round.members] if self.round else []
+
+    @property
+    def step(self):
+        return self.status.get("progress", {}).get("step", 0)
+
+    @property
+    def last(self):
+        return self.status["incidents"][-1]
+
+    def training(self):
+        """Whether all members of the round run in it and have completed a step."""
+        agents = self.group()
+        return bool(agents) and all(a.round_steps > 0 for a in agents)
+
+    def group(self):
+        """The agents of the current round, when all of them run in it."""
+        return self.group_of(self.rounds[-1]) if self.rounds else []
+
+    def group_of(self, current):
+        agents = []
+        for member in current.members:
+            pod = self.pods.get(member.uid)
+            agent = pod.agent if pod and not pod.over else None
+            in_it = agent and agent.round and agent.round.key == current.key
+            if not in_it or agent.phase is not AgentPhase.RUNNING:
+                return []
+            agents.append(agent)
+        return agents
+
+    # What happens by itself.
+
+    def settle(self):
+        """Let everything that needs no time happen, until nothing changes any more."""
+        for _ in range(200):
+            before = self.picture()
+            self.kubernetes()
+            self.act()
+            if self.up:
+                self.tick()
+            if self.picture() == before:
+                return self
+        raise AssertionError("the world does not come to rest: something is done over and over")
+
+    def picture(self):
+        agents = [
+            (p.uid, p.phase, p.node, p.kill_at, p.agent and p.agent.report(self))
+            for p in self.pods.values()
+        ]
+        known = {k: v for k, v in self.status.items() if k != "goodput"}
+        return agents, known, self.round, dict(self.directives), self.removed
+
+    def run(self, seconds=0.0, *, until=None, pace=1.0):
+        """Let time pass, in paces; stop early once `until` holds."""
+        end = self.now + seconds
+        self.settle()
+        while not (until and until()):
+            if self.now >= end:
+                assert until is None, f"not within {seconds} s: {self.status.get('message')}"
+                return self
+            wake = min(self.now + pace, end)
+            if self.alarm is not None and self.now < self.alarm < wake:
+                wake = self.alarm
+            elapsed, self.now = wake - self.now, wake
+            self.pass_time(elapsed)
+            self.settle()
+        return self
+
+    def until(self, condition, seconds=200.0):
+        return self.run(seconds, until=condition)
+
+    def start(self):
+        """Bring a new job to its first steps."""
+        return self.until(self.training)
+
+    def train(self, steps):
+        wanted = self.group()[0].step + steps
+        return self.until(lambda: self.group() and self.group()[0].step >= wanted, steps + 200.0)
+
+    def pass_time(self, seconds):
+        for pod in self.pods.values():
+            if pod.kill_at is not None and self.now >= pod.kill_at and not pod.over:
+                self.exit(pod, 137)
+        agents = self.group()
+        if not self.trains or not agents or seconds <= 0:
+            return
+        steps = max(1, int(seconds))
+        for agent in agents:
+            agent.step += steps
+            agent.round_steps += steps
+        if agents[0].step % self.save_every == 0:
+            self.commit(agents)
+        if agents[0].step >= self.total_steps:
+            self.commit(agents)
+            for agent in agents:
+                agent.phase = AgentPhase.DONE
+                agent.outcome = Outcome(cause="Completed", code=0, message="done", at=self.now)
+
+    def commit(self, agents):
+        self.committed = CheckpointReport(
+            step=agents[0].step, committed_at=self.now, uri=f"s3://bucket/run/{agents[0].step}"
+        )
+        for agent in agents:
+            agent.checkpoint = self.committed
+
+    def kubernetes(self):
+        """Scheduler, kubelet and garbage collection."""
+        taken = {p.node for p in self.pods.values() if not p.over}
+        for pod in list(self.pods.values()):
+            node = self.nodes.get(pod.node) if pod.node else None
+            if pod.over and pod.kill_at is not None:
+                pod.removed = True
+            if pod.kill_at is not None and not pod.over and (pod.agent is None or not node):
+                if pod.node is None or pod.agent is None and node:
+                    pod.removed = True  # nothing has started yet
+            if pod.removed:
+                del self.pods[pod.uid]
+                continue
+            if pod.over or pod.kill_at is not None:
+                continue
+            if pod.node is None:
+                free = [n for n, body in self.nodes.items() if n not in taken and not taints(body)]
+                if not free:
+                    pod.conditions["PodScheduled"] = {
+                        "status": "False",
+                        "reason": "Unschedulable",
+                        "message": "0/8 nodes are available",
+                    }
+                    continue
+                pod.conditions.pop("PodScheduled", None)
+                pod.node = free[0]
+                taken.add(pod.node)
+            if pod.phase == "Pending":
+                if self.broken_image:
+                    pod.waiting = ("ErrImagePull", "no such image")
+                    continue
+                pod.waiting, pod.phase = None, "Running"
+                pod.agent = SimAgent(pod)
+
+    def act(self):
+        """Agents look at their view and at their notice, and report."""
+        for pod in list(self.pods.values()):
+            agent = pod.agent
+            if agent is None or pod.over or self.unreachable(pod):
+                continue
+            if self.up and not agent.quiet:
+                self.obey(agent)
+        self.save()
+        for pod in list(self.pods.values()):
+            agent = pod.agent
+            if agent is None or pod.over or self.unreachable(pod):
+                continue
+            if agent.notice and agent.phase is not AgentPhase.RUNNING:
+                self.leave(agent)
+            elif self.up and not agent.quiet:
+                self.hear(agent)
+
+    def obey(self, agent):
+        order, offered = self.directives.get(agent.pod.uid), self.round
+        if agent.pod.uid not in self.reports:
+            return
+        if order and order.kind is DirectiveKind.STOP:
+            if agent.phase not in {AgentPhase.FAILED, AgentPhase.DONE} or agent.outcome is None:
+                agent.outcome = Outcome(
+                    cause="UserError", code=order.code, message=order.message, at=self.now
+                )
+            self.exit(agent.pod, order.code, agent.outcome)
+            return
+        if offered is None or agent.notice:
+            return
+        newer = agent.round is None or (
+            offered.number >= agent.round.number and offered.key != agent.round.key
+        )
+        if newer and offered.first_rank(agent.pod.uid) is not None:
+            self.join(agent, offered)
+        elif newer and agent.phase is AgentPhase.RUNNING:
+            agent.phase, agent.outcome = AgentPhase.WAITING, None
+        elif (
+            order
+            and order.kind is DirectiveKind.SAVE
+            and agent.round
+            and order.round == agent.round.number
+        ):
+            agent.wants_save = agent.phase is AgentPhase.RUNNING
+
+    def join(self, agent, offered):
+        agent.phase, agent.round, agent.outcome = AgentPhase.RUNNING, offered, None
+        agent.step = self.committed.step if self.committed else 0
+        agent.round_steps, agent.wants_save = 0, False
+        source = self.committed.uri if self.committed else "scratch"
+        agent.restored = Restored(step=agent.step, source=source)
+        agent.checkpoint = self.committed
+
+    def save(self):
+        """Trainers of one round agree on a step as soon as one of them wants to save."""
+        rounds = {}
+        for pod in self.pods.values():
+            if pod.agent and pod.agent.round and not pod.over:
+                rounds[pod.agent.round.key] = pod.agent.round
+        for current in rounds.values():
+            agents = self.group_of(current)
+            if any(a.wants_save or a.notice for a in agents):
+                self.commit(agents)
+                for agent in agents:
+                    agent.phase, agent.wants_save = AgentPhase.WAITING, False
+                    agent.outcome = Outcome(
+                        cause="Saved", code=75, message="saved", step=agent.step, at=self.now
+                    )
+
+    def leave(self, agent):
+        """A pod that was told to go and has no running workers."""
+        if agent.phase is AgentPhase.DONE:
+            self.exit(agent.pod, 0, agent.outcome)
+            return
+        failed = agent.phase is AgentPhase.FAILED
+        own = failed and agent.outcome and agent.outcome.cause != "PeerLost"
+        code = agent.outcome.code if own else 76 if failed else 75
+        words = agent.outcome if own else Outcome(cause="Saved", code=code, message="leaves")
+        agent.phase = AgentPhase.LEAVING
+        agent.outcome = replace(words, code=code)
+        if self.up and not agent.quiet:
+            self.hear(agent)
+        self.exit(agent.pod, code, agent.outcome)
+
+    def hear(self, agent):
+        """The coordinator takes a report."""
+        report = AgentReport.from_json(json.loads(json.dumps(agent.report(self).to_json())))
+        old = self.reports.get(report.uid)
+        key = report.round.key if report.round else None
+        old_key = old.report.round.key if old and old.report.round else None
+        same = old is not None and old.report.phase is report.phase and key == old_key
+        since = old.phase_since if same else self.now
+        self.reports[report.uid] = Agent(report=report, seen_at=self.now, phase_since=since)
+        if report.round and (self.round is None or report.round.number > self.round.number):
+            self.round = report.round
+
+    def unreachable(self, pod):
+        body = self.nodes.get(pod.node) if pod.node else {}
+        return body is None or "node.kubernetes.io/unreachable" in taints(body)
+
+    def exit(self, pod, code, outcome=None, reason=None):
+        """The container is through."""
+        pod.phase = "Succeeded" if code == 0 else "Failed"
+        pod.terminated = {
+            "exitCode": code,
+            "reason": reason or ("Completed" if code == 0 else "Error"),
+            "finishedAt": stamp(self.now),
+            "message": json.dumps(outcome.to_json()) if outcome else "",
+        }
+        if pod.kill_at is not None:
+            pod.removed = True
+
+    # What tests make happen.
+
+    def kill(self, name, code=137, reason=None):
+        self.exit(self.pod(name), code, reason=reason)
+        return self
+
+    def delete(self, name, grace=GRACE):
+        """As kubectl delete pod does: SIGTERM now, SIGKILL later."""
+        self._delete(self.pod(name), grace)
+        return self
+
+    def _delete(self, pod, grace):
+        if pod.over or grace == 0:
+            pod.removed = True
+            pod.kill_at = pod.kill_at or self.now
+            if not pod.over:
+                pod.phase, pod.agent = "Failed", None
+            return
+        if pod.kill_at is None:
+            pod.kill_at = self.now + grace
+            if pod.agent:
+                pod.agent.notice = "SIGTERM"
+
+    def vanish(self, name):
+        """The object is gone in one go, as after a forced deletion by somebody."""
+        self._delete(self.pod(name), 0)
+        return self
+
+    def evict(self, name, reason="EvictionByEvictionAPI"):
+        pod = self.pod(name)
+        pod.conditions["DisruptionTarget"] = {"status": "True", "reason": reason, "message": "m"}
+        return self.delete(name)
+
+    def taint(self, name, key):
+        node = self.nodes[self.pod(name).node]
+        node["spec"].setdefault("taints", []).append({"key": key, "effect": "NoSchedule"})
+        return self
+
+    def lose_node(self, name):
+        self.nodes.pop(self.pod(name).node)
+        return self
+
+    def fail(self, name, message="ValueError: no", *, cause="UserError", code=1, **more):
+        """The workers of one pod fail; its agent stays."""
+        agent = self.pod(name).agent
+        agent.phase = AgentPhase.FAILED
+        agent.outcome = Outcome(
+            cause=cause,
+            code=code,
+            message=message,
+            step=more.pop("step", agent.step),
+            at=more.pop("at", self.now),
+            **more,
+        )
+        return self
+
+    def fall(self, *names):
+        """Workers fail because they lost a peer."""
+        for name in names:
+            self.fail(name, "connection closed by peer", cause="PeerLost", at=self.now + 0.1)
+        return self
+
+    def change(self, **fields):
+        """Edit the spec."""
+        body = copy.deepcopy(self.body)
+        body["spec"].update(fields)
+        body["metadata"]["generation"] += 1
+        self.body, self.refused = body, None
+        return self
+
+    def restart_operator(self, *, quiet=()):
+        """The operator's process is replaced; agents named in `quiet` do not find the new one."""
+        self.up, self.reports, self.round, self.directives = True, {}, None, {}
+        self.retired, self.refused, self.listening_since = set(), None, self.now
+        self.has_secret = "Secret/digits-rekindle" in self.children
+        self.has_service = "Service/digits-pods" in self.children
+        for pod in self.pods.values():
+            if pod.agent:
+                pod.agent.quiet = pod.name in quiet
+        return self
+
+    def stop_operator(self):
+        self.up = False
+        return self
+
+    # The operator.
+
+    def observed(self):
+        pods = [parse_pod(pod.document()) for pod in self.pods.values()]
+        self.reports = {u: a for u, a in self.reports.items() if u in self.pods}
+        nodes = {
+            name: parse_node({"metadata": {"name": name}, **body})
+            for name, body in self.nodes.items()
+        }
+        return Observed(
+            pods=tuple(sorted(pods, key=lambda p: (p.slot, p.incarnation))),
+            nodes=nodes,
+            agents=dict(self.reports),
+            round=self.round,
+            retired=frozenset(self.retired),
+            has_secret=self.has_secret,
+            has_service=self.has_service,
+            listening_since=self.listening_since,
+            refused=self.refused,
+        )
+
+    def tick(self, *, die_after=None):
+        """One reconcile. `die_after`: children, status; the operator dies there."""
+        if self.removed:
+            return
+        observed = self.observed()
+        plan = reconcile(
+            self.job,
+            json.loads(json.dumps(self.status, allow_nan=False)),
+            observed,
+            coordinator_url="http://rekindle:8430",
+            token="t0ken-that-nobody-may-see",
+            now=self.now,
+        )
+        self.plans += 1
+        self.check(plan, observed)
+        for child in plan.create:
+            self.create(child)
+        for doomed in plan.delete:
+            pod = self.pods.get(doomed.uid)
+            self.retired.add(doomed.uid)
+            if pod and pod.name == doomed.name:
+                self.deleted.append(pod.name)
+                self._delete(pod, 0 if doomed.force else GRACE)
+        if die_after == "children":
+            return self.restart_operator()
+        self.status = json.loads(json.dumps(plan.status, allow_nan=False))
+        if die_after == "status":
+            return self.restart_operator()
+        if plan.publish:
+            self.rounds.append(plan.publish)
+        self.round = None if plan.forget_round else plan.publish or self.round
+        self.directives = dict(plan.directives)
+        self.events.extend(plan.events)
+        self.incidents.extend(plan.incidents)
+        self.removed = plan.remove_job
+        self.alarm = None if plan.requeue is None else self.now + plan.requeue
+        return None
+
+    def create(self, child):
+        kind, name = child["kind"], child["metadata"]["name"]
+        if kind != "Pod":
+            self.children[f"{kind}/{name}"] = self.children.get(f"{kind}/{name}", 0) + 1
+            assert self.children[f"{kind}/{name}"] == 1, f"{kind} {name} was made twice"
+            self.has_secret = self.has_secret or kind == "Secret"
+            self.has_service = self.has_service or kind == "Service"
+            return
+        if self.refuses:
+            self.refused = f"pod {name}: {self.refuses}"
+            return
+        if any(p.name == name for p in self.pods.values()):
+            return  # AlreadyExists
+        self.uids += 1
+        uid = f"uid-{self.uids}"
+        labels = child["metadata"]["labels"]
+        self.created.append(name)
+        self.pods[uid] = SimPod(
+            body=child,
+            name=name,
+            uid=uid,
+            slot=int(labels[LABEL_SLOT]),
+            incarnation=int(labels[LABEL_INCARNATION]),
+            created_at=self.now,
+        )
+
+    # What must always be true.
+
+    def check(self, plan, observed):
+        document = {"apiVersion": "x", "kind": "x", "metadata": {}, **self.body}
+        document = {**document, "status": plan.status}
+        json.dumps(plan.status, allow_nan=False)
+        unknown: list[str] = []
+        schemas.prune(document, crd_schema(), meta=schemas.Schema(root={}), unknown=unknown)
+        unknown = [path for path in unknown if path.startswith("status")]
+        assert not unknown, f"the CRD does not know {unknown}"
+        bad = [c for c in schemas.validate(document, crd_schema()) if "status" in c.field]
+        assert not bad, bad
+        assert "t0ken" not in json.dumps([plan.status, [vars(e) for e in plan.events]])
+        assert plan.status.get("round", 0) >= self.status.get("round", 0)
+        over = self.phase in status.TERMINAL
+        if over or plan.status["phase"] in status.TERMINAL:
+            assert not [c for c in plan.create if c["kind"] == "Pod"], "a pod for a job that is over"
+            assert plan.publish is None
+        if over:
+            assert plan.status["phase"] == self.phase
+        for uid in plan.directives:
+            assert uid in observed.agents
+        if plan.publish:
+            self.check_round(plan.publish, observed)
+            assert plan.status["round"] >= plan.publish.number
+        before, after = self.status.get("restarts", {}), plan.status["restarts"]
+        for kind in ("user", "infrastructure", "preemption"):
+            new = sum(i.klass == kind for i in plan.incidents)
+            assert after[kind] == before.get(kind, 0) + new
+        figures = plan.status.get("goodput")
+        if figures:
+            booked = figures["productiveSeconds"] + sum(figures["lost"].values())
+            assert booked <= self.now - START + 0.01
+            assert min(figures["lost"].values()) >= 0
+
+    def check_round(self, fresh, observed):
+        for old in self.rounds:
+            assert fresh.number > old.number, "a round's number was used before"
+        members = [observed.pod(m.uid) for m in fresh.members]
+        assert all(pod and pod.alive and not pod.deleting for pod in members)
+        slots = [pod.slot for pod in members]
+        assert slots == sorted(set(slots)), "one rank twice"
+        assert len({m.uid for m in fresh.members}) == len(slots)
+        assert all(slot < self.job.replicas for slot in slots)
+        done = {p.slot for p in observed.pods if p.phase == "Succeeded"}
+        assert len(slots) >= min(self.job.min_replicas, self.job.replicas - len(done), len(slots) or 1)
+        assert len(slots) + len(done) >= self.job.min_replicas or len(done) > 0
+
+
+def taints(body):
+    return {t["key"] for t in body["spec"].get("taints", ())}
+
+
+@pytest.fixture()
+def world():
+    return World
