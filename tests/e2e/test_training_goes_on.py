@@ -1,0 +1,153 @@
+"""Pods, nodes and the operator go away in the middle of training; the job finishes and says why."""
+
+import os
+import random
+from typing import Any
+
+import pytest
+
+from rekindle.checkpoint import Store
+from rekindle.ledger import audit
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+STEPS = 60
+
+
+def final_commit(job) -> tuple[Store, Any]:
+    """The newest commit of a job."""
+    store = job.store()
+    return store, store.read(store.commits()[0])
+
+
+def assert_exact(job) -> None:
+    """The surviving weights have seen every sample once, and training went to its end."""
+    _, commit = final_commit(job)
+    assert commit.ref.step == STEPS
+    proof = audit(commit.meta)
+    assert (proof.samples_repeated, proof.samples_missed) == (0, 0)
+    assert proof.digest_ok
+
+
+def weights(job) -> dict[str, Any]:
+    store, commit = final_commit(job)
+    model = store.load(commit).state["model"]
+    return {name: (tensor.dtype, tensor.numpy().tobytes()) for name, tensor in model.items()}
+
+
+def test_a_preempted_pod_costs_no_step_and_the_weights_are_those_of_an_undisturbed_run(
+    submit, site
+):
+    """With minReplicas = replicas the world size stays, so the weights must be equal to the bit."""
+    moment = random.Random(os.environ.get("REKINDLE_E2E_SEED")).randrange(5, STEPS - 15)
+    print(f"preempted at about step {moment}")
+    both = {"replicas": 2, "elastic": {"minReplicas": 2}}
+    disturbed = submit("disturbed", f"--steps={STEPS}", "--delay=0.03", **both)
+    disturbed.wait_step(moment)
+    disturbed.delete_pod("disturbed-0")
+    status = disturbed.wait_phase("Succeeded")
+    undisturbed = submit("undisturbed", f"--steps={STEPS}", **both)
+    undisturbed.wait_phase("Succeeded")
+
+    (incident,) = status["incidents"]
+    assert incident["cause"] == "Preempted"
+    assert incident["victims"] == ["disturbed-0"]
+    assert incident["stepsLost"] == 0
+    assert status["restarts"]["preemption"] == 1
+    assert_exact(disturbed)
+    assert weights(disturbed) == weights(undisturbed)
+    assert "disturbed-0" in disturbed.why()
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_pod_killed_without_notice_is_replaced_and_named(submit, site, victim):
+    job = submit(f"killed-{victim}", f"--steps={STEPS}", "--delay=0.05", replicas=2)
+    job.wait(lambda s: (s.get("checkpoint") or {}).get("step", 0) >= 10, "a checkpoint")
+    site.kill_pod(job.namespace, f"killed-{victim}-{victim}")
+    status = job.wait_phase("Succeeded")
+
+    incident = status["incidents"][0]
+    assert incident["cause"] == "PodLost"
+    assert incident["victims"] == [f"killed-{victim}-{victim}"]
+    assert incident["resumedFrom"] >= 10
+    assert incident["stepsLost"] <= 2 * 10
+    assert status["restarts"]["infrastructure"] >= 1
+    assert status["restarts"]["user"] == 0
+    assert_exact(job)
+    assert f"killed-{victim}-{victim}" in job.why()
+
+
+def test_training_outlives_the_operator_and_a_pod_that_goes_meanwhile_still_saves(submit, site):
+    job = submit("alone", f"--steps={STEPS}", "--delay=0.1", replicas=2)
+    job.wait_step(5)
+    before = {pod.metadata.uid for pod in job.pods()}
+    site.operator.kill()
+    job.delete_pod("alone-1")  # nobody is there to tell the others but the pod itself
+    site.operator.start()
+    status = job.wait_phase("Succeeded")
+
+    assert [i["cause"] for i in status["incidents"]] == ["Preempted"]
+    assert status["incidents"][0]["stepsLost"] == 0
+    after = {pod.metadata.name: pod.metadata.uid for pod in job.pods()}
+    assert after["alone-0"] in before, "the pod that stayed was not restarted"
+    assert_exact(job)
+
+
+def test_an_operator_that_dies_and_returns_disturbs_nothing(submit, site):
+    job = submit("quiet", f"--steps={STEPS}", "--delay=0.1", replicas=2)
+    job.wait_step(3)
+    before = {pod.metadata.uid for pod in job.pods()}
+    site.operator.kill()
+    site.operator.start()
+    job.wait_step(20)
+    assert {pod.metadata.uid for pod in job.pods()} == before
+    status = job.wait_phase("Succeeded")
+    assert status["round"] == 1
+    assert status["incidents"] == []
+    assert_exact(job)
+
+
+def test_kubectl_scale_changes_the_number_of_pods_at_an_agreed_step(submit, site):
+    job = submit("scaled", f"--steps={STEPS}", "--delay=0.15", replicas=1)
+    job.wait_step(3)
+    grown = site.kubectl("scale", "tj/scaled", "--replicas=2", "-n", job.namespace)
+    assert grown.returncode == 0, grown.stderr
+    job.wait(lambda s: s["round"] == 2 and s["phase"] == "Running", "two pods to train")
+    shrunk = site.kubectl("scale", "tj/scaled", "--replicas=1", "-n", job.namespace)
+    assert shrunk.returncode == 0, shrunk.stderr
+    job.wait(lambda s: s["round"] == 3, "one pod to train")
+    status = job.wait_phase("Succeeded")
+    assert status["incidents"] == []
+    assert_exact(job)
+
+
+def test_a_suspended_job_saves_and_goes_on_where_it_was(submit, site):
+    job = submit("paused", f"--steps={STEPS}", "--delay=0.05", replicas=1)
+    job.wait_step(5)
+    job.patch({"suspend": True})
+    job.wait(lambda s: s["phase"] == "Suspended" and s["replicas"] == 0, "no pods")
+    at = job.status["progress"]["step"]
+    job.patch({"suspend": False})
+    status = job.wait_phase("Succeeded")
+    assert status["incidents"] == []
+    _, commit = final_commit(job)
+    assert commit.ref.step == STEPS
+    assert at >= 5
+    assert_exact(job)
+
+
+def test_a_deleted_job_takes_everything_with_it(submit, site, eventually):
+    job = submit("short-lived", "--steps=100000", "--delay=0.05", replicas=1)
+    job.wait_step(2)
+    job.delete()
+
+    def left() -> list[Any]:
+        selector = "rekindle.dev/job=short-lived"
+        core = site.core
+        return [
+            *core.list_namespaced_pod(job.namespace, label_selector=selector).items,
+            *core.list_namespaced_secret(job.namespace, label_selector=selector).items,
+            *core.list_namespaced_service(job.namespace, label_selector=selector).items,
+        ]
+
+    eventually(lambda: not left(), "pods, secret and service to go")
