@@ -43,6 +43,7 @@ class _Copy:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._items: dict[str, dict[str, Any]] = {}
+        self._deleted: list[dict[str, Any]] = []
         self.synced = threading.Event()
         self.lost_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"follow {path}", daemon=True)
@@ -52,6 +53,12 @@ class _Copy:
         """The objects as they are now."""
         with self._lock:
             return list(self._items.values())
+
+    def deleted(self) -> list[dict[str, Any]]:
+        """The objects that were deleted since the last call, as they were at their end."""
+        with self._lock:
+            found, self._deleted = self._deleted, []
+            return found
 
     def stop(self) -> None:
         """Tell the thread to end; it is a daemon and may sit in a read for a moment longer."""
@@ -89,6 +96,7 @@ class _Copy:
             with self._lock:
                 if event["type"] == "DELETED":
                     self._items.pop(uid, None)
+                    self._deleted.append(item)
                 else:
                     self._items[uid] = item
             self._told()
@@ -162,7 +170,10 @@ class Follower:
         """The newest that is known."""
         jobs = self._jobs.items()
         seen = Snapshot.read(
-            at=datetime.now(UTC), job=jobs[0] if jobs else None, pods=self._pods.items()
+            at=datetime.now(UTC),
+            job=jobs[0] if jobs else None,
+            pods=self._pods.items(),
+            gone=self._pods.deleted(),
         )
         return replace(seen, rounds=self._rounds.of(seen))
 

@@ -36,13 +36,16 @@ class Report:
     rounds: tuple[Round, ...] = ()
     evidence: Evidence = Evidence()
     preemption: Preemption | None = None
+    steps_back: int = 0
+    """By how many steps the progress was seen to fall back, over all times that it did: at least
+    so many steps were lost, whatever the incidents say."""
 
     @property
     def steps_lost(self) -> int | None:
         """Steps that had to be done again, over all incidents; None while one has no figure."""
         figures = [incident.steps_lost for incident in self.job.incidents]
         known = [figure for figure in figures if figure is not None]
-        return sum(known) if len(known) == len(figures) else None
+        return max(sum(known), self.steps_back) if len(known) == len(figures) else None
 
     @property
     def resumed_from(self) -> int | None:
@@ -59,7 +62,9 @@ class Report:
     def final_metric(self) -> tuple[str, float] | None:
         """The accuracy, if one is logged, else the first metric by name."""
         metrics = dict(self.job.metrics) or dict(self.evidence.metrics)
-        names = sorted(metrics, key=lambda name: ("acc" not in name, name))
+        names = sorted(
+            metrics, key=lambda name: ("acc" not in name, not name.startswith("val"), name)
+        )
         return (names[0], metrics[names[0]]) if names else None
 
 

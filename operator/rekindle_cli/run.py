@@ -106,6 +106,22 @@ def follow_to_end(
     raise Failure("The job is no longer followed.", code=1)
 
 
+class StepWatch:
+    """Notices when progress falls back, which means that steps were lost."""
+
+    def __init__(self) -> None:
+        self._step = 0
+        self.back = 0
+        """Steps that it fell back by, over all times."""
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Look at the next snapshot."""
+        step = snapshot.job.step if snapshot.job is not None else None
+        if step is not None:
+            self.back += max(0, self._step - step)
+            self._step = step
+
+
 def run_job(
     stack: Stack,
     bundle: Bundle,
@@ -118,9 +134,15 @@ def run_job(
     """Apply a bundle to a running stack, follow it to its end, and collect what is known then."""
     api = stack.api()
     applied = apply(stack, api, bundle, view, real_s3=real_s3)
+    steps = StepWatch()
+
+    def look(snapshot: Snapshot) -> None:
+        steps(snapshot)
+        each(snapshot)
+
     with Follower(api, applied.namespace, applied.name) as follower, view:
         last = follow_to_end(
-            follower.snapshots(), view, lost_for=lambda: follower.lost_for, each=each
+            follower.snapshots(), view, lost_for=lambda: follower.lost_for, each=look
         )
         took = time.monotonic() - started
         last = replace(last, rounds=follower.now().rounds or last.rounds)
@@ -129,6 +151,7 @@ def run_job(
         job=last.job,
         seconds=took,
         rounds=last.rounds,
+        steps_back=steps.back,
         evidence=_evidence(stack, applied, real_s3=real_s3),
     )
 

@@ -154,6 +154,12 @@ class Job:
             return None
         return min(1.0, self.step / self.total_steps)
 
+    @property
+    def validation(self) -> tuple[tuple[str, float], ...]:
+        """The metrics that are not of training, whose loss is shown anyway; all if there are none."""
+        found = tuple(entry for entry in self.metrics if not entry[0].startswith("train"))
+        return found or self.metrics
+
     def condition(self, kind: str) -> Condition | None:
         """The condition of this type, if the job has it."""
         return next((entry for entry in self.conditions if entry.type == kind), None)
@@ -321,6 +327,8 @@ class Snapshot:
     """None once the job is gone."""
     pods: tuple[Pod, ...] = ()
     """In the order of slots."""
+    gone: tuple[Pod, ...] = ()
+    """Pods that were deleted since the snapshot before, as they were at their end."""
     rounds: tuple[Round, ...] = ()
     """As far as known, oldest first."""
 
@@ -331,6 +339,7 @@ class Snapshot:
         at: datetime,
         job: Document | None,
         pods: Iterable[Document] = (),
+        gone: Iterable[Document] = (),
         rounds: tuple[Round, ...] = (),
     ) -> Self:
         """From the objects as the API server gives them."""
@@ -342,5 +351,6 @@ class Snapshot:
             at=at,
             job=None if job is None else Job.read(job),
             pods=tuple(found),
+            gone=tuple(Pod.read(document) for document in gone),
             rounds=rounds,
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from rekindle.contract import Cause
 from rekindle_cli.causes import SHORT, exit_meaning
 from rekindle_cli.rounds import Round
 from rekindle_cli.snapshot import Incident, Job, Pod, Snapshot
@@ -40,7 +41,7 @@ def timeline(previous: Snapshot | None, current: Snapshot) -> list[Line]:
         return lines.found
     if before is None:
         _accepted(lines, current.job)
-    _pods(lines, () if previous is None else previous.pods, current.pods)
+    _pods(lines, () if previous is None else previous.pods, current)
     _incidents(lines, before, current.job)
     _rounds(lines, previous, current)
     _progress(lines, before, current.job)
@@ -64,16 +65,19 @@ def _accepted(lines: _Lines, job: Job) -> None:
     lines.add("job", f"TrainingJob {job.name} accepted: {wanted}, {job.checkpoint_root}")
 
 
-def _pods(lines: _Lines, before: tuple[Pod, ...], after: tuple[Pod, ...]) -> None:
+def _pods(lines: _Lines, before: tuple[Pod, ...], current: Snapshot) -> None:
     known = {pod.uid: pod for pod in before}
-    for pod in after:
+    for pod in current.pods:
         old = known.pop(pod.uid, None)
         text = _pod_change(old, pod)
         if text:
             lines.add("pod", f"{pod.name} {text}")
+    gone = {pod.uid: pod for pod in current.gone}
     for pod in known.values():
         if pod.exit_code is None:
-            lines.add("pod", f"{pod.name} gone")
+            end = gone.get(pod.uid, pod)
+            how = _ended(end) + ", gone" if end.exit_code is not None else "gone"
+            lines.add("pod", f"{pod.name} {how}")
 
 
 def _pod_change(old: Pod | None, new: Pod) -> str:
@@ -159,12 +163,21 @@ def _progress(lines: _Lines, before: Job | None, job: Job) -> None:
     if job.checkpoint_step is not None and (
         before is None or before.checkpoint_step != job.checkpoint_step
     ):
-        lines.add("checkpoint", f"checkpoint of step {job.checkpoint_step:,} committed")
+        lines.add("checkpoint", f"checkpoint of step {job.checkpoint_step:,} committed{_why(job)}")
     if job.step is None or not job.total_steps:
         return
     old = before.step if before is not None else None
     if old is None or _share(old, job.total_steps) < _share(job.step, job.total_steps):
         lines.add("progress", _step(job))
+
+
+def _why(job: Job) -> str:
+    """What a checkpoint is for, where that is known."""
+    newest = job.incidents[-1] if job.incidents else None
+    if newest is None or newest.cause != Cause.PREEMPTED or newest.resumed_from is not None:
+        return ""
+    agreed = (job.checkpoint_step or 0) >= (newest.step or 0)
+    return ", at the step that all pods agreed on" if agreed else ""
 
 
 def _share(step: int, total: int) -> int:
@@ -175,7 +188,7 @@ def _step(job: Job) -> str:
     text = f"step {job.step:,}/{job.total_steps:,}"
     if job.loss is not None:
         text += f", loss {number(job.loss)}"
-    for name, value in job.metrics:
+    for name, value in job.validation:
         text += f", {name} {number(value)}"
     if job.samples_per_second:
         text += f", {number(job.samples_per_second)} samples/s"

@@ -173,7 +173,7 @@ def _figures(job: Job) -> Text:
         parts.append(f"epoch {job.epoch}")
     if job.loss is not None:
         parts.append(f"loss {number(job.loss)}")
-    parts += [f"{name} {number(value)}" for name, value in job.metrics]
+    parts += [f"{name} {number(value)}" for name, value in job.validation]
     if job.samples_per_second:
         parts.append(f"{number(job.samples_per_second)} samples/s")
     if job.checkpoint_step is not None:
