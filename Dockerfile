@@ -3,7 +3,7 @@
 # Two images from one file:
 #
 #   docker build --target operator -t rekindle/operator:0.1.0 .
-#   docker build --target runtime  -t rekindle/runtime:0.1.0 .
+#   docker build --target runtime  -t rekindle/runtime:0.1 .
 #
 # The runtime with CUDA, either with the wheels that bring CUDA along:
 #

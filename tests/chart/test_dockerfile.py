@@ -128,3 +128,12 @@ def test_versions_are_those_of_the_project() -> None:
 def test_the_runtime_starts_among_the_examples() -> None:
     (copied,) = [rest.split() for rest in values("runtime", "COPY")]
     assert copied == ["runtime/examples", *values("runtime", "WORKDIR")]
+
+
+@pytest.mark.parametrize("manifest", sorted((ROOT / "runtime/examples").glob("*/job.yaml")))
+def test_an_example_finds_its_script_in_the_image_that_it_names(manifest: Path) -> None:
+    spec = yaml.safe_load(manifest.read_text())["spec"]["template"]["spec"]
+    (container,) = [c for c in spec["containers"] if c["name"] == "trainer"]
+    assert "command" not in container, "the image's entrypoint is the launcher"
+    assert (ROOT / "runtime/examples" / container["args"][0]).is_file()
+    assert f"-t {container['image']} " in (ROOT / "Dockerfile").read_text()
