@@ -37,7 +37,7 @@ class Spare:
     def __init__(self, address: str) -> None:
         self._address = address
         self._active: TCPStore | None = None
-        self._spare = self._listen()
+        self._spare = self._listen(0)
 
     @property
     def port(self) -> int:
@@ -45,29 +45,54 @@ class Spare:
         return int(self._spare.port)
 
     def take(self, port: int) -> TCPStore:
-        """Give the spare store for a round and put a fresh one in its place.
+        """Open the store for a round that this pod hosts, and give a client of it.
 
-        Raises StoreError when the round names another port: that store has been used before, and
-        the round was made from a report that was overtaken.
+        Usually that is the spare one, and a fresh one takes its place. When two rounds are formed
+        within a moment, the second may name the port of the first, because it was decided before
+        this pod could tell of its new spare: then the used store is closed and a fresh one opened
+        on that port. Who is still connected has missed a round that is over.
+
+        Raises StoreError for a port that is neither.
         """
-        if port != self.port:
+        if port == self.port:
+            # The one before last is closed here, long after its round.
+            self._active, self._spare = self._spare, self._listen(0)
+        elif self._active is not None and port == self._active.port:
+            # First out of existence, then anew: one port cannot be listened on twice.
+            self._active = None
+            self._active = self._listen(port)
+        else:
             raise StoreError(
-                f"the round wants the store on port {port} of this pod, which has been used; "
-                f"the spare one is on port {self.port}"
+                f"the round wants the store on port {port} of this pod, which is closed; the spare "
+                f"one is on port {self.port}"
             )
-        # The one before last is closed here, long after its round.
-        self._active, self._spare = self._spare, self._listen()
-        return self._active
+        # A client, so that whoever holds it does not keep the server alive.
+        try:
+            return _client(self._address, port)
+        except RuntimeError as error:
+            raise StoreError(
+                f"this pod's own store on port {port} does not answer: {error}"
+            ) from error
 
-    def _listen(self) -> TCPStore:
+    def _listen(self, port: int) -> TCPStore:
         # Port 0 lets the system choose. The server listens on all interfaces.
-        return TCPStore(
-            self._address,
-            0,
-            is_master=True,
-            wait_for_workers=False,
-            timeout=STORE_TIMEOUT,
-        )
+        try:
+            return TCPStore(
+                self._address,
+                port,
+                is_master=True,
+                wait_for_workers=False,
+                timeout=STORE_TIMEOUT,
+            )
+        except RuntimeError as error:
+            raise StoreError(f"cannot listen on port {port}: {error}") from error
+
+
+def _client(address: str, port: int) -> TCPStore:
+    """Connect; raises RuntimeError when the server does not answer."""
+    store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=ANSWER_TIMEOUT)
+    store.set_timeout(STORE_TIMEOUT)
+    return store
 
 
 def connect(
@@ -85,15 +110,7 @@ def connect(
         try:
             with socket.create_connection((first.address, first.store_port), TRY_SECONDS):
                 pass
-            store = TCPStore(
-                first.address,
-                first.store_port,
-                is_master=False,
-                wait_for_workers=False,
-                timeout=ANSWER_TIMEOUT,
-            )
-            store.set_timeout(STORE_TIMEOUT)
-            return store
+            return _client(first.address, first.store_port)
         except (OSError, RuntimeError) as error:  # torch's network errors are RuntimeErrors.
             if outdated():
                 raise StoreError(f"round {offered.number} is outdated") from error

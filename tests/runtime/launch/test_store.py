@@ -30,10 +30,21 @@ def test_each_round_gets_a_fresh_store(spare):
     assert not spare.take(spare.port).check(["key"])
 
 
-def test_a_store_is_used_once(spare):
+def test_two_rounds_that_name_one_port_get_a_fresh_store_each(spare):
+    port = spare.port
+    stale = spare.take(port)
+    stale.set("key", "of the first round")
+    fresh = spare.take(port)
+    assert not fresh.check(["key"])
+    with pytest.raises(RuntimeError):
+        stale.check(["key"])
+
+
+def test_a_port_of_long_ago_is_refused(spare):
     first = spare.port
     spare.take(first)
-    with pytest.raises(StoreError, match="has been used"):
+    spare.take(spare.port)
+    with pytest.raises(StoreError, match="is closed"):
         spare.take(first)
 
 
