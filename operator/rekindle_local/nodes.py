@@ -16,6 +16,7 @@ import aiohttp
 from rekindle_local import timestamps
 from rekindle_local.client import ApiError, KubeClient, Manifest, node_path, pod_path
 from rekindle_local.kubelet.agent import LEASES, Kubelet
+from rekindle_local.lifecycle import disrupt
 
 SPOT_TAINT = ("aws-node-termination-handler/spot-itn", "", "NoSchedule")
 """Key, value and effect of the taint that announces a spot interruption on AWS."""
@@ -128,6 +129,9 @@ class EmbeddedNode:
             }
             path = pod_path(meta["namespace"], meta["name"], "eviction")
             try:
+                # Said before the deletion, as a real eviction does, so that nobody who sees the
+                # deletion takes it for a user's. True even when a budget holds it back for now.
+                await disrupt(self._client, pod, "EvictionByEvictionAPI", "Eviction API: evicting")
                 await self._client.create(path, eviction)
             except _ERRORS as error:
                 held = held or not (isinstance(error, ApiError) and error.code == 404)

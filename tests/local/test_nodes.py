@@ -83,8 +83,9 @@ def test_a_reclaimed_node_gives_notice_evicts_its_pods_and_goes(own_cluster):
     name = bench.running("a")["spec"]["nodeName"]
     bench.cluster.reclaim(name, 2.0)
     assert (SPOT_TAINT[0], SPOT_TAINT[2]) in taints(bench.node(name))
-    pod = bench.wait("a", disrupted("EvictionByEvictionAPI"))
-    assert pod["metadata"]["deletionTimestamp"]
+    assert bench.node(name)["spec"]["unschedulable"]
+    pod = bench.wait("a", lambda pod: "deletionTimestamp" in pod["metadata"])
+    assert disrupted("EvictionByEvictionAPI")(pod)
     bench.gone("a")
     assert bench.node(name) is not None
     bench.wait_node(name, lambda node: node is None)
@@ -131,6 +132,22 @@ def test_a_removed_nodes_pods_are_collected(own_cluster):
     bench.running("a")
     bench.cluster.remove("node-0")
     bench.gone("a")
+
+
+def test_accelerators_are_named_to_pods_and_free_again_when_a_pod_has_ended(own_cluster):
+    bench = own_cluster(nodes=2, gpus_per_node=1)
+    one = {"resources": {"limits": {"nvidia.com/gpu": "1"}}}
+    script = "echo -n $CUDA_VISIBLE_DEVICES > /dev/termination-log"
+    for name in ("a", "b", "c"):
+        pod = bench.run(name, script, container=one)
+        message = pod["status"]["containerStatuses"][0]["state"]["terminated"]["message"]
+        assert f"node-{message}" == pod["spec"]["nodeName"]
+    none = bench.run("none", 'test -z "$CUDA_VISIBLE_DEVICES"')
+    assert none["status"]["phase"] == "Succeeded"
+    for name in ("d", "e", "f"):
+        bench.pod(name, container=one)
+    pod = bench.wait("f", lambda pod: condition(pod, "PodScheduled").get("status") == "False")
+    assert "2 Insufficient nvidia.com/gpu" in condition(pod, "PodScheduled")["message"]
 
 
 def test_taking_a_node_twice_is_an_error(own_cluster):

@@ -55,6 +55,13 @@ def test_the_least_loaded_node_is_taken():
     assert where(pod(cpu="1"), [node("a"), node("b")], [pod("x", on="a", cpu="1")]) == "b"
 
 
+def test_load_counts_before_the_number_of_pods():
+    two_small = [pod("x", on="a", cpu="100m"), pod("y", on="a", cpu="100m")]
+    assert where(pod(cpu="1"), [node("a"), node("b")], [*two_small, pod("z", on="b", cpu="1")]) == (
+        "a"
+    )
+
+
 def test_pods_without_requests_spread_too():
     assert where(pod(), [node("a"), node("b")], [pod("x", on="a")]) == "b"
 

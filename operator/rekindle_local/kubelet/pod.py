@@ -158,6 +158,7 @@ class PodWorker:
             # A pod that ended under an earlier kubelet only waits for its deletion.
             if (self._pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
                 await self._live()
+                self._release()
                 self._phase = self._phase or self._final_phase()
                 await self._flush()
             await self._deleted.wait()
@@ -224,6 +225,14 @@ class PodWorker:
         started = any(one.last or isinstance(one.state, Terminated) for one in records)
         return "Failed" if started else None
 
+    def _release(self) -> None:
+        """Give accelerators and the address back: an ended pod needs neither."""
+        for runner in self.runners:
+            runner.release()
+        if self._own_ip is not None:
+            self._host.addresses.release(self._own_ip)
+            self._own_ip = None
+
     async def _confirm(self) -> None:
         """Tell the API server that nothing of the pod runs any more."""
         for delay in (0.1, 0.5, 2.0, 5.0, None):
@@ -238,10 +247,7 @@ class PodWorker:
                 await asyncio.sleep(delay)
 
     async def _clean_up(self) -> None:
-        for runner in self.runners:
-            runner.release()
-        if self._own_ip is not None:
-            self._host.addresses.release(self._own_ip)
+        self._release()
 
         def remove() -> None:
             self.place.volumes.remove()
