@@ -2,6 +2,7 @@ import math
 import time
 
 import pytest
+
 from rekindle.contract import Outcome, Restored
 from rekindle.control import ControlPage
 

@@ -1,4 +1,5 @@
 import pytest
+
 from rekindle import Every, Trainer
 from rekindle.flags import cadence, retention
 

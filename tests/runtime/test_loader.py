@@ -1,6 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
 from rekindle.loader import (
     BatchSampler,
     LaneSampler,
@@ -13,14 +22,6 @@ from rekindle.loader import (
 )
 from rekindle.order import Cursor
 from rekindle.requirement import RequirementError
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    Subset,
-    TensorDataset,
-    WeightedRandomSampler,
-)
 
 
 class Noisy(Dataset):
@@ -93,7 +94,7 @@ def test_tensors_are_indexed_at_once_with_the_same_result(subset):
     if subset:
         dataset = Subset(dataset, list(range(49, 9, -1)))
     fast = lanes(DataLoader(dataset, 4, shuffle=True))
-    slow = lanes(DataLoader(dataset, 4, shuffle=True, collate_fn=lambda s: _collate(s)))
+    slow = lanes(DataLoader(dataset, 4, shuffle=True, collate_fn=_collate))
     assert len(fast) == len(slow)
     for one, other in zip(fast, slow, strict=True):
         assert np.array_equal(one.ids, other.ids)

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from rekindle import Module, RequirementError
-from rekindle.optimizers import configure, restore, state
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+
+from rekindle import Module, RequirementError
+from rekindle.optimizers import configure, restore, state
 
 
 class Net(Module):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from rekindle.order import Cursor, EpochOrder, GlobalOrder, Step, steps
 
 
@@ -86,7 +87,9 @@ def test_a_changed_world_size_sees_each_of_1003_samples_once_per_epoch(sizes, da
         ids = position.global_order.ids(position.epoch, step.start, step.stop)
         for rank in range(size):
             for lane in step.lanes_of(rank, size):
-                used[position.epoch] += ids[lane.start - step.start : lane.stop - step.start].tolist()
+                used[position.epoch] += ids[
+                    lane.start - step.start : lane.stop - step.start
+                ].tolist()
         position = Cursor.from_json(position.after(step).to_json())
         if position.sample == position.length:
             position = position.next_epoch()

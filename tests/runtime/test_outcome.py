@@ -1,4 +1,5 @@
 import pytest
+
 from rekindle.contract import Cause, ExitCode
 from rekindle.outcome import Preempted, classify
 from rekindle.requirement import RequirementError
@@ -53,20 +54,11 @@ def test_the_message_is_the_users_own_error_on_one_line():
 
 
 def test_a_long_traceback_keeps_head_and_tail():
-    def deep(levels):
-        if levels == 0:
-            raise ValueError("the end")
-        deep_again = deep
-        deep_again(levels - 1)
-
-    with pytest.raises(ValueError, match="the end") as caught:
-        try:
-            deep(1)
-        except ValueError as error:
-            raise ValueError("x" * 3000 + "the end") from error
-    text = outcome(caught.value).traceback
+    error = ValueError("the end")
+    error.__cause__ = ValueError("x" * 3000)
+    text = outcome(error).traceback
     assert len(text) <= 2000
-    assert text.startswith("Traceback")
+    assert text.startswith("ValueError: xxx")
     assert text.rstrip().endswith("the end")
 
 

@@ -5,6 +5,7 @@ Each test starts ranks once and lets them do several tasks; ranks stay in their 
 
 import pytest
 import torch
+
 from rekindle import audit
 from rekindle.checkpoint import Store
 

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from rekindle import audit
 from rekindle.checkpoint import Store
 

@@ -1,11 +1,11 @@
 """A small language model over the text of the Python standard library's own sources.
 
-    python train.py                                     # one process, about two minutes
+    python train.py                                     # one process, about a minute
     torchrun --nproc-per-node 2 train.py                # two, same result
     kubectl apply -f job.yaml                           # pods, and any of them may go away
 
 It reads bytes, so there is no tokenizer and nothing to download: 256 symbols, a causal transformer
-of four layers, and the sources that came with the interpreter.
+of two layers, and the sources that came with the interpreter.
 """
 
 import argparse
@@ -83,8 +83,8 @@ class LanguageModel(rk.Module):
         self,
         lr: float,
         length: int,
-        width: int = 128,
-        depth: int = 4,
+        width: int = 96,
+        depth: int = 2,
         heads: int = 4,
         dropout: float = 0.1,
     ):
@@ -143,13 +143,13 @@ class Sources(rk.DataModule):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--batch-size", type=int, default=64, help="over all processes")
+    parser.add_argument("--batch-size", type=int, default=32, help="over all processes")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--root", default="./checkpoints/stdlib_lm")
     parser.add_argument("--max-steps", type=int, default=None)
     parser.add_argument("--length", type=int, default=64, help="bytes per sample")
-    parser.add_argument("--bytes", type=int, default=600_000, help="how much text to read")
+    parser.add_argument("--bytes", type=int, default=300_000, help="how much text to read")
     args = parser.parse_args()
 
     rk.seed_everything(args.seed)

@@ -7,20 +7,15 @@ from pathlib import Path
 
 import torch
 
-RANK: int
-WORLD_SIZE: int
-PORT: int
-TASKS: list
-OUT: str
-
+given = globals()  # RANK, WORLD_SIZE, PORT, TASKS and OUT come from whoever runs this file
 os.environ.update(
-    RANK=str(RANK),
-    LOCAL_RANK=str(RANK),
-    WORLD_SIZE=str(WORLD_SIZE),
+    RANK=str(given["RANK"]),
+    LOCAL_RANK=str(given["RANK"]),
+    WORLD_SIZE=str(given["WORLD_SIZE"]),
     MASTER_ADDR="127.0.0.1",
-    MASTER_PORT=str(PORT),
+    MASTER_PORT=str(given["PORT"]),
 )
 torch.set_num_threads(1)
 program = runpy.run_path(str(Path(__file__).with_name("program.py")))
-results = [program["main"](task) for task in TASKS]
-Path(OUT).write_text(json.dumps(results))
+results = [program["main"](task) for task in given["TASKS"]]
+Path(given["OUT"]).write_text(json.dumps(results))
