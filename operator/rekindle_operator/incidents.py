@@ -19,10 +19,16 @@ from rekindle_operator.observed import Observed, Pod, parse_time
 from rekindle_operator.rounds import State, state_of, wanted
 from rekindle_operator.spec import Budget, TrainingJob
 
-SETTLE_ERROR = 1.0
+SETTLE_ERROR = 3.0
 """Seconds between a worker's error and the verdict: a lost pod may be the cause, not seen yet."""
 SETTLE_COLLATERAL = 10.0
 """The same when the error itself says that a peer is gone."""
+SAME_EVENT = 10.0
+"""Seconds after a round's incident in which the end of another of its pods counts as part of it."""
+BACKOFF_MOST = 300.0
+"""Longest pause in seconds between two pods for one slot."""
+BACKOFF_MEMORY = 2 * BACKOFF_MOST
+"""Seconds without an incident after which the pauses begin anew."""
 KEEP = 20
 """Incidents kept in the status."""
 
@@ -44,7 +50,7 @@ class Incident:
 
     at: float
     round: int
-    """The round that it ended; 0 before the first."""
+    """The round that it ended; 0 when it ended a pod outside of any."""
     cause: Cause
     evidence: str
     victims: tuple[str, ...]
@@ -78,6 +84,8 @@ class Detection:
     incident: Incident | None = None
     settle: float | None = None
     """Seconds until a verdict can be given."""
+    collateral: tuple[str, ...] = ()
+    """Pods that belong to the known incident of the current round."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,37 +111,67 @@ class History:
 
 
 def detect(
-    job: TrainingJob, observed: Observed, known: Sequence[Incident], *, progress: int, now: float
+    job: TrainingJob,
+    observed: Observed,
+    known: Sequence[Incident],
+    *,
+    charged: int,
+    progress: int,
+    now: float,
 ) -> Detection:
     """Find the incident of the current round, or of a pod outside of it, that is not known yet.
 
-    ``progress`` is the newest completed step that the status knows.
+    ``charged`` is the highest round whose incident is known, ``progress`` the newest completed
+    step that the status knows.
     """
     current = observed.round
-    if current is not None and not any(i.round == current.number for i in known):
+    fresh = current is not None and current.number > charged
+    if current is not None and fresh:
         found = _of_round(job, observed, current, progress, now)
         if found.incident or found.settle is not None:
             return found
     inside = {m.uid for m in current.members} if current else set()
     named = {name for incident in known for name in incident.victims + incident.collateral}
-    for pod in observed.pods:
-        if pod.phase != "Failed" or pod.name in named or not _counts(job, observed, pod):
-            continue
-        if pod.uid in inside:
-            continue  # its round's incident is known and may have been settled without its name
-        cause, evidence, reason = _why_pod(observed, pod)
-        return Detection(
-            incident=Incident(
-                at=now,
-                round=current.number if current else 0,
-                cause=cause,
-                evidence=evidence,
-                victims=(pod.name,),
-                step=progress or None,
-                reason=reason,
-            )
+    lost = [
+        pod
+        for pod in observed.pods
+        if pod.name not in named
+        and not (fresh and pod.uid in inside)
+        and _counts(job, observed, pod)
+        and _lost_outside(job, observed, pod)
+    ]
+    last = next((i for i in reversed(known) if current and i.round == current.number), None)
+    if last is not None and now - last.at <= SAME_EVENT:
+        more = tuple(pod.name for pod in lost if pod.uid in inside)
+        if more:
+            return Detection(collateral=more)
+    if not lost:
+        return Detection()
+    found_causes = sorted((_why_pod(observed, pod) for pod in lost), key=lambda why: why[0] in USER)
+    cause, evidence, reason = found_causes[0]
+    return Detection(
+        incident=Incident(
+            at=now,
+            round=0,
+            cause=cause,
+            evidence=evidence,
+            victims=tuple(pod.name for pod in lost),
+            step=progress or None,
+            reason=reason,
         )
-    return Detection()
+    )
+
+
+def _lost_outside(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
+    """Whether a pod of no running round has failed, or has to go without a successor."""
+    if pod.failed:
+        return True
+    if not pod.alive or observed.going(pod) is None:
+        return False
+    return not any(
+        other.slot == pod.slot and wanted(job, other) and observed.stays(other)
+        for other in observed.pods
+    )
 
 
 def _counts(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
@@ -145,12 +183,12 @@ def _of_round(
     job: TrainingJob, observed: Observed, current: Round, progress: int, now: float
 ) -> Detection:
     states = {m.uid: state_of(m, current, observed) for m in current.members}
-    if State.DONE in states.values() and State.FAILED not in states.values():
-        return Detection()
     gone: list[tuple[Member, Cause, str, str | None]] = []
     for member in current.members:
         pod = observed.pod(member.uid)
         if member.uid in observed.retired or job.suspend or (pod and not wanted(job, pod)):
+            continue
+        if states[member.uid] is State.DONE:
             continue
         lost = states[member.uid] is State.LOST
         if lost or (pod and pod.alive and observed.going(pod)):
@@ -281,14 +319,18 @@ def judge(
     *,
     checkpoint: int | None,
     started: bool,
+    training: bool,
     now: float,
 ) -> Verdict:
     """Say whether there is another try.
 
     ``checkpoint`` is the step of the newest commit, ``started`` whether the job has ever completed
-    a step. ``history`` does not hold this incident yet.
+    a step, ``training`` whether it is at it, untouched by this incident. ``history`` does not hold
+    this incident yet.
     """
     what = incident.evidence
+    if training:
+        return Verdict(retry=True, action="training goes on without it; another pod follows")
     if incident.cause in FATAL:
         return _fail(incident, f"{incident.cause}: {what}", "no retry: it would end the same way")
     if incident.klass == "user":
@@ -298,7 +340,7 @@ def judge(
                 incident, f"{what} (before the first step)", "no retry before any progress"
             )
         same = [at for at, where in history.user if where == step]
-        if same:
+        if same and incident.round:
             return _fail(incident, f"{what} (twice at step {step})", "no retry: same step twice")
         fresh = [
             at
@@ -343,8 +385,11 @@ def charge(history: History, incident: Incident, job: TrainingJob, now: float) -
 
 
 def resolve(incident: Incident, *, resumed_from: int, step_seconds: float, now: float) -> Incident:
-    """Close an incident: training has completed a step since, from where ``resumed_from`` says."""
-    lost = max(0, (incident.step or 0) - resumed_from)
+    """Close an incident: training has completed a step since, from where ``resumed_from`` says.
+
+    One that ended no round has cost time, but no step.
+    """
+    lost = max(0, (incident.step or 0) - resumed_from) if incident.round else 0
     return replace(
         incident,
         resumed_from=resumed_from,
@@ -354,15 +399,20 @@ def resolve(incident: Incident, *, resumed_from: int, step_seconds: float, now: 
 
 
 def backoff(incidents: Sequence[Incident], now: float) -> float:
-    """Seconds to wait before pods are replaced, when incident follows incident without progress."""
-    fruitless = 0
+    """Seconds to wait before pods are replaced, when incident follows incident without progress.
+
+    A pod that ended outside of any round has made none, whatever the others do meanwhile.
+    """
+    fruitless, after = 0, now
     for incident in reversed(incidents):
-        if incident.klass != "infrastructure" or not incident.open:
+        idle = incident.round == 0 and after - incident.at < BACKOFF_MEMORY
+        lost = incident.klass == "infrastructure" and incident.open
+        if not idle and not lost:
             break
-        fruitless += 1
+        fruitless, after = fruitless + 1, incident.at
     if fruitless < 3:
         return 0.0
-    return max(0.0, incidents[-1].at + min(2.0 ** (fruitless - 2), 60.0) - now)
+    return max(0.0, incidents[-1].at + min(2.0 ** (fruitless - 2), BACKOFF_MOST) - now)
 
 
 def stamp(at: float) -> str:
@@ -398,7 +448,7 @@ def from_status(document: Mapping[str, Any]) -> Incident:
     return Incident(
         at=parse_time(document["at"]) or 0.0,
         round=document.get("round", 0),
-        cause=Cause(document["cause"]),
+        cause=_cause(document.get("cause", "")),
         evidence=document.get("evidence", ""),
         victims=tuple(document.get("victims", ())),
         collateral=tuple(document.get("collateral", ())),
@@ -408,3 +458,11 @@ def from_status(document: Mapping[str, Any]) -> Incident:
         seconds_lost=document.get("secondsLost"),
         action=document.get("action", ""),
     )
+
+
+def _cause(text: str) -> Cause:
+    """A cause; one that another version of the operator has written counts as a lost pod."""
+    try:
+        return Cause(text)
+    except ValueError:
+        return Cause.POD_LOST

@@ -88,8 +88,23 @@ class Pod:
 
     @property
     def finished(self) -> bool:
-        """Whether its containers are through."""
-        return self.phase in {"Succeeded", "Failed"}
+        """Whether it is through: with a sidecar, the container that trains may be so alone."""
+        return self.phase in {"Succeeded", "Failed"} or self.exit_code is not None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether it is through and its training is complete."""
+        return self.phase == "Succeeded" or (self.phase != "Failed" and self.exit_code == 0)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is through in any other way."""
+        return self.finished and not self.succeeded
+
+    @property
+    def lingers(self) -> bool:
+        """Whether other containers still run although training in it has ended."""
+        return self.finished and self.phase not in {"Succeeded", "Failed"}
 
     @property
     def alive(self) -> bool:
@@ -142,10 +157,14 @@ class Observed:
         return next((pod for pod in self.pods if pod.uid == uid), None)
 
     def node_of(self, pod: Pod) -> Node | None:
-        """The node that a pod is on; a node that is no longer an object counts as lost."""
+        """The node that a pod is on, as far as it is known.
+
+        A node that has not been seen says nothing: pods and nodes are watched separately, and the
+        pod on a new node may come first. A node that was deleted is known as ``gone``.
+        """
         if pod.node is None or self.nodes is None:
             return None
-        return self.nodes.get(pod.node) or Node(name=pod.node, going="node is gone", lost=True)
+        return self.nodes.get(pod.node)
 
     def going(self, pod: Pod) -> str | None:
         """In words, why an alive pod has to go; None when it stays."""
@@ -164,6 +183,11 @@ class Observed:
     def stays(self, pod: Pod) -> bool:
         """Whether a pod is alive and nothing has told it to go."""
         return pod.alive and self.going(pod) is None
+
+
+def gone(name: str) -> Node:
+    """A node that was there and is no object any more."""
+    return Node(name=name, going="node is gone", lost=True)
 
 
 def parse_time(text: str | None) -> float | None:

@@ -8,11 +8,20 @@ call continues: children have names that make creating them twice harmless, the 
 the status before any agent hears of it, and directives are asked again until they show an effect.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rekindle.contract import AgentPhase, Cause, Directive, DirectiveKind, ExitCode, Round
+from rekindle.contract import (
+    AgentPhase,
+    Cause,
+    CheckpointReport,
+    Directive,
+    DirectiveKind,
+    ExitCode,
+    Round,
+)
 from rekindle_operator import incidents, resources, rounds, status
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed, Pod
@@ -21,6 +30,8 @@ from rekindle_operator.status import Record, condition
 
 END_SECONDS = 15.0
 """How long agents have to end by themselves after the job's end, before their pods are deleted."""
+REPLACE_SECONDS = 20.0
+"""How often all pods of a job may be replaced for long, once a first burst is through."""
 KEEP_FINISHED = 5
 """Finished pods that are kept while the job runs, for their logs."""
 
@@ -81,45 +92,42 @@ def reconcile(
     record = status.read(current)
     if record.phase in status.TERMINAL:
         return _after_the_end(job, record, observed, now)
-    if job.suspend:
+    if job.suspend or _still_suspended(record, observed):
         return _suspended(job, record, observed, now)
     record = _begin(record, now)
     record = _note_progress(record, observed, now)
 
-    before = record.incidents
-    record, verdict, settle = _note_incident(job, record, observed, now)
-    fresh = record.incidents[len(before) :] if len(record.incidents) > len(before) else ()
-    if len(record.incidents) == len(before) and record.incidents != before:
-        fresh = record.incidents[-1:]  # the oldest made room for it
+    record, fresh, verdict, settle = _note_incident(job, record, observed, now)
     record, resolved = _resolve(record, observed, now)
-
-    if verdict is None:
-        verdict = _deadline(job, record, observed, now) or _refusal(observed)
-    if verdict is not None and not verdict.retry:
-        return _end(job, record, observed, now, fresh, reason=verdict.reason, text=verdict.message)
-
     hold = settle is not None
     decision = rounds.decide(job, observed, last_number=record.round, hold=hold, now=now)
     if decision.finished:
         return _end(job, record, observed, now, fresh, reason=None, text="training is complete")
+
+    if verdict is None or verdict.retry:
+        verdict = _deadline(job, record, observed, now) or _refusal(observed)
+    if verdict is not None:
+        return _end(job, record, observed, now, fresh, reason=verdict.reason, text=verdict.message)
     if decision.form:
         record = replace(record, round=decision.form.number)
 
     pause = incidents.backoff(record.incidents, now)
-    create = [] if hold or pause else _missing_pods(job, observed, coordinator_url)
+    create: list[dict[str, Any]] = []
+    if not hold and not pause:
+        create, record, pause = _missing_pods(job, record, observed, coordinator_url, now)
     support: list[dict[str, Any]] = []
     if not observed.has_secret:
         support.append(resources.secret(job, token))
     if not observed.has_service:
         support.append(resources.service(job))
 
-    record = replace(record, phase=_phase(record, observed, decision))
+    record = replace(record, phase=_phase(record, observed, decision, now))
     conditions, message = _conditions(job, record, observed, decision)
     waits = [seconds for seconds in (settle, decision.requeue, pause or None) if seconds]
     waits.extend(_deadlines_left(job, record, now))
     return Plan(
         create=(*support, *create),
-        delete=tuple(_unwanted_pods(job, observed)),
+        delete=tuple(_unwanted_pods(job, record, observed, hold=hold)),
         status=status.render(job, record, observed, conditions, message, now),
         publish=decision.form,
         directives=_save_directives(observed, decision),
@@ -132,6 +140,8 @@ def reconcile(
 
 def _begin(record: Record, now: float) -> Record:
     """Start the clocks; end a suspension."""
+    if record.start_time is None:
+        return replace(record, start_time=now, pending_since=now, suspended_at=None)
     if record.suspended_at is not None:
         away = now - record.suspended_at
         return replace(
@@ -141,18 +151,25 @@ def _begin(record: Record, now: float) -> Record:
             pending_since=now,
             phase=status.PENDING,
         )
-    if record.start_time is None:
-        return replace(record, start_time=now, pending_since=now)
     return record
+
+
+def _still_suspended(record: Record, observed: Observed) -> bool:
+    """Whether pods of before a suspension that was taken back still save and end.
+
+    Going on from there begins with pods of its own: the end of the others is no incident.
+    """
+    return record.suspended_at is not None and bool(observed.pods or observed.round)
 
 
 def _note_progress(record: Record, observed: Observed, now: float) -> Record:
     """Take over what the round's first agent says about steps and checkpoints."""
+    checkpoint = _newest_checkpoint(record, observed)
+    if checkpoint:
+        record = replace(record, checkpoint=checkpoint)
     report = status.leader(observed)
     if report is None:
         return record
-    if report.checkpoint:
-        record = replace(record, checkpoint=report.checkpoint)
     progress = report.progress
     if progress is None or progress.round_steps == 0:
         return record
@@ -163,29 +180,99 @@ def _note_progress(record: Record, observed: Observed, now: float) -> Record:
         progress=progress,
         progress_at=agent.seen_at,
         first_step_at=first,
+        pending_seconds=record.pending(now),
         pending_since=None,
     )
 
 
+def _newest_checkpoint(record: Record, observed: Observed) -> CheckpointReport | None:
+    """The newest commit that members of the round know of.
+
+    It goes back only when training went on from an older one, since the newest was damaged: a
+    member that has just come may know less than the status does.
+    """
+    if observed.round is None:
+        return None
+    reports = [
+        agent.report
+        for member in observed.round.members
+        if (agent := observed.agents.get(member.uid))
+    ]
+    found = [report.checkpoint for report in reports if report.checkpoint]
+    newest = max(found, key=lambda c: (c.committed_at, c.step), default=None)
+    known = record.checkpoint
+    if newest is None or known is None or newest.committed_at >= known.committed_at:
+        return newest
+    report = status.leader(observed)
+    fell_back = report and report.restored and report.restored.step < known.step
+    return newest if fell_back else None
+
+
 def _note_incident(
     job: TrainingJob, record: Record, observed: Observed, now: float
-) -> tuple[Record, incidents.Verdict | None, float | None]:
+) -> tuple[Record, tuple[Incident, ...], incidents.Verdict | None, float | None]:
     """Find what has gone wrong since, charge it, and say whether there is another try."""
+    fresh: list[Incident] = []
+    known = record.incidents
     step = record.progress.step if record.progress else 0
-    found = incidents.detect(job, observed, record.incidents, progress=step, now=now)
-    if found.incident is None:
-        return record, None, found.settle
+    while True:
+        found = incidents.detect(
+            job, observed, known, charged=record.charged_round, progress=step, now=now
+        )
+        if found.collateral:
+            more = found.collateral
+            known = _with_collateral(known, observed, more)
+            record = replace(record, incidents=_with_collateral(record.incidents, observed, more))
+            continue
+        if found.incident is None:
+            return record, tuple(fresh), None, found.settle
+        record, incident, verdict = _charged(record, job, found.incident, observed, now)
+        fresh.append(incident)
+        known = (*known, incident)  # not those of the record: the oldest may have left it just now
+        if not verdict.retry:
+            return record, tuple(fresh), verdict, None
+
+
+def _charged(
+    record: Record, job: TrainingJob, incident: Incident, observed: Observed, now: float
+) -> tuple[Record, Incident, incidents.Verdict]:
+    """Judge a new incident, and put it into the record."""
+    training = incident.round == 0 and _is_training(observed)
     verdict = incidents.judge(
         job,
-        found.incident,
+        incident,
         record.history,
         checkpoint=record.checkpoint.step if record.checkpoint else None,
         started=record.first_step_at is not None,
+        training=training,
         now=now,
     )
-    incident = replace(found.incident, action=verdict.action)
+    incident = replace(incident, action=verdict.action)
+    if training:
+        # Nobody had to start again for it: it is told, but no budget of tries pays.
+        incident = replace(incident, steps_lost=0, seconds_lost=0.0)
+        return record.with_incident(incident, record.history), incident, verdict
     history = incidents.charge(record.history, incident, job, now)
-    return record.with_incident(incident, history), verdict, None
+    return record.with_incident(incident, history), incident, verdict
+
+
+def _with_collateral(
+    known: tuple[Incident, ...], observed: Observed, pods: tuple[str, ...]
+) -> tuple[Incident, ...]:
+    """Name more pods in the incident of the current round."""
+    number = observed.round.number if observed.round else 0
+    return tuple(
+        replace(i, collateral=(*i.collateral, *pods)) if i.round == number else i for i in known
+    )
+
+
+def _is_training(observed: Observed) -> bool:
+    """Whether a whole round is at work and has completed a step."""
+    report, current = status.leader(observed), observed.round
+    if current is None or not report or not report.progress or not report.progress.round_steps:
+        return False
+    states = {rounds.state_of(member, current, observed) for member in current.members}
+    return states <= {rounds.State.RUNNING, rounds.State.SILENT, rounds.State.DONE}
 
 
 def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tuple[Incident, ...]]:
@@ -197,7 +284,6 @@ def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tu
     began = progress.step - progress.round_steps
     resumed_from = report.restored.step if report.restored else began
     step_seconds = progress.productive_seconds / progress.step if progress.step else 0.0
-    inside = {m.pod for m in current.members}
     closed: list[Incident] = []
     result: list[Incident] = []
     for incident in record.incidents:
@@ -208,9 +294,6 @@ def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tu
                 )
             )
             result.append(closed[-1])
-        elif incident.open and not inside & {*incident.victims, *incident.collateral}:
-            # A pod that never was in a round: training was not touched.
-            result.append(replace(incident, steps_lost=0, seconds_lost=0.0))
         else:
             result.append(incident)
     rework = sum((incident.steps_lost or 0) * step_seconds for incident in closed)
@@ -259,53 +342,92 @@ def _refusal(observed: Observed) -> incidents.Verdict | None:
 
 
 def _missing_pods(
-    job: TrainingJob, observed: Observed, coordinator_url: str
-) -> list[dict[str, Any]]:
-    """A pod for every slot that has none which stays or is done."""
-    missing = []
+    job: TrainingJob, record: Record, observed: Observed, coordinator_url: str, now: float
+) -> tuple[list[dict[str, Any]], Record, float]:
+    """A pod for every slot that has none which stays or is done; seconds to wait for the rest.
+
+    Replacements are created at a limited rate, whatever the reason for which their predecessors
+    went: something in the cluster may delete pods as fast as they come.
+    """
+    used, (tokens, pause) = dict(record.incarnations or {}), _tokens(job, record, now)
+    inside = {m.uid for m in observed.round.members} if observed.round else set()
+    missing: list[dict[str, Any]] = []
     for slot in range(job.replicas):
         held = [pod for pod in observed.pods if pod.slot == slot]
         valid = [pod for pod in held if rounds.wanted(job, pod)]
-        if any(observed.stays(pod) or pod.phase == "Succeeded" for pod in valid):
+        if any(observed.stays(pod) or pod.succeeded for pod in valid):
             continue
-        incarnation = max((pod.incarnation for pod in held), default=-1) + 1
+        if any(pod.alive and pod.uid not in inside for pod in valid):
+            continue  # Told to go before it has come to train: its successor waits for its end.
+        last = max([pod.incarnation for pod in held], default=-1)
+        incarnation = max(last, used.get(slot, -1)) + 1
+        if incarnation and tokens < 1.0:
+            return missing, _spent(record, used, tokens, now), pause
+        tokens -= 1.0 if incarnation else 0.0
+        used[slot] = incarnation
         missing.append(resources.pod(job, slot, incarnation, coordinator_url))
-    return missing
+    if not missing:
+        return [], record, 0.0
+    return missing, _spent(record, used, tokens, now), 0.0
 
 
-def _unwanted_pods(job: TrainingJob, observed: Observed) -> list[Deletion]:
+def _tokens(job: TrainingJob, record: Record, now: float) -> tuple[float, float]:
+    """How many replacements may be created now, and the seconds until there is another."""
+    most = 2.0 * job.replicas + 4.0
+    each = REPLACE_SECONDS / job.replicas
+    if record.tokens is None:
+        return most, each
+    left, at = record.tokens
+    return min(most, left + max(0.0, now - at) / each), each
+
+
+def _spent(record: Record, used: Mapping[int, int], tokens: float, now: float) -> Record:
+    return replace(record, incarnations=used, tokens=(tokens, now))
+
+
+def _unwanted_pods(
+    job: TrainingJob, record: Record, observed: Observed, *, hold: bool
+) -> list[Deletion]:
     """Pods that nobody wants: scaled down, old template, on a node that goes, long finished."""
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     doomed: list[Deletion] = []
     for pod in observed.pods:
         node = observed.node_of(pod)
-        if pod.alive and node and node.lost:
-            # Its kubelet will not confirm; the checkpoint's fence keeps a zombie from harm.
-            doomed.append(Deletion(name=pod.name, uid=pod.uid, force=True))
+        if (pod.alive and node and node.lost) or (pod.lingers and not pod.deleting):
+            doomed.append(_deletion(observed, pod))
         elif not pod.alive or pod.deleting:
             continue
         elif not rounds.wanted(job, pod) or node and node.going and pod.uid not in inside:
             doomed.append(Deletion(name=pod.name, uid=pod.uid))
-    doomed.extend(_twins(observed, inside))
-    finished = [p for p in observed.pods if p.phase == "Failed" and not p.deleting]
+    doomed.extend(_twins(job, observed, inside))
+    finished = [p for p in observed.pods if p.failed and not p.lingers and not p.deleting]
     finished.sort(key=lambda pod: (pod.finished_at or pod.created_at, pod.incarnation))
-    spare = finished[: max(0, len(finished) - KEEP_FINISHED)]
-    newest: dict[int, int] = {}
-    for pod in observed.pods:
-        newest[pod.slot] = max(newest.get(pod.slot, 0), pod.incarnation)
+    spare = len(finished) - KEEP_FINISHED
+    # An incident that has left the status must not come back through the pod that it is about.
+    named = {name for i in record.incidents for name in i.victims + i.collateral}
     doomed.extend(
         Deletion(name=pod.name, uid=pod.uid)
-        for pod in spare
-        if pod.incarnation < newest[pod.slot]  # else its name would be used again
+        for number, pod in enumerate(finished)
+        if pod.uid not in inside and not hold and (number < spare or pod.name not in named)
     )
     return doomed
 
 
-def _twins(observed: Observed, inside: set[str]) -> list[Deletion]:
+def _deletion(observed: Observed, pod: Pod) -> Deletion:
+    """Delete a pod; at once where its kubelet will never confirm that it has ended.
+
+    The fence of the checkpoint store keeps what may still run there from doing harm.
+    """
+    node = observed.node_of(pod)
+    force = bool(pod.alive and node and node.lost)
+    return Deletion(name=pod.name, uid=pod.uid, force=force)
+
+
+def _twins(job: TrainingJob, observed: Observed, inside: set[str]) -> list[Deletion]:
     """Slots held by two pods that both stay, because what seemed to go did not: one is enough."""
     by_slot: dict[int, list[Pod]] = {}
     for pod in observed.pods:
-        if observed.stays(pod) and not pod.deleting:
+        if observed.stays(pod) and rounds.wanted(job, pod):
             by_slot.setdefault(pod.slot, []).append(pod)
     extra: list[Deletion] = []
     for pods in by_slot.values():
@@ -348,7 +470,7 @@ def _stop_directives(observed: Observed, code: int, message: str) -> dict[str, D
     }
 
 
-def _phase(record: Record, observed: Observed, decision: rounds.Decision) -> str:
+def _phase(record: Record, observed: Observed, decision: rounds.Decision, now: float) -> str:
     if record.open_incidents:
         return status.RECOVERING
     report = status.leader(observed)
@@ -356,7 +478,8 @@ def _phase(record: Record, observed: Observed, decision: rounds.Decision) -> str
         if report and report.progress and report.progress.round_steps:
             return status.RUNNING
         if record.phase in {status.RUNNING, status.RECOVERING}:
-            return status.RUNNING if observed.round else status.STARTING
+            heard = observed.round or now - observed.listening_since < rounds.REANNOUNCE
+            return status.RUNNING if heard else status.STARTING
     started = (
         observed.round or decision.form or any(pod.phase == "Running" for pod in observed.pods)
     )
@@ -389,11 +512,16 @@ def _conditions(
     elif going_on and observed.round:
         world = observed.round.world_size
         message = f"training on {len(observed.round.members)} pods, {world} workers"
+    elif going_on:
+        message = "training; the operator has started anew and waits to hear from the pods"
     else:
         message = f"waiting for {decision.waiting or 'pods to start'}"
     if blocked:
         attention = condition("Degraded", True, blocked[0], blocked[1])
         message = blocked[1] if not going_on else f"{message}; {blocked[1]}"
+    elif report and report.progress and not math.isfinite(report.progress.loss or 0.0):
+        text = f"the loss is {report.progress.loss} at step {report.progress.step}"
+        attention = condition("Degraded", True, "LossNotFinite", text)
     elif skipped:
         text = "; ".join(skipped)
         attention = condition("Degraded", True, "CheckpointDamaged", text)
@@ -472,7 +600,11 @@ def _exit_code(record: Record, fresh: tuple[Incident, ...]) -> ExitCode:
 def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: float) -> Plan:
     """Nothing to decide any more: let pods end, clean up, expire."""
     since = now - (record.completion_time or now)
-    running = [pod for pod in observed.pods if pod.alive and not pod.deleting]
+    running = [
+        pod
+        for pod in observed.pods
+        if (pod.alive or pod.lingers) and (not pod.deleting or _deletion(observed, pod).force)
+    ]
     late = since >= END_SECONDS
     doomed = [pod for pod in running if late and job.clean_pods != "None"]
     if job.clean_pods == "All" and (late or not running):
@@ -488,7 +620,7 @@ def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: fl
     text = record.message or "training is complete"
     conditions = _end_conditions(record.phase, record.reason or "Completed", text)
     return Plan(
-        delete=tuple(Deletion(name=pod.name, uid=pod.uid) for pod in doomed),
+        delete=tuple(_deletion(observed, pod) for pod in doomed),
         status=status.render(job, record, observed, conditions, text, now),
         directives=_stop_directives(observed, code, text),
         remove_job=expired,
@@ -501,14 +633,16 @@ def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float)
     record = _note_progress(record, observed, now)
     alive = [pod for pod in observed.pods if pod.alive]
     if record.suspended_at is None:
-        record = replace(record, suspended_at=now, start_time=record.start_time or now)
+        record = replace(record, suspended_at=now, pending_seconds=record.pending(now))
     closed = tuple(
-        replace(i, seconds_lost=round(now - i.at, 3)) if i.open else i for i in record.incidents
+        replace(i, seconds_lost=round(now - i.at, 3), steps_lost=i.steps_lost or 0) if i.open else i
+        for i in record.incidents
     )
     record = replace(record, phase=status.SUSPENDED, pending_since=None, incidents=closed)
     saving = f"{len(alive)} pods save and end" if alive else "no pods run"
     step = f" at step {record.checkpoint.step}" if record.checkpoint else ""
-    message = f"suspended{step}: {saving}; set spec.suspend to false to go on"
+    then = "set spec.suspend to false to go on" if job.suspend else "then it goes on"
+    message = f"suspended{step}: {saving}; {then}"
     conditions = [
         condition("Ready", False, "Suspended", message),
         condition("Progressing", bool(alive), "Suspended", message),
@@ -518,7 +652,12 @@ def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float)
         condition("Failed", False, "NotFailed", "the job has not failed"),
     ]
     return Plan(
-        delete=tuple(Deletion(name=p.name, uid=p.uid) for p in alive if not p.deleting),
+        delete=tuple(
+            deletion
+            for pod in observed.pods
+            if (deletion := _deletion(observed, pod)).force or not pod.deleting
+        ),
         status=status.render(job, record, observed, conditions, message, now),
         forget_round=not alive,
+        requeue=None if job.suspend or alive else 0.1,
     )

@@ -76,7 +76,7 @@ class Decision:
 def state_of(member: Member, current: Round, observed: Observed) -> State:
     """Where a member of the current round is."""
     pod, agent = observed.pod(member.uid), observed.agents.get(member.uid)
-    if pod is not None and pod.phase == "Succeeded":
+    if pod is not None and pod.succeeded:
         return State.DONE
     phase = agent.report.phase if agent else None
     in_round = bool(agent and agent.report.round and agent.report.round.key == current.key)
@@ -129,15 +129,8 @@ def decide(
         return _form(job, observed, number, hold=hold, patient=patient, now=now)
 
     going = {m.pod: why for m in current.members if (why := _going(m, observed))}
-    busy = values & BUSY
-    if going:
-        reason = "; ".join(f"{pod}: {why}" for pod, why in going.items())
-        if not busy:
-            return _form(job, observed, number, hold=hold, patient=patient, now=now)
-        margin = max(job.grace_seconds - 5.0, job.grace_seconds / 2)
-        return Decision(save=reason, save_seconds=margin)
-
-    ended = values & {State.SAVED, State.STOPPED}
+    busy, ended = values & BUSY, values & {State.SAVED, State.STOPPED}
+    left: float | None = None
     if ended and busy:
         first = min(
             observed.agents[uid].phase_since
@@ -145,10 +138,14 @@ def decide(
             if state in {State.SAVED, State.STOPPED}
         )
         left = first + PARTIAL_SAVE - now
-        if left > 0:
-            return Decision(save="other members have saved", requeue=left)
-    if ended:
+    if (going or ended) and (not busy or left is not None and left <= 0):
         return _form(job, observed, number, hold=hold, patient=patient, now=now)
+    if going:
+        reason = "; ".join(f"{pod}: {why}" for pod, why in going.items())
+        margin = max(job.grace_seconds - 5.0, job.grace_seconds / 2)
+        return Decision(save=reason, save_seconds=margin, requeue=left)
+    if ended:
+        return Decision(save="other members have saved", requeue=left)
 
     return _consider_newcomers(job, observed, current, values, now)
 
@@ -174,11 +171,11 @@ def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
         and (agent := observed.agents.get(pod.uid))
         and agent.report.phase in ready
     ]
-    # Two pods can hold one slot while a replacement overlaps with its predecessor; the newer stays.
-    newest = {
-        pod.slot: (pod, agent) for pod, agent in sorted(found, key=lambda f: f[0].incarnation)
-    }
-    return [newest[slot] for slot in sorted(newest)]
+    # Two pods can hold one slot when a predecessor that had to go does not; it keeps its place.
+    inside = {m.uid for m in observed.round.members} if observed.round else set()
+    found.sort(key=lambda f: (f[0].uid not in inside, f[0].incarnation), reverse=True)
+    chosen = {pod.slot: (pod, agent) for pod, agent in found}
+    return [chosen[slot] for slot in sorted(chosen)]
 
 
 def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
@@ -194,6 +191,12 @@ def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
     return found
 
 
+def _patience_ends(coming: list[Pod], now: float) -> float:
+    """Seconds until one of these is no longer expected, because no node takes it."""
+    ends = [pod.created_at + UNSCHEDULABLE_PATIENCE for pod in coming if pod.unschedulable]
+    return max(min(ends, default=now + PATIENCE) - now, 0.0) + 0.1
+
+
 def _form(
     job: TrainingJob,
     observed: Observed,
@@ -206,7 +209,7 @@ def _form(
     """Form a round from those that are there, or say what it waits for."""
     if hold:
         return Decision(waiting="a failure is being understood")
-    done = {pod.slot for pod in observed.pods if wanted(job, pod) and pod.phase == "Succeeded"}
+    done = {pod.slot for pod in observed.pods if wanted(job, pod) and pod.succeeded}
     ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
     if len(done) == job.replicas and not ready:
         return Decision(finished=True)
@@ -220,7 +223,8 @@ def _form(
         left = since + patience - now
         if len(ready) < least or left > 0:
             names = ", ".join(pod.name for pod in coming)
-            return Decision(waiting=f"{names} to join", requeue=max(left, 1.0))
+            again = min(max(left, 1.0), _patience_ends(coming, now))
+            return Decision(waiting=f"{names} to join", requeue=again)
     if len(ready) < least:
         have = f"{len(ready)} of at least {least} pods have joined"
         return Decision(waiting=have, requeue=5.0)

@@ -5,6 +5,7 @@ it had never been away. It is read from the status and written back to it; nothi
 persisted. `render` turns a record and what is observed into the document that ``kubectl`` shows.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,7 +36,15 @@ class Record:
     first_step_at: float | None = None
     suspended_at: float | None = None
     suspended_seconds: float = 0.0
+    pending_seconds: float = 0.0
+    """Pending before ``pending_since``."""
     rework_seconds: float = 0.0
+    charged_round: int = 0
+    """The highest round of which an incident was charged: there is one at most for each."""
+    incarnations: Mapping[int, int] | None = None
+    """The highest incarnation of each slot, so that no name is used twice."""
+    tokens: tuple[float, float] | None = None
+    """How many replacements may be created at once, and when that was so (see reconcile)."""
     incidents: tuple[Incident, ...] = ()
     history: History = History()
     counts: Mapping[str, int] | None = None
@@ -57,8 +66,18 @@ class Record:
         """Add one, and count it."""
         counts = dict(self.counts or {})
         counts[incident.klass] = counts.get(incident.klass, 0) + 1
-        kept = (*self.incidents, incident)[-KEEP:]
-        return replace(self, incidents=kept, history=history, counts=counts)
+        return replace(
+            self,
+            incidents=(*self.incidents, incident)[-KEEP:],
+            history=history,
+            counts=counts,
+            charged_round=max(self.charged_round, incident.round),
+        )
+
+    def pending(self, now: float) -> float:
+        """Seconds for which pods have been wanted without a first step since."""
+        since = now if self.pending_since is None else self.pending_since
+        return self.pending_seconds + max(0.0, now - since)
 
 
 def read(status: Mapping[str, Any]) -> Record:
@@ -81,7 +100,13 @@ def read(status: Mapping[str, Any]) -> Record:
         first_step_at=accounting.get("firstStepAt"),
         suspended_at=accounting.get("suspendedAt"),
         suspended_seconds=accounting.get("suspendedSeconds", 0.0),
+        pending_seconds=accounting.get("pendingSeconds", 0.0),
         rework_seconds=accounting.get("reworkSeconds", 0.0),
+        charged_round=accounting.get("chargedRound", 0),
+        incarnations={int(s): n for s, n in (accounting.get("incarnations") or {}).items()},
+        tokens=(accounting["tokens"], accounting.get("tokensAt", 0.0))
+        if "tokens" in accounting
+        else None,
         incidents=tuple(from_status(i) for i in status.get("incidents") or ()),
         history=History(
             user=tuple((e["at"], e["step"]) for e in accounting.get("userErrors") or ()),
@@ -154,7 +179,7 @@ def goodput(record: Record, now: float) -> dict[str, Any] | None:
     """Where the time since the first pod was wanted has gone; every second in one place.
 
     productive and stall are counted by the trainer and travel with its checkpoints, so that steps
-    that were lost are not in them; pending ends with the first step; rework is the time of lost
+    that were lost are not in them; pending is the time before a first step; rework that of lost
     steps; what remains is the price of restarts.
     """
     if record.start_time is None:
@@ -164,8 +189,7 @@ def goodput(record: Record, now: float) -> dict[str, Any] | None:
     progress = record.progress or Progress()
     stall = min(progress.stall_seconds, total)
     productive = min(progress.productive_seconds, total - stall)
-    pending = min((record.first_step_at or end) - record.start_time, total - productive - stall)
-    pending = max(0.0, pending)
+    pending = max(0.0, min(record.pending(end), total - productive - stall))
     rework = min(record.rework_seconds, total - productive - stall - pending)
     restart = max(0.0, total - productive - stall - pending - rework)
     ratio = productive / total if total > 0 else 0.0
@@ -225,14 +249,24 @@ def render(
                 ("infrastructureErrors", list(record.history.infrastructure)),
                 ("pendingSince", record.pending_since),
                 ("firstStepAt", record.first_step_at),
+                ("pendingSeconds", round(record.pending_seconds, 3)),
                 ("reworkSeconds", round(record.rework_seconds, 3)),
+                ("chargedRound", record.charged_round),
+                ("incarnations", {str(s): n for s, n in (record.incarnations or {}).items()}),
+                ("tokens", round(record.tokens[0], 3) if record.tokens else None),
+                ("tokensAt", record.tokens[1] if record.tokens else None),
                 ("suspendedSeconds", round(record.suspended_seconds, 3)),
                 ("suspendedAt", record.suspended_at),
             )
-            if value not in (None, [], 0.0)
+            if value not in (None, [], {}, 0.0)
         },
     }
     return {key: value for key, value in document.items() if value is not None}
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON can carry; None for NaN and infinities, which the API server refuses."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _progress(record: Record) -> dict[str, Any] | None:
@@ -247,8 +281,9 @@ def _progress(record: Record) -> dict[str, Any] | None:
         "step": progress.step,
         "totalSteps": progress.total_steps,
         "epoch": progress.epoch,
-        "loss": progress.loss,
-        "metrics": progress.metrics,
+        "loss": _finite(progress.loss),
+        "metrics": {k: v for k, v in (progress.metrics or {}).items() if _finite(v) is not None}
+        or None,
         "samples": progress.samples,
         "samplesPerSecond": progress.samples_per_second,
         "eta": stamp(eta) if eta else None,
