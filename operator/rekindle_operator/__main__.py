@@ -97,7 +97,7 @@ async def run(options: argparse.Namespace) -> None:
             await web.TCPSite(runner, options.host, port).start()
         await kopf.operator(
             registry=handlers.register(controller, watch_nodes=watch_nodes),
-            settings=handlers.settings(),
+            settings=handlers.settings(clusterwide=not options.namespace),
             standalone=True,
             clusterwide=not options.namespace,
             namespaces=options.namespace or (),

@@ -69,7 +69,7 @@ class Cluster:
             if error.status == 409:
                 return await self._adopt(kind, manifest)
             if error.status in {400, 422}:
-                raise Refused(_message(error)) from error
+                raise Refused(explanation(error)) from error
             raise
         return self._plain(made)
 
@@ -222,7 +222,7 @@ class Cluster:
         return dict(self._api.sanitize_for_serialization(model))
 
 
-def _message(error: client.ApiException) -> str:
+def explanation(error: client.ApiException) -> str:
     """What the API server says, without the client's decoration."""
     try:
         return str(json.loads(error.body or "")["message"])

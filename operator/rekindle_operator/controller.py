@@ -17,7 +17,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,18 +26,19 @@ from kubernetes.aio.client import ApiException
 
 from rekindle.contract import LABEL_JOB
 from rekindle_operator import metrics, resources, spec, status
-from rekindle_operator.cluster import Cluster, Refused
+from rekindle_operator.cluster import Cluster, Refused, explanation
 from rekindle_operator.coordinator import Coordinator, JobKey
 from rekindle_operator.incidents import stamp
 from rekindle_operator.observed import (
     Node,
     Observed,
     Pod,
+    gone,
     parse_node,
     parse_pod,
     parse_time,
 )
-from rekindle_operator.reconcile import Plan, reconcile
+from rekindle_operator.reconcile import Deletion, Plan, reconcile
 from rekindle_operator.status import condition
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,12 @@ class JobState:
     has_service: bool = False
     retired: set[str] = field(default_factory=set)
     refused: str | None = None
+    hindered: str | None = None
+    """What kept the last child from being created; it is tried again."""
+    create_at: float = 0.0
+    """time.monotonic() before which no child is created, after one could not be."""
+    create_pause: float = 0.0
+    has_secret: bool = False
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     due: float = 0.0
     """time.monotonic() of the next reconcile."""
@@ -140,13 +147,10 @@ class Controller:
             return
         name = body["metadata"]["name"]
         old = self._nodes.get(name)
-        if kind == "DELETED":
-            self._nodes.pop(name, None)
-        else:
-            node = parse_node(body)
-            if node == old:
-                return
-            self._nodes[name] = node
+        node = gone(name) if kind == "DELETED" else parse_node(body)
+        if node == old:
+            return
+        self._nodes[name] = node
         for key, state in self._jobs.items():
             if any(pod.node == name for pod in state.parsed.values()):
                 self.wake(key)
@@ -197,19 +201,36 @@ class Controller:
         for body in bodies:
             self._note_pod(state, body)
         if self._nodes is not None:
-            self._nodes.update(
-                {node.name: node for node in map(parse_node, await self._cluster.nodes())}
-            )
+            self._note_nodes(await self._cluster.nodes(), state)
         state.has_service = await self._cluster.has_service(key[0], resources.service_name(key[1]))
+        await self._read_token(key, state)
         state.synced_at = time.monotonic()
+
+    def _note_nodes(self, bodies: list[dict[str, Any]], state: JobState) -> None:
+        """Take over a list of all nodes that is newer than the job's list of pods.
+
+        Newer, so that a node which a pod is on and which is not in the list has been deleted.
+        """
+        assert self._nodes is not None
+        there = {node.name: node for node in map(parse_node, bodies)}
+        used = {pod.node for other in self._jobs.values() for pod in other.parsed.values()}
+        missed = {pod.node for pod in state.parsed.values() if pod.node} - there.keys()
+        known = {name for name, node in self._nodes.items() if name in used and node == gone(name)}
+        self._nodes = {**{name: gone(name) for name in missed | known}, **there}
+
+    async def _read_token(self, key: JobKey, state: JobState) -> None:
+        """See which token counts: the one in the secret, which somebody may have deleted."""
+        uid = state.body["metadata"]["uid"]
+        token = await self._cluster.token(key[0], resources.secret_name(key[1]), uid)
+        state.has_secret = token is not None
+        state.token = token or state.token
 
     async def _token_of(self, key: JobKey) -> str | None:
         state = self._jobs.get(key)
         if state is None:
             return None
         if state.token is None:
-            uid = state.body["metadata"]["uid"]
-            state.token = await self._cluster.token(key[0], resources.secret_name(key[1]), uid)
+            await self._read_token(key, state)
         return state.token
 
     def _is_live(self, key: JobKey, name: str, uid: str) -> bool:
@@ -232,10 +253,11 @@ class Controller:
             agents=dict(room.agents),
             round=room.round,
             retired=frozenset(state.retired),
-            has_secret=state.token is not None,
+            has_secret=state.has_secret,
             has_service=state.has_service,
             listening_since=self.coordinator.since,
             refused=state.refused,
+            hindered=state.hindered,
         )
 
     # The work.
@@ -290,19 +312,14 @@ class Controller:
             state.status,
             self._observe(key, state),
             coordinator_url=self._url,
-            token=secrets.token_urlsafe(32),
+            token=state.token or secrets.token_urlsafe(32),
             now=now,
         )
         await self._apply(key, state, plan, now)
 
     async def _apply(self, key: JobKey, state: JobState, plan: Plan, now: float) -> None:
         """Children, then the status, then what agents see."""
-        async with asyncio.TaskGroup() as group:
-            for manifest in plan.create:
-                group.create_task(self._create(state, manifest))
-            for doomed in plan.delete:
-                state.retired.add(doomed.uid)
-                group.create_task(self._cluster.delete_pod(key[0], doomed))
+        await self._apply_children(key, state, plan)
         wait = await self._write_status(key, state, dict(plan.status), plan.publish is not None)
         room = self.coordinator.room(key)
         current = None if plan.forget_round else plan.publish or room.round
@@ -332,27 +349,64 @@ class Controller:
                 self.wake(key, seconds)
         self._count_phases()
 
-    async def _create(self, state: JobState, manifest: dict[str, Any]) -> None:
+    async def _apply_children(self, key: JobKey, state: JobState, plan: Plan) -> None:
+        """Create and delete what a plan says.
+
+        What cannot be created, because a quota is used up for example, must not keep the pods that
+        are there from training: it is told in the status and tried again, ever more rarely.
+        Everything else that goes wrong ends the reconcile, once all requests are through.
+        """
+        calls: list[Coroutine[Any, Any, str | None]] = []
+        if time.monotonic() >= state.create_at:
+            calls.extend(self._create(state, manifest) for manifest in plan.create)
+        for doomed in plan.delete:
+            state.retired.add(doomed.uid)
+            calls.append(self._delete(key[0], doomed))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        hindered = next((result for result in results if isinstance(result, str)), None)
+        if hindered:
+            state.create_pause = min(2 * state.create_pause or RETRY_LEAST, RETRY_MOST)
+            state.create_at = time.monotonic() + state.create_pause
+            logger.warning("%s/%s: %s; again in %.1f s", *key, hindered, state.create_pause)
+        elif time.monotonic() >= state.create_at:
+            state.create_pause = 0.0
+        if time.monotonic() < state.create_at:
+            self.wake(key, state.create_at - time.monotonic())
+        elif state.hindered:
+            self.wake(key)
+        if hindered or time.monotonic() >= state.create_at:
+            state.hindered = hindered
+
+    async def _delete(self, namespace: str, doomed: Deletion) -> None:
+        async with self._limit:
+            await self._cluster.delete_pod(namespace, doomed)
+
+    async def _create(self, state: JobState, manifest: dict[str, Any]) -> str | None:
+        """Create a child; gives in words what kept it from being created for now."""
+        what = f"{manifest['kind'].lower()} {manifest['metadata']['name']}"
         async with self._limit:
             try:
                 made = await self._cluster.create(manifest)
             except Refused as error:
-                state.refused = (
-                    f"{manifest['kind'].lower()} {manifest['metadata']['name']}: {error}"
-                )
+                state.refused = f"{what}: {error}"
                 self.wake((manifest["metadata"]["namespace"], state.body["metadata"]["name"]))
-                return
+                return None
+            except (ApiException, ClientError, TimeoutError, OSError) as error:
+                return f"{what} cannot be created: {_brief(error)}"
         if made is None:
-            return
+            return None
         if manifest["kind"] == "Pod":
             self._note_pod(state, made)
         elif manifest["kind"] == "Service":
             state.has_service = True
         elif manifest["kind"] == "Secret":
             # Whose token counts is decided by the API server: read what is there.
-            state.token = None
             key = (manifest["metadata"]["namespace"], state.body["metadata"]["name"])
-            await self._token_of(key)
+            await self._read_token(key, state)
+        return None
 
     async def _write_status(
         self, key: JobKey, state: JobState, fresh: dict[str, Any], at_once: bool
@@ -405,5 +459,5 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
 
 def _brief(error: BaseException) -> str:
     if isinstance(error, ApiException):
-        return f"API server: {error.status} {error.reason}"
+        return f"API server: {error.status} {explanation(error)}"
     return f"{type(error).__name__}: {error}"

@@ -40,9 +40,14 @@ def register(controller: Controller, *, watch_nodes: bool) -> kopf.OperatorRegis
     return registry
 
 
-def settings() -> kopf.OperatorSettings:
-    """How kopf is to behave."""
+def settings(*, clusterwide: bool) -> kopf.OperatorSettings:
+    """How kopf is to behave.
+
+    Scanning for namespaces and definitions needs rights on the whole cluster; an operator of named
+    namespaces has none, and would try for a minute before it watches anything.
+    """
     chosen = kopf.OperatorSettings()
+    chosen.scanning.disabled = not clusterwide
     chosen.posting.enabled = False  # our events are about jobs, not about handlers
     chosen.networking.request_timeout = 30
     chosen.networking.error_backoffs = (0.1, 0.5, 1, 2, 5, 10, 10, 30)

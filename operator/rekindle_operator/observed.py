@@ -151,6 +151,8 @@ class Observed:
     """Since when agents can have reported to this operator process."""
     refused: str | None = None
     """What the API server answered when it last refused a pod of this job."""
+    hindered: str | None = None
+    """What keeps a child from being created for now: a quota that is used up, for example."""
 
     def pod(self, uid: str) -> Pod | None:
         """The pod with this uid, if it still is an object."""

@@ -94,7 +94,7 @@ def reconcile(
         return _after_the_end(job, record, observed, now)
     if job.suspend or _still_suspended(record, observed):
         return _suspended(job, record, observed, now)
-    record = _begin(record, now)
+    record = _note_pods(job, _begin(record, now), observed, now)
     record = _note_progress(record, observed, now)
 
     record, fresh, verdict, settle = _note_incident(job, record, observed, now)
@@ -114,7 +114,7 @@ def reconcile(
     pause = incidents.backoff(record.incidents, now)
     create: list[dict[str, Any]] = []
     if not hold and not pause:
-        create, record, pause = _missing_pods(job, record, observed, coordinator_url, now)
+        create, pause = _missing_pods(job, record, observed, coordinator_url, now)
     support: list[dict[str, Any]] = []
     if not observed.has_secret:
         support.append(resources.secret(job, token))
@@ -341,48 +341,50 @@ def _refusal(observed: Observed) -> incidents.Verdict | None:
     return incidents.Verdict(retry=False, action="", reason="PodRefused", message=message)
 
 
+def _note_pods(job: TrainingJob, record: Record, observed: Observed, now: float) -> Record:
+    """Remember which names are used up, and how fast replacements have come to be."""
+    used = dict(record.incarnations or {})
+    fresh = [pod for pod in observed.pods if pod.incarnation > used.get(pod.slot, -1)]
+    if not fresh:
+        return record
+    for pod in fresh:
+        used[pod.slot] = max(pod.incarnation, used.get(pod.slot, -1))
+    left = _tokens(job, record, now) - sum(pod.incarnation > 0 for pod in fresh)
+    return replace(record, incarnations=used, tokens=(max(left, 0.0), now))
+
+
 def _missing_pods(
     job: TrainingJob, record: Record, observed: Observed, coordinator_url: str, now: float
-) -> tuple[list[dict[str, Any]], Record, float]:
+) -> tuple[list[dict[str, Any]], float]:
     """A pod for every slot that has none which stays or is done; seconds to wait for the rest.
 
     Replacements are created at a limited rate, whatever the reason for which their predecessors
     went: something in the cluster may delete pods as fast as they come.
     """
-    used, (tokens, pause) = dict(record.incarnations or {}), _tokens(job, record, now)
+    used, tokens = record.incarnations or {}, _tokens(job, record, now)
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     missing: list[dict[str, Any]] = []
     for slot in range(job.replicas):
-        held = [pod for pod in observed.pods if pod.slot == slot]
-        valid = [pod for pod in held if rounds.wanted(job, pod)]
+        valid = [pod for pod in observed.pods if pod.slot == slot and rounds.wanted(job, pod)]
         if any(observed.stays(pod) or pod.succeeded for pod in valid):
             continue
         if any(pod.alive and pod.uid not in inside for pod in valid):
             continue  # Told to go before it has come to train: its successor waits for its end.
-        last = max([pod.incarnation for pod in held], default=-1)
-        incarnation = max(last, used.get(slot, -1)) + 1
+        incarnation = used.get(slot, -1) + 1
         if incarnation and tokens < 1.0:
-            return missing, _spent(record, used, tokens, now), pause
+            return missing, REPLACE_SECONDS / job.replicas
         tokens -= 1.0 if incarnation else 0.0
-        used[slot] = incarnation
         missing.append(resources.pod(job, slot, incarnation, coordinator_url))
-    if not missing:
-        return [], record, 0.0
-    return missing, _spent(record, used, tokens, now), 0.0
+    return missing, 0.0
 
 
-def _tokens(job: TrainingJob, record: Record, now: float) -> tuple[float, float]:
-    """How many replacements may be created now, and the seconds until there is another."""
+def _tokens(job: TrainingJob, record: Record, now: float) -> float:
+    """How many replacements may be created now."""
     most = 2.0 * job.replicas + 4.0
-    each = REPLACE_SECONDS / job.replicas
     if record.tokens is None:
-        return most, each
+        return most
     left, at = record.tokens
-    return min(most, left + max(0.0, now - at) / each), each
-
-
-def _spent(record: Record, used: Mapping[int, int], tokens: float, now: float) -> Record:
-    return replace(record, incarnations=used, tokens=(tokens, now))
+    return min(most, left + max(0.0, now - at) * job.replicas / REPLACE_SECONDS)
 
 
 def _unwanted_pods(
@@ -488,6 +490,8 @@ def _phase(record: Record, observed: Observed, decision: rounds.Decision, now: f
 
 def _blocker(job: TrainingJob, observed: Observed) -> tuple[str, str] | None:
     """What keeps a pod from starting, in words: reason and message."""
+    if observed.hindered:
+        return "CannotCreate", observed.hindered
     for pod in observed.pods:
         if not rounds.wanted(job, pod) or not pod.alive:
             continue
