@@ -142,13 +142,16 @@ class LaneSampler:
 
     def __iter__(self) -> Iterator[Share]:
         cursor = self.cursor
-        order = cursor.global_order
+        blocks = cursor.global_order.stream(cursor.epoch, cursor.sample, cursor.length)
+        first, ids = cursor.sample, np.empty(0, dtype=np.int64)
         for step in steps(
             length=cursor.length, global_batch=cursor.G, micro=cursor.m, start=cursor.sample
         ):
-            ids = order.ids(cursor.epoch, step.start, step.stop)
+            while first + len(ids) < step.stop:
+                ids = np.concatenate([ids[step.start - first :], next(blocks)[1]])
+                first = step.start
             for lane in step.lanes_of(self._rank, self._world_size):
-                yield Share(cursor.epoch, ids[lane.start - step.start : lane.stop - step.start])
+                yield Share(cursor.epoch, ids[lane.start - first : lane.stop - first])
 
 
 class BatchSampler:

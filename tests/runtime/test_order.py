@@ -126,3 +126,14 @@ def test_an_unknown_order_version_is_refused():
 def test_positions_at_the_end_of_a_billion_samples_need_no_walk_through_them():
     ids = GlobalOrder(n=10**9, seed=0).ids(0, 9 * 10**8, 9 * 10**8 + 256)
     assert len(set(ids.tolist())) == 256
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 1), (3, 40_000), (39_000, 39_500)])
+def test_blocks_of_a_stream_are_the_order(start, stop):
+    order = GlobalOrder(n=40_000, seed=2)
+    blocks = list(order.stream(1, start, stop))
+    assert [at for at, _ in blocks] == [
+        start + sum(len(ids) for _, ids in blocks[:i]) for i in range(len(blocks))
+    ]
+    joined = np.concatenate([ids for _, ids in blocks])
+    assert np.array_equal(joined, order.ids(1, start, stop))
