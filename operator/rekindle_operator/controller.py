@@ -357,7 +357,8 @@ class Controller:
         Everything else that goes wrong ends the reconcile, once all requests are through.
         """
         calls: list[Coroutine[Any, Any, str | None]] = []
-        if time.monotonic() >= state.create_at:
+        paused = state.create_at - time.monotonic()
+        if paused <= 0:
             calls.extend(self._create(state, manifest) for manifest in plan.create)
         for doomed in plan.delete:
             state.retired.add(doomed.uid)
@@ -366,19 +367,20 @@ class Controller:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+        if paused > 0:
+            self.wake(key, paused)
+            return
         hindered = next((result for result in results if isinstance(result, str)), None)
         if hindered:
             state.create_pause = min(2 * state.create_pause or RETRY_LEAST, RETRY_MOST)
             state.create_at = time.monotonic() + state.create_pause
+            self.wake(key, state.create_pause)
             logger.warning("%s/%s: %s; again in %.1f s", *key, hindered, state.create_pause)
-        elif time.monotonic() >= state.create_at:
+        else:
             state.create_pause = 0.0
-        if time.monotonic() < state.create_at:
-            self.wake(key, state.create_at - time.monotonic())
-        elif state.hindered:
-            self.wake(key)
-        if hindered or time.monotonic() >= state.create_at:
+        if hindered != state.hindered:
             state.hindered = hindered
+            self.wake(key)
 
     async def _delete(self, namespace: str, doomed: Deletion) -> None:
         async with self._limit:

@@ -16,6 +16,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -121,7 +122,8 @@ class Coordinator:
         if token is None:
             raise _refusal(404, f"no TrainingJob {job[0]}/{job[1]} is known here (yet)")
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(shown.encode(), token.encode()):
+        # Headers may hold any bytes; aiohttp keeps those that are no UTF-8 as surrogates.
+        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token.encode()):
             raise _refusal(401, f"this is not the token of job {job[0]}/{job[1]}")
         return job
 
@@ -129,7 +131,9 @@ class Coordinator:
         job = await self._admit(request)
         try:
             report = AgentReport.from_json(await request.json())
-        except (ValueError, UnicodeDecodeError) as error:
+        except RecursionError as error:
+            raise _refusal(400, "the report is nested too deeply") from error
+        except ValueError as error:
             raise _refusal(400, str(error)) from error
         if report.pod != request.match_info["pod"]:
             raise _refusal(400, f"report of pod {report.pod!r} under the path of another")
@@ -158,7 +162,9 @@ class Coordinator:
     async def _watch(self, request: web.Request) -> web.Response:
         job = await self._admit(request)
         try:
-            wait = min(float(request.query.get("wait", "25")), MAX_WAIT)
+            wait = min(MAX_WAIT, float(request.query.get("wait", "25")))
+            if math.isnan(wait):
+                raise ValueError
         except ValueError as error:
             raise _refusal(400, "wait must be a number of seconds") from error
         version, pod = request.query.get("version"), request.match_info["pod"]
