@@ -114,8 +114,10 @@ def plain_torch_logs() -> None:
     that carries an exception, which would be the first failure of a worker: no moment to be slow.
     """
     plain = logging.Formatter("%(asctime)s %(name)s %(message)s")
-    for handler in logging.getLogger("torch").handlers:
-        handler.setFormatter(plain)
+    # Several of torch's loggers have handlers of their own.
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
+        for handler in logging.getLogger(name).handlers:
+            handler.setFormatter(plain)
 
 
 if __name__ == "__main__":
