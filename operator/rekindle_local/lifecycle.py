@@ -1,4 +1,4 @@
-"""The node life cycle: what the controller manager does about nodes, in three small loops' worth.
+"""The node life cycle: the three things a controller manager does about nodes.
 
 - A node whose lease is not renewed for the grace period becomes Ready=Unknown and is tainted
   `unreachable` (NoSchedule and NoExecute); its pods are marked not ready. What counts is when a

@@ -83,6 +83,9 @@ def test_kubectl_works_with_the_kubeconfig(bench):
     assert kubectl("logs", "a") == "hello from the pod\n"
     assert "Successfully assigned" in kubectl("describe", "pod", "a")
     assert 'pod "a" deleted' in kubectl("delete", "pod", "a")
+    bench.pod("b", "echo one; sleep 0.4; echo two; sleep 0.4; echo three")
+    bench.running("b")
+    assert kubectl("logs", "-f", "b") == "one\ntwo\nthree\n"
 
 
 OPERATOR = Path(__file__).parents[2] / "operator"

@@ -163,9 +163,11 @@ def _explain(command: Command, answer: Mapping[str, object]) -> str:
             f'{head}chdir to cwd ("{command.cwd}") failed: {answer.get("text")}: '
             "containers share this machine's file system, so the directory has to exist here"
         )
+    if number in (errno.ENOENT, errno.EACCES) and "/" not in name:
+        # Also when a directory of PATH may not be read: nothing was found all the same.
+        return f'{head}exec: "{name}": executable file not found in $PATH: unknown'
     if number == errno.ENOENT:
-        where = "no such file or directory" if "/" in name else "executable file not found in $PATH"
-        return f'{head}exec: "{name}": {where}: unknown'
+        return f'{head}exec: "{name}": no such file or directory: unknown'
     if number == errno.EACCES:
         return f'{head}exec: "{name}": permission denied: unknown'
     return f'{head}exec: "{name}": {answer.get("text")}: unknown'

@@ -112,6 +112,14 @@ def test_a_command_that_cannot_run_is_told_as_a_runtime_tells_it(argv, message, 
         asyncio.run(Process.start(command("", tmp_path, argv=argv)))
 
 
+def test_a_directory_of_path_that_may_not_be_searched_hides_nothing(tmp_path):
+    (tmp_path / "file").write_text("no directory and not executable")
+    env = {"PATH": str(tmp_path)}
+    unknown = replace(command("", tmp_path, argv=("file",)), env=env)
+    with pytest.raises(StartError, match="not found in"):
+        asyncio.run(Process.start(unknown))
+
+
 def test_a_working_directory_that_does_not_exist_is_named(tmp_path):
     gone = replace(command("true", tmp_path), cwd=tmp_path / "gone")
     with pytest.raises(StartError, match="gone.*has to exist here"):
