@@ -6,6 +6,7 @@ module decides is how a run ends: complete, preempted (exit code 75 or 76), or w
 is put into words for the pod's agent before it goes its way.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -229,7 +230,9 @@ class Trainer:
             return
         outcome = self._outcome(error)
         if page is not None:
-            page.write_outcome(outcome)
+            # A full disk must not hide the error itself.
+            with contextlib.suppress(OSError):
+                page.write_outcome(outcome)
         # The interpreter's own hook runs later with the same error; once is enough.
         error.__dict__["_rekindle_recorded"] = True
         if run is not None:
