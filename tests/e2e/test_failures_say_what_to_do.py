@@ -86,7 +86,7 @@ def damage(job, commits) -> None:
             store.objects.put(entry.key, bytes(body))
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_named(submit, site):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_named(submit, eventually):
     first = submit("whole", "--steps=30")
     first.wait_phase("Succeeded")
     uri = first.get()["spec"]["checkpoint"]["uri"]
@@ -112,4 +112,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(submit, site):
     failed = third.failed()
     assert "R16" in failed["message"]
     assert third.status["incidents"][-1]["cause"] == "Integrity"
-    assert third.pods()[0].status.container_statuses[0].state.terminated.exit_code == 70
+    ended = eventually(
+        lambda: third.pods()[0].status.container_statuses[0].state.terminated, "the pod to end"
+    )
+    assert ended.exit_code == 70

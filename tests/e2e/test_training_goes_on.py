@@ -42,7 +42,7 @@ def test_a_preempted_pod_costs_no_step_and_the_weights_are_those_of_an_undisturb
     moment = random.Random(os.environ.get("REKINDLE_E2E_SEED")).randrange(5, STEPS - 15)
     print(f"preempted at about step {moment}")
     both = {"replicas": 2, "elastic": {"minReplicas": 2}}
-    disturbed = submit("disturbed", f"--steps={STEPS}", "--delay=0.03", **both)
+    disturbed = submit("disturbed", f"--steps={STEPS}", "--delay=0.1", **both)
     disturbed.wait_step(moment)
     disturbed.delete_pod("disturbed-0")
     status = disturbed.wait_phase("Succeeded")
@@ -108,7 +108,7 @@ def test_an_operator_that_dies_and_returns_disturbs_nothing(submit, site):
 
 
 def test_kubectl_scale_changes_the_number_of_pods_at_an_agreed_step(submit, site):
-    job = submit("scaled", f"--steps={STEPS}", "--delay=0.15", replicas=1)
+    job = submit("scaled", f"--steps={STEPS}", "--delay=0.2", replicas=1)
     job.wait_step(3)
     grown = site.kubectl("scale", "tj/scaled", "--replicas=2", "-n", job.namespace)
     assert grown.returncode == 0, grown.stderr

@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
 
+LANES = 4
+
 
 class Net(rk.Module):
     def __init__(self, delay: float, raise_at: int | None):
@@ -22,7 +24,7 @@ class Net(rk.Module):
         x, y = batch
         if self.raise_at is not None and self.trainer.global_step >= self.raise_at:
             raise ValueError(f"the data of step {self.raise_at} is cursed")
-        time.sleep(self.delay)
+        time.sleep(self.delay * self.trainer.world_size / LANES)
         return ((self.layers(x) - y) ** 2).mean()
 
     def configure_optimizers(self):
@@ -31,7 +33,7 @@ class Net(rk.Module):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=60)
-parser.add_argument("--delay", type=float, default=0.0)
+parser.add_argument("--delay", type=float, default=0.0, help="seconds per step")
 parser.add_argument("--raise-at", type=int)
 parser.add_argument("--exit-at-once", action="store_true")
 args = parser.parse_args()
@@ -43,4 +45,4 @@ x = torch.randn(1003, 8, generator=generator)
 data = TensorDataset(x, x.sum(1, keepdim=True))
 rk.seed_everything(7)
 trainer = rk.Trainer(max_steps=args.steps, global_batch_size=24, seed=7, log_every_n_steps=5)
-trainer.fit(Net(args.delay, args.raise_at), DataLoader(data, batch_size=2, shuffle=True))
+trainer.fit(Net(args.delay, args.raise_at), DataLoader(data, batch_size=24 // LANES, shuffle=True))
