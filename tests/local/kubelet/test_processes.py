@@ -112,8 +112,8 @@ def test_a_command_that_cannot_run_is_told_as_a_runtime_tells_it(argv, message, 
         asyncio.run(Process.start(command("", tmp_path, argv=argv)))
 
 
-def test_a_directory_of_path_that_may_not_be_searched_hides_nothing(tmp_path):
-    (tmp_path / "file").write_text("no directory and not executable")
+def test_a_file_in_path_that_is_not_executable_is_not_found(tmp_path):
+    (tmp_path / "file").write_text("not executable")
     env = {"PATH": str(tmp_path)}
     unknown = replace(command("", tmp_path, argv=("file",)), env=env)
     with pytest.raises(StartError, match="not found in"):
