@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -18,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+import psutil
 
 from rekindle_local.addresses import ClusterAddresses
 from rekindle_local.apiserver.server import ApiServer
@@ -32,6 +35,7 @@ from rekindle_local.objectstore import ObjectStore
 from rekindle_local.scheduler import Scheduler
 
 _START_SECONDS = 60.0
+_TEMPORARY = re.compile(r"embedded-(\d+)-\w{8}")
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
 
@@ -138,8 +142,9 @@ class Cluster:
     async def _start(self) -> None:
         config = self.config
         if config.state_dir is None:
+            await asyncio.to_thread(remove_stale, Path(tempfile.gettempdir()))
             # Short, because programs put Unix sockets below it, whose paths end at 108 bytes.
-            self._state_dir = Path(tempfile.mkdtemp(prefix="cluster-"))
+            self._state_dir = Path(tempfile.mkdtemp(prefix=f"embedded-{os.getpid()}-"))
             self._cleanup.callback(shutil.rmtree, self._state_dir, ignore_errors=True)
         else:
             self._state_dir = config.state_dir.resolve()
@@ -271,6 +276,14 @@ class Cluster:
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
             out.write(kubeconfig_text(self.url, self.token))
         os.replace(fresh, self.kubeconfig)
+
+
+def remove_stale(directory: Path) -> None:
+    """Remove the temporary state directories of clusters whose process was killed."""
+    for path in directory.glob("embedded-*-*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not psutil.pid_exists(int(match[1])):
+            shutil.rmtree(path, ignore_errors=True)  # another user's stays
 
 
 def kubeconfig_text(url: str, token: str | None) -> str:

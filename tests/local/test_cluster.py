@@ -17,7 +17,13 @@ import psutil
 import pytest
 
 from rekindle_local.__main__ import parse
-from rekindle_local.cluster import Cluster, ClusterConfig, ClusterThread, kubeconfig_text
+from rekindle_local.cluster import (
+    Cluster,
+    ClusterConfig,
+    ClusterThread,
+    kubeconfig_text,
+    remove_stale,
+)
 
 pytestmark = pytest.mark.processes
 
@@ -99,7 +105,12 @@ def foreground(tmp_path):
         [*command, "--kubeconfig", str(tmp_path / "kubeconfig")],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(OPERATOR), "PYTHONUNBUFFERED": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": str(OPERATOR),
+            "PYTHONUNBUFFERED": "1",
+            "TMPDIR": str(tmp_path),
+        },
     )
     with process:
         yield process
@@ -139,6 +150,15 @@ def test_images_on_the_command_line_need_an_existing_directory(capsys):
     with pytest.raises(SystemExit):
         parse(["--image", "a=/no/such/directory"])
     assert "must be PATTERN=DIRECTORY" in capsys.readouterr().err
+
+
+def test_state_of_killed_clusters_is_removed_and_nothing_else(tmp_path):
+    dead = 2**22 + 1  # above the largest process number Linux gives
+    names = [f"embedded-{dead}-abcdefgh", f"embedded-{os.getpid()}-abcdefgh", "embedded-x-y"]
+    for name in names:
+        (tmp_path / name / "node-0").mkdir(parents=True)
+    remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
 def test_a_token_is_written_to_the_kubeconfig_only_when_there_is_one():

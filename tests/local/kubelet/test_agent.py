@@ -15,12 +15,13 @@ def test_a_kubelet_ends_and_removes_what_an_earlier_one_left_in_its_directory(tm
     (node / "pods" / "uid").mkdir(parents=True)
     (node / "logs" / "uid").mkdir(parents=True)
     env = {**os.environ, ROOT_VARIABLE: str(node)}
-    with subprocess.Popen(["sleep", "60"], env=env, start_new_session=True) as left:
-        with ClusterThread(ClusterConfig(nodes=1, s3=False, state_dir=tmp_path)) as cluster:
-            assert left.wait(10) == -signal.SIGKILL
-            assert not (node / "pods" / "uid").exists()
-            assert not (node / "logs" / "uid").exists()
-            assert cluster.kubeconfig == tmp_path.resolve() / "kubeconfig"
+    config = ClusterConfig(nodes=1, s3=False, state_dir=tmp_path)
+    left = subprocess.Popen(["sleep", "60"], env=env, start_new_session=True)
+    with left, ClusterThread(config) as cluster:
+        assert left.wait(10) == -signal.SIGKILL
+        assert not (node / "pods" / "uid").exists()
+        assert not (node / "logs" / "uid").exists()
+        assert cluster.kubeconfig == tmp_path.resolve() / "kubeconfig"
     assert tmp_path.exists()
 
 
