@@ -169,8 +169,7 @@ def _lost_outside(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
     if not pod.alive or observed.going(pod) is None:
         return False
     return not any(
-        other.slot == pod.slot and wanted(job, other) and observed.stays(other)
-        for other in observed.pods
+        wanted(job, other) and observed.stays(other) for other in observed.of_slot(pod.slot)
     )
 
 
@@ -331,7 +330,7 @@ def judge(
     what = incident.evidence
     if training:
         return Verdict(retry=True, action="training goes on without it; another pod follows")
-    if incident.cause in FATAL:
+    if incident.cause in FATAL and not (incident.cause is Cause.START_FAILED and started):
         return _fail(incident, f"{incident.cause}: {what}", "no retry: it would end the same way")
     if incident.klass == "user":
         step = incident.step or 0

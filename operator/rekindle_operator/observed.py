@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from rekindle.contract import (
@@ -156,7 +157,22 @@ class Observed:
 
     def pod(self, uid: str) -> Pod | None:
         """The pod with this uid, if it still is an object."""
-        return next((pod for pod in self.pods if pod.uid == uid), None)
+        return self._by_uid.get(uid)
+
+    @cached_property
+    def _by_uid(self) -> dict[str, Pod]:
+        return {pod.uid: pod for pod in self.pods}
+
+    @cached_property
+    def _by_slot(self) -> dict[int, list[Pod]]:
+        slots: dict[int, list[Pod]] = {}
+        for pod in self.pods:
+            slots.setdefault(pod.slot, []).append(pod)
+        return slots
+
+    def of_slot(self, slot: int) -> list[Pod]:
+        """The pods that hold or held a slot."""
+        return self._by_slot.get(slot, [])
 
     def node_of(self, pod: Pod) -> Node | None:
         """The node that a pod is on, as far as it is known.

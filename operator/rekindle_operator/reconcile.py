@@ -237,7 +237,7 @@ def _charged(
     record: Record, job: TrainingJob, incident: Incident, observed: Observed, now: float
 ) -> tuple[Record, Incident, incidents.Verdict]:
     """Judge a new incident, and put it into the record."""
-    training = incident.round == 0 and _is_training(observed)
+    training = incident.round == 0 and record.first_step_at is not None and _is_whole(observed)
     verdict = incidents.judge(
         job,
         incident,
@@ -266,13 +266,13 @@ def _with_collateral(
     )
 
 
-def _is_training(observed: Observed) -> bool:
-    """Whether a whole round is at work and has completed a step."""
-    report, current = status.leader(observed), observed.round
-    if current is None or not report or not report.progress or not report.progress.round_steps:
+def _is_whole(observed: Observed) -> bool:
+    """Whether there is a round of which no member is lost or has failed."""
+    current = observed.round
+    if current is None:
         return False
     states = {rounds.state_of(member, current, observed) for member in current.members}
-    return states <= {rounds.State.RUNNING, rounds.State.SILENT, rounds.State.DONE}
+    return not states & {rounds.State.LOST, rounds.State.FAILED}
 
 
 def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tuple[Incident, ...]]:
@@ -365,7 +365,7 @@ def _missing_pods(
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     missing: list[dict[str, Any]] = []
     for slot in range(job.replicas):
-        valid = [pod for pod in observed.pods if pod.slot == slot and rounds.wanted(job, pod)]
+        valid = [pod for pod in observed.of_slot(slot) if rounds.wanted(job, pod)]
         if any(observed.stays(pod) or pod.succeeded for pod in valid):
             continue
         if any(pod.alive and pod.uid not in inside for pod in valid):

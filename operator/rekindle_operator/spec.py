@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 _DURATION = re.compile(r"^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$")
@@ -69,7 +70,7 @@ class TrainingJob:
         """What a pod has between SIGTERM and SIGKILL."""
         return float(self.template["spec"].get("terminationGracePeriodSeconds") or 30)
 
-    @property
+    @cached_property
     def template_hash(self) -> str:
         """Changes when pods made before the change no longer are what is wanted.
 

@@ -104,8 +104,8 @@ def read(status: Mapping[str, Any]) -> Record:
         rework_seconds=accounting.get("reworkSeconds", 0.0),
         charged_round=accounting.get("chargedRound", 0),
         incarnations={int(s): n for s, n in (accounting.get("incarnations") or {}).items()},
-        tokens=(accounting["tokens"], accounting.get("tokensAt", 0.0))
-        if "tokens" in accounting
+        tokens=(accounting.get("tokens", 0.0), accounting["tokensAt"])
+        if "tokensAt" in accounting
         else None,
         incidents=tuple(from_status(i) for i in status.get("incidents") or ()),
         history=History(

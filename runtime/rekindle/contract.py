@@ -26,6 +26,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
+from functools import cached_property
 from typing import Any, Self
 
 GROUP = "rekindle.dev"
@@ -239,7 +240,7 @@ class Round(Document):
         """Number of workers."""
         return sum(member.slots for member in self.members)
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Tells apart two rounds of one number (an operator that died between deciding twice)."""
         text = json.dumps([self.number, [(m.uid, m.store_port, m.slots) for m in self.members]])
