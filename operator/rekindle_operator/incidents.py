@@ -191,7 +191,8 @@ def _of_round(
             continue
         lost = states[member.uid] is State.LOST
         if lost or (pod and pod.alive and observed.going(pod)):
-            gone.append((member, *_why_member(observed, member, pod)))
+            saved = State.SAVED in states.values()
+            gone.append((member, *_why_member(observed, member, pod, saved)))
     failed = [m for m in current.members if states[m.uid] is State.FAILED]
     step = max(progress, *(_step_of(observed, m, current) for m in current.members))
 
@@ -251,12 +252,15 @@ def _step_of(observed: Observed, member: Member, current: Round) -> int:
 
 
 def _why_member(
-    observed: Observed, member: Member, pod: Pod | None
+    observed: Observed, member: Member, pod: Pod | None, peers_saved: bool
 ) -> tuple[Cause, str, str | None]:
     if pod is None:
         agent = observed.agents.get(member.uid)
         if agent and agent.report.notice:
             return Cause.PREEMPTED, f"{member.pod} was told to go: {agent.report.notice}", None
+        if peers_saved:
+            # While nobody watched, its notice made all ranks agree to save: a loss cannot do that.
+            return Cause.PREEMPTED, f"{member.pod} was told to go and is gone; all saved", None
         return Cause.POD_LOST, f"pod {member.pod} is gone", None
     return _why_pod(observed, pod)
 
