@@ -249,13 +249,16 @@ def qos_class(spec: Json) -> str:
     for item in resources:
         limits, requests = item.get("limits") or {}, item.get("requests") or {}
         for name in ("cpu", "memory"):
-            if name not in limits:
-                return "Burstable"
-            if name in requests and parse_quantity(str(requests[name])) != parse_quantity(
-                str(limits[name])
-            ):
+            if name not in limits or not _equal(requests.get(name, limits[name]), limits[name]):
                 return "Burstable"
     return "Guaranteed"
+
+
+def _equal(one: Any, other: Any) -> bool:
+    # Validation, which refuses what is no quantity, comes later.
+    if not is_quantity(one) or not is_quantity(other):
+        return False
+    return parse_quantity(str(one)) == parse_quantity(str(other))
 
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -373,15 +376,12 @@ def _check_container(
                 )
             )
         if source is not None and len(source) != 1:
-            causes.append(
-                bad_value(
-                    f"{where}.valueFrom",
-                    "",
-                    "may not have more than one field specified at a time"
-                    if source
-                    else "must specify one of: fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef",
+            text = "may not have more than one field specified at a time"
+            if not source:
+                text = (
+                    "must specify one of: fieldRef, resourceFieldRef, configMapKeyRef, secretKeyRef"
                 )
-            )
+            causes.append(bad_value(f"{where}.valueFrom", "", text))
     ports: list[str] = []
     for at, port in enumerate(container.get("ports") or []):
         where = f"{path}.ports[{at}]"

@@ -72,7 +72,11 @@ def decode(resource: Resource, namespace: str, body: Any, options: WriteOptions)
     _report_unknown(resource, unknown, options, draft)
     if resource.custom:
         models.check_types(
-            draft.body["metadata"], models.object_meta(), resource.kind, resource.version
+            draft.body["metadata"],
+            models.object_meta(),
+            resource.kind,
+            resource.version,
+            "metadata",
         )
         draft.body["metadata"] = models.without_nulls(draft.body["metadata"])
         assert resource.schema is not None

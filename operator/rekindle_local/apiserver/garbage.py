@@ -20,12 +20,15 @@ from rekindle_local.apiserver.errors import ApiError, Json
 from rekindle_local.apiserver.operations import FOREGROUND, ORPHAN, Objects
 from rekindle_local.apiserver.options import DeleteOptions
 from rekindle_local.apiserver.registry import Resource
-from rekindle_local.apiserver.storage import Change, owners
+from rekindle_local.apiserver.storage import Change, key_of, owners
 
 _LOG = logging.getLogger(__name__)
 
 EVENT_TTL = 3600.0
 """Seconds that an event is kept after it was last seen."""
+
+EVENT_LIMIT = 5000
+"""Events that are kept in all; the oldest fifth goes when there are more."""
 
 _REMEMBERED = 20_000
 """How many uids of deleted owners are remembered."""
@@ -42,6 +45,7 @@ class Collector:
         self._namespaces: OrderedDict[str, None] = OrderedDict()
         self._crds: OrderedDict[str, None] = OrderedDict()
         self._gone: OrderedDict[str, None] = OrderedDict()
+        self._crowded = False
         self._wake = asyncio.Event()
         objects.store.observe(self._mark)
 
@@ -55,9 +59,12 @@ class Collector:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._items or self._owners or self._namespaces or self._crds:
+            while self._busy():
                 self.step()
                 await asyncio.sleep(0)
+
+    def _busy(self) -> bool:
+        return bool(self._items or self._owners or self._namespaces or self._crds or self._crowded)
 
     async def _sweep(self) -> None:
         while True:
@@ -77,6 +84,8 @@ class Collector:
                 self._owners[owner] = None
             self._mark_containers(change.bucket, metadata.get("namespace") or "")
         else:
+            if change.type == "ADDED" and change.bucket == "events":
+                self._crowded = self._objects.store.count("events") > EVENT_LIMIT
             if metadata.get("ownerReferences") and (
                 change.previous is None
                 or change.previous["metadata"].get("ownerReferences") != metadata["ownerReferences"]
@@ -89,7 +98,7 @@ class Collector:
                     self._namespaces[metadata["name"]] = None
                 if change.bucket == "customresourcedefinitions.apiextensions.k8s.io":
                     self._crds[metadata["name"]] = None
-        if self._items or self._owners or self._namespaces or self._crds:
+        if self._busy():
             self._wake.set()
 
     def _mark_containers(self, bucket: str, namespace: str) -> None:
@@ -114,6 +123,9 @@ class Collector:
                 self._crd(self._crds.popitem(last=False)[0])
             elif self._namespaces:
                 self._namespace(self._namespaces.popitem(last=False)[0])
+            elif self._crowded:
+                self._crowded = False
+                self._thin_events()
         except ApiError as error:
             _LOG.warning("garbage collection skipped an object: %s", error.message)
 
@@ -252,12 +264,24 @@ class Collector:
         """Remove the events that were last seen longer ago than their time to live."""
         now = self._objects.clock()
         for event in self._objects.store.select("events"):
-            metadata = event["metadata"]
-            seen = (
-                (event.get("series") or {}).get("lastObservedTime")
-                or event.get("lastTimestamp")
-                or event.get("eventTime")
-                or metadata["creationTimestamp"]
-            )
-            if now - datetime.fromisoformat(seen).timestamp() > EVENT_TTL:
-                self._objects.store.remove("events", (metadata["namespace"], metadata["name"]))
+            if now - _last_seen(event) > EVENT_TTL:
+                self._objects.store.remove("events", key_of(event))
+
+    def _thin_events(self) -> None:
+        events = sorted(self._objects.store.select("events"), key=_last_seen)
+        for event in events[: EVENT_LIMIT // 5]:
+            self._objects.store.remove("events", key_of(event))
+
+
+def _last_seen(event: Json) -> float:
+    created = event["metadata"]["creationTimestamp"]
+    seen = (
+        (event.get("series") or {}).get("lastObservedTime")
+        or event.get("lastTimestamp")
+        or event.get("eventTime")
+        or created
+    )
+    try:
+        return datetime.fromisoformat(seen).timestamp()
+    except ValueError:
+        return datetime.fromisoformat(created).timestamp()

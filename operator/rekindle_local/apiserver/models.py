@@ -140,9 +140,9 @@ def without_nulls(value: Any) -> Any:
     return value
 
 
-def check_types(value: Any, schema: Schema, kind: str, version: str) -> None:
+def check_types(value: Any, schema: Schema, kind: str, version: str, path: str = "") -> None:
     """Raise the 400 of a typed decoder when a field has another JSON type than its schema says."""
-    problem = _wrong_type(value, schema.resolve(schema.root), schema, "")
+    problem = _wrong_type(value, schema.resolve(schema.root), schema, path)
     if problem:
         raise bad_request(f'{kind} in version "{version}" cannot be handled as a {kind}: {problem}')
 

@@ -85,7 +85,6 @@ def _component(resource: Resource, schemas: dict[str, Json]) -> str:
     name = f"{reverse}.{resource.version}.{resource.kind}"
     assert resource.schema is not None
     root = dict(resource.schema.root)
-    meta = models.definitions()[f"{models.META}.ObjectMeta"]
     root["properties"] = {
         **(root.get("properties") or {}),
         "apiVersion": _described("apiVersion"),
@@ -96,7 +95,6 @@ def _component(resource: Resource, schemas: dict[str, Json]) -> str:
         },
     }
     root["x-kubernetes-group-version-kind"] = [gvk]
-    assert meta
     schemas[name] = root
     _add(schemas, f"{models.META}.ObjectMeta")
     _add(schemas, f"{models.META}.ListMeta")

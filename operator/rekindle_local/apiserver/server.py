@@ -51,12 +51,15 @@ from rekindle_local.apiserver.requests import (
 from rekindle_local.apiserver.selectors import Predicate, parse_fields, parse_labels, predicate
 from rekindle_local.apiserver.storage import Expired, Store
 from rekindle_local.apiserver.tables import partial, table
-from rekindle_local.apiserver.watches import WatchOptions, error_frame, stream
+from rekindle_local.apiserver.watches import Watch, WatchOptions, error_frame
 
 _LOG = logging.getLogger(__name__)
 
 BODY_LIMIT = 3 * 1024 * 1024
 """Bytes of a request body, as on a real server."""
+
+STOP_SECONDS = 2.0
+"""How long open requests may take to end when the server stops."""
 
 BOOKMARK_SECONDS = 15.0
 """How often an idle watch gets a bookmark."""
@@ -87,6 +90,7 @@ class ApiServer:
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._background: list[asyncio.Task[None]] = []
+        self._watches: set[Watch] = set()
         self.url = ""
         namespaces = self._registry.find("", "v1", "namespaces")
         assert namespaces is not None
@@ -113,7 +117,14 @@ class ApiServer:
         """Bind, serve, and return the base URL."""
         app = web.Application(client_max_size=BODY_LIMIT)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+        # Handlers end when their client goes: an abandoned watch must not wait for its next event.
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            handle_signals=False,
+            handler_cancellation=True,
+            shutdown_timeout=STOP_SECONDS,
+        )
         await runner.setup()
         site = web.TCPSite(runner, self._host, self._port, backlog=512)
         await site.start()
@@ -135,6 +146,8 @@ class ApiServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         self._background = []
+        for watch in list(self._watches):
+            watch.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -430,7 +443,9 @@ class ApiServer:
                 request.transport.abort()
 
         shape = self._shape(resource, form, query.get("includeObject", "Metadata"))
-        frames = stream(self._store, resource, matches, options, shape, drop)
+        watch = Watch(self._store, resource, matches, options, shape, drop)
+        self._watches.add(watch)
+        frames = watch.frames()
         try:
             async for frame in frames:
                 await response.write(frame)
@@ -443,6 +458,7 @@ class ApiServer:
             _LOG.debug("a watcher of %s went away", resource.plural)
         finally:
             await frames.aclose()
+            self._watches.discard(watch)
         return response
 
     def _shape(

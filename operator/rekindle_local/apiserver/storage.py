@@ -58,7 +58,7 @@ class _Bucket:
 class Store:
     """All objects of the server, by bucket (`plural.group`) and key."""
 
-    def __init__(self, *, history: int = 4096) -> None:
+    def __init__(self, *, history: int = 2048) -> None:
         self.revision = 0
         self._history = history
         self._buckets: dict[str, _Bucket] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,72 +49,118 @@ def encode(kind: str, obj: Any) -> bytes:
     return json.dumps({"type": kind, "object": obj}, separators=(",", ":")).encode() + b"\n"
 
 
-async def stream(
-    store: Store,
-    resource: Resource,
-    matches: Predicate,
-    options: WatchOptions,
-    form: Form | None,
-    on_drop: Callable[[], None],
-) -> AsyncGenerator[bytes, None]:
-    """Yield the frames of a watch until it times out, or is dropped for being slow.
+class Watch:
+    """One watcher: its subscription, its queue, and the frames that it is sent."""
 
-    Raises a 410 before the first frame when the history no longer reaches back far enough.
-    """
-    queue: asyncio.Queue[Change] = asyncio.Queue(maxsize=QUEUE)
-    dropped = False
+    def __init__(
+        self,
+        store: Store,
+        resource: Resource,
+        matches: Predicate,
+        options: WatchOptions,
+        form: Form | None,
+        on_drop: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._resource = resource
+        self._matches = matches
+        self._options = options
+        self._form = form
+        self._on_drop = on_drop
+        self._queue: asyncio.Queue[Change | None] = asyncio.Queue(maxsize=QUEUE)
+        self._ended = False
+        self._first = True
 
-    def receive(change: Change) -> None:
-        nonlocal dropped
-        if dropped or not _concerns(change, options):
+    def close(self) -> None:
+        """End the stream after what is queued, from outside."""
+        self._ended = True
+        if not self._queue.full():
+            self._queue.put_nowait(None)
+
+    async def frames(self) -> AsyncGenerator[bytes, None]:
+        """Yield the frames until the time is over, `close` is called, or the watcher is dropped.
+
+        Raises a 410 before the first frame when the history no longer reaches back far enough.
+        """
+        unsubscribe = self._store.subscribe(self._resource.store, self._receive)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.timeout
+        try:
+            for frame in self._begin():
+                yield frame
+            while not self._ended and (left := deadline - loop.time()) > 0:
+                pause = min(left, self._options.bookmark_seconds)
+                try:
+                    change = await asyncio.wait_for(self._queue.get(), pause)
+                except TimeoutError:
+                    if self._options.bookmarks and self._queue.empty():
+                        yield bookmark(self._resource, self._store.revision, self._form)
+                    continue
+                live = None if change is None else self._frame(change)
+                if live is not None:
+                    yield live
+        finally:
+            unsubscribe()
+
+    def _receive(self, change: Change) -> None:
+        if self._ended or not _concerns(change, self._options):
             return
         try:
-            queue.put_nowait(change)
+            self._queue.put_nowait(change)
         except asyncio.QueueFull:
-            dropped = True
-            on_drop()
+            self._ended = True
+            self._on_drop()
 
-    unsubscribe = store.subscribe(resource.store, receive)
-    first = True
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + options.timeout
-    try:
-        revision = store.revision
+    def _begin(self) -> Iterator[bytes]:
+        """Yield the present state, or what has happened since the revision that was asked for."""
+        options, resource = self._options, self._resource
+        # Changes of the pauses between these frames are queued already: what is shown here ends at
+        # one revision, and the queue goes on from it.
+        revision = self._store.revision
         if options.revision is None or options.initial_events:
-            present = (
-                []
-                if options.initial_events is False
-                else _present(store, resource, options, matches)
-            )
+            present = [] if options.initial_events is False else self._present()
             for obj in present:
-                yield encode("ADDED", form(obj, first) if form else obj)
-                first = False
+                yield encode("ADDED", self._form(obj, self._first) if self._form else obj)
+                self._first = False
             if options.initial_events and options.bookmarks:
-                yield bookmark(resource, revision, form, end=True)
-        else:
-            try:
-                past = store.since(resource.store, options.revision)
-            except Expired as error:
-                raise gone(str(error)) from error
-            for change in past:
-                if change.revision <= revision and _concerns(change, options):
-                    frame = _frame(change, resource, matches, form, first)
-                    if frame is not None:
-                        first = False
-                        yield frame
-        while not dropped and (left := deadline - loop.time()) > 0:
-            try:
-                change = await asyncio.wait_for(queue.get(), min(left, options.bookmark_seconds))
-            except TimeoutError:
-                if options.bookmarks and queue.empty():
-                    yield bookmark(resource, store.revision, form)
-                continue
-            frame = _frame(change, resource, matches, form, first)
+                yield bookmark(resource, revision, self._form, end=True)
+            return
+        try:
+            past = self._store.since(resource.store, options.revision)
+        except Expired as error:
+            raise gone(str(error)) from error
+        for change in past:
+            frame = self._frame(change) if _concerns(change, options) else None
             if frame is not None:
-                first = False
                 yield frame
-    finally:
-        unsubscribe()
+
+    def _present(self) -> list[Json]:
+        options, version = self._options, self._resource.api_version
+        found = (
+            to_api_version(obj, version)
+            for obj in self._store.select(self._resource.store, options.namespace)
+            if not options.name or obj["metadata"]["name"] == options.name
+        )
+        return [obj for obj in found if self._matches(obj)]
+
+    def _frame(self, change: Change) -> bytes | None:
+        """Return the frame of a change as this watcher sees it, None when it is not selected."""
+        version = self._resource.api_version
+        obj = to_api_version(change.object, version)
+        before = None if change.previous is None else to_api_version(change.previous, version)
+        was = before is not None and self._matches(before)
+        now = change.type != "DELETED" and self._matches(obj)
+        if not now and not was:
+            return None
+        kind = "MODIFIED" if now and was else "ADDED" if now else "DELETED"
+        first, self._first = self._first, False
+        if self._form is not None:
+            return encode(kind, self._form(obj, first))
+        key = f"{kind} {version}"
+        frame = change.encoded.get(key)
+        if frame is None:
+            frame = change.encoded[key] = encode(kind, obj)
+        return frame
 
 
 def _concerns(change: Change, options: WatchOptions) -> bool:
@@ -122,48 +168,6 @@ def _concerns(change: Change, options: WatchOptions) -> bool:
     if options.namespace and metadata.get("namespace") != options.namespace:
         return False
     return not options.name or metadata["name"] == options.name
-
-
-def _present(
-    store: Store, resource: Resource, options: WatchOptions, matches: Predicate
-) -> list[Json]:
-    found = (
-        to_api_version(obj, resource.api_version)
-        for obj in store.select(resource.store, options.namespace)
-        if not options.name or obj["metadata"]["name"] == options.name
-    )
-    return [obj for obj in found if matches(obj)]
-
-
-def _frame(
-    change: Change, resource: Resource, matches: Predicate, form: Form | None, first: bool
-) -> bytes | None:
-    """Return the frame of a change as one watcher sees it, None when it is not selected."""
-    obj = to_api_version(change.object, resource.api_version)
-    kind: str = change.type
-    if kind == "DELETED":
-        before = (
-            obj
-            if change.previous is None
-            else to_api_version(change.previous, resource.api_version)
-        )
-        if not matches(before):
-            return None
-    else:
-        now = matches(obj)
-        was = change.previous is not None and matches(
-            to_api_version(change.previous, resource.api_version)
-        )
-        if not now and not was:
-            return None
-        kind = "MODIFIED" if now and was else "ADDED" if now else "DELETED"
-    if form is not None:
-        return encode(kind, form(obj, first))
-    key = f"{kind} {resource.api_version}"
-    frame = change.encoded.get(key)
-    if frame is None:
-        frame = change.encoded[key] = encode(kind, obj)
-    return frame
 
 
 def bookmark(resource: Resource, revision: int, form: Form | None, *, end: bool = False) -> bytes:
