@@ -45,6 +45,12 @@ def test_a_preempted_run_resumes_bit_equal(fit, whole, tmp_path, stop):
     assert audit(newest(tmp_path / "run").meta).exact
 
 
+def test_dropout_alone_resumes_bit_equal(fit, whole):
+    expected = whole(tensors=True)
+    fit(tensors=True, stop_at=31)
+    assert fit(tensors=True)["weights"] == expected["weights"]
+
+
 @pytest.mark.parametrize("fail", random.Random(5).sample(range(6, 27), 3))
 def test_a_crashed_run_resumes_from_its_last_checkpoint_bit_equal(fit, whole, tmp_path, fail):
     expected = whole(**ACCUMULATING)
@@ -87,15 +93,30 @@ def test_a_run_stopped_in_validation_validates_again(fit, whole):
     assert (first["exit"], first["step"], first["validations"]) == (75, 9, [0])
     second = fit(**ACCUMULATING)
     assert second["validations"] == [9, 18, 27]
+    assert second["accuracies"] == expected["accuracies"][1:]
     assert second["weights"] == expected["weights"]
     assert second["metrics"] == expected["metrics"]
 
 
 def test_validations_fall_on_the_same_steps_after_a_resume(fit):
-    task = {"flags": {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_epochs": 1}}
-    first = fit(**task, stop_at=10)
+    task = {"flags": {"val_check_interval": 9, "check_val_every_n_epoch": None, "max_epochs": 2}}
+    first = fit(**task, stop_at=30)
     second = fit(**task)
-    assert first["validations"][1:] + second["validations"] == [4, 8, 12, 16, 20, 24]
+    assert first["validations"][1:] + second["validations"] == [9, 18, 27, 36, 45]
+
+
+def test_validations_of_a_share_of_an_epoch_count_within_the_epoch(fit):
+    task = {"flags": {"val_check_interval": 0.5, "max_epochs": 2}}
+    first = fit(**task, stop_at=20)
+    second = fit(**task)
+    assert first["validations"][1:] + second["validations"] == [13, 26, 39, 52]
+
+
+def test_what_was_restored_is_not_saved_again(fit, tmp_path):
+    fit(every=5, stop_at=10)
+    fit(every=5, stop_at=14)
+    saved = sorted(path.name for path in (tmp_path / "run" / "commit").iterdir())
+    assert [int(name[:12]) for name in saved] == [5, 10, 14]
 
 
 def test_a_complete_run_is_left_alone(fit):

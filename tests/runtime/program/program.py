@@ -11,7 +11,7 @@ import signal
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchmetrics.classification import BinaryAccuracy
 
 import rekindle as rk
@@ -91,6 +91,7 @@ class Witness(rk.Callback):
         self.used = []
         self.losses = []
         self.validations = []
+        self.accuracies = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         epoch, step = trainer.current_epoch, trainer.global_step
@@ -112,6 +113,7 @@ class Witness(rk.Callback):
 
     def on_validation_end(self, trainer, pl_module):
         self.validations.append(trainer.global_step)
+        self.accuracies.append(float(trainer.callback_metrics["val/accuracy"]))
 
 
 def weights(model):
@@ -137,6 +139,9 @@ def main(task):
     )
     workers = task.get("workers", 0)
     data = Samples(task.get("n", 103))
+    if task.get("tensors"):
+        # Nothing is drawn while reading these, so the model's own draws stand alone.
+        data = TensorDataset(data.x, (data.x.sum(1) > 0).float(), torch.arange(len(data)))
     train = DataLoader(data, task.get("batch_size", 4), shuffle=True, num_workers=workers)
     val = DataLoader(Samples(37, noise=0.0, first=9), 8)
     result = {"exit": 0, "error": None}
@@ -153,6 +158,7 @@ def main(task):
         "used": witness.used,
         "losses": witness.losses,
         "validations": witness.validations,
+        "accuracies": witness.accuracies,
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "parameters": [p.detach().flatten().tolist() for p in model.parameters()],
     }
