@@ -119,9 +119,9 @@ def happened(incident: Incident) -> str:
 
 
 def _cost(incident: Incident, job: Job) -> str:
+    if incident.resumed_from is None and job.finished:
+        return "training did not go on after it"
     if incident.steps_lost is None and incident.seconds_lost is None:
-        if job.finished:
-            return "the job ended before training went on, so there is no figure"
         return "not known before training goes on"
     parts = []
     if incident.steps_lost is not None:

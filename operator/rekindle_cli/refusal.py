@@ -13,6 +13,9 @@ from typing import Any
 _PREFIX = re.compile(r'^[\w.]+ "[^"]*" is invalid: ')
 _STRICT = re.compile(r"strict decoding error: (.+)$", re.DOTALL)
 
+_UNCHECKED = "some validation rules were not checked"
+"""What the server adds to other causes: true of every message of this kind, and of no use."""
+
 
 def explain_refusal(body: str | bytes | None, code: int, what: str) -> list[str]:
     """The lines to print for an answer of 400 and above; `what` is the object's kind and name."""
@@ -22,7 +25,7 @@ def explain_refusal(body: str | bytes | None, code: int, what: str) -> list[str]
     details = status.get("details")
     causes = details.get("causes") if isinstance(details, Mapping) else None
     found = [_cause(entry) for entry in causes or () if isinstance(entry, Mapping)]
-    lines = [line for line in found if line]
+    lines = [line for line in found if line and _UNCHECKED not in line]
     if lines:
         return [head, *(f"  {line}" for line in dict.fromkeys(lines))]
     strict = _STRICT.search(message)

@@ -209,7 +209,7 @@ def _incident(incident: Incident) -> tuple[str, str]:
         text += f" at step {incident.step:,}"
     if incident.at is not None:
         text += f", {clock(incident.at)}"
-    if incident.seconds_lost is not None:
+    if incident.seconds_lost is not None and incident.resumed_from is not None:
         text += f", {seconds(incident.seconds_lost)} until training went on"
     return "Incident", text
 

@@ -156,7 +156,7 @@ class Job:
 
     @property
     def validation(self) -> tuple[tuple[str, float], ...]:
-        """The metrics that are not of training, whose loss is shown anyway; all if there are none."""
+        """The metrics that are not of training, whose loss is shown anyway; else all."""
         found = tuple(entry for entry in self.metrics if not entry[0].startswith("train"))
         return found or self.metrics
 

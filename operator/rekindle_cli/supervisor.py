@@ -1,5 +1,8 @@
 """Keeping one process alive, as a Deployment keeps its pod: started again, with back-off.
 
+Its end is seen at once; that it hangs is seen by its health endpoint, three times in a row, and
+ends in SIGKILL, as a liveness probe does.
+
 The operator may die at any moment without harm to the training, so its death here is an event to
 report and not an error. A process that keeps dying is started ever more rarely, and its last words
 are shown once, because then something about the installation is wrong.
@@ -20,7 +23,11 @@ from pathlib import Path
 _HEALTHY_AFTER = 30.0
 _LONGEST_PAUSE = 30.0
 _TAIL = 15
-_STOP_SECONDS = 5.0
+_PROBE_EVERY = 10.0
+_PROBE_SECONDS = 5.0
+_PROBE_MISSES = 3
+_STOP_SECONDS = 2.0
+"""What it holds is in the API server, which ends too: there is little to wait for."""
 _HOPELESS = 3
 
 
@@ -79,7 +86,7 @@ class Supervisor:
         """Wait for its health endpoint to answer 200; False when time is up or it is hopeless."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self._stopping.is_set() and not self.hopeless:
-            if self._process is not None and self._answers():
+            if self._process is not None and self._answers(1.0):
                 return True
             self._stopping.wait(0.1)
         return False
@@ -106,11 +113,11 @@ class Supervisor:
         if self._thread.is_alive():
             self._thread.join(_STOP_SECONDS)
 
-    def _answers(self) -> bool:
+    def _answers(self, seconds: float) -> bool:
         try:
             # No proxy: the address is this machine's.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(self._health, timeout=1.0) as answer:
+            with opener.open(self._health, timeout=seconds) as answer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
@@ -146,7 +153,14 @@ class Supervisor:
         self._process = process
         if self._stopping.is_set():  # stop() came between the check and the start
             process.terminate()
-        return process.wait()
+        misses = 0
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(_PROBE_EVERY)
+            misses = 0 if self._answers(_PROBE_SECONDS) else misses + 1
+            if misses == _PROBE_MISSES and not self._stopping.is_set():
+                self._tell(f"{self._name} runs and does not answer at {self._health}; killed")
+                process.kill()
 
 
 def _how(code: int) -> str:

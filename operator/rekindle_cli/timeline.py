@@ -29,6 +29,8 @@ class Line:
     at: datetime
     kind: Kind
     text: str
+    routine: bool = False
+    """Whether it says no more than that training goes on: a screen shows that otherwise."""
 
 
 def timeline(previous: Snapshot | None, current: Snapshot) -> list[Line]:
@@ -54,8 +56,10 @@ class _Lines:
         self._at = at
         self.found: list[Line] = []
 
-    def add(self, kind: Kind, text: str, at: datetime | None = None) -> None:
-        self.found.append(Line(at=at or self._at, kind=kind, text=text))
+    def add(
+        self, kind: Kind, text: str, at: datetime | None = None, *, routine: bool = False
+    ) -> None:
+        self.found.append(Line(at=at or self._at, kind=kind, text=text, routine=routine))
 
 
 def _accepted(lines: _Lines, job: Job) -> None:
@@ -163,12 +167,14 @@ def _progress(lines: _Lines, before: Job | None, job: Job) -> None:
     if job.checkpoint_step is not None and (
         before is None or before.checkpoint_step != job.checkpoint_step
     ):
-        lines.add("checkpoint", f"checkpoint of step {job.checkpoint_step:,} committed{_why(job)}")
+        why = _why(job)
+        text = f"checkpoint of step {job.checkpoint_step:,} committed{why}"
+        lines.add("checkpoint", text, routine=not why)
     if job.step is None or not job.total_steps:
         return
     old = before.step if before is not None else None
     if old is None or _share(old, job.total_steps) < _share(job.step, job.total_steps):
-        lines.add("progress", _step(job))
+        lines.add("progress", _step(job), routine=True)
 
 
 def _why(job: Job) -> str:
@@ -198,6 +204,8 @@ def _step(job: Job) -> str:
 def _state(lines: _Lines, before: Job | None, job: Job) -> None:
     old = before.holds("Degraded") if before is not None else None
     new = job.holds("Degraded")
+    if job.finished:
+        new = old = None  # the end says the same
     if new is not None and (old is None or old.message != new.message):
         lines.add("attention", f"{new.reason}: {sentence(new.message)}")
     if new is None and old is not None:

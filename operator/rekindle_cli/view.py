@@ -115,7 +115,7 @@ class LiveView:
     def show(self, snapshot: Snapshot, lines: Sequence[Line]) -> None:
         """Print events above the screen and draw it anew."""
         for line in lines:
-            if line.kind != "progress":  # the bar shows it
+            if not line.routine:  # the screen shows it
                 self._console.print(_line(line))
         if snapshot.job is not None:
             self._live.update(screen(snapshot, snapshot.job), refresh=True)

@@ -38,8 +38,9 @@ def test_collateral_is_told_apart_from_the_victim(job) -> None:
 def test_a_cost_that_is_not_known_is_not_made_up(job) -> None:
     entry = {"cause": "PodLost", "victims": ["digits-1"]}
     assert said(job(incidents=[entry]), "cost") == ["not known before training goes on."]
-    assert said(job(incidents=[entry], phase="Failed"), "cost") == [
-        "the job ended before training went on, so there is no figure."
+    ended = {**entry, "stepsLost": 0, "secondsLost": 0.0}
+    assert said(job(incidents=[ended], phase="Failed"), "cost") == [
+        "training did not go on after it."
     ]
 
 

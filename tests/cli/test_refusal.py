@@ -30,6 +30,14 @@ def test_a_cause_said_twice_is_one_line() -> None:
     assert len(explain_refusal(body("x", twice, twice), 422, "TrainingJob x")) == 2
 
 
+def test_the_servers_hint_that_it_did_not_check_everything_is_left_out() -> None:
+    hint = "Invalid value: null: some validation rules were not checked because ..."
+    lines = explain_refusal(
+        body("x", ("spec.replicas", "too small"), ("<nil>", hint)), 422, "TrainingJob x"
+    )
+    assert lines[1:] == ["  spec.replicas: too small"]
+
+
 def test_unknown_fields_come_with_the_fix() -> None:
     text = (
         'TrainingJob in version "v1alpha1" cannot be handled as a TrainingJob: strict decoding '

@@ -174,3 +174,28 @@ def test_the_end_of_a_failed_job_quotes_the_condition(job) -> None:
     failed = {"type": "Failed", "status": "True", "reason": "UserError", "message": "ValueError"}
     after = seen(job(phase="Failed", conditions=[failed]))
     assert texts(seen(job()), after) == ["Failed: ValueError."]
+
+
+def test_the_end_is_not_said_twice(job) -> None:
+    failed = {"status": "True", "reason": "UserError", "message": "ValueError"}
+    both = [{"type": kind, **failed} for kind in ("Failed", "Degraded")]
+    after = seen(job(phase="Failed", conditions=both))
+    assert texts(seen(job()), after) == ["Failed: ValueError."]
+
+
+def test_the_end_of_a_deleted_pod_is_still_told(job, pod) -> None:
+    state = {"terminated": {"exitCode": 75, "reason": "Error"}}
+    last = Snapshot.read(at=NOW, job=job(), gone=[pod(phase="Failed", state=state, deleting=True)])
+    assert texts(seen(job(), pod()), last, "pod") == [
+        "digits-0 ended with exit code 75 (saved), gone"
+    ]
+
+
+def test_the_save_before_a_preemption_is_named_as_such(job) -> None:
+    entry = {"cause": "Preempted", "victims": ["digits-1"], "step": 138}
+    before = seen(job(incidents=[entry]))
+    (line,) = timeline(before, seen(job(incidents=[entry], checkpoint={"step": 140})))
+    assert line.text == "checkpoint of step 140 committed, at the step that all pods agreed on"
+    assert not line.routine
+    (earlier,) = timeline(before, seen(job(incidents=[entry], checkpoint={"step": 137})))
+    assert earlier.routine, "a save that was under way when the notice came is not the agreed one"
