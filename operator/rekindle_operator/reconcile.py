@@ -114,7 +114,7 @@ def reconcile(
     pause = incidents.backoff(record.incidents, now)
     create: list[dict[str, Any]] = []
     if not hold and not pause:
-        create, pause = _missing_pods(job, record, observed, coordinator_url, now)
+        create, record, pause = _missing_pods(job, record, observed, coordinator_url, now)
     support: list[dict[str, Any]] = []
     if not observed.has_secret:
         support.append(resources.secret(job, token))
@@ -342,7 +342,7 @@ def _refusal(observed: Observed) -> incidents.Verdict | None:
 
 
 def _note_pods(job: TrainingJob, record: Record, observed: Observed, now: float) -> Record:
-    """Remember which names are used up, and how fast replacements have come to be."""
+    """Remember names that are used up although nobody could write that down in advance."""
     used = dict(record.incarnations or {})
     fresh = [pod for pod in observed.pods if pod.incarnation > used.get(pod.slot, -1)]
     if not fresh:
@@ -355,15 +355,16 @@ def _note_pods(job: TrainingJob, record: Record, observed: Observed, now: float)
 
 def _missing_pods(
     job: TrainingJob, record: Record, observed: Observed, coordinator_url: str, now: float
-) -> tuple[list[dict[str, Any]], float]:
+) -> tuple[list[dict[str, Any]], Record, float]:
     """A pod for every slot that has none which stays or is done; seconds to wait for the rest.
 
     Replacements are created at a limited rate, whatever the reason for which their predecessors
     went: something in the cluster may delete pods as fast as they come.
     """
-    used, tokens = record.incarnations or {}, _tokens(job, record, now)
+    used, tokens = dict(record.incarnations or {}), _tokens(job, record, now)
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     missing: list[dict[str, Any]] = []
+    pause = 0.0
     for slot in range(job.replicas):
         valid = [pod for pod in observed.of_slot(slot) if rounds.wanted(job, pod)]
         if any(observed.stays(pod) or pod.succeeded for pod in valid):
@@ -372,10 +373,14 @@ def _missing_pods(
             continue  # Told to go before it has come to train: its successor waits for its end.
         incarnation = used.get(slot, -1) + 1
         if incarnation and tokens < 1.0:
-            return missing, REPLACE_SECONDS / job.replicas
+            pause = REPLACE_SECONDS / job.replicas
+            break
         tokens -= 1.0 if incarnation else 0.0
+        used[slot] = incarnation
         missing.append(resources.pod(job, slot, incarnation, coordinator_url))
-    return missing, 0.0
+    if missing and not observed.hindered:  # else the same names are tried again
+        record = replace(record, incarnations=used, tokens=(tokens, now))
+    return missing, record, pause
 
 
 def _tokens(job: TrainingJob, record: Record, now: float) -> float:
