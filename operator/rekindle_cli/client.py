@@ -72,6 +72,11 @@ class Api:
         self.namespace = namespace
         """What the kubeconfig's context names, else ``default``."""
 
+    def close(self) -> None:
+        """Close the connections that are kept for the next call."""
+        self._connection.close()
+        self._connection.rest_client.pool_manager.clear()
+
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Manifest:
         """GET an object or a list; raises ApiError or Unavailable."""
         return self._call("GET", path, query=query)
