@@ -545,12 +545,7 @@ class Objects:
         wanted = options.grace_seconds
         if wanted is None:
             wanted = int(spec.get("terminationGracePeriodSeconds", 30))
-        wanted = 1 if wanted < 0 else wanted
-        left: int | None = obj["metadata"].get("deletionGracePeriodSeconds")
-        if obj["metadata"].get("deletionTimestamp") and left is not None:
-            # Once begun, the time to stop can only be shortened.
-            return min(wanted, left) if options.grace_seconds is not None else left
-        return wanted
+        return 1 if wanted < 0 else wanted
 
     def _marked(self, resource: Resource, obj: Json, finalizers: list[str], grace: int) -> Json:
         metadata = dict(obj["metadata"])
@@ -565,6 +560,7 @@ class Objects:
             if metadata.get("generation"):
                 metadata["generation"] += 1
         elif grace < (metadata.get("deletionGracePeriodSeconds") or 0):
+            # Once begun, the time to stop can only be shortened.
             metadata["deletionTimestamp"] = timestamp(self.clock() + grace)
             metadata["deletionGracePeriodSeconds"] = grace
         marked = {**obj, "metadata": metadata}

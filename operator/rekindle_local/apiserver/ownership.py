@@ -106,8 +106,7 @@ def apply_owned(
     if previous is not None:
         shared = {path for other in others for path in other.paths}
         held = shared | wanted
-        # Whole items first: an item without its key fields could not be found any more.
-        for path in sorted(previous.paths - wanted, key=len):
+        for path in sorted(previous.paths - wanted):
             if not _is_key(path) and not any(other[: len(path)] == path for other in held):
                 _drop(merged, path)
     mine = Manager(

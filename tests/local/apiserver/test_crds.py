@@ -36,6 +36,7 @@ SCHEMA = (*VERSION, "schema", "openAPIV3Schema")
         (("spec", "scope"), "Everywhere", "spec.scope"),
         ((*VERSION, "storage"), False, "spec.versions"),
         ((*VERSION, "name"), "V_1", "spec.versions[0].name"),
+        ((*VERSION, "served"), None, "spec.versions[0].served"),
         ((*VERSION, "schema"), None, "spec.versions[0].schema.openAPIV3Schema"),
         ((*SCHEMA, "type"), "array", "spec.versions[0].schema.openAPIV3Schema.type"),
         (

@@ -430,20 +430,24 @@ def test_a_watcher_that_does_not_read_is_dropped(fresh_api, monkeypatch):
     with socket.create_connection((address.hostname, address.port)) as lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         lazy.sendall(f"GET {path}?watch=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        bucket = api.server._store._buckets
-        api.eventually(lambda: "configmaps" in bucket and bucket["configmaps"].subscribers)
+        api.eventually(lambda: watchers(api, "configmaps"))
         body = {"metadata": {"name": "a"}, "data": {"k": "x" * 900_000}}
         api.post(path, body)
         for at in range(40):
             api.patch(f"{path}/a", {"metadata": {"labels": {"at": str(at)}}})
-        api.eventually(lambda: not bucket["configmaps"].subscribers)
+        api.eventually(lambda: not watchers(api, "configmaps"))
 
 
 def test_a_watcher_that_leaves_is_forgotten_without_waiting_for_an_event(fresh_api):
     api = fresh_api()
     with api.watch("/api/v1/nodes"):
-        api.eventually(lambda: api.server._store._buckets["nodes"].subscribers)
-    api.eventually(lambda: not api.server._store._buckets["nodes"].subscribers)
+        api.eventually(lambda: watchers(api, "nodes"))
+    api.eventually(lambda: not watchers(api, "nodes"))
+
+
+def watchers(api, bucket):
+    found = api.server._store._buckets.get(bucket)
+    return len(found.subscribers) if found else 0
 
 
 def test_stopping_the_server_ends_open_watches(fresh_api):

@@ -90,6 +90,14 @@ def container(**state):
             "Init:0/0",
         ),
         (
+            status(
+                phase="Running",
+                initContainerStatuses=[{"state": {"terminated": {"exitCode": 0}}}],
+                containerStatuses=[{"state": {"running": {}}, "ready": True}],
+            ),
+            "Running",
+        ),
+        (
             {**status(phase="Running"), "metadata": {"name": "p", "deletionTimestamp": "x"}},
             "Terminating",
         ),

@@ -18,8 +18,8 @@ def fields(node, path="trainingjob"):
         if path == "trainingjob" and key in {"apiVersion", "kind", "metadata"}:
             continue
         yield f"{path}.{key}", inner
-        if key != "template":
-            # Below it are the fields of Kubernetes, which describes them itself.
+        if key != "template" and not key.endswith("Ref"):
+            # Below those are the fields of Kubernetes, which describes them itself.
             yield from fields(inner.get("items") or inner, f"{path}.{key}")
 
 
