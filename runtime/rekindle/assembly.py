@@ -234,7 +234,14 @@ def _announce(run: Run, found: Found) -> None:
             f"{restored.world_size} and now on {run.world.size} processes"
         )
     if run.page is not None and run.world.local_rank == 0:
-        run.page.begin(step=run.step, samples=run.samples, total_steps=run.total_steps)
+        run.page.begin(
+            step=run.step,
+            samples=run.samples,
+            total_steps=run.total_steps,
+            epoch=run.cursor.epoch,
+            productive=run.productive,
+            stall=run.stall,
+        )
         if run.trainer.callback_metrics:
             metrics = run.trainer.callback_metrics
             run.page.write_metrics({name: float(value) for name, value in metrics.items()})

@@ -23,7 +23,7 @@ so that an operator and a runtime of neighbouring versions can talk.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
 from functools import cached_property
@@ -192,6 +192,34 @@ def _check(value: object, kind: type | tuple[type, ...], name: str) -> None:
         raise ValueError(f"field {name!r} has a value of type {type(value).__name__}")
 
 
+def _count(value: object, name: str) -> None:
+    """Check of a whole number that is not negative and that 64 bits can hold."""
+    _check(value, int, name)
+    if not 0 <= value < 2**63:  # type: ignore[operator]
+        raise ValueError(f"field {name!r} is {value}, must be from 0 to 2**63 - 1")
+
+
+def _seconds(value: object, name: str) -> None:
+    """Check of a time or duration in seconds: finite, not negative, within calendars."""
+    _check(value, (int, float), name)
+    if not 0 <= value < 1e11:  # type: ignore[operator]
+        raise ValueError(f"field {name!r} is {value}, must be a number of seconds from 0 to 1e11")
+
+
+def _optional(check: Callable[[object, str], None], value: object, name: str) -> None:
+    """Check of a field that may be None."""
+    if value is not None:
+        check(value, name)
+
+
+def _text(value: object, name: str) -> None:
+    _check(value, str, name)
+
+
+def _number(value: object, name: str) -> None:
+    _check(value, (int, float), name)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Member(Document):
     """One pod of a round."""
@@ -229,10 +257,13 @@ class Round(Document):
     """Unix seconds, operator's clock; for people and figures, no decision of an agent rests on it."""
 
     def __post_init__(self) -> None:
-        _check(self.number, int, "number")
+        _count(self.number, "number")
         _check(self.reason, str, "reason")
+        _check(self.members, (list, tuple), "members")
         _check(self.formed_at, (int, float), "formed_at")
         members = tuple(m if isinstance(m, Member) else Member.from_json(m) for m in self.members)
+        if not members:
+            raise ValueError("members is empty: a round has one at least")
         object.__setattr__(self, "members", members)
 
     @property
@@ -277,6 +308,20 @@ class Progress(Document):
     round_steps: int = 0
     """Steps completed since this round began; its first step ends a recovery."""
 
+    def __post_init__(self) -> None:
+        for name in ("step", "epoch", "samples", "round_steps"):
+            _count(getattr(self, name), name)
+        for name in ("productive_seconds", "stall_seconds"):
+            _seconds(getattr(self, name), name)
+        _optional(_count, self.total_steps, "total_steps")
+        _optional(_number, self.loss, "loss")
+        _optional(_number, self.samples_per_second, "samples_per_second")
+        if self.metrics is not None:
+            _check(self.metrics, dict, "metrics")
+            for key, value in self.metrics.items():
+                _text(key, "metrics")
+                _number(value, f"metrics[{key}]")
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointReport(Document):
@@ -286,6 +331,11 @@ class CheckpointReport(Document):
     committed_at: float
     """Unix seconds, worker's clock."""
     uri: str
+
+    def __post_init__(self) -> None:
+        _count(self.step, "step")
+        _seconds(self.committed_at, "committed_at")
+        _text(self.uri, "uri")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,6 +350,11 @@ class Restored(Document):
     """Messages (R16) about newer checkpoints that were found damaged."""
 
     def __post_init__(self) -> None:
+        _count(self.step, "step")
+        _text(self.source, "source")
+        _check(self.skipped, (list, tuple), "skipped")
+        for message in self.skipped:
+            _text(message, "skipped")
         object.__setattr__(self, "skipped", tuple(self.skipped))
 
 
@@ -323,6 +378,16 @@ class Outcome(Document):
     """Head and tail of it, at most 2000 characters."""
     at: float = 0.0
     """Unix seconds, pod's clock."""
+
+    def __post_init__(self) -> None:
+        _text(self.cause, "cause")
+        _check(self.code, int, "code")
+        _text(self.message, "message")
+        _seconds(self.at, "at")
+        for name in ("reason", "traceback"):
+            _optional(_text, getattr(self, name), name)
+        for name in ("step", "checkpoint", "rank"):
+            _optional(_count, getattr(self, name), name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +416,10 @@ class AgentReport(Document):
             _check(getattr(self, name), str, name)
         _check(self.store_port, int, "store_port")
         _check(self.slots, int, "slots")
+        if self.slots < 1:
+            raise ValueError(f"slots is {self.slots}, must be at least 1")
+        _optional(_text, self.notice, "notice")
+        _optional(_seconds, self.notice_seconds, "notice_seconds")
         object.__setattr__(self, "phase", AgentPhase(self.phase))
         for name, kind in (
             ("round", Round),
@@ -381,8 +450,11 @@ class Directive(Document):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kind", DirectiveKind(self.kind))
-        _check(self.round, int, "round")
+        _count(self.round, "round")
         _check(self.code, int, "code")
+        _text(self.reason, "reason")
+        _text(self.message, "message")
+        _optional(_seconds, self.seconds, "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)

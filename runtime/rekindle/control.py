@@ -150,8 +150,20 @@ class ControlPage:
             return math.inf
         return self._floats[_STOP_DEADLINE] - time.monotonic()
 
-    def begin(self, *, step: int, samples: int, total_steps: int | None) -> None:
-        """Announce where a round begins."""
+    def begin(
+        self,
+        *,
+        step: int,
+        samples: int,
+        total_steps: int | None,
+        epoch: int = 0,
+        productive: float = 0.0,
+        stall: float = 0.0,
+    ) -> None:
+        """Announce where a round begins, with the seconds that its checkpoint has counted."""
+        self._ints[_EPOCH] = epoch
+        self._floats[_PRODUCTIVE] = productive
+        self._floats[_STALL] = stall
         self._ints[_STEP] = step
         self._ints[_SAMPLES] = samples
         self._ints[_TOTAL_STEPS] = -1 if total_steps is None else total_steps

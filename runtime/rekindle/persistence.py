@@ -72,6 +72,8 @@ class Session:
     saver: Saver | None = None
     last_saved: int = -1
     """Step of the newest save of this attempt, or of the checkpoint it began from."""
+    pending: int | None = None
+    """Step of the newest save of this attempt, durable or not."""
     last_time: float = field(default_factory=time.monotonic)
     _keep: int = 3
 
@@ -230,7 +232,7 @@ class Session:
     ) -> None:
         """Hand a snapshot to the saver; raises what it raises when `wait`."""
         assert self.saver is not None
-        self.last_saved = step
+        self.last_saved = self.pending = step
         self.last_time = time.monotonic()
         self.saver.save(step, state, rank_state=rank_state, meta=meta, wait=wait, deadline=deadline)
 
@@ -240,6 +242,11 @@ class Session:
         if self.saver is None or self.saver.last_commit is None:
             return None
         return self.saver.last_commit.step
+
+    @property
+    def in_flight(self) -> int | None:
+        """Step of a snapshot that is staged and not known to be durable yet."""
+        return None if self.pending == self.last_commit else self.pending
 
     def close(self, timeout: float) -> bool:
         """Let the save in flight end, at most `timeout` seconds; whether it did."""

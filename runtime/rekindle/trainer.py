@@ -239,6 +239,13 @@ class Trainer:
             for hook in run.hooks.on_exception:
                 hook(self, run.module, error)
             if run.session is not None:
+                if run.session.in_flight is not None:
+                    print(
+                        f"R24 rank {run.world.rank} failed in step {run.step + 1}: "
+                        f"{outcome.message}. Flushing the snapshot of step "
+                        f"{run.session.in_flight} (already staged).",
+                        file=sys.stderr,
+                    )
                 # Without its peers a save in flight rarely completes, and a new round waits.
                 run.session.close(_PEER_SECONDS if lost_peer(error) else _FLUSH_SECONDS)
         if outcome.cause == Cause.INTEGRITY:

@@ -15,7 +15,7 @@ FLAGS = {"global_batch_size": 24, "gradient_clip_val": 0.5, "max_epochs": 2}
 
 
 def task(root, **more):
-    return {"root": root, "n": 103, "flags": FLAGS, "every": 4, **more}
+    return {"root": root, "n": 103, "flags": FLAGS, "steps": 4, **more}
 
 
 def newest(path):
@@ -93,6 +93,15 @@ def test_a_rank_that_fails_ends_the_others_too(ranks):
     assert "ValueError: made to fail at step 3" in errors
     assert len(errors) == 2
     assert all(errors)
+
+
+def test_ranks_agree_on_saves_by_the_clock_of_one_of_them(ranks, tmp_path):
+    timed = {"root": "run", "flags": FLAGS, "seconds": 0.1, "slow": 0.05}
+    for (result,) in ranks(2, timed):
+        assert result["error"] is None
+    commits = sorted((tmp_path / "run" / "commit").iterdir())
+    assert len(commits) == 3  # as many as are kept
+    assert int(commits[-1].name[:12]) == 10
 
 
 def test_a_refusal_is_the_same_on_all_ranks(ranks):

@@ -6,6 +6,7 @@ import pytest
 
 from rekindle import audit
 from rekindle.checkpoint import Store
+from rekindle.persistence import Session
 
 
 def newest(path):
@@ -54,9 +55,9 @@ def test_dropout_alone_resumes_bit_equal(fit, whole):
 @pytest.mark.parametrize("fail", random.Random(5).sample(range(6, 27), 3))
 def test_a_crashed_run_resumes_from_its_last_checkpoint_bit_equal(fit, whole, tmp_path, fail):
     expected = whole(**ACCUMULATING)
-    first = fit(**ACCUMULATING, every=5, fail_at=fail)
+    first = fit(**ACCUMULATING, steps=5, fail_at=fail)
     assert first["error"] == f"ValueError: made to fail at step {fail}"
-    second = fit(**ACCUMULATING, every=5)
+    second = fit(**ACCUMULATING, steps=5)
     assert second["weights"] == expected["weights"]
     assert second["used"][0][1] == (fail - 1) // 5 * 5
     assert audit(newest(tmp_path / "run").meta).exact
@@ -112,9 +113,18 @@ def test_validations_of_a_share_of_an_epoch_count_within_the_epoch(fit):
     assert first["validations"][1:] + second["validations"] == [13, 26, 39, 52]
 
 
+def test_a_staged_snapshot_is_flushed_when_training_fails(fit, monkeypatch, capsys):
+    monkeypatch.setattr(Session, "last_commit", None)
+    assert fit(steps=5, fail_at=8)["error"]
+    expected = "R24 rank 0 failed in step 8: ValueError: made to fail at step 8. Flushing the "
+    assert expected + "snapshot of step 5 (already staged)." in capsys.readouterr().err
+    monkeypatch.undo()
+    assert fit()["used"][0][1] == 5
+
+
 def test_what_was_restored_is_not_saved_again(fit, tmp_path):
-    fit(every=5, stop_at=10)
-    fit(every=5, stop_at=14)
+    fit(steps=5, stop_at=10)
+    fit(steps=5, stop_at=14)
     saved = sorted(path.name for path in (tmp_path / "run" / "commit").iterdir())
     assert [int(name[:12]) for name in saved] == [5, 10, 14]
 
@@ -145,12 +155,12 @@ def test_a_missing_checkpoint_can_be_an_error(fit):
 
 
 def test_a_damaged_newest_checkpoint_costs_the_steps_since_the_one_before(fit, tmp_path, capsys):
-    fit(**ACCUMULATING, every=5, stop_at=13)
+    fit(**ACCUMULATING, steps=5, stop_at=13)
     shard = sorted((tmp_path / "run" / "data").glob("000000000013-*/*"))[0]
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
     shard.write_bytes(data)
-    second = fit(**ACCUMULATING, every=5)
+    second = fit(**ACCUMULATING, steps=5)
     assert second["used"][0][1] == 10
     said = capsys.readouterr().out
     assert "R16 checkpoint step 13" in said

@@ -257,6 +257,12 @@ def test_the_agent_learns_all_there_is_to_know(tmp_path, monkeypatch):
     assert "val/accuracy" in progress.metrics
     assert agent.checkpoint("x").step == 10
     assert agent.restored().source == "scratch"
+    # A round that finds the run complete has no step to tell these by.
+    again = ControlPage(tmp_path, create=True)
+    fit(Net(), tmp_path)
+    assert again.progress().productive_seconds == pytest.approx(progress.productive_seconds)
+    assert (again.progress().step, again.progress().round_steps) == (10, 0)
+    assert again.restored().step == 10
 
 
 def test_the_agents_request_ends_in_a_commit_and_exit_code_75(tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ do; `main` returns what the tests compare.
 import hashlib
 import os
 import signal
+import time
 
 import torch
 from torch import nn
@@ -102,6 +103,7 @@ class Witness(rk.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         step = trainer.global_step + 1
+        time.sleep(self.task.get("slow", 0.0))
         if step == self.task.get("stop_at") and trainer.global_rank == self.task.get("notified", 0):
             os.kill(os.getpid(), signal.SIGTERM)
         if step == self.task.get("fail_at") and trainer.global_rank == self.task.get("failing", 0):
@@ -130,11 +132,11 @@ def main(task):
     model = Net(**task.get("net", {}))
     witness = Witness(task)
     flags = {"max_epochs": 3, "enable_progress_bar": False, "log_every_n_steps": 5}
-    every = task.get("every")
+    cadence = {k: task[k] for k in ("steps", "seconds") if k in task}
     trainer = rk.Trainer(
         root=task["root"],
         callbacks=[witness],
-        checkpoint_every=rk.Every(steps=every) if every else None,
+        checkpoint_every=rk.Every(**cadence) if cadence else None,
         **{**flags, **task.get("flags", {})},
     )
     workers = task.get("workers", 0)
