@@ -1,0 +1,146 @@
+"""The command itself, as a person starts it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rekindle_cli import __main__ as command
+from rekindle_cli import places, stack
+from rekindle_cli.manifest import S3Access
+
+SECONDS = 60.0
+JOB = """
+apiVersion: rekindle.dev/v1alpha1
+kind: TrainingJob
+metadata: {name: plain}
+spec:
+  template: {spec: {containers: [{name: trainer, image: any, args: [train.py]}]}}
+  checkpoint: {uri: "s3://rekindle/plain"}
+"""
+
+
+def environment() -> dict[str, str]:
+    own = {key: text for key, text in os.environ.items() if key != "KUBECONFIG"}
+    return {
+        **own,
+        "PYTHONPATH": os.pathsep.join(places.python_path()),
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "callers-own",
+    }
+
+
+def rekindle(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "rekindle_cli", *map(str, arguments)],
+        env={**environment(), **more},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the entry point in this process, without its signal handlers."""
+    monkeypatch.setattr("rekindle_cli.interrupts.install", lambda: None)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rekindle", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command.main()
+        return ended.value.code or 0, capsys.readouterr().err
+
+    return run
+
+
+def test_a_failure_is_told_without_a_traceback(call, tmp_path) -> None:
+    code, said = call("run", str(tmp_path / "absent.yaml"))
+    assert code == 2
+    assert said.splitlines()[0] == f"{tmp_path}/absent.yaml: there is no such file."
+    assert "Traceback" not in said
+
+
+def test_ctrl_c_is_exit_code_130(call, monkeypatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "app", interrupted)
+    assert call("version")[0] == 130
+
+
+def test_an_unknown_option_is_a_usage_error(call) -> None:
+    assert call("get", "--frobnicate")[0] == 2
+
+
+def test_an_image_has_the_embedded_identity_and_nothing_of_the_callers(monkeypatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "callers-own")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://real")
+    s3 = S3Access(endpoint="http://embedded", access_key="a", secret_key="s")
+    inside = stack.runtime_image(Path("/w"), s3).env
+    assert inside["AWS_ENDPOINT_URL"] == "http://embedded"
+    assert "AWS_PROFILE" not in inside
+    outside = stack.runtime_image(Path("/w"), None).env
+    assert (outside["AWS_PROFILE"], outside["AWS_ENDPOINT_URL"]) == ("callers-own", "http://real")
+
+
+def test_the_packaged_copies_are_found_when_there_is_no_checkout(tmp_path, monkeypatch) -> None:
+    (tmp_path / "data" / "crds").mkdir(parents=True)
+    (tmp_path / "data" / "crds" / "trainingjob.yaml").touch()
+    monkeypatch.setattr(places, "_CHECKOUT", tmp_path / "none")
+    monkeypatch.setattr(places, "_HERE", tmp_path)
+    assert places.crds() == tmp_path / "data" / "crds"
+    assert places.examples() is None
+
+
+@pytest.mark.processes
+def test_a_plain_script_runs_to_its_end(tmp_path) -> None:
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "train.py").write_text(
+        "import os\nassert os.environ['AWS_ACCESS_KEY_ID'] == 'embedded'\n"
+        "assert os.environ['AWS_ENDPOINT_URL'] != 'http://127.0.0.1:1'\n"
+    )
+    done = rekindle("run", tmp_path / "job.yaml", "--nodes", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["phase"] == "Succeeded"
+    assert [entry["members"] for entry in found["rounds"]] == [["plain-0"]]
+    assert "round 1 (first round): plain-0" in done.stderr
+    assert "in the embedded object store" in done.stderr
+
+
+@pytest.mark.processes
+def test_a_cluster_in_the_foreground_serves_and_leaves_nothing(tmp_path) -> None:
+    # TMPDIR is short: programs in pods put sockets below it.
+    started = subprocess.Popen(
+        [sys.executable, "-m", "rekindle_cli", "up", "--nodes", "1"],
+        env={**environment(), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with started:
+        try:
+            line = started.stdout.readline()
+            assert line.startswith("export KUBECONFIG=")
+            config = line.partition("=")[2].strip()
+            assert rekindle("get", KUBECONFIG=config).stdout == (
+                "No TrainingJobs in namespace default.\n"
+            )
+            missing = rekindle("why", "digits", "--kubeconfig", config)
+            assert missing.returncode == 2
+            assert "There is no TrainingJob digits in namespace default" in missing.stderr
+            begun = time.monotonic()
+            started.send_signal(signal.SIGTERM)
+            assert started.wait(SECONDS) == 0
+            assert time.monotonic() - begun < 20
+        finally:
+            started.kill()
+    assert list(tmp_path.glob("rekindle-*")) == []
+    assert rekindle("get", "--kubeconfig", config).returncode == 2
