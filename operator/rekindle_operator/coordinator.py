@@ -162,9 +162,10 @@ class Coordinator:
     async def _watch(self, request: web.Request) -> web.Response:
         job = await self._admit(request)
         try:
-            wait = min(MAX_WAIT, float(request.query.get("wait", "25")))
+            wait = float(request.query.get("wait", "25"))
             if math.isnan(wait):
                 raise ValueError
+            wait = min(wait, MAX_WAIT)
         except ValueError as error:
             raise _refusal(400, "wait must be a number of seconds") from error
         version, pod = request.query.get("version"), request.match_info["pod"]

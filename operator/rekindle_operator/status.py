@@ -20,6 +20,8 @@ PENDING, STARTING, RUNNING = "Pending", "Starting", "Running"
 RECOVERING, SUSPENDED = "Recovering", "Suspended"
 SUCCEEDED, FAILED = "Succeeded", "Failed"
 TERMINAL = {SUCCEEDED, FAILED}
+ETA_MOST = 10 * 365 * 86400.0
+"""Seconds; an end that is further away than this is not worth telling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,6 +279,8 @@ def _progress(record: Record) -> dict[str, Any] | None:
     if progress.total_steps and progress.step and progress.productive_seconds:
         left = progress.total_steps - progress.step
         eta = record.progress_at + left * progress.productive_seconds / progress.step
+        if eta - record.progress_at > ETA_MOST:
+            eta = None
     document = {
         "step": progress.step,
         "totalSteps": progress.total_steps,
@@ -285,7 +289,7 @@ def _progress(record: Record) -> dict[str, Any] | None:
         "metrics": {k: v for k, v in (progress.metrics or {}).items() if _finite(v) is not None}
         or None,
         "samples": progress.samples,
-        "samplesPerSecond": progress.samples_per_second,
+        "samplesPerSecond": _finite(progress.samples_per_second),
         "eta": stamp(eta) if eta else None,
         "reportedAt": stamp(record.progress_at),
     }

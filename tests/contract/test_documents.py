@@ -1,0 +1,168 @@
+"""Documents that travel between the planes: what is read is a document or a ValueError."""
+
+import contextlib
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rekindle.contract import (
+    AgentPhase,
+    AgentReport,
+    CheckpointReport,
+    Directive,
+    DirectiveKind,
+    Member,
+    Outcome,
+    Progress,
+    Restored,
+    Round,
+    View,
+    pod_path,
+)
+from rekindle_operator.incidents import stamp
+
+MEMBER = Member(pod="digits-0", uid="u0", address="10.0.0.1", store_port=29400, slots=2)
+ROUND = Round(
+    number=3,
+    members=(MEMBER, replace(MEMBER, pod="digits-1", uid="u1", slots=3)),
+    reason="first round",
+    formed_at=1.5,
+)
+OUTCOME = Outcome(cause="UserError", code=1, message="no", step=7, rank=0, traceback="...")
+REPORT = AgentReport(
+    pod="digits-0",
+    uid="u0",
+    address="10.0.0.1",
+    store_port=29400,
+    slots=2,
+    phase=AgentPhase.RUNNING,
+    round=ROUND,
+    notice="SIGTERM",
+    notice_seconds=30.0,
+    progress=Progress(step=7, loss=0.5, metrics={"val/loss": 0.1}, round_steps=2),
+    checkpoint=CheckpointReport(step=5, committed_at=9.0, uri="s3://b/r"),
+    restored=Restored(step=5, source="s3://b/r", skipped=("damaged",)),
+    outcome=OUTCOME,
+)
+SAVE = Directive(kind=DirectiveKind.SAVE, round=3, reason="r", seconds=20.0)
+DOCUMENTS = [MEMBER, ROUND, OUTCOME, REPORT, SAVE, View(version="v", round=ROUND, directive=SAVE)]
+DOCUMENTS += [REPORT.progress, REPORT.checkpoint, REPORT.restored]
+KINDS = [type(document) for document in DOCUMENTS]
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: type(d).__name__)
+def test_a_document_survives_the_wire(document):
+    text = json.dumps(document.to_json(), allow_nan=False)
+    assert type(document).from_json(json.loads(text)) == document
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: type(d).__name__)
+def test_fields_of_a_newer_version_are_ignored(document):
+    newer = {**document.to_json(), "colour": "blue"}
+    assert type(document).from_json(newer) == document
+
+
+def places(body, above=()):
+    """The paths of all values in a document."""
+    items = body.items() if isinstance(body, dict) else enumerate(body)
+    for key, value in items:
+        yield (*above, key)
+        if isinstance(value, (dict, list, tuple)):
+            yield from places(value, (*above, key))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_hostile_json_is_a_document_or_a_value_error(kind, data):
+    """Some fields of a good document are replaced by anything that JSON can hold, or left out."""
+    body = json.loads(json.dumps(DOCUMENTS[KINDS.index(kind)].to_json()))
+    path = data.draw(st.sampled_from(sorted(places(body), key=str)))
+    holder = body
+    for key in path[:-1]:
+        holder = holder[key]
+    if data.draw(st.booleans()):
+        holder[path[-1]] = data.draw(anything)
+    else:
+        del holder[path[-1]]
+    try:
+        found = kind.from_json(json.loads(json.dumps(body)))
+    except ValueError:
+        return
+    assert isinstance(found, kind)
+    use(found)
+
+
+def use(found):
+    """What the operator does first with a document must not fail either."""
+    if isinstance(found, Round):
+        assert found.key
+        assert found.world_size >= len(found.members) >= 1
+    if isinstance(found, Progress):
+        assert found.step + found.round_steps + found.samples + found.epoch >= 0
+        assert found.productive_seconds + found.stall_seconds < math.inf
+        assert (found.total_steps or 0) >= 0
+        assert (found.loss or 0.0) * 2 is not None
+    if isinstance(found, CheckpointReport):
+        assert stamp(found.committed_at)
+        assert 0 <= found.step < 2**63
+    if isinstance(found, Outcome):
+        assert found.message[:1000] + found.cause is not None
+        assert found.at + (found.step or 0) + (found.rank or 0) >= 0
+    if isinstance(found, Directive):
+        assert (found.seconds or 0) < math.inf
+    if isinstance(found, Restored):
+        assert "; ".join(found.skipped) is not None
+    if isinstance(found, AgentReport):
+        assert f"told to go: {found.notice}".isprintable() or found.notice
+        parts = (found.round, found.progress, found.checkpoint, found.outcome, found.restored)
+        for part in parts:
+            use(part)
+    json.dumps(found.to_json() if found else None)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
+@settings(max_examples=20, deadline=None)
+@given(body=anything)
+def test_anything_at_all_is_a_document_or_a_value_error(kind, body):
+    with contextlib.suppress(ValueError):
+        assert isinstance(kind.from_json(body), kind)
+
+
+def test_the_message_names_the_document_and_the_field():
+    body = {**MEMBER.to_json(), "slots": "two"}
+    with pytest.raises(ValueError, match="bad Member.*'slots'.*str"):
+        Member.from_json(body)
+
+
+def test_a_member_without_workers_is_refused():
+    with pytest.raises(ValueError, match="slots is 0"):
+        replace(MEMBER, slots=0)
+
+
+def test_ranks_follow_the_order_of_members():
+    assert ROUND.world_size == 5
+    assert [ROUND.first_rank(uid) for uid in ("u0", "u1", "other")] == [0, 2, None]
+
+
+def test_the_key_tells_rounds_of_one_number_apart():
+    other = replace(ROUND, members=ROUND.members[:1])
+    again = replace(ROUND, reason="another word", formed_at=99.0)
+    assert ROUND.key != other.key
+    assert ROUND.key == again.key
+
+
+def test_the_path_of_a_pod():
+    assert pod_path("ml", "digits", "digits-0r1") == "/v1/namespaces/ml/jobs/digits/pods/digits-0r1"

@@ -1,0 +1,339 @@
+"""The coordinator over real HTTP, in this process."""
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestClient, TestServer
+
+from rekindle import contract
+from rekindle.contract import (
+    AgentPhase,
+    AgentReport,
+    Directive,
+    DirectiveKind,
+    Member,
+    Progress,
+    Round,
+    View,
+)
+from rekindle_operator import coordinator as module
+from rekindle_operator.coordinator import Coordinator
+
+JOB = ("ml", "digits")
+TOKEN = "s3cret"
+AUTH = {"Authorization": f"Bearer {TOKEN}"}
+
+
+def report(pod="digits-0", **changes):
+    fields = {
+        "pod": pod,
+        "uid": f"uid-{pod}",
+        "address": "10.0.0.1",
+        "store_port": 29400,
+        "slots": 1,
+        "phase": AgentPhase.WAITING,
+        **changes,
+    }
+    return AgentReport(**fields)
+
+
+def round_of(*pods, number=1):
+    members = tuple(
+        Member(pod=p, uid=f"uid-{p}", address="10.0.0.1", store_port=29400, slots=1) for p in pods
+    )
+    return Round(number=number, members=members, reason="first round", formed_at=1.0)
+
+
+class Bench:
+    """A coordinator, its questions to the operator, and a client."""
+
+    def __init__(self):
+        self.live = {("digits-0", "uid-digits-0"), ("digits-1", "uid-digits-1")}
+        self.wakes = []
+        self.coordinator = Coordinator(
+            token_of=self.token_of,
+            is_live=lambda job, name, uid: (name, uid) in self.live,
+            wake=lambda job, after: self.wakes.append((job, after)),
+        )
+
+    async def token_of(self, job):
+        return TOKEN if job == JOB else None
+
+    @property
+    def room(self):
+        return self.coordinator.room(JOB)
+
+    async def post(self, body, pod="digits-0", headers=AUTH, job="digits"):
+        data = body if isinstance(body, (bytes, str)) else json.dumps(body.to_json())
+        url = contract.pod_path("ml", job, pod)
+        async with self.client.post(url, data=data, headers=headers) as answer:
+            return answer.status, await answer.text()
+
+    async def get(self, pod="digits-0", headers=AUTH, **query):
+        url = contract.pod_path("ml", "digits", pod)
+        params = {key: str(value) for key, value in query.items()}
+        async with self.client.get(url, params=params, headers=headers) as answer:
+            return answer.status, await answer.text()
+
+    async def view(self, body, **more):
+        status, text = await self.post(body, **more)
+        assert status == 200, text
+        return View.from_json(json.loads(text))
+
+
+def with_bench(scenario):
+    """Run a scenario, a coroutine function, against a fresh coordinator."""
+
+    async def run():
+        bench = Bench()
+        async with TestClient(TestServer(bench.coordinator.application())) as bench.client:
+            return await asyncio.wait_for(scenario(bench), 10)
+
+    return asyncio.run(run())
+
+
+REFUSED = [
+    ("no token", {"headers": {}}, 401),
+    ("wrong token", {"headers": {"Authorization": "Bearer nope"}}, 401),
+    ("bytes that are no UTF-8", {"headers": {"Authorization": "Bearer \udcff"}}, 401),
+    ("token of nobody", {"headers": {"Authorization": "Bearer "}}, 401),
+    ("unknown job", {"job": "other"}, 404),
+]
+
+
+@pytest.mark.parametrize(("how", "status"), [r[1:] for r in REFUSED], ids=[r[0] for r in REFUSED])
+def test_a_stranger_is_refused(how, status):
+    async def scenario(bench):
+        got, text = await bench.post(report(), **how)
+        assert got == status
+        assert TOKEN not in text
+        assert not bench.room.agents
+
+    with_bench(scenario)
+
+
+BAD = [
+    ("not JSON", "{"),
+    ("a list", "[]"),
+    ("null", "null"),
+    ("nested too deeply", "[" * 100_000 + "]" * 100_000),
+    ("no UTF-8", b"\xff\xfe\xff"),
+    ("fields missing", '{"pod": "digits-0"}'),
+    ("wrong types", json.dumps({**report().to_json(), "slots": "many"})),
+    ("unknown phase", json.dumps({**report().to_json(), "phase": "dancing"})),
+    ("another pod's name", json.dumps(report("digits-1").to_json())),
+]
+
+
+@pytest.mark.parametrize("body", [b[1] for b in BAD], ids=[b[0] for b in BAD])
+def test_a_bad_report_is_answered_400_and_changes_nothing(body):
+    async def scenario(bench):
+        status, text = await bench.post(body)
+        assert status == 400
+        assert json.loads(text)["error"]
+        assert not bench.room.agents
+        assert not bench.wakes
+
+    with_bench(scenario)
+
+
+def test_a_pod_that_the_operator_does_not_know_yet_is_answered_409():
+    async def scenario(bench):
+        bench.live.clear()
+        status, text = await bench.post(report())
+        assert status == 409
+        assert "digits-0" in text
+
+    with_bench(scenario)
+
+
+def test_an_earlier_pod_of_that_name_is_refused():
+    async def scenario(bench):
+        status, _ = await bench.post(report(uid="uid-of-the-one-before"))
+        assert status == 409
+
+    with_bench(scenario)
+
+
+def test_a_body_that_is_too_large_is_refused():
+    async def scenario(bench):
+        status, _ = await bench.post("x" * (module.MAX_BODY + 1))
+        assert status == 413
+
+    with_bench(scenario)
+
+
+def test_reporting_twice_is_harmless():
+    async def scenario(bench):
+        first = await bench.view(report())
+        agents = dict(bench.room.agents)
+        second = await bench.view(report())
+        assert second == first
+        assert bench.room.agents.keys() == agents.keys()
+        assert bench.room.agents["uid-digits-0"].phase_since == agents["uid-digits-0"].phase_since
+        assert bench.wakes == [(JOB, 0.0)], "the second said nothing new"
+
+    with_bench(scenario)
+
+
+def test_progress_wakes_the_job_at_a_bounded_rate():
+    async def scenario(bench):
+        running = {"phase": AgentPhase.RUNNING, "round": round_of("digits-0")}
+        for step in range(1, 21):
+            await bench.view(report(**running, progress=Progress(step=step, round_steps=step)))
+        assert len(bench.wakes) == 2, "the first report and one for all the others"
+
+    with_bench(scenario)
+
+
+def test_a_watch_answers_at_once_when_its_version_is_old():
+    async def scenario(bench):
+        await bench.view(report())
+        started = time.monotonic()
+        status, _ = await bench.get(version="older", wait=5)
+        assert status == 200
+        assert time.monotonic() - started < 1
+
+    with_bench(scenario)
+
+
+def test_a_watch_wakes_up_within_milliseconds_of_a_round():
+    async def scenario(bench):
+        version = (await bench.view(report())).version
+        watch = asyncio.create_task(bench.get(version=version, wait=5))
+        await asyncio.sleep(0.05)
+        assert not watch.done()
+        started = time.monotonic()
+        bench.room.set(round_of("digits-0"), {})
+        _, text = await watch
+        assert time.monotonic() - started < 0.25
+        assert View.from_json(json.loads(text)).round == round_of("digits-0")
+
+    with_bench(scenario)
+
+
+def test_a_watch_ends_when_its_time_is_over():
+    async def scenario(bench):
+        version = (await bench.view(report())).version
+        status, text = await bench.get(version=version, wait=0.05)
+        assert status == 200
+        assert View.from_json(json.loads(text)).version == version
+
+    with_bench(scenario)
+
+
+@pytest.mark.parametrize("wait", ["soon", "nan", ""])
+def test_a_watch_with_a_bad_wait_is_refused(wait):
+    async def scenario(bench):
+        version = (await bench.view(report())).version
+        status, text = await bench.get(version=version, wait=wait)
+        assert status == 400
+        assert "wait" in text
+
+    with_bench(scenario)
+
+
+def test_a_watch_before_a_report_is_answered_409():
+    async def scenario(bench):
+        assert (await bench.get(wait=1))[0] == 409
+
+    with_bench(scenario)
+
+
+def test_a_directive_is_seen_by_its_pod_only():
+    async def scenario(bench):
+        await bench.view(report())
+        other = (await bench.view(report("digits-1"), pod="digits-1")).version
+        save = Directive(kind=DirectiveKind.SAVE, round=1, reason="r", seconds=5.0)
+        bench.room.set(None, {"uid-digits-0": save})
+        assert (await bench.view(report())).directive == save
+        assert (await bench.view(report("digits-1"), pod="digits-1")).version == other
+
+    with_bench(scenario)
+
+
+def test_a_version_depends_on_the_content_alone():
+    async def scenario(bench):
+        bench.room.set(round_of("digits-0"), {})
+        before = await bench.view(report())
+        bench.room.set(round_of("digits-0", number=2), {})
+        between = await bench.view(report())
+        bench.room.set(round_of("digits-0"), {})
+        assert (await bench.view(report())).version == before.version != between.version
+
+    with_bench(scenario)
+
+
+def test_a_new_coordinator_learns_the_round_from_its_members():
+    async def scenario(bench):
+        old, new = round_of("digits-0", "digits-1", number=6), round_of("digits-1", number=7)
+        await bench.view(report(phase=AgentPhase.RUNNING, round=old))
+        assert bench.room.round == old
+        await bench.view(report("digits-1", phase=AgentPhase.RUNNING, round=new), pod="digits-1")
+        assert bench.room.round == new
+        await bench.view(report(phase=AgentPhase.RUNNING, round=old))
+        assert bench.room.round == new, "a report of an older round changes nothing"
+
+    with_bench(scenario)
+
+
+def test_agents_of_pods_that_are_gone_are_forgotten():
+    async def scenario(bench):
+        await bench.view(report())
+        await bench.view(report("digits-1"), pod="digits-1")
+        bench.coordinator.keep_agents(JOB, {"uid-digits-1"})
+        assert list(bench.room.agents) == ["uid-digits-1"]
+        bench.coordinator.forget(JOB)
+        assert not bench.room.agents
+
+    with_bench(scenario)
+
+
+def test_tokens_are_compared_in_constant_time(monkeypatch):
+    seen = []
+
+    def compare(shown, token):
+        seen.append((shown, token))
+        return shown == token
+
+    monkeypatch.setattr(module.hmac, "compare_digest", compare)
+
+    async def scenario(bench):
+        await bench.view(report())
+        assert seen == [(TOKEN.encode(), TOKEN.encode())]
+
+    with_bench(scenario)
+
+
+def test_many_watches_are_served_at_once():
+    @asynccontextmanager
+    async def session():
+        async with ClientSession() as found:
+            yield found
+
+    async def scenario(bench):
+        names = [f"digits-{n}" for n in range(60)]
+        bench.live = {(name, f"uid-{name}") for name in names}
+        versions = [(await bench.view(report(n), pod=n)).version for n in names]
+        watches = [
+            asyncio.create_task(bench.get(pod=n, version=v, wait=5))
+            for n, v in zip(names, versions, strict=True)
+        ]
+        await asyncio.sleep(0.1)
+        bench.room.set(round_of(*names), {})
+        answers = await asyncio.gather(*watches)
+        assert {status for status, _ in answers} == {200}
+
+    with_bench(scenario)
+
+
+def test_no_other_path_is_served():
+    async def scenario(bench):
+        async with bench.client.get("/v1/namespaces/ml/jobs") as answer:
+            assert answer.status == web.HTTPNotFound.status_code
+
+    with_bench(scenario)
