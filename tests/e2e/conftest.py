@@ -53,6 +53,7 @@ class Operator:
     log: Path
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
+    health: str = ""
 
     def start(self) -> None:
         self.port = self.port or free_port(self.host)
@@ -77,10 +78,6 @@ class Operator:
                 return answer.status == 200
         except OSError:
             return False
-
-    def metrics(self) -> str:
-        with urllib.request.urlopen(f"{self.health}/metrics", timeout=5) as answer:
-            return answer.read().decode()
 
     def kill(self) -> None:
         assert self.process is not None

@@ -2,6 +2,7 @@
 
 import os
 import random
+import urllib.request
 from typing import Any
 
 import pytest
@@ -18,6 +19,14 @@ def final_commit(job) -> tuple[Store, Any]:
     """The newest commit of a job."""
     store = job.store()
     return store, store.read(store.commits()[0])
+
+
+def scrape(url: str) -> dict[str, float]:
+    """Samples of a metrics page by name and labels."""
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
 
 
 def assert_exact(job) -> None:
@@ -93,9 +102,19 @@ def test_training_outlives_the_operator_and_a_pod_that_goes_meanwhile_still_save
     assert_exact(job)
 
 
-def test_an_operator_that_dies_and_returns_disturbs_nothing(submit, site):
+def test_prometheus_sees_pods_and_operator_and_an_operator_that_returns_disturbs_nothing(
+    submit, site
+):
     job = submit("quiet", f"--steps={STEPS}", "--delay=0.1", replicas=2)
-    job.wait_step(3)
+    job.wait_step(12)
+    for pod in job.pods():
+        port = next(
+            p.container_port for p in pod.spec.containers[0].ports if p.name == "rkd-metrics"
+        )
+        page = scrape(f"http://{pod.status.pod_ip}:{port}/metrics")
+        assert page["rekindle_step"] >= 12
+        assert page["rekindle_last_committed_step"] >= 10
+    assert scrape(f"{site.operator.health}/metrics")['rekindle_jobs{phase="Running"}'] >= 1
     before = {pod.metadata.uid for pod in job.pods()}
     site.operator.kill()
     site.operator.start()
