@@ -63,8 +63,10 @@ def test_a_crashed_run_resumes_from_its_last_checkpoint_bit_equal(fit, whole, tm
     assert audit(newest(tmp_path / "run").meta).exact
 
 
-@pytest.mark.parametrize("schedule", ["plateau", "multistep", "onecycle", "lambda"])
-@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("schedule", "norm"),
+    [("plateau", True), ("multistep", False), ("onecycle", True), ("lambda", False)],
+)
 def test_schedulers_and_running_statistics_resume_bit_equal(fit, whole, schedule, norm):
     task = {
         "net": {"schedule": schedule, "norm": norm},
@@ -76,10 +78,10 @@ def test_schedulers_and_running_statistics_resume_bit_equal(fit, whole, schedule
     assert fit(**task)["weights"] == expected["weights"]
 
 
-def test_ten_preemptions_are_one_run(fit, whole):
+def test_five_preemptions_are_one_run(fit, whole):
     expected = whole(**ACCUMULATING)
     used = []
-    for stop in range(2, 22, 2):
+    for stop in range(2, 22, 4):
         part = fit(**ACCUMULATING, stop_at=stop)
         assert part["step"] == stop
         used += part["used"]

@@ -103,7 +103,8 @@ class Witness(rk.Callback):
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         step = trainer.global_step + 1
-        time.sleep(self.task.get("slow", 0.0))
+        if "slow" in self.task:
+            time.sleep(self.task["slow"])
         if step == self.task.get("stop_at") and trainer.global_rank == self.task.get("notified", 0):
             os.kill(os.getpid(), signal.SIGTERM)
         if step == self.task.get("fail_at") and trainer.global_rank == self.task.get("failing", 0):
