@@ -1,10 +1,16 @@
-"""An in-memory Kubernetes API server that kubectl, the Kubernetes clients and kopf work against.
+"""An in-memory Kubernetes API server: kubectl, Helm, kopf and the client libraries work against it.
 
-The layers, bottom up: values (`errors`, `names`, `selectors`, `patches`, `protobuf`), storage with
-watch history (`storage`), schemas and rules (`schema`, `models`, `rules`), kinds (`registry`,
-`crds`, `builtins`), what a request does to objects (`operations`), background controllers
-(`garbage`, `disruption`), presentation (`tables`, `discovery`, `openapi`) and, on top, HTTP
-(`watches`, `pods`, `server`). Import the server from `rekindle_local.apiserver.server`.
+The layers, bottom up:
 
-There is no RBAC, no admission webhook, no quota, no exec and no port-forward, and it says so.
+- values: `errors`, `schema` (prune, default, validate), `names`, `rules` (CEL), `models` (schemas
+  of built-in kinds), `selectors`, `patches`, `ownership` (server-side apply), `protobuf`, `options`
+- `storage`: objects, revisions, watch history; `registry`: which kinds are served;
+- kinds: `builtins` and `crds`; `decoding`: from a body to an object that may be stored;
+- `operations`: what the verbs do to objects; beside them how objects and kinds are shown (`tables`,
+  `discovery`, `openapi`) and how requests are read (`requests`);
+- what runs beside requests: `garbage`, `disruption`, `watches`, `logs`;
+- `server`: HTTP.
+
+Use `rekindle_local.apiserver.server.ApiServer`. There is no RBAC, no admission webhook, no quota,
+no exec and no port-forward; a request for what is missing is answered with 404, 405 or 501.
 """

@@ -372,12 +372,14 @@ class Objects:
         storage = old["apiVersion"]
         new = {**body, "apiVersion": storage, "metadata": metadata}
         new = self._confine(resource, old, new, subresource)
-        if not resource.custom:
+        # Through its status endpoint a built-in object keeps the spec that was checked before.
+        checked = subresource == "status" and not resource.custom
+        if not resource.custom and not checked:
             new = builtins.fill_defaults(resource.kind, new)
         self._check_finalizers(resource, old, new)
         if resource.generation and desired(new) != desired(old):
             new["metadata"] = {**new["metadata"], "generation": was.get("generation", 1) + 1}
-        check(resource, new, old)
+        check(resource, new, old, metadata_only=checked)
         if resource.kind == "CustomResourceDefinition" and not resource.custom:
             new = self._establish(new)
         if not tracked and was.get("managedFields"):

@@ -10,6 +10,8 @@ exist is therefore found when it is evaluated, not when the CRD is created. Ther
 
 A rule that mentions `oldSelf` is a transition rule: it is checked on updates only, and only where
 the old value can be found (below lists that are no maps it cannot, and such a rule is refused).
+Other rules are skipped where an update leaves the value as it was, as on a real server: a CRD may
+become stricter without making every status write of an older object fail.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -67,6 +69,9 @@ class Rules:
     items: Rules | None = None
     additional: Rules | None = None
 
+    transitions: bool = False
+    """Whether a rule here or below compares with the old value."""
+
     def empty(self) -> bool:
         """Tell whether there is nothing to check here and below."""
         return not (self.rules or self.properties or self.items or self.additional)
@@ -89,9 +94,9 @@ def _compile(node: Json, path: str, causes: list[Cause], *, correlatable: bool) 
             rules.append(rule)
     properties = {}
     for key, inner in (node.get("properties") or {}).items():
-        below = _compile(inner, f"{path}.properties[{key}]", causes, correlatable=correlatable)
-        if not below.empty():
-            properties[key] = below
+        found = _compile(inner, f"{path}.properties[{key}]", causes, correlatable=correlatable)
+        if not found.empty():
+            properties[key] = found
     items = additional = None
     if isinstance(node.get("items"), dict):
         is_map = node.get("x-kubernetes-list-type") == "map"
@@ -105,7 +110,9 @@ def _compile(node: Json, path: str, causes: list[Cause], *, correlatable: bool) 
             causes,
             correlatable=correlatable,
         )
+    below = [*properties.values(), *(node for node in (items, additional) if node is not None)]
     return Rules(
+        transitions=any(rule.transition for rule in rules) or any(r.transitions for r in below),
         schema=node,
         rules=tuple(rules),
         properties=properties,
@@ -207,12 +214,20 @@ def check(rules: Rules, value: Any, old: Any = None) -> list[Cause]:
 
 
 def _check(rules: Rules, value: Any, old: Any, path: str, *, root: bool = False) -> Iterator[Cause]:
-    if rules.rules:
+    # What did not change was checked when it was written; only transition rules look at it again.
+    same = old is not _MISSING and value == old
+    if same and not rules.transitions:
+        return
+    due = [
+        rule
+        for rule in rules.rules
+        if not (same and not rule.transition)
+        and not (rule.transition and old is _MISSING and not rule.optional_old)
+    ]
+    if due:
         own = to_cel(value, rules.schema, root=root)
         before = _MISSING if old is _MISSING else to_cel(old, rules.schema, root=root)
-        for rule in rules.rules:
-            if rule.transition and before is _MISSING and not rule.optional_old:
-                continue
+        for rule in due:
             cause = _evaluate(rule, value, own, before, path)
             if cause is not None:
                 yield cause
@@ -279,6 +294,7 @@ def _run(program: Any, data: Json) -> tuple[Any, str | None]:
     return result.plain_value(), None
 
 
+@lru_cache(maxsize=4096)
 def escaped(name: str) -> str | None:
     """Return a property name as CEL can select it; None when it cannot be written at all."""
     if name in _RESERVED:

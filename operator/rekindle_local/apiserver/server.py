@@ -5,7 +5,11 @@ server runs, and an unknown path must answer with a Status. The handler runs in 
 loop beside whatever else runs there, so nothing in it blocks: all operations are in memory and
 take microseconds to a few milliseconds.
 
-Without TLS and without authorisation; with a token, every request must carry it as a bearer token.
+Without TLS and without authorisation. With a token, every request must carry it as a bearer token;
+mind that kubectl sends no credentials over plain HTTP, so a server with a token is for programs.
+Without one, anybody who reaches the port may create pods, and pods are processes: requests that a
+browser was made to send (an `Origin` header, or a host name that may have been bound to loopback by
+somebody else) are refused.
 """
 
 from __future__ import annotations
@@ -14,12 +18,14 @@ import asyncio
 import base64
 import contextlib
 import hmac
+import ipaddress
 import json
 import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
@@ -159,7 +165,9 @@ class ApiServer:
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         try:
-            if self._token is not None:
+            if self._token is None:
+                _refuse_browsers(request, self._host)
+            else:
                 given = request.headers.get("Authorization", "")
                 if not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
                     raise errors.unauthorized()
@@ -643,6 +651,22 @@ class ApiServer:
             text = warning.replace("\\", "\\\\").replace('"', '\\"')
             response.headers.add("Warning", f'299 - "{text}"')
         return response
+
+
+def _refuse_browsers(request: web.Request, own: str) -> None:
+    """Raise a 403 for a request that a web page may have caused."""
+    name = urlsplit(f"//{request.host}").hostname or ""
+    try:
+        known = bool(ipaddress.ip_address(name))
+    except ValueError:
+        known = name in {"localhost", own}
+    if "Origin" in request.headers or not known:
+        raise ApiError(
+            403,
+            "Forbidden",
+            f"a server without a token takes no requests from browsers (Origin "
+            f"{request.headers.get('Origin', 'none')}, host {name}): use the server's IP address",
+        )
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -429,7 +429,7 @@ def test_a_watcher_that_does_not_read_is_dropped(fresh_api, monkeypatch):
     address = urlsplit(api.url)
     with socket.create_connection((address.hostname, address.port)) as lazy:
         lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        lazy.sendall(f"GET {path}?watch=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        lazy.sendall(f"GET {path}?watch=1 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         api.eventually(lambda: watchers(api, "configmaps"))
         body = {"metadata": {"name": "a"}, "data": {"k": "x" * 900_000}}
         api.post(path, body)
@@ -527,6 +527,21 @@ def test_with_a_token_every_request_must_carry_it(fresh_api):
     assert api.get("/healthz").status == 401
     assert api.get("/api/v1/pods", headers={"Authorization": "Bearer wrong"}).status == 401
     assert api.get("/api/v1/pods", headers={"Authorization": "Bearer secret"}).status == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example:8001"}]
+)
+def test_without_a_token_a_web_page_cannot_reach_the_server(api, fresh_api, headers):
+    assert api.post("/api/v1/namespaces/default/pods", pod(), headers=headers).status == 403
+    guarded = fresh_api(token="secret")
+    answer = guarded.get("/api", headers={**headers, "Authorization": "Bearer secret"})
+    assert answer.status == 200
+
+
+def test_the_names_of_this_machine_are_fine(api):
+    for host in ("localhost:1", "127.0.0.1", "[::1]:80"):
+        assert api.get("/api", headers={"Host": host}).status == 200
 
 
 def test_access_reviews_allow_everything_and_say_why(api):

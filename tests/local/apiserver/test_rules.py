@@ -55,6 +55,15 @@ def test_a_transition_rule_is_checked_on_updates_only():
     assert "immutable" in texts(compiled, {"a": 2}, {"a": 1})[0]
 
 
+def test_what_an_update_leaves_alone_is_not_checked_again():
+    shape = {"a": {**NUMBER, "x-kubernetes-validations": [{"rule": "self > 5"}]}, "b": NUMBER}
+    compiled = rules("self.b > 0", shape)
+    assert texts(compiled, {"a": 1, "b": 2}, {"a": 1, "b": 1}) == []
+    assert "self > 5" in texts(compiled, {"a": 2, "b": 1}, {"a": 1, "b": 1})[0]
+    increasing = rules("self.a > oldSelf.a", {"a": NUMBER}, message="must grow")
+    assert "must grow" in texts(increasing, {"a": 1}, {"a": 1})[0]
+
+
 def test_an_optional_old_value_lets_a_transition_rule_see_creation():
     compiled = rules(
         "oldSelf.hasValue() || self.a == 0", {"a": NUMBER}, optionalOldSelf=True, message="from 0"
