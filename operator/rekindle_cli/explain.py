@@ -137,13 +137,17 @@ def _cost(incident: Incident, job: Job) -> str:
 def _totals(job: Job) -> list[str]:
     said = []
     if job.incidents:
-        steps = sum(incident.steps_lost or 0 for incident in job.incidents)
-        lost = sum(incident.seconds_lost or 0.0 for incident in job.incidents)
+        known = [incident for incident in job.incidents if incident.seconds_lost is not None]
+        steps = sum(incident.steps_lost or 0 for incident in known)
+        lost = sum(incident.seconds_lost or 0.0 for incident in known)
         everything = sum(amount for _, amount in job.restarts)
         text = f"{count(len(job.incidents), 'incident')}"
         if everything > len(job.incidents):
             text += f" shown of {everything} (older ones are no longer in the status)"
-        text += f": {count(steps, 'step')} and {seconds(lost)} lost"
+        if known:
+            text += f": {count(steps, 'step')} and {seconds(lost)} lost"
+        if len(known) < len(job.incidents):
+            text += ", training has not gone on yet after the newest" if not job.finished else ""
         said.append(sentence(text))
     elif job.phase:
         said.append("No incidents.")

@@ -52,6 +52,17 @@ def test_the_sum_counts_incidents_steps_and_seconds(job) -> None:
     ]
 
 
+def test_the_sum_does_not_count_what_is_not_known_yet_as_nothing(job) -> None:
+    entry = {"cause": "PodLost", "victims": ["a"]}
+    closed = {**entry, "stepsLost": 7, "secondsLost": 2.5}
+    assert said(job(incidents=[closed, entry]), "total")[0] == (
+        "2 incidents: 7 steps and 2.5 s lost, training has not gone on yet after the newest."
+    )
+    assert said(job(incidents=[entry]), "total")[0] == (
+        "1 incident, training has not gone on yet after the newest."
+    )
+
+
 def test_incidents_that_fell_out_of_the_status_are_mentioned(job) -> None:
     document = job(restarts={"preemption": 31})
     assert said(document, "total")[0].startswith("1 incident shown of 31 (older ones")
