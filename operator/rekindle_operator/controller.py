@@ -269,8 +269,10 @@ class Controller:
             left = state.due - time.monotonic()
             if left > 0:
                 state.wake.clear()
+                # Not wait_for: in Python 3.11 it swallows a cancellation that meets a result.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(state.wake.wait(), left)
+                    async with asyncio.timeout(left):
+                        await state.wake.wait()
                 continue
             state.due = time.monotonic() + RESYNC
             try:

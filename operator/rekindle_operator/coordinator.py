@@ -180,7 +180,8 @@ class Coordinator:
             if view.version != version or left <= 0:
                 return web.json_response(view.to_json())
             try:
-                await asyncio.wait_for(changed.wait(), left)
+                async with asyncio.timeout(left):
+                    await changed.wait()
             except TimeoutError:
                 continue
 

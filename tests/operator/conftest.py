@@ -766,3 +766,8 @@ def taints(body):
 @pytest.fixture
 def world():
     return World
+
+
+@pytest.fixture
+def bodies():
+    return manifest

@@ -1,0 +1,480 @@
+"""The shell around `reconcile`, against a cluster that is a dictionary."""
+
+import asyncio
+import base64
+import copy
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from kubernetes.aio.client import ApiException
+
+from rekindle.contract import AgentPhase, AgentReport
+from rekindle_operator import controller as module
+from rekindle_operator.cluster import Refused
+from rekindle_operator.controller import Controller, merge_patch
+
+KEY = ("ml", "digits")
+
+
+class FakeCluster:
+    """Records calls; the k-th of them fails, or the operator is gone in the middle of it."""
+
+    def __init__(self, body):
+        self.body = body
+        self.objects = {}
+        self.status = {}
+        self.calls = []
+        self.posted = []
+        self.faults = {}
+        """By name of a call: exceptions to raise, one after the other."""
+        self.die_at = None
+        self.after = False
+        self.uids = 0
+
+    def call(self, *what):
+        self.calls.append(what)
+        if self.die_at == len(self.calls) and not self.after:
+            raise asyncio.CancelledError
+        if self.faults.get(what[0]):
+            raise self.faults[what[0]].pop(0)
+
+    def done(self):
+        if self.die_at is not None and self.after and len(self.calls) >= self.die_at:
+            raise asyncio.CancelledError
+
+    def named(self, kind):
+        return [name for k, name in self.objects if k == kind]
+
+    async def create(self, manifest):
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        self.call("create", kind, name)
+        await asyncio.sleep(0)
+        if (kind, name) not in self.objects:
+            self.uids += 1
+            body = copy.deepcopy(dict(manifest))
+            body["metadata"] |= {
+                "uid": f"uid-{self.uids}",
+                "creationTimestamp": "2026-01-01T00:00:00Z",
+            }
+            self.objects[kind, name] = body
+        self.done()
+        return copy.deepcopy(self.objects[kind, name])
+
+    async def delete_pod(self, namespace, doomed):
+        self.call("delete", "Pod", doomed.name)
+        self.objects.pop(("Pod", doomed.name), None)
+        self.done()
+
+    async def patch_status(self, namespace, name, patch):
+        self.call("status", patch)
+        self.status = merged(self.status, patch)
+        self.done()
+        return True
+
+    async def delete_job(self, namespace, name, uid):
+        self.call("delete", "TrainingJob", name)
+
+    async def token(self, namespace, name, owner):
+        secret = self.objects.get(("Secret", name))
+        if secret is None:
+            return None
+        return base64.b64decode(secret["data"]["token"]).decode() if "data" in secret else None
+
+    async def has_service(self, namespace, name):
+        return ("Service", name) in self.objects
+
+    async def pods(self, namespace, name):
+        return [copy.deepcopy(b) for (kind, _), b in self.objects.items() if kind == "Pod"]
+
+    async def job(self, namespace, name):
+        return copy.deepcopy({**self.body, "status": self.status})
+
+    async def nodes(self):
+        return [
+            {"metadata": {"name": "node-0"}, "spec": {}, "status": {}},
+        ]
+
+    async def post(self, body, events, now):
+        self.posted.extend(events)
+
+
+def merged(document, patch):
+    """RFC 7396, written down here once more, from the RFC."""
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(document) if isinstance(document, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+def job_body(manifest, **changes):
+    body = manifest(replicas=2, **changes)
+    body["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    return body
+
+
+@pytest.fixture
+def cluster(bodies):
+    return FakeCluster(job_body(bodies))
+
+
+class Operator:
+    """One life of the operator's process."""
+
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.controller = Controller(cluster, coordinator_url="http://op:8430", watch_nodes=True)
+
+    async def __aenter__(self):
+        body = await self.cluster.job(*KEY)
+        self.controller.job_event(None, body)
+        for pod in await self.cluster.pods(*KEY):
+            self.controller.pod_event(None, pod)
+        return self
+
+    async def __aexit__(self, *_):
+        await self.controller.close()
+
+    def agent(self, name, phase=AgentPhase.WAITING, **more):
+        """An agent reports."""
+        body = self.cluster.objects["Pod", name]
+        report = AgentReport(
+            pod=name,
+            uid=body["metadata"]["uid"],
+            address="10.0.0.1",
+            store_port=1,
+            slots=1,
+            phase=phase,
+            **more,
+        )
+        self.controller.coordinator._note(KEY, report, time.time())
+
+    async def until(self, condition, seconds=3.0):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, (self.cluster.calls, self.cluster.status)
+            await asyncio.sleep(0.005)
+
+    @property
+    def round(self):
+        return self.controller.coordinator.room(KEY).round
+
+
+def run(scenario):
+    return asyncio.run(asyncio.wait_for(scenario, 20))
+
+
+async def started(operator):
+    """Both pods are there and their agents wait."""
+    await operator.until(lambda: len(operator.cluster.named("Pod")) == 2)
+    for name in operator.cluster.named("Pod"):
+        operator.agent(name)
+    await operator.until(lambda: operator.round is not None)
+
+
+def test_children_come_first_then_the_status_then_the_round(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            kinds = [call[0] for call in cluster.calls]
+            assert kinds[:5] == ["create"] * 4 + ["status"]
+            assert sorted(cluster.objects) == [
+                ("Pod", "digits-0"),
+                ("Pod", "digits-1"),
+                ("Secret", "digits-rekindle"),
+                ("Service", "digits-pods"),
+            ]
+            assert cluster.status["round"] == 1
+
+    run(scenario())
+
+
+def test_no_agent_hears_of_a_round_that_is_not_in_the_status(cluster, monkeypatch):
+    monkeypatch.setattr(module, "RETRY_LEAST", 0.01)
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+            await operator.until(lambda: cluster.status)
+            cluster.faults["status"] = [ApiException(status=500, reason="no")] * 2
+            for name in cluster.named("Pod"):
+                operator.agent(name)
+            await operator.until(lambda: not cluster.faults["status"])
+            assert operator.round is None or cluster.status["round"] >= operator.round.number
+            await operator.until(lambda: operator.round is not None)
+            assert cluster.status["round"] == operator.round.number
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("call", range(1, 8))
+def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_nothing(
+    cluster, call, after
+):
+    async def scenario():
+        cluster.die_at, cluster.after = call, after
+        async with Operator(cluster) as first:
+            task = first.controller._jobs[KEY].task
+            for _ in range(200):
+                await asyncio.sleep(0.002)
+                if task.done():
+                    break
+                for name in cluster.named("Pod"):
+                    first.agent(name)
+        cluster.die_at = None
+        async with Operator(cluster) as second:
+            await started(second)
+            assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
+            assert cluster.uids == 4, "each child was made once"
+            assert cluster.status["round"] == second.round.number
+            assert cluster.status["restarts"]["total"] == 0
+
+    run(scenario())
+
+
+def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster):
+    cluster.body["spec"]["elastic"] = {"minReplicas": 1}
+    denied = ApiException(status=403, reason="Forbidden")
+    denied.body = '{"message": "exceeded quota: gpus"}'
+
+    async def scenario():
+        create = cluster.create
+
+        async def limited(manifest):
+            if manifest["metadata"]["name"] == "digits-1" and limited.on:
+                cluster.call("create", "Pod", "digits-1")
+                raise denied
+            return await create(manifest)
+
+        limited.on = True
+        cluster.create = limited
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: cluster.status.get("conditions"))
+            operator.agent("digits-0")
+            await operator.until(lambda: operator.round is not None)
+            assert [m.pod for m in operator.round.members] == ["digits-0"]
+            reasons = {c["reason"]: c["message"] for c in cluster.status["conditions"]}
+            assert "exceeded quota: gpus" in reasons["CannotCreate"]
+            await asyncio.sleep(0.5)
+            tries = sum(call[1:] == ("Pod", "digits-1") for call in cluster.calls)
+            assert tries <= 4, "tried ever more rarely"
+            limited.on = False
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+            await operator.until(
+                lambda: "CannotCreate" not in {c["reason"] for c in cluster.status["conditions"]}
+            )
+
+    run(scenario())
+
+
+def test_a_pod_that_is_refused_fails_the_job(cluster):
+    async def scenario():
+        cluster.faults["create"] = [Refused("spec.containers[0].image: Required value")] * 4
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: cluster.status.get("phase") == "Failed")
+            failed = next(c for c in cluster.status["conditions"] if c["type"] == "Failed")
+            assert failed["reason"] == "PodRefused"
+            assert "spec.containers[0].image" in failed["message"]
+
+    run(scenario())
+
+
+def test_figures_are_written_at_a_bounded_rate_and_news_at_once(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await asyncio.sleep(0.1)
+            before = len(cluster.calls)
+            for _ in range(30):
+                operator.controller.wake(KEY)
+                await asyncio.sleep(0.005)
+            assert len(cluster.calls) - before <= 1
+
+    run(scenario())
+
+
+def test_a_burst_of_events_becomes_few_reconciles(cluster, monkeypatch):
+    plans = []
+    real = module.reconcile
+    monkeypatch.setattr(module, "reconcile", lambda *a, **k: plans.append(1) or real(*a, **k))
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await asyncio.sleep(0.05)
+            before = len(plans)
+            body = cluster.objects["Pod", "digits-0"]
+            for number in range(500):
+                body["status"] = {"phase": "Pending", "message": f"m{number}"}
+                body["status"]["conditions"] = [
+                    {"type": "Ready", "status": str(number % 2 == 0), "reason": f"r{number}"}
+                ]
+                operator.controller.pod_event("MODIFIED", body)
+            await asyncio.sleep(0.1)
+            assert 1 <= len(plans) - before <= 5
+
+    run(scenario())
+
+
+def test_a_heartbeat_of_a_node_wakes_up_nobody(cluster, monkeypatch):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            cluster.objects["Pod", "digits-0"]["spec"]["nodeName"] = "node-0"
+            operator.controller.pod_event("MODIFIED", cluster.objects["Pod", "digits-0"])
+            await asyncio.sleep(0.1)
+            woken = []
+            monkeypatch.setattr(operator.controller, "wake", lambda *a: woken.append(a))
+            node = {"metadata": {"name": "node-0"}, "spec": {}, "status": {}}
+            operator.controller.node_event("MODIFIED", node)
+            assert not woken
+            node["spec"] = {"taints": [{"key": "karpenter.sh/disrupted"}]}
+            operator.controller.node_event("MODIFIED", node)
+            assert woken
+
+    run(scenario())
+
+
+def test_a_node_that_is_deleted_is_remembered_as_gone_and_one_not_seen_is_not(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            observe = operator.controller._observe
+            state = operator.controller._jobs[KEY]
+            for name, node in (("digits-0", "node-0"), ("digits-1", "brand-new")):
+                body = cluster.objects["Pod", name]
+                body["spec"]["nodeName"] = node
+                operator.controller.pod_event("MODIFIED", body)
+            pods = {pod.name: pod for pod in observe(KEY, state).pods}
+            assert observe(KEY, state).node_of(pods["digits-1"]) is None
+            operator.controller.node_event("DELETED", {"metadata": {"name": "node-0"}})
+            assert observe(KEY, state).node_of(pods["digits-0"]).lost
+            operator.controller._note_nodes([], state)
+            assert observe(KEY, state).node_of(pods["digits-1"]).lost, "the list is newer"
+
+    run(scenario())
+
+
+def test_a_secret_that_somebody_deletes_comes_back_with_the_same_token(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            before = await operator.controller._token_of(KEY)
+            del cluster.objects["Secret", "digits-rekindle"]
+            state = operator.controller._jobs[KEY]
+            state.synced_at = 0.0
+            operator.controller.wake(KEY)
+            await operator.until(lambda: "digits-rekindle" in cluster.named("Secret"))
+            assert await cluster.token("ml", "digits-rekindle", "job-uid") == before
+
+    run(scenario())
+
+
+def test_a_spec_that_cannot_be_read_is_told_and_tried_again_when_it_changes(cluster):
+    good = copy.deepcopy(cluster.body["spec"])
+    cluster.body["spec"]["deadlines"] = {"startup": "soon"}
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: cluster.status.get("conditions"))
+            (condition,) = cluster.status["conditions"]
+            assert (condition["type"], condition["reason"]) == ("Degraded", "InvalidSpec")
+            assert "spec.deadlines.startup is 'soon'" in condition["message"]
+            assert not cluster.objects
+            cluster.body["spec"] = good
+            cluster.body["metadata"]["generation"] = 2
+            operator.controller.job_event("MODIFIED", cluster.body)
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+
+    run(scenario())
+
+
+def test_a_job_of_the_same_name_is_another_job(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            cluster.objects.clear()
+            cluster.status = {}
+            cluster.body["metadata"]["uid"] = "another-uid"
+            operator.controller.job_event("ADDED", cluster.body)
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+            assert operator.round is None
+            owners = cluster.objects["Pod", "digits-0"]["metadata"]["ownerReferences"]
+            assert owners[0]["uid"] == "another-uid"
+
+    run(scenario())
+
+
+def test_a_job_that_is_being_deleted_is_left_alone(cluster):
+    cluster.body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+
+    async def scenario():
+        async with Operator(cluster):
+            await asyncio.sleep(0.1)
+            assert not cluster.calls
+
+    run(scenario())
+
+
+def test_closing_ends_even_when_something_wakes_up_a_job_at_that_moment(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await asyncio.sleep(0.05)
+            operator.controller.wake(KEY, 30.0)
+            await asyncio.wait_for(operator.controller.close(), 2)
+
+    run(scenario())
+
+
+def test_trouble_with_the_api_server_passes(cluster, monkeypatch):
+    monkeypatch.setattr(module, "RETRY_LEAST", 0.01)
+
+    async def scenario():
+        cluster.faults["status"] = [TimeoutError(), ApiException(status=503), OSError("reset")]
+        async with Operator(cluster) as operator:
+            await started(operator)
+            assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
+
+    run(scenario())
+
+
+def test_no_secret_reaches_status_events_or_logs(cluster, caplog):
+    caplog.set_level("DEBUG")
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            token = await operator.controller._token_of(KEY)
+            assert len(token) > 30
+            for text in (str(cluster.status), str(cluster.posted), caplog.text):
+                assert token not in text
+            pods = [str(cluster.objects["Pod", name]) for name in cluster.named("Pod")]
+            assert all(token not in pod for pod in pods)
+
+    run(scenario())
+
+
+values = st.recursive(
+    st.booleans() | st.integers(0, 3) | st.text("ab", max_size=2),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text("ab", max_size=1), inner),
+    max_leaves=8,
+)
+documents = st.dictionaries(st.text("abc", max_size=1), values, max_size=4)
+
+
+@given(old=documents, new=documents)
+def test_a_patch_turns_one_document_into_the_other(old, new):
+    assert merged(old, merge_patch(old, new)) == new
+
+
+@given(document=documents)
+def test_nothing_is_written_when_nothing_has_changed(document):
+    assert merge_patch(document, copy.deepcopy(document)) == {}
