@@ -3,7 +3,8 @@
 The world checks its invariants in every tick: no rank twice, no round below minReplicas, members
 that live, numbers that grow, charges that equal incidents, nothing created after the end, a status
 that the CRD accepts. Here events come in random order, the operator dies in the middle of some, and
-when they stop the job has to come to its end. REKINDLE_NIGHTLY=1 looks at many more histories.
+when they stop the job has to come to its end. REKINDLE_NIGHTLY=1 looks at many
+more histories (REKINDLE_EXAMPLES of them).
 """
 
 import os
@@ -18,6 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from rekindle.contract import AgentPhase
 from rekindle_operator import status
 
 NIGHTLY = os.environ.get("REKINDLE_NIGHTLY") == "1"
@@ -186,6 +188,14 @@ class Histories(RuleBasedStateMachine):
             names = [name for name in self.w.created if name not in self.w.unrecorded]
             assert len(set(names)) == len(names)
 
+    def finish_like_the_others(self, current):
+        """Nobody trains alone while a member of the same round is done."""
+        agents = [p.agent for p in self.w.alive if p.uid in {m.uid for m in current.members}]
+        if any(agent and agent.phase is AgentPhase.DONE for agent in agents):
+            for agent in agents:
+                if agent and agent.phase is AgentPhase.RUNNING and agent.round.key == current.key:
+                    self.w.finish(agent.pod.name)
+
     def teardown(self):
         """Events stop and there is room: the job comes to its end."""
         if not hasattr(self, "w"):
@@ -200,6 +210,8 @@ class Histories(RuleBasedStateMachine):
         for _ in range(80):
             if w.phase in status.TERMINAL:
                 break
+            for current in w.rounds[-1:]:
+                self.finish_like_the_others(current)
             w.total_steps = min([w.total_steps, *[a.step + 30 for a in w.group()]])
             w.run(20, pace=5.0)
         assert w.phase in status.TERMINAL, w.status
@@ -209,7 +221,7 @@ class Histories(RuleBasedStateMachine):
 
 
 SETTINGS = settings(
-    max_examples=2000 if NIGHTLY else 25,
+    max_examples=int(os.environ.get("REKINDLE_EXAMPLES", "2000")) if NIGHTLY else 25,
     stateful_step_count=60 if NIGHTLY else 20,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -1,0 +1,354 @@
+"""The API itself: what is refused at the door, in which words, and what is filled in.
+
+The rules run in the embedded API server's own schema and CEL modules. The words in the table are
+those of the CRD or of Kubernetes' own checks, so that any server says the same.
+"""
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rekindle_local.apiserver import rules as cel
+from rekindle_local.apiserver import schema as schemas
+
+ROOT = Path(__file__).parents[2]
+CRD = yaml.safe_load((ROOT / "crds" / "trainingjob.yaml").read_text())
+SCHEMA = schemas.Schema(root=CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+META = schemas.Schema(root={"type": "object", "x-kubernetes-preserve-unknown-fields": True})
+RULES, BROKEN = cel.compile_rules(SCHEMA.root, "schema")
+TRAINER = {"name": "trainer", "image": "rekindle/runtime:0.1", "args": ["train.py"]}
+
+
+def job(**spec):
+    return {
+        "apiVersion": "rekindle.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "digits", "namespace": "ml"},
+        "spec": {
+            "template": {"spec": {"containers": [TRAINER]}},
+            "checkpoint": {"uri": "s3://bucket/run"},
+            **spec,
+        },
+    }
+
+
+def named(name):
+    return {**job(), "metadata": {"name": name, "namespace": "ml"}}
+
+
+def pods(**fields):
+    return job(template={"spec": {"containers": [TRAINER], **fields}})
+
+
+def containers(*found):
+    return pods(containers=list(found))
+
+
+def checkpoint(**fields):
+    return job(checkpoint={"uri": "s3://bucket/run", **fields})
+
+
+def answer(body, old=None):
+    """What an API server says to strict `kubectl apply`; empty when it accepts."""
+    unknown: list[str] = []
+    body = schemas.prune(copy.deepcopy(body), SCHEMA, meta=META, unknown=unknown)
+    if unknown:
+        return ", ".join(f'unknown field "{path}"' for path in unknown)
+    body = schemas.fill_defaults(body, SCHEMA)
+    causes = schemas.validate(body, SCHEMA)
+    if not causes:
+        before = schemas.fill_defaults(copy.deepcopy(old), SCHEMA) if old else None
+        causes = cel.check(RULES, body, before)
+    return "; ".join(cause.text() for cause in causes)
+
+
+BAD = [
+    # what, manifest, field, what is allowed
+    ("no spec", {k: v for k, v in job().items() if k != "spec"}, "spec", "Required"),
+    ("no template", job(template=None), "spec.template", "Required"),
+    ("no checkpoint", job(checkpoint=None), "spec.checkpoint", "Required"),
+    ("replicas as text", job(replicas="2"), "spec.replicas", "integer"),
+    ("replicas 0", job(replicas=0), "spec.replicas", "greater than or equal to 1"),
+    ("replicas negative", job(replicas=-1), "spec.replicas", "greater than or equal to 1"),
+    ("replicas huge", job(replicas=1001), "spec.replicas", "less than or equal to 1000"),
+    ("replicas fraction", job(replicas=1.5), "spec.replicas", "integer"),
+    (
+        "min > max",
+        job(replicas=3, elastic={"minReplicas": 4, "maxReplicas": 2}),
+        "spec.elastic.minReplicas",
+        "raise spec.elastic.maxReplicas",
+    ),
+    (
+        "replicas < min",
+        job(replicas=1, elastic={"minReplicas": 2}),
+        "spec.replicas",
+        "raise spec.replicas",
+    ),
+    (
+        "replicas > max",
+        job(replicas=5, elastic={"maxReplicas": 4}),
+        "spec.replicas",
+        "raise spec.elastic.maxReplicas",
+    ),
+    ("min 0", job(elastic={"minReplicas": 0}), "spec.elastic.minReplicas", "equal to 1"),
+    ("elastic as list", job(elastic=[1, 2]), "spec.elastic", "object"),
+    ("procPerNode 0", job(procPerNode=0), "spec.procPerNode", "from 1 to 1024"),
+    ("procPerNode word", job(procPerNode="all"), "spec.procPerNode", "auto, gpu, cpu"),
+    ("procPerNode list", job(procPerNode=[1]), "spec.procPerNode", "integer,string"),
+    ("no containers", pods(containers=[]), "spec.template.spec.containers", "at least 1"),
+    ("containers absent", job(template={"spec": {}}), "spec.template.spec.containers", "Required"),
+    (
+        "no trainer",
+        containers({**TRAINER, "name": "main"}),
+        "spec.template.spec.containers",
+        "must be named trainer",
+    ),
+    (
+        "two trainers",
+        containers(TRAINER, TRAINER),
+        "spec.template.spec.containers",
+        "exactly one container must be named trainer",
+    ),
+    (
+        "no image",
+        containers({"name": "trainer"}),
+        "spec.template.spec.containers[0].image",
+        "Required",
+    ),
+    (
+        "empty image",
+        containers({**TRAINER, "image": ""}),
+        "spec.template.spec.containers[0].image",
+        "at least 1 chars",
+    ),
+    (
+        "args as text",
+        containers({**TRAINER, "args": "train.py"}),
+        "spec.template.spec.containers[0].args",
+        "array",
+    ),
+    (
+        "args with numbers",
+        containers({**TRAINER, "args": ["--epochs", 10]}),
+        "spec.template.spec.containers[0].args[1]",
+        "string",
+    ),
+    (
+        "container name with dot",
+        containers(TRAINER, {**TRAINER, "name": "side.car"}),
+        "spec.template.spec.containers[1].name",
+        "should match",
+    ),
+    (
+        "restartPolicy Always",
+        pods(restartPolicy="Always"),
+        "spec.template.spec.restartPolicy",
+        "must be Never or absent",
+    ),
+    (
+        "grace 0",
+        pods(terminationGracePeriodSeconds=0),
+        "spec.template.spec.terminationGracePeriodSeconds",
+        "greater than or equal to 1",
+    ),
+    ("uri without //", checkpoint(uri="s3:/x"), "spec.checkpoint.uri", "s3://bucket/prefix"),
+    ("uri http", checkpoint(uri="http://host/x"), "spec.checkpoint.uri", "s3://bucket/prefix"),
+    ("uri with space", checkpoint(uri="s3://bucket/a b"), "spec.checkpoint.uri", "s3://bucket/"),
+    ("uri bucket only", checkpoint(uri="s3://bucket"), "spec.checkpoint.uri", "s3://bucket/prefix"),
+    ("uri upper case", checkpoint(uri="s3://Bucket/x"), "spec.checkpoint.uri", "s3://bucket/"),
+    ("uri relative", checkpoint(uri="file://data/x"), "spec.checkpoint.uri", "file:///absolute"),
+    ("uri empty", checkpoint(uri=""), "spec.checkpoint.uri", "at least 1 chars"),
+    ("uri a number", checkpoint(uri=5), "spec.checkpoint.uri", "string"),
+    ("uri too long", checkpoint(uri="s3://b/" + "x" * 1100), "spec.checkpoint.uri", "1024"),
+    (
+        "steps and seconds",
+        checkpoint(every={"steps": 5, "seconds": 5}),
+        "spec.checkpoint.every",
+        "either steps or seconds",
+    ),
+    ("neither", checkpoint(every={}), "spec.checkpoint.every", "either steps or seconds"),
+    ("steps 0", checkpoint(every={"steps": 0}), "spec.checkpoint.every.steps", "equal to 1"),
+    ("seconds -1", checkpoint(every={"seconds": -1}), "spec.checkpoint.every.seconds", "to 1"),
+    ("keep 0", checkpoint(keep={"latest": 0}), "spec.checkpoint.keep.latest", "equal to 1"),
+    (
+        "secret name",
+        checkpoint(secretRef={"name": "My_Secret"}),
+        "spec.checkpoint.secretRef.name",
+        "should match",
+    ),
+    ("secret without", checkpoint(secretRef={}), "spec.checkpoint.secretRef.name", "Required"),
+    (
+        "endpoint without scheme",
+        checkpoint(endpointUrl="minio:9000"),
+        "spec.checkpoint.endpointUrl",
+        "must begin with http:// or https://",
+    ),
+    (
+        "endpoint without host",
+        checkpoint(endpointUrl="http:///x"),
+        "spec.checkpoint.endpointUrl",
+        "name a host",
+    ),
+    ("unknown at the top", job(replica=2), "spec.replica", "unknown field"),
+    ("unknown in elastic", job(elastic={"min": 1}), "spec.elastic.min", "unknown field"),
+    (
+        "unknown in every",
+        checkpoint(every={"steps": 1, "minutes": 1}),
+        "spec.checkpoint.every.minutes",
+        "unknown field",
+    ),
+    (
+        "unknown in restart",
+        job(restart={"user": {"maximum": 1}}),
+        "spec.restart.user.maximum",
+        "unknown field",
+    ),
+    (
+        "unknown in metadata of the template",
+        job(template={"metadata": {"name": "x"}, "spec": {"containers": [TRAINER]}}),
+        "spec.template.metadata.name",
+        "unknown field",
+    ),
+    ("hang is not there yet", job(hang={"timeout": "auto"}), "spec.hang", "unknown field"),
+    (
+        "budget -1",
+        job(restart={"user": {"max": -1}}),
+        "spec.restart.user.max",
+        "greater than or equal to 0",
+    ),
+    (
+        "window words",
+        job(restart={"user": {"window": "one hour"}}),
+        "spec.restart.user.window",
+        "90s, 30m or 1h30m",
+    ),
+    (
+        "window 0s",
+        job(restart={"infrastructure": {"window": "0s"}}),
+        "spec.restart.infrastructure.window",
+        "positive duration",
+    ),
+    (
+        "deadline in days",
+        job(deadlines={"active": "2d"}),
+        "spec.deadlines.active",
+        "90s, 30m or 1h30m",
+    ),
+    ("deadline empty", job(deadlines={"startup": ""}), "spec.deadlines.startup", "duration"),
+    ("deadline number", job(deadlines={"startup": 30}), "spec.deadlines.startup", "string"),
+    ("suspend as text", job(suspend="yes"), "spec.suspend", "boolean"),
+    ("ttl -1", job(ttlSecondsAfterFinished=-1), "spec.ttlSecondsAfterFinished", "equal to 0"),
+    ("cleanPods", job(cleanPods="Some"), "spec.cleanPods", '"All", "Running", "None"'),
+    ("name too long", named("d" * 51), "metadata.name", "longer than 50 characters"),
+    ("name with a dot", named("my.job"), "metadata.name", "use letters, digits and '-'"),
+]
+
+
+def test_the_rules_of_the_crd_compile():
+    assert not BROKEN
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "allowed"), [b[1:] for b in BAD], ids=[b[0] for b in BAD]
+)
+def test_a_bad_manifest_is_refused_with_the_field_and_the_fix(body, field, allowed):
+    said = answer(body)
+    assert field in said
+    assert allowed in said
+
+
+def test_the_uri_of_a_job_cannot_be_changed():
+    said = answer(checkpoint(uri="s3://bucket/other"), old=job())
+    assert "spec.checkpoint.uri" in said
+    assert "create a new job" in said
+
+
+@pytest.mark.parametrize(
+    ("field", "new"),
+    [
+        ("replicas", 4),
+        ("suspend", True),
+        ("elastic", {"minReplicas": 1, "maxReplicas": 9}),
+        ("cleanPods", "All"),
+    ],
+)
+def test_everything_else_can_be(field, new):
+    assert answer(job(**{field: new}), old=job()) == ""
+
+
+GOOD = [
+    ("least", job()),
+    ("file", checkpoint(uri="file:///mnt/shared/run")),
+    ("deep prefix", checkpoint(uri="s3://my-bucket.x1/team/digits/v2/")),
+    (
+        "endpoint",
+        checkpoint(endpointUrl="http://minio.storage:9000", secretRef={"name": "s3.cred"}),
+    ),
+    ("steps", checkpoint(every={"steps": 500}, keep={"latest": 1})),
+    ("workers by number", job(procPerNode=8)),
+    ("workers by word", job(procPerNode="gpu")),
+    ("scale bounds", job(replicas=4, elastic={"minReplicas": 2, "maxReplicas": 8})),
+    ("no limits", job(restart={"user": {"max": None}, "preemption": {"max": 3}})),
+    ("no deadlines", job(deadlines={"startup": None, "active": "1h30m"})),
+    ("sidecar", containers(TRAINER, {"name": "logs", "image": "fluent-bit"})),
+    (
+        "a whole pod",
+        pods(
+            restartPolicy="Never",
+            terminationGracePeriodSeconds=120,
+            nodeSelector={"spot": "true"},
+            tolerations=[{"key": "spot", "operator": "Exists"}],
+            volumes=[{"name": "data", "emptyDir": {}}],
+            securityContext={"runAsNonRoot": True},
+        ),
+    ),
+    ("longest name", named("d" * 50)),
+    ("after the end", job(ttlSecondsAfterFinished=0, cleanPods="None", suspend=True)),
+]
+
+
+@pytest.mark.parametrize("body", [g[1] for g in GOOD], ids=[g[0] for g in GOOD])
+def test_a_good_manifest_is_accepted(body):
+    assert answer(body) == ""
+
+
+def test_defaults_are_filled_in():
+    spec = schemas.fill_defaults(job(), SCHEMA)["spec"]
+    assert spec == {
+        **job()["spec"],
+        "replicas": 1,
+        "elastic": {"minReplicas": 1},
+        "procPerNode": "auto",
+        "checkpoint": {
+            "uri": "s3://bucket/run",
+            "every": {"seconds": 120},
+            "keep": {"latest": 3},
+        },
+        "restart": {
+            "user": {"max": 3, "window": "1h"},
+            "infrastructure": {"max": 50, "window": "24h"},
+            "preemption": {},
+        },
+        "deadlines": {"startup": "30m"},
+        "suspend": False,
+        "cleanPods": "Running",
+    }
+
+
+def test_every_field_has_a_description():
+    def bare(node, path):
+        for key, inner in (node.get("properties") or {}).items():
+            if "description" not in inner:
+                yield f"{path}.{key}"
+            yield from bare(inner, f"{path}.{key}")
+
+    missing = [p for p in bare(SCHEMA.at("spec"), "spec") if ".template.spec.containers" not in p]
+    allowed = {"name", "restartPolicy", "containers", "labels", "annotations"}
+    assert [p for p in missing if p.rsplit(".", 1)[-1] not in allowed] == []
+
+
+def test_the_chart_carries_the_same_crd():
+    copy_of = ROOT / "charts" / "rekindle" / "crds" / "trainingjob.yaml"
+    assert copy_of.read_bytes() == (ROOT / "crds" / "trainingjob.yaml").read_bytes()
