@@ -1,0 +1,160 @@
+"""From a job to its children: golden files, and what must hold for all of them.
+
+A file of tests/data holds a job and the pod that is made from it. After a change that is meant,
+REKINDLE_UPDATE_GOLDEN=1 writes the files anew; the difference is what a reviewer reads.
+"""
+
+import base64
+import copy
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rekindle_local.apiserver import schema as schemas
+from rekindle_operator import resources, spec
+
+DATA = Path(__file__).parents[1] / "data"
+CRD = yaml.safe_load((DATA.parents[1] / "crds" / "trainingjob.yaml").read_text())
+SCHEMA = schemas.Schema(root=CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+CASES = ["least", "whole", "own_shm"]
+TOKEN = "not-a-real-token"
+
+
+def load(name):
+    document = yaml.safe_load((DATA / f"{name}.yaml").read_text())
+    body = {"apiVersion": "rekindle.dev/v1alpha1", "kind": "TrainingJob", **document["job"]}
+    return document, spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0)
+
+
+def made(document, job):
+    return resources.pod(job, document["slot"], document["incarnation"], "http://rekindle:8430")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_pod_is_the_golden_one(name):
+    document, job = load(name)
+    pod = made(document, job)
+    path = DATA / f"{name}.pod.yaml"
+    if os.environ.get("REKINDLE_UPDATE_GOLDEN") == "1":
+        path.write_text(yaml.safe_dump(pod, sort_keys=False, width=100))
+    assert pod == yaml.safe_load(path.read_text())
+
+
+def test_secret_and_service_are_the_golden_ones():
+    _, job = load("least")
+    children = [resources.secret(job, TOKEN), resources.service(job)]
+    path = DATA / "least.children.yaml"
+    if os.environ.get("REKINDLE_UPDATE_GOLDEN") == "1":
+        path.write_text(yaml.safe_dump_all(children, sort_keys=False, width=100))
+    assert children == list(yaml.safe_load_all(path.read_text()))
+
+
+def container(name):
+    document, job = load(name)
+    pod = made(document, job)
+    found = {c["name"]: c for c in pod["spec"]["containers"]}
+    given = {c["name"]: c for c in job.template["spec"]["containers"]}
+    return pod, found, given
+
+
+def test_what_the_user_says_stays():
+    pod, found, given = container("whole")
+    for key in ("args", "image", "workingDir", "resources", "securityContext"):
+        assert found["trainer"][key] == given["trainer"][key]
+    for key in ("env", "envFrom", "ports", "volumeMounts"):
+        assert all(item in found["trainer"][key] for item in given["trainer"][key])
+    assert found["logs"] == given["logs"]
+    assert pod["spec"]["volumes"][0]["name"] == "data"
+    assert pod["metadata"]["labels"]["team"] == "vision"
+
+
+def test_a_users_variable_wins_over_ours():
+    document, job = load("whole")
+    names = [e["name"] for e in made(document, job)["spec"]["containers"][1]["env"]]
+    assert names[-1] == "OMP_NUM_THREADS", "of two of one name Kubernetes takes the last"
+
+
+def test_labels_that_select_pods_are_ours():
+    pod, *_ = container("whole")
+    assert pod["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "rekindle"
+    assert resources.selector("digits").items() <= pod["metadata"]["labels"].items()
+
+
+@pytest.mark.parametrize(
+    ("name", "volumes"), [("least", ["rekindle-shm"]), ("own_shm", ["memory"])]
+)
+def test_shared_memory_is_of_memory_and_mounted_once(name, volumes):
+    pod, found, _ = container(name)
+    assert [v["name"] for v in pod["spec"]["volumes"]] == volumes
+    assert pod["spec"]["volumes"][0]["emptyDir"]["medium"] == "Memory"
+    mounts = [m for m in found["trainer"]["volumeMounts"] if m["mountPath"] == "/dev/shm"]
+    assert len(mounts) == 1
+
+
+def test_the_token_is_in_the_secret_and_nowhere_else():
+    document, job = load("whole")
+    secret = resources.secret(job, TOKEN)
+    text = str(secret)
+    assert TOKEN in text or base64.b64encode(TOKEN.encode()).decode() in text
+    pod = made(document, job)
+    variables = {e["name"]: e for e in pod["spec"]["containers"][1]["env"]}
+    assert variables["REKINDLE_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "digits-rekindle"
+    assert TOKEN not in str(pod)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_making_a_manifest_changes_nothing_of_the_job(name):
+    document, job = load(name)
+    before = copy.deepcopy(dict(job.template))
+    first, second = made(document, job), made(document, job)
+    assert first == second
+    assert dict(job.template) == before
+
+
+def test_children_belong_to_the_job():
+    document, job = load("least")
+    for child in (made(document, job), resources.secret(job, TOKEN), resources.service(job)):
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"]) == ("5f1c", True)
+
+
+def test_names_fit_even_for_the_longest_job():
+    longest = max(
+        len(resources.pod_name("d" * 50, 999, 9_999)), len(resources.secret_name("d" * 50))
+    )
+    assert longest <= 63
+
+
+@pytest.mark.parametrize(
+    ("slot", "incarnation", "name"), [(0, 0, "digits-0"), (12, 3, "digits-12r3")]
+)
+def test_names_tell_slot_and_incarnation(slot, incarnation, name):
+    assert resources.pod_name("digits", slot, incarnation) == name
+
+
+def test_only_changes_that_pods_can_feel_change_the_hash():
+    document, job = load("whole")
+    body = {"apiVersion": "x", "kind": "x", **copy.deepcopy(document["job"])}
+
+    def hash_with(**fields):
+        changed = copy.deepcopy(body)
+        changed["spec"].update(fields)
+        return spec.parse(schemas.fill_defaults(changed, SCHEMA), 0.0).template_hash
+
+    assert hash_with(replicas=9, suspend=True, cleanPods="All") == job.template_hash
+    assert hash_with(procPerNode=4) != job.template_hash
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("2h1s", 7201)]
+)
+def test_durations(text, seconds):
+    assert spec.parse_duration(text, "f") == seconds
+
+
+@pytest.mark.parametrize("text", ["", "1d", "5", "-1s", "1m1h", "1.5h"])
+def test_bad_durations_name_the_field(text):
+    with pytest.raises(spec.SpecError, match=r"spec\.deadlines\.active"):
+        spec.parse_duration(text, "spec.deadlines.active")
