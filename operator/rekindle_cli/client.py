@@ -74,7 +74,7 @@ class Api:
 
     def close(self) -> None:
         """Close the connections that are kept for the next call."""
-        self._connection.close()
+        self._connection.close()  # type: ignore[no-untyped-call]
         self._connection.rest_client.pool_manager.clear()
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Manifest:

@@ -70,8 +70,9 @@ class _Copy:
             try:
                 version = self._list()
                 delay = 0.2
-                while not self._stop.is_set():
-                    version = self._watch(version)
+                # Each minute the server ends the watch and a list follows: what a watch may have
+                # lost is then seen after all.
+                self._watch(version)
             except Forgotten:
                 continue
             except (Unavailable, ApiError):
@@ -86,10 +87,9 @@ class _Copy:
         self._told()
         return str(answer["metadata"]["resourceVersion"])
 
-    def _watch(self, version: str) -> str:
+    def _watch(self, version: str) -> None:
         for event in self._api.watch(self._path, self._query, version, self._stop):
             item = event["object"]
-            version = str(item["metadata"]["resourceVersion"])
             if event["type"] == "BOOKMARK":
                 continue
             uid = item["metadata"]["uid"]
@@ -100,7 +100,6 @@ class _Copy:
                 else:
                     self._items[uid] = item
             self._told()
-        return version
 
     def _told(self) -> None:
         self.lost_since = None

@@ -7,6 +7,7 @@ changed, the view shows it. It ends with the job, or when the job is deleted.
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from rekindle_cli import evidence, manifest, places
@@ -22,6 +23,7 @@ from rekindle_cli.timeline import timeline
 from rekindle_cli.view import View
 
 _LOST_SECONDS = 60.0
+_UNSEEN_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,22 @@ class StepWatch:
             self._step = step
 
 
+class Patience:
+    """Ends once when nobody takes up a job."""
+
+    def __init__(self) -> None:
+        self._since: datetime | None = None
+        self._over = False
+
+    def over(self, snapshot: Snapshot) -> bool:
+        """Whether to complain now."""
+        if self._over or snapshot.job is None or snapshot.job.phase:
+            return False
+        self._since = self._since or snapshot.at
+        self._over = (snapshot.at - self._since).total_seconds() > _UNSEEN_SECONDS
+        return self._over
+
+
 def run_job(
     stack: Stack,
     bundle: Bundle,
@@ -134,10 +152,15 @@ def run_job(
     """Apply a bundle to a running stack, follow it to its end, and collect what is known then."""
     api = stack.api()
     applied = apply(stack, api, bundle, view, real_s3=real_s3)
-    steps = StepWatch()
+    steps, patience = StepWatch(), Patience()
 
     def look(snapshot: Snapshot) -> None:
         steps(snapshot)
+        if patience.over(snapshot):
+            view.note(
+                f"no operator has looked at the job for {_UNSEEN_SECONDS:.0f} s; "
+                f"what it says is in {stack.operator.log if stack.operator else 'its log'}"
+            )
         each(snapshot)
 
     with Follower(api, applied.namespace, applied.name) as follower, view:

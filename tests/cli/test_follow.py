@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from rekindle_cli.client import Forgotten, Unavailable
 from rekindle_cli.failure import Failure
 from rekindle_cli.follow import Follower
-from rekindle_cli.run import StepWatch, follow_to_end
+from rekindle_cli.run import Patience, StepWatch, follow_to_end
 from rekindle_cli.snapshot import Snapshot
 from rekindle_cli.wording import parse_time
 
@@ -27,6 +28,7 @@ class FakeApi:
         self.events: dict[str, list[dict]] = {"trainingjobs": [], "pods": []}
         self.away = False
         self.forget = False
+        self.ends = False
         self.logs_read = 0
         self._changed = threading.Condition()
 
@@ -38,17 +40,18 @@ class FakeApi:
 
     def watch(self, path: str, query: Any, version: str, stop: Any) -> Iterator[dict]:
         kind = path.rpartition("/")[2]
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self.events[kind] or self.forget or self.away or stop.is_set(), 0.05
-            )
-            events, self.events[kind] = self.events[kind], []
-            forget, self.forget = self.forget, False
-        if self.away:
-            raise Unavailable("gone")
-        if forget:
-            raise Forgotten
-        yield from events
+        while not stop.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self.events[kind] or self.forget or self.away, 0.05)
+                events, self.events[kind] = self.events[kind], []
+                forget, self.forget = self.forget, False
+            if self.away:
+                raise Unavailable("gone")
+            if forget:
+                raise Forgotten
+            yield from events
+            if self.ends:
+                return
 
     def log_tail(self, namespace: str, pod: str, lines: int, *, timestamps: bool) -> list[str]:
         self.logs_read += 1
@@ -113,6 +116,12 @@ def test_a_forgotten_place_is_answered_with_a_new_list(api, follower, job) -> No
     until(follower, lambda seen: seen.job is not None and seen.job.finished)
 
 
+def test_what_a_watch_has_lost_is_seen_after_its_end(api, follower, job) -> None:
+    api.lists["trainingjobs"] = [job(phase="Succeeded")]
+    api.ends = True
+    until(follower, lambda seen: seen.job is not None and seen.job.finished)
+
+
 def test_an_absent_server_is_told_and_survived(api, follower, job) -> None:
     api.away = True
     until(follower, lambda seen: follower.lost_for > 0)
@@ -165,3 +174,13 @@ def test_progress_that_falls_back_is_counted(job) -> None:
         watch(seen(job(progress={"step": step})))
     watch(seen(job(unseen=True)))
     assert watch.back == 6
+
+
+def test_a_job_that_nobody_takes_up_is_complained_about_once(job) -> None:
+    patience = Patience()
+    snapshots = [
+        Snapshot.read(at=NOW + timedelta(seconds=after), job=job(unseen=True))
+        for after in (0, 29, 31, 40)
+    ]
+    assert [patience.over(one) for one in snapshots] == [False, False, True, False]
+    assert not Patience().over(seen(job()))
