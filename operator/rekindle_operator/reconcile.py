@@ -525,15 +525,16 @@ def _conditions(
         message = "training; the operator has started anew and waits to hear from the pods"
     else:
         message = f"waiting for {decision.waiting or 'pods to start'}"
-    if blocked:
-        attention = condition("Degraded", True, blocked[0], blocked[1])
-        message = blocked[1] if not going_on else f"{message}; {blocked[1]}"
-    elif report and report.progress and not math.isfinite(report.progress.loss or 0.0):
+    troubles = [blocked] if blocked else []
+    if report and report.progress and not math.isfinite(report.progress.loss or 0.0):
         text = f"the loss is {report.progress.loss} at step {report.progress.step}"
-        attention = condition("Degraded", True, "LossNotFinite", text)
-    elif skipped:
-        text = "; ".join(skipped)
-        attention = condition("Degraded", True, "CheckpointDamaged", text)
+        troubles.append(("LossNotFinite", text))
+    if skipped:
+        troubles.append(("CheckpointDamaged", "; ".join(skipped)))
+    if blocked:
+        message = blocked[1] if not going_on else f"{message}; {blocked[1]}"
+    if troubles:
+        attention = condition("Degraded", True, troubles[0][0], "; ".join(t[1] for t in troubles))
     else:
         attention = condition("Degraded", False, "AsExpected", "nothing needs attention")
     reason = "Training" if going_on else record.phase

@@ -191,6 +191,13 @@ def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
     return found
 
 
+def _is_done(pod: Pod, observed: Observed) -> bool:
+    """Whether a pod's share of the training is complete; its agent may not have exited yet."""
+    agent = observed.agents.get(pod.uid)
+    waits = pod.alive and agent is not None and agent.report.phase is AgentPhase.DONE
+    return pod.succeeded or waits
+
+
 def _patience_ends(coming: list[Pod], now: float) -> float:
     """Seconds until one of these is no longer expected, because no node takes it."""
     ends = [pod.created_at + UNSCHEDULABLE_PATIENCE for pod in coming if pod.unschedulable]
@@ -209,7 +216,7 @@ def _form(
     """Form a round from those that are there, or say what it waits for."""
     if hold:
         return Decision(waiting="a failure is being understood")
-    done = {pod.slot for pod in observed.pods if wanted(job, pod) and pod.succeeded}
+    done = {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
     ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
     if len(done) == job.replicas and not ready:
         return Decision(finished=True)

@@ -37,6 +37,8 @@ from rekindle_operator.reconcile import reconcile
 CRD = Path(__file__).parents[2] / "crds" / "trainingjob.yaml"
 START = 1_750_000_000.0
 GRACE = 30.0
+DONE_WAIT = 10.0
+"""Seconds that an agent whose workers are done waits for an order before it exits with 0."""
 RESYNC = 60.0
 
 
@@ -141,6 +143,7 @@ class SimAgent:
     quiet: bool = False
     """Nothing that it says arrives, and nothing reaches it."""
     wants_save: bool = False
+    done_for: float = 0.0
 
     def report(self, world):
         progress = None
@@ -281,14 +284,16 @@ class World:
 
     def settle(self):
         """Let everything that needs no time happen, until nothing changes any more."""
+        before = None
         for _ in range(200):
-            before = self.picture()
             self.kubernetes()
             self.act()
             if self.up:
                 self.tick()
-            if self.picture() == before:
+            after = self.picture()
+            if after == before:
                 return self
+            before = after
         raise AssertionError("the world does not come to rest: something is done over and over")
 
     def picture(self):
@@ -330,6 +335,12 @@ class World:
         for pod in self.pods.values():
             if pod.kill_at is not None and self.now >= pod.kill_at and not pod.over:
                 self.exit(pod, 137)
+        for pod in self.alive:
+            agent = pod.agent
+            if agent and agent.phase is AgentPhase.DONE:
+                agent.done_for += seconds
+                if agent.done_for >= DONE_WAIT:
+                    self.exit(pod, 0, agent.outcome)
         agents = self.group()
         if not self.trains or not agents or seconds <= 0:
             return
@@ -439,7 +450,7 @@ class World:
     def join(self, agent, offered):
         agent.phase, agent.round, agent.outcome = AgentPhase.RUNNING, offered, None
         agent.step = self.committed.step if self.committed else 0
-        agent.round_steps, agent.wants_save = 0, False
+        agent.round_steps, agent.wants_save, agent.done_for = 0, False, 0.0
         source = self.committed.uri if self.committed else "scratch"
         agent.restored = Restored(step=agent.step, source=source, skipped=self.skipped)
         agent.checkpoint = self.committed
@@ -738,6 +749,7 @@ class World:
         if shape == self.checked:
             return
         self.checked = shape
+        document = {**document, "incidents": document["incidents"][-2:]}  # others were checked
         unknown: list[str] = []
         schemas.prune(document, status_schema(), unknown=unknown)
         assert not unknown, f"the CRD does not know {unknown}"
@@ -754,7 +766,8 @@ class World:
         assert slots == sorted(set(slots)), "one rank twice"
         assert len({m.uid for m in fresh.members}) == len(slots)
         assert all(slot < self.job.replicas for slot in slots)
-        done = {p.slot for p in observed.pods if p.phase == "Succeeded"}
+        waiting = {u for u, a in observed.agents.items() if a.report.phase is AgentPhase.DONE}
+        done = {p.slot for p in observed.pods if p.phase == "Succeeded" or p.uid in waiting}
         least = max(1, self.job.min_replicas - len(done))
         assert len(slots) >= min(least, self.job.replicas - len(done)), "below minReplicas"
 

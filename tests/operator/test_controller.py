@@ -6,7 +6,7 @@ import copy
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes.aio.client import ApiException
 
@@ -222,7 +222,7 @@ def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_no
         cluster.die_at, cluster.after = call, after
         async with Operator(cluster) as first:
             task = first.controller._jobs[KEY].task
-            for _ in range(200):
+            for _ in range(40):
                 await asyncio.sleep(0.002)
                 if task.done():
                     break
@@ -470,11 +470,13 @@ values = st.recursive(
 documents = st.dictionaries(st.text("abc", max_size=1), values, max_size=4)
 
 
+@settings(max_examples=60, deadline=None)
 @given(old=documents, new=documents)
 def test_a_patch_turns_one_document_into_the_other(old, new):
     assert merged(old, merge_patch(old, new)) == new
 
 
+@settings(max_examples=30, deadline=None)
 @given(document=documents)
 def test_nothing_is_written_when_nothing_has_changed(document):
     assert merge_patch(document, copy.deepcopy(document)) == {}

@@ -271,17 +271,20 @@ def report_with(report, **changes):
 
 
 def test_a_damaged_newest_checkpoint_is_told_and_progress_goes_back(world):
-    w = world(save_every=10).start().train(25)
+    w = world(save_every=10, nodes=3).start().train(25)
     older = type(w.committed)(step=10, committed_at=w.now - 15, uri="s3://bucket/run/10")
-    w.kill("digits-1")
+    w.lose_node("digits-1")
     w.committed = older
     w.skipped = ("step 20 is damaged: CRC of chunk 3",)
     w.until(w.training)
     assert w.step < 20
-    assert w.status["checkpoint"]["step"] < 20
+    assert w.status["checkpoint"]["step"] == 10
     assert w.last["resumedFrom"] == 10
     assert w.last["stepsLost"] > 10
-    assert w.condition("Degraded")["reason"] == "CheckpointDamaged"
+    assert "CRC of chunk 3" in w.condition("Degraded")["message"]
+    w.run(60, pace=5)
+    assert w.condition("Degraded")["reason"] == "Unschedulable"
+    assert "CRC of chunk 3" in w.condition("Degraded")["message"], "one trouble hides no other"
 
 
 def test_a_newcomer_in_front_does_not_turn_the_checkpoint_back(world):

@@ -190,10 +190,12 @@ class Histories(RuleBasedStateMachine):
 
     def finish_like_the_others(self, current):
         """Nobody trains alone while a member of the same round is done."""
-        agents = [p.agent for p in self.w.alive if p.uid in {m.uid for m in current.members}]
-        if any(agent and agent.phase is AgentPhase.DONE for agent in agents):
+        inside = [p for p in self.w.pods.values() if p.uid in {m.uid for m in current.members}]
+        done = any(p.phase == "Succeeded" for p in inside)
+        agents = [p.agent for p in inside if p.agent and not p.over]
+        if done or any(agent.phase is AgentPhase.DONE for agent in agents):
             for agent in agents:
-                if agent and agent.phase is AgentPhase.RUNNING and agent.round.key == current.key:
+                if agent.phase is AgentPhase.RUNNING and agent.round.key == current.key:
                     self.w.finish(agent.pod.name)
 
     def teardown(self):

@@ -1,5 +1,7 @@
 """Who trains with whom, and when."""
 
+import time
+
 import pytest
 
 from rekindle_operator import rounds
@@ -16,6 +18,7 @@ def test_a_first_round_goes_on_with_fewer_when_no_node_can_take_the_others(world
     w = world(nodes=2, elastic={"minReplicas": 2})
     w.settle()
     assert not w.rounds
+    assert w.alarm - w.now <= rounds.UNSCHEDULABLE_PATIENCE + 1, "nobody else wakes it up"
     w.run(rounds.UNSCHEDULABLE_PATIENCE + 1)
     assert w.members == ["digits-0", "digits-1"]
 
@@ -225,3 +228,20 @@ def test_nothing_restarts_when_nothing_happens(world):
     assert len(w.rounds) == 1
     assert w.created == ["digits-0", "digits-1", "digits-2"]
     assert not w.deleted
+
+
+def test_a_pod_lost_beside_one_that_is_done_is_replaced_and_ends_the_job(world):
+    w = world(replicas=2, elastic={"minReplicas": 2}).start().train(5)
+    w.finish("digits-1").kill("digits-0").until(lambda: w.members == ["digits-0r1"], 5)
+    w.finish("digits-0r1").settle()
+    assert w.phase == "Succeeded"
+    assert w.restarts == (0, 1, 0)
+
+
+def test_a_thousand_pods_are_decided_about_in_a_moment(world):
+    w = world(replicas=1000, nodes=0)
+    w.tick()
+    assert len(w.created) == 1000
+    began = time.process_time()
+    w.tick()
+    assert time.process_time() - began < 2.0
