@@ -90,6 +90,13 @@ def test_an_image_has_the_embedded_identity_and_nothing_of_the_callers(monkeypat
     assert (outside["AWS_PROFILE"], outside["AWS_ENDPOINT_URL"]) == ("callers-own", "http://real")
 
 
+def test_the_operator_has_nothing_of_the_callers_account_either(monkeypatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "callers-own")
+    found = stack._operator_environment(Path("/kubeconfig"))
+    assert "AWS_PROFILE" not in found
+    assert found["KUBECONFIG"] == "/kubeconfig"
+
+
 def test_the_packaged_copies_are_found_when_there_is_no_checkout(tmp_path, monkeypatch) -> None:
     (tmp_path / "data" / "crds").mkdir(parents=True)
     (tmp_path / "data" / "crds" / "trainingjob.yaml").touch()

@@ -53,6 +53,18 @@ def test_lost_or_unknown_steps_are_a_flaw(report, lost, flaw) -> None:
     assert flaw in found
 
 
+def test_progress_that_fell_back_is_a_flaw_whatever_the_incidents_say(report) -> None:
+    assert flaws(replace(report, steps_back=4)) == ["4 steps lost"]
+
+
+def test_training_resumed_from_where_the_newest_incident_says(report) -> None:
+    (incident,) = report.job.incidents
+    later = replace(incident, resumed_from=222)
+    still_open = replace(incident, resumed_from=None)
+    job = replace(report.job, incidents=(incident, later, still_open))
+    assert replace(report, job=job).resumed_from == 222
+
+
 @pytest.mark.parametrize(
     ("change", "flaw"),
     [
