@@ -180,11 +180,11 @@ def test_the_infrastructure_budget_ends(world):
 
 def test_preemptions_have_no_limit_by_default(world):
     w = world().start()
-    for _ in range(30):
+    for _ in range(22):
         w.until(lambda: len(w.members) == 3 and w.training())
         w.delete(w.members[0]).settle()
     w.until(w.training)
-    assert w.restarts == (0, 0, 30)
+    assert w.restarts == (0, 0, 22)
     assert len(w.status["incidents"]) == incidents.KEEP
     assert len(w.pods) < 10
 
@@ -234,6 +234,9 @@ def test_a_replacement_that_cannot_start_does_not_stop_the_others(world):
     assert w.phase == "Running"
     assert w.restarts == (5, 1, 0)
     assert [i["secondsLost"] for i in w.status["incidents"][1:]] == [0] * 5
+    assert {i["action"] for i in w.status["incidents"][1:]} == {
+        "training goes on without it; another pod follows"
+    }
 
 
 def test_an_error_in_a_round_is_judged_after_a_pod_failed_beside_it(world):
@@ -291,10 +294,10 @@ def test_a_member_lost_long_after_its_round_is_an_incident_of_its_own(world):
 
 def test_a_failed_pod_is_not_charged_again_when_its_incident_has_left_the_status(world):
     w = world().start().kill("digits-1")
-    for _ in range(incidents.KEEP + 5):
+    for _ in range(incidents.KEEP + 1):
         w.until(lambda: len(w.members) == 3 and w.training())
         w.delete(w.members[0]).settle()
-    assert w.restarts == (0, 1, incidents.KEEP + 5)
+    assert w.restarts == (0, 1, incidents.KEEP + 1)
     assert not [p for p in w.pods.values() if p.name == "digits-1"]
 
 
@@ -354,3 +357,43 @@ def test_a_cause_from_another_version_of_the_operator_is_read(world):
     w.status["incidents"][0]["cause"] = "MeteorStrike"
     w.run(10)
     assert w.phase == "Running"
+
+
+def test_pods_that_cannot_start_beside_the_others_spend_no_budget_of_tries(world):
+    w = world(save_every=1, restart={"user": {"max": 0}}).start().train(3)
+    w.broken_image = {"digits-1r1"}
+    w.kill("digits-1").settle()
+    w.kill("digits-1r1", 128, "StartError").run(5)
+    assert w.phase == "Running"
+    assert w.restarts == (1, 1, 0)
+
+
+def test_replacements_that_cannot_start_while_all_wait_are_tried_within_the_budget(world):
+    w = world(nodes=3, elastic={"minReplicas": 3}).start().train(3)
+    w.broken_image = {f"digits-1r{n}" for n in range(1, 9)}
+    w.kill("digits-1").settle()
+    for number in range(1, 4):
+        w.until(lambda number=number: f"digits-1r{number}" in w.created)
+        w.kill(f"digits-1r{number}", 128, "StartError").settle()
+        assert w.phase == "Recovering"
+    w.until(lambda: "digits-1r4" in w.created)
+    w.kill("digits-1r4", 128, "StartError").settle()
+    assert w.phase == "Failed"
+    assert "spec.restart.user.max is 3" in w.condition("Failed")["message"]
+
+
+def test_of_two_pods_lost_at_once_the_environments_cause_counts(world):
+    w = world().start().train(3)
+    w.kill("digits-0", 137, "OOMKilled").kill("digits-1", 137).settle()
+    assert w.restarts == (0, 1, 0)
+    assert w.last["cause"] == "PodLost"
+
+
+def test_a_pod_that_fails_beside_an_error_that_is_being_understood_is_told_too(world):
+    w = world(save_every=1).start().train(3)
+    w.broken_image = {"digits-1r1"}
+    w.kill("digits-1").until(w.training)
+    w.train(2)
+    w.fail("digits-0").kill("digits-1r1", 137)
+    w.until(lambda: w.restarts[0] == 1 and w.training())
+    assert w.restarts == (1, 2, 0)
