@@ -11,10 +11,8 @@ as a cloud gives one to a pod.
 
 import os
 import random
-import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +81,6 @@ class Stack:
     def __init__(self, options: Options, tell: Callable[[str], None]) -> None:
         self._options = options
         self._tell = tell
-        self._temporary: Path | None = None
         self._cluster: ClusterThread | None = None
         self.operator: Supervisor | None = None
 
@@ -133,24 +130,16 @@ class Stack:
         cluster, self._cluster = self._cluster, None
         if cluster is not None:
             cluster.stop()
-        temporary, self._temporary = self._temporary, None
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _start(self) -> None:
         options = self._options
-        state = options.state_dir
-        if state is None:
-            # Short, since programs put Unix sockets below it, whose paths end at 108 bytes.
-            state = self._temporary = Path(tempfile.mkdtemp(prefix="rekindle-"))
-        state.mkdir(parents=True, exist_ok=True)
-        self._start_cluster(state)
+        self._start_cluster()
         ports = _free_ports(2)
         operator = Supervisor(
             "operator",
             _operator_command(*ports, verbose=options.verbose),
             env=_operator_environment(self.kubeconfig),
-            log=state / "operator.log",
+            log=self.cluster.cluster.state_dir / "operator.log",
             health=f"http://127.0.0.1:{ports[1]}/healthz",
             tell=self._tell,
         )
@@ -163,14 +152,14 @@ class Stack:
                 code=1,
             )
 
-    def _start_cluster(self, state: Path) -> None:
+    def _start_cluster(self) -> None:
         options = self._options
         images: dict[str, Image] = {}
         cluster = ClusterThread(
             ClusterConfig(
                 nodes=options.nodes,
                 port=options.port,
-                state_dir=state,
+                state_dir=options.state_dir,
                 images=images,
                 buckets=tuple(options.buckets),
                 crds=_definitions(),

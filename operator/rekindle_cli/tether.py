@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1
 def main(parent: int, command: list[str]) -> None:
     """Never returns."""
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the wish was known
             sys.exit(1)
     os.execvp(command[0], command)
