@@ -272,6 +272,8 @@ def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
         return Cause.PREEMPTED, f"{pod.name}: {pod.disruption}", None
     if node and node.lost:
         return Cause.NODE_LOST, f"{pod.name}: node {node.name}: {node.going}", None
+    if pod.forced and pod.alive:
+        return Cause.POD_LOST, f"{pod.name} was deleted by force, without time to save", None
     going = observed.going(pod) if pod.alive else None
     if going:
         return Cause.PREEMPTED, f"{pod.name}: {going}", None
@@ -399,6 +401,17 @@ def resolve(incident: Incident, *, resumed_from: int, step_seconds: float, now: 
         steps_lost=lost,
         seconds_lost=round(now - incident.at + lost * step_seconds, 3),
     )
+
+
+def of_a_started_job(incident: Incident) -> Incident:
+    """See an incident of a job that has trained before in that light.
+
+    Before the first step, a store that cannot be written is a mistake in the manifest. After it,
+    the same words mean an outage: waiting for its end is right, giving up is not.
+    """
+    if incident.cause is Cause.CONFIGURATION and incident.reason == "Store/R5":
+        return replace(incident, cause=Cause.STORE_LOST)
+    return incident
 
 
 def backoff(incidents: Sequence[Incident], now: float) -> float:

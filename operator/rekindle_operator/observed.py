@@ -73,6 +73,8 @@ class Pod:
     phase: str
     created_at: float
     deleting: bool = False
+    forced: bool = False
+    """Deleted with no time to end (kubectl delete --force): it is gone, whatever still runs."""
     node: str | None = None
     ready: bool = False
     unschedulable: str | None = None
@@ -241,6 +243,8 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         phase=status.get("phase") or "Pending",
         created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
         deleting=bool(meta.get("deletionTimestamp")),
+        forced=bool(meta.get("deletionTimestamp"))
+        and meta.get("deletionGracePeriodSeconds") == 0,
         node=spec.get("nodeName"),
         ready=conditions.get("Ready", {}).get("status") == "True",
         unschedulable=_words(scheduled) if scheduled.get("reason") == "Unschedulable" else None,

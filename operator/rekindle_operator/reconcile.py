@@ -99,7 +99,9 @@ def reconcile(
 
     record, fresh, verdict, settle = _note_incident(job, record, observed, now)
     record, resolved = _resolve(record, observed, now)
-    hold = settle is not None
+    pause = incidents.backoff(record.incidents, now)
+    outage = bool(record.incidents) and record.incidents[-1].cause is Cause.STORE_LOST
+    hold = settle is not None or (outage and pause > 0)
     decision = rounds.decide(job, observed, last_number=record.round, hold=hold, now=now)
     if decision.finished:
         return _end(job, record, observed, now, fresh, reason=None, text="training is complete")
@@ -111,7 +113,6 @@ def reconcile(
     if decision.form:
         record = replace(record, round=decision.form.number)
 
-    pause = incidents.backoff(record.incidents, now)
     create: list[dict[str, Any]] = []
     if not hold and not pause:
         create, record, pause = _missing_pods(job, record, observed, coordinator_url, now)
@@ -237,6 +238,8 @@ def _charged(
     record: Record, job: TrainingJob, incident: Incident, observed: Observed, now: float
 ) -> tuple[Record, Incident, incidents.Verdict]:
     """Judge a new incident, and put it into the record."""
+    if record.first_step_at is not None:
+        incident = incidents.of_a_started_job(incident)
     training = incident.round == 0 and record.first_step_at is not None and _is_whole(observed)
     verdict = incidents.judge(
         job,

@@ -82,7 +82,7 @@ def state_of(member: Member, current: Round, observed: Observed) -> State:
     in_round = bool(agent and agent.report.round and agent.report.round.key == current.key)
     if in_round and phase is AgentPhase.DONE:
         return State.DONE
-    if pod is None or pod.finished or phase is AgentPhase.LEAVING:
+    if pod is None or pod.finished or pod.forced or phase is AgentPhase.LEAVING:
         return State.LOST
     node = observed.node_of(pod)
     if node and node.lost:

@@ -134,6 +134,8 @@ class Cause(StrEnum):
     """The node died, is unreachable or was removed."""
     PEER_LOST = "PeerLost"
     """A worker failed because another one went away: collateral, never a root cause."""
+    STORE_LOST = "StoreLost"
+    """The checkpoint store, which this job has used before, does not answer or refuses."""
     START_FAILED = "StartFailed"
     """The container could not start: image, command, mounts."""
     TIMEOUT = "DeadlineExceeded"

@@ -87,6 +87,7 @@ class SimPod:
     terminated: dict | None = None
     kill_at: float | None = None
     """Deletion was asked for; SIGKILL comes then."""
+    forced: bool = False
     agent: "SimAgent | None" = None
     removed: bool = False
 
@@ -106,6 +107,7 @@ class SimPod:
         }
         if self.kill_at is not None:
             meta["deletionTimestamp"] = stamp(self.kill_at)
+            meta["deletionGracePeriodSeconds"] = 0 if self.forced else 20
         state = {}
         if self.terminated:
             state = {"terminated": self.terminated}

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rekindle.contract import Cause
 from rekindle_operator import incidents
 
 
@@ -192,7 +193,7 @@ def test_preemptions_have_no_limit_by_default(world):
 @pytest.mark.parametrize(
     ("cause", "code", "reason", "shown"),
     [
-        ("Configuration", 1, "Store/R5", "Store:R5"),
+        ("Configuration", 1, "Topology/R13", "Topology:R13"),
         ("Integrity", 70, None, "Integrity"),
     ],
 )
@@ -397,3 +398,64 @@ def test_a_pod_that_fails_beside_an_error_that_is_being_understood_is_told_too(w
     w.fail("digits-0").kill("digits-1r1", 137)
     w.until(lambda: w.restarts[0] == 1 and w.training())
     assert w.restarts == (1, 2, 0)
+
+
+def store_gone(w):
+    w.fail("digits-0", "R5 no answer", cause="Configuration", reason="Store/R5")
+    w.run(5)
+
+
+def test_a_store_that_stops_answering_a_job_that_has_trained_is_an_outage(world):
+    w = world().start().train(20)
+    store_gone(w)
+    assert w.last["cause"] == "StoreLost"
+    assert w.phase != "Failed"
+    assert w.restarts == (0, 1, 0)
+    w.settle().train(10)
+    assert w.phase == "Running"
+
+
+def test_a_long_outage_of_the_store_is_tried_ever_more_rarely():
+    def outage(number, at):
+        return incidents.Incident(
+            at=at, round=number, cause=Cause.STORE_LOST, evidence="", victims=("digits-0",)
+        )
+
+    known = [outage(number, at=100.0) for number in range(1, 8)]
+    pauses = [incidents.backoff(known[:n], now=100.0) for n in range(1, 8)]
+    assert pauses == [0, 0, 2, 4, 8, 16, 32]
+
+
+def test_rounds_wait_ever_longer_while_the_store_stays_out_of_reach(world):
+    w = world().start().train(20)
+    w.trains = False
+    waits = []
+    for _ in range(6):
+        rounds, began = len(w.rounds), w.now
+        w.fail("digits-0", "R5 no answer", cause="Configuration", reason="Store/R5")
+        w.until(lambda rounds=rounds: len(w.rounds) > rounds)
+        waits.append(w.now - began)
+    assert waits == sorted(waits)
+    assert waits[-1] > waits[0] + 10
+    assert w.restarts == (0, 6, 0)
+
+
+def test_a_store_that_cannot_be_written_before_the_first_step_ends_the_job(world):
+    w = world()
+    w.trains = False
+    w.settle()
+    w.fail("digits-0", "R5 denied", cause="Configuration", reason="Store/R5").run(10)
+    assert w.phase == "Failed"
+    assert w.condition("Failed")["reason"] == "Store:R5"
+
+
+def test_a_forced_deletion_is_a_loss_although_it_is_seen_as_a_deletion_first(world):
+    w = world().start().train(12)
+    pod = w.pod("digits-1")
+    pod.forced, pod.kill_at = True, w.now + 2
+    w.tick()
+    assert w.last["cause"] == "PodLost"
+    assert "by force" in w.last["evidence"]
+    w.settle()
+    assert "digits-1" not in w.members
+    assert w.restarts == (0, 1, 0)
