@@ -1,4 +1,4 @@
-"""The embedded cluster: a Kubernetes API server, kubelet, scheduler and object store in one process.
+"""The embedded cluster: a Kubernetes API server, kubelets, a scheduler and an object store.
 
 It exists so that one command runs a training job on a laptop, and so that the tests drive the
 operator through a real API instead of mocks. Nothing here knows what a TrainingJob is: the kind

@@ -1,8 +1,8 @@
 """Everything the control plane and the data plane agree on, and nothing else.
 
-The operator and the runtime are installed in different images and never import each other. They meet
-in the words of this module: names of labels and environment variables, exit codes, ports, and the
-documents that a pod's agent and the operator's coordinator exchange over HTTP. It imports the
+The operator and the runtime are installed in different images and never import each other. They
+meet in the words of this module: names of labels and environment variables, exit codes, ports, and
+the documents that a pod's agent and the operator's coordinator exchange over HTTP. It imports the
 standard library only, so that both images can afford it.
 
 The conversation between an agent (PID 1 of a pod, ``rekindle.launch``) and the coordinator::
@@ -10,11 +10,11 @@ The conversation between an agent (PID 1 of a pod, ``rekindle.launch``) and the 
     POST {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}            body: AgentReport -> View
     GET  {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}?version=V&wait=S             -> View
 
-Both carry ``Authorization: Bearer {token}``. A report is the agent's whole state and replaces the one
-before: reporting twice is harmless, and a coordinator that has lost its memory knows everything again
-once each agent has reported. The GET answers when the view differs from version V, or after S
-seconds. Refusals: 401 for a wrong token, 404 for an unknown job, 409 for a pod that the operator does
-not know (yet) as a live pod of that job; an agent retries all of them with backoff, because an
+Both carry ``Authorization: Bearer {token}``. A report is the agent's whole state and replaces the
+one before: reporting twice is harmless, and a coordinator that has lost its memory knows everything
+again once each agent has reported. The GET answers when the view differs from version V, or after S
+seconds. Refusals: 401 for a wrong token, 404 for an unknown job, 409 for a pod that the operator
+does not know (yet) as a live pod of that job; an agent retries all of them with backoff, because an
 operator that has just started answers like that for a moment.
 
 Documents travel as JSON with the field names below. A reader ignores fields that it does not know,
@@ -91,7 +91,7 @@ ENV_CHECKPOINT_KEEP_LATEST = "REKINDLE_CHECKPOINT_KEEP_LATEST"
 ENV_METRICS_PORT = "REKINDLE_METRICS_PORT"
 """Overrides POD_METRICS_PORT; 0 picks a free port, empty serves nothing."""
 ENV_RUN_DIR = "REKINDLE_RUN_DIR"
-"""Set by the agent for its workers: a directory private to the pod and round (see rekindle.control)."""
+"""Set by the agent for its workers: their round's private directory (see rekindle.control)."""
 ENV_ROUND = "REKINDLE_ROUND"
 """Set by the agent for its workers: the number of the round they belong to."""
 
@@ -154,7 +154,7 @@ class AgentPhase(StrEnum):
     FAILED = "failed"
     """Its workers failed in ``report.round``; it holds for a verdict: a new round, or stop."""
     DONE = "done"
-    """All its workers ended with 0 in ``report.round``; it waits for ``stop`` and then exits with 0."""
+    """All its workers ended with 0 in ``report.round``; it waits for ``stop``, then exits with 0."""
     LEAVING = "leaving"
     """Told to go away; its workers are gone and its process is about to end."""
 
@@ -256,7 +256,7 @@ class Round(Document):
     reason: str
     """Why it was formed, for people."""
     formed_at: float
-    """Unix seconds, operator's clock; for people and figures, no decision of an agent rests on it."""
+    """Unix seconds, operator's clock; for people and figures, no agent decides by it."""
 
     def __post_init__(self) -> None:
         _count(self.number, "number")
@@ -437,7 +437,7 @@ class AgentReport(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Directive(Document):
-    """An order to one agent. It stays in the view until the agent's report shows that it is done."""
+    """An order to one agent. It stays in the view until a report shows that it is done."""
 
     kind: DirectiveKind
     round: int

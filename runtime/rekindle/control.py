@@ -10,9 +10,9 @@ Each word has one writer (the agent, or the pod's first worker) and is aligned, 
 old or the new value, never half of one. Values that belong together may be one step apart; nothing
 rests on them being from the same instant.
 
-Files beside the page in the round's private directory (``REKINDLE_RUN_DIR``): ``outcome-{rank}.json``,
-which a failing worker leaves behind, and ``restored.json``. Both are written to a temporary name and
-renamed, so they are there whole or not at all.
+Files beside the page in the round's private directory (``REKINDLE_RUN_DIR``):
+``outcome-{rank}.json``, which a failing worker leaves behind, and ``restored.json``. Both are
+written to a temporary name and renamed, so they are there whole or not at all.
 """
 
 import json
