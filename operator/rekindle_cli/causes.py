@@ -17,6 +17,7 @@ HAPPENED: dict[str, str] = {
     Cause.SAVED: "saved and stopped because something asked for it",
     Cause.TIMEOUT: "was stopped because a deadline of the job had passed",
     Cause.COMPLETED: "completed",
+    Cause.OPERATOR: "was away for a moment, or for long; another process has taken over",
 }
 """Predicate for the victims of an incident, by its cause."""
 

@@ -51,6 +51,9 @@ def settings(*, clusterwide: bool) -> kopf.OperatorSettings:
     chosen.posting.enabled = False  # our events are about jobs, not about handlers
     chosen.networking.request_timeout = 30
     chosen.networking.error_backoffs = (0.1, 0.5, 1, 2, 5, 10, 10, 30)
+    # Each object that an event was about keeps a worker for a while; an end waits for them.
+    chosen.queueing.idle_timeout = 0.5
+    chosen.queueing.exit_timeout = 0.5
     chosen.watching.server_timeout = 300
     chosen.watching.inactivity_timeout = 120
     chosen.watching.reconnect_backoff = 0.1

@@ -66,9 +66,14 @@ class Incident:
 
     @property
     def klass(self) -> str:
-        """The budget that it is charged to: user, infrastructure or preemption."""
+        """The budget that it is charged to: user, infrastructure or preemption.
+
+        That the operator itself was away is told, and charged to nobody.
+        """
         if self.cause in USER:
             return "user"
+        if self.cause is Cause.OPERATOR:
+            return "operator"
         return "preemption" if self.cause is Cause.PREEMPTED else "infrastructure"
 
     @property
@@ -403,6 +408,26 @@ def resolve(incident: Incident, *, resumed_from: int, step_seconds: float, now: 
     )
 
 
+def of_the_operator(known: Sequence[Incident], at: float) -> tuple[Incident, ...]:
+    """The incidents with one more, that this operator process is not the one of before.
+
+    Several in a row are one, so that an operator that keeps dying does not displace the others.
+    """
+    fresh = Incident(
+        at=at,
+        round=0,
+        cause=Cause.OPERATOR,
+        evidence="another operator process has taken over; training needs none to go on",
+        victims=("operator",),
+        steps_lost=0,
+        seconds_lost=0.0,
+        action="agents report again, nothing is restarted",
+    )
+    if known and known[-1].cause is Cause.OPERATOR:
+        known = known[:-1]
+    return (*known, fresh)[-KEEP:]
+
+
 def of_a_started_job(incident: Incident) -> Incident:
     """See an incident of a job that has trained before in that light.
 
@@ -421,6 +446,8 @@ def backoff(incidents: Sequence[Incident], now: float) -> float:
     """
     fruitless, after = 0, now
     for incident in reversed(incidents):
+        if incident.cause is Cause.OPERATOR:
+            continue
         idle = incident.round == 0 and after - incident.at < BACKOFF_MEMORY
         lost = incident.klass == "infrastructure" and incident.open
         if not idle and not lost:

@@ -243,8 +243,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         phase=status.get("phase") or "Pending",
         created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
         deleting=bool(meta.get("deletionTimestamp")),
-        forced=bool(meta.get("deletionTimestamp"))
-        and meta.get("deletionGracePeriodSeconds") == 0,
+        forced=bool(meta.get("deletionTimestamp")) and meta.get("deletionGracePeriodSeconds") == 0,
         node=spec.get("nodeName"),
         ready=conditions.get("Ready", {}).get("status") == "True",
         unschedulable=_words(scheduled) if scheduled.get("reason") == "Unschedulable" else None,

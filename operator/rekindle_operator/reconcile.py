@@ -95,9 +95,11 @@ def reconcile(
     if job.suspend or _still_suspended(record, observed):
         return _suspended(job, record, observed, now)
     record = _note_pods(job, _begin(record, now), observed, now)
+    record, operator_incident = _note_operator(record, observed)
     record = _note_progress(record, observed, now)
 
     record, fresh, verdict, settle = _note_incident(job, record, observed, now)
+    fresh = (*operator_incident, *fresh)
     record, resolved = _resolve(record, observed, now)
     pause = incidents.backoff(record.incidents, now)
     outage = bool(record.incidents) and record.incidents[-1].cause is Cause.STORE_LOST
@@ -132,7 +134,7 @@ def reconcile(
         status=status.render(job, record, observed, conditions, message, now),
         publish=decision.form,
         directives=_save_directives(observed, decision),
-        events=tuple(_incident_event(incident) for incident in fresh),
+        events=(*map(_incident_event, fresh), *_round_events(decision)),
         requeue=min(waits) if waits else None,
         incidents=fresh,
         resolved=resolved,
@@ -153,6 +155,16 @@ def _begin(record: Record, now: float) -> Record:
             phase=status.PENDING,
         )
     return record
+
+
+def _note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+    """Tell that another operator process has taken over a job that has had a round."""
+    since = observed.listening_since
+    before, record = record.operator_since, replace(record, operator_since=since)
+    if before is None or before == since or record.round == 0:
+        return record, ()
+    known = incidents.of_the_operator(record.incidents, since)
+    return replace(record, incidents=known), known[-1:]
 
 
 def _still_suspended(record: Record, observed: Observed) -> bool:
@@ -522,8 +534,8 @@ def _conditions(
         last = record.open_incidents[-1]
         message = f"recovering from {last.cause}: {last.evidence}"
     elif going_on and observed.round:
-        world = observed.round.world_size
-        message = f"training on {len(observed.round.members)} pods, {world} workers"
+        pods, workers = len(observed.round.members), observed.round.world_size
+        message = f"training on {_count(pods, 'pod')}, {_count(workers, 'worker')}"
     elif going_on:
         message = "training; the operator has started anew and waits to hear from the pods"
     else:
@@ -551,9 +563,22 @@ def _conditions(
     ], message
 
 
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _incident_event(incident: Incident) -> Event:
     text = f"{incident.evidence}; {incident.action}"
-    return Event(kind="Warning", reason=str(incident.cause), message=text)
+    kind = "Normal" if incident.cause is Cause.OPERATOR else "Warning"
+    return Event(kind=kind, reason=str(incident.cause), message=text)
+
+
+def _round_events(decision: rounds.Decision) -> tuple[Event, ...]:
+    if decision.form is None:
+        return ()
+    pods = ", ".join(member.pod for member in decision.form.members)
+    text = f"round {decision.form.number}: {pods} ({decision.form.reason})"
+    return (Event(kind="Normal", reason="RoundFormed", message=text),)
 
 
 def _end_conditions(phase: str, reason: str, message: str) -> list[dict[str, Any]]:

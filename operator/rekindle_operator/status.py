@@ -36,6 +36,8 @@ class Record:
     pending_since: float | None = None
     """Since when pods have been wanted without a first step since."""
     first_step_at: float | None = None
+    operator_since: float | None = None
+    """Since when the operator process that wrote this has been listening."""
     suspended_at: float | None = None
     suspended_seconds: float = 0.0
     pending_seconds: float = 0.0
@@ -99,6 +101,7 @@ def read(status: Mapping[str, Any]) -> Record:
         start_time=parse_time(status.get("startTime")),
         completion_time=parse_time(status.get("completionTime")),
         pending_since=accounting.get("pendingSince"),
+        operator_since=accounting.get("operatorSince"),
         first_step_at=accounting.get("firstStepAt"),
         suspended_at=accounting.get("suspendedAt"),
         suspended_seconds=accounting.get("suspendedSeconds", 0.0),
@@ -250,6 +253,7 @@ def render(
                 ("userErrors", [{"at": a, "step": s} for a, s in record.history.user]),
                 ("infrastructureErrors", list(record.history.infrastructure)),
                 ("pendingSince", record.pending_since),
+                ("operatorSince", record.operator_since),
                 ("firstStepAt", record.first_step_at),
                 ("pendingSeconds", round(record.pending_seconds, 3)),
                 ("reworkSeconds", round(record.rework_seconds, 3)),

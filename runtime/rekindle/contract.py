@@ -154,7 +154,7 @@ class AgentPhase(StrEnum):
     FAILED = "failed"
     """Its workers failed in ``report.round``; it holds for a verdict: a new round, or stop."""
     DONE = "done"
-    """All its workers ended with 0 in ``report.round``; it waits for ``stop``, then exits with 0."""
+    """All its workers ended with 0 in ``report.round``; it waits for ``stop`` and exits with 0."""
     LEAVING = "leaving"
     """Told to go away; its workers are gone and its process is about to end."""
 

@@ -95,8 +95,11 @@ def test_training_outlives_the_operator_and_a_pod_that_goes_meanwhile_still_save
     site.operator.start()
     status = job.wait_phase("Succeeded")
 
-    assert [i["cause"] for i in status["incidents"]] == ["Preempted"]
-    assert status["incidents"][0]["stepsLost"] == 0
+    causes = {i["cause"]: i for i in status["incidents"]}
+    assert set(causes) == {"Preempted", "OperatorRestarted"}
+    assert causes["Preempted"]["stepsLost"] == 0
+    assert status["restarts"]["total"] == 1
+    assert "operator" in job.why()
     after = {pod.metadata.name: pod.metadata.uid for pod in job.pods()}
     assert after["alone-0"] in before, "the pod that stayed was not restarted"
     assert_exact(job)
@@ -122,7 +125,8 @@ def test_prometheus_sees_pods_and_operator_and_an_operator_that_returns_disturbs
     assert {pod.metadata.uid for pod in job.pods()} == before
     status = job.wait_phase("Succeeded")
     assert status["round"] == 1
-    assert status["incidents"] == []
+    assert [i["cause"] for i in status["incidents"]] == ["OperatorRestarted"]
+    assert status["restarts"]["total"] == 0
     assert_exact(job)
 
 

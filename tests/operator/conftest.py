@@ -260,7 +260,12 @@ class World:
 
     @property
     def last(self):
-        return self.status["incidents"][-1]
+        """The newest incident that is about the job itself."""
+        return self.losses[-1]
+
+    @property
+    def losses(self):
+        return [i for i in self.status["incidents"] if i["cause"] != "OperatorRestarted"]
 
     def training(self):
         """Whether all members of the round run in it and have completed a step."""

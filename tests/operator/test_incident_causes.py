@@ -340,10 +340,15 @@ def test_pods_on_a_node_that_goes_are_not_made_again_and_again(world):
     assert len(w.pods) < 12
 
 
-def test_an_incident_is_announced_as_an_event(world):
+def test_rounds_and_incidents_are_announced_as_events(world):
     w = world().start().kill("digits-1").settle()
-    assert [(e.kind, e.reason) for e in w.events] == [("Warning", "PodLost")]
-    assert "digits-1" in w.events[0].message
+    assert [(e.kind, e.reason) for e in w.events] == [
+        ("Normal", "RoundFormed"),
+        ("Warning", "PodLost"),
+        ("Normal", "RoundFormed"),
+    ]
+    assert "digits-1" in w.events[1].message
+    assert w.events[2].message == "round 2: digits-0, digits-2 (without digits-1)"
 
 
 def test_a_done_members_peer_that_dies_is_replaced_and_told(world):

@@ -107,7 +107,7 @@ def test_dying_at_any_moment_of_a_recovery_charges_once(world, event, when, wher
     assert sum(w.restarts) == 1
     assert len(w.created) == (3 if event == "error" else 4)
     assert len(set(w.created)) == len(w.created)
-    assert len(w.status["incidents"]) == 1
+    assert len(w.losses) == 1
 
 
 @pytest.mark.parametrize("where", WHERE)
@@ -223,3 +223,23 @@ def test_a_pod_that_was_told_to_go_and_went_while_no_operator_was_there_is_a_pre
     w.restart_operator().run(5)
     assert w.last["cause"] == "Preempted"
     assert w.restarts == (0, 0, 1)
+
+
+def test_another_operator_is_told_once_and_charged_to_nobody(world):
+    w = world().start().train(5)
+    w.restart_operator().run(5)
+    w.restart_operator().run(5)
+    (incident,) = w.status["incidents"]
+    assert incident["cause"] == "OperatorRestarted"
+    assert incident["victims"] == ["operator"]
+    assert incident["secondsLost"] == 0
+    assert w.restarts == (0, 0, 0)
+    assert w.phase == "Running"
+
+
+def test_an_operator_that_finds_a_job_without_a_round_has_nothing_to_tell(world):
+    w = world()
+    w.tick()
+    w.restart_operator()
+    w.start()
+    assert w.status["incidents"] == []
