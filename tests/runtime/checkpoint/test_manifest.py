@@ -195,7 +195,7 @@ def test_a_newer_version_is_r21_and_not_guessed_at():
         b"{}",
         b"\x80\x04\x95.",
         b"\x1f\x8b",
-        gzip.compress(b"{}"),
+        gzip.compress(b"{}", mtime=0),
         gzip.compress(commit_bytes(COMMIT))[:-20],
         commit_bytes(COMMIT) + b" ",
         commit_bytes(COMMIT)[1:],
