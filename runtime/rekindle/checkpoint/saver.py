@@ -36,7 +36,8 @@ from typing import Any
 
 import torch
 
-from rekindle.checkpoint import encoding, layout, lineage, manifest, shards
+from rekindle.checkpoint import encoding, layout, manifest, shards
+from rekindle.checkpoint.cleanup import Housekeeper
 from rekindle.checkpoint.manifest import (
     Commit,
     CommitRef,
@@ -46,14 +47,13 @@ from rekindle.checkpoint.manifest import (
     TensorEntry,
 )
 from rekindle.checkpoint.objects import (
-    AccessDenied,
     Conflict,
     NotFound,
     PreconditionFailed,
-    Refused,
     StoreError,
     Unreachable,
 )
+from rekindle.checkpoint.retention import Retention
 from rekindle.checkpoint.store import LeaseLost, Store
 from rekindle.checkpoint.tensors import dtype_name, flatten, nbytes, view
 
@@ -61,8 +61,6 @@ log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 600.0
 """How long a save may take when the caller sets no deadline."""
-_KEPT_LEASES = 20
-_STALE_UPLOAD_SECONDS = 3600.0
 
 
 class SaveError(Exception):
@@ -119,6 +117,7 @@ class Saver:
         rank: int,
         world_size: int,
         keep_latest: int = 3,
+        retention: Retention | None = None,
         on_commit: Callable[[CommitRef, float, int], None] | None = None,
         on_error: Callable[[Exception], None] | None = None,
         chunk_bytes: int = layout.CHUNK_BYTES,
@@ -128,8 +127,7 @@ class Saver:
             raise ValueError(
                 f"rank is {rank}, world_size {world_size}: need 0 <= rank < world_size"
             )
-        if keep_latest < 1:
-            raise ValueError(f"keep_latest is {keep_latest}: at least 1 checkpoint must be kept")
+        policy = retention or Retention(latest=keep_latest)
         if chunk_bytes % 16 or not 16 <= chunk_bytes <= manifest.MAX_CHUNK:
             raise ValueError(
                 f"chunk_bytes is {chunk_bytes}: need a multiple of 16 up to {manifest.MAX_CHUNK}"
@@ -140,7 +138,7 @@ class Saver:
         self._base = base
         self._rank = rank
         self._world_size = world_size
-        self._keep_latest = keep_latest
+        self._housekeeper = Housekeeper(store, policy, fence=lease_fence, restored=base)
         self._on_commit = on_commit
         self._on_error = on_error
         self._chunk = chunk_bytes
@@ -149,7 +147,6 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._attempts: Counter[CommitRef] = Counter()
         self._stored: CommitRef | None = None
-        self._swept = False
         self._closed = False
         self.last_commit: CommitRef | None = None
         """The newest commit that this rank has seen become durable."""
@@ -310,7 +307,7 @@ class Saver:
             job.finished.set()
         if commit is not None:
             try:
-                self._tidy(job.ref)
+                self._housekeeper.tidy(job.ref)
             except StoreError as error:
                 # The checkpoint is durable; what is left over is found again after the next one.
                 log.warning("old checkpoints in %s were not removed: %s", self._store.uri, error)
@@ -378,7 +375,11 @@ class Saver:
 
     def _commit(self, job: _Job) -> Commit:
         commit = manifest.merge(
-            self._collect(job), base=self._base, meta=job.meta, created=time.time()
+            self._collect(job),
+            base=self._base,
+            meta=job.meta,
+            created=time.time(),
+            mode=self._store.commit,
         )
         body = manifest.commit_bytes(commit)
         # The reader's own checks prove the coverage, before anybody could read a commit without it.
@@ -499,47 +500,3 @@ class Saver:
             f"checkpoint step {ref.step} was not durable in {self._store.uri} by its deadline: "
             f"{why}. The newest checkpoint stays the one before."
         )
-
-    # After the commit
-
-    def _tidy(self, newest: CommitRef) -> None:
-        """Apply retention and remove what no reader can need any more."""
-        if self._store.newest_fence() > self._fence:
-            return  # a newer attempt lives; what is old is its business now
-        keys = [
-            stat.key
-            for prefix in ("commit/", "data/", "part/", "bad/")
-            for stat in self._objects.list(prefix)
-        ]
-        groups = {ref for ref in map(manifest.ref_of, keys) if ref is not None}
-        bad = {ref for ref in groups if manifest.bad_key(ref) in keys}
-        committed = {ref for ref in groups if manifest.commit_key(ref) in keys}
-        surplus = lineage.surplus(self._store.line(), committed, latest=self._keep_latest, bad=bad)
-        left_over = lineage.garbage(groups, committed=committed, newest=newest)
-        for ref in (*surplus, *left_over):
-            if ref != newest:
-                self._remove(ref)
-        if not self._swept:
-            self._swept = True
-            self._sweep()
-
-    def _remove(self, ref: CommitRef) -> None:
-        """The commit object first, so that no reader ever sees a commit without its data."""
-        key = manifest.commit_key(ref)
-        with contextlib.suppress(NotFound):
-            self._objects.delete(key, if_match=self._objects.head(key).etag)
-        doomed = [
-            stat.key
-            for prefix in (manifest.data_prefix(ref), manifest.part_prefix(ref))
-            for stat in self._objects.list(prefix)
-        ]
-        self._objects.delete_many([*doomed, manifest.bad_key(ref)])
-
-    def _sweep(self) -> None:
-        """Once per attempt: old leases, and uploads that a killed process never finished."""
-        fences = (manifest.fence_of(stat.key) for stat in self._objects.list("lease/"))
-        old = [f for f in fences if f is not None and f <= self._fence - _KEPT_LEASES]
-        self._objects.delete_many(manifest.lease_key(fence) for fence in old)
-        # Listing uploads needs a permission of its own, and not every server can do it.
-        with contextlib.suppress(AccessDenied, Refused, NotFound):
-            self._objects.abandon_uploads("data/", older_than=_STALE_UPLOAD_SECONDS)

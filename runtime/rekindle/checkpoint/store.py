@@ -15,6 +15,7 @@ Everything but `load` and `restore` works without torch.
 import contextlib
 import hashlib
 import random
+import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rekindle.checkpoint import encoding, lineage, location, manifest
 from rekindle.checkpoint.file import FileObjects
+from rekindle.checkpoint.guarded import SETTLE_SECONDS, GuardedObjects
 from rekindle.checkpoint.manifest import (
     Commit,
     CommitRef,
@@ -85,26 +87,62 @@ class Store:
     """The checkpoints of one run."""
 
     objects: Objects
+    commit: str = "conditional"
+    """How a commit is made the only one; see `open`."""
+    origin: dict[str, Any] | None = None
+    """The arguments of `open`, for another process to open the same store; None if it cannot."""
     _commits: dict[tuple[CommitRef, str], Commit] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def open(cls, uri: str, *, endpoint_url: str | None = None, region: str | None = None) -> Self:
+    def open(
+        cls,
+        uri: str,
+        *,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
+        ca_bundle: str | None = None,
+        addressing: str | None = None,
+        commit: str = "conditional",
+    ) -> Self:
         """The store at an `s3://` or `file://` root; nothing is contacted yet.
 
-        Raises `InvalidLocation` (R25 where a path library damaged the URL).
+        The options of S3 are explained in `s3`; without them the environment and the AWS
+        configuration decide. `commit="lease"` is the weaker mode for stores without conditional
+        writes (`guarded`). Raises `InvalidLocation` (R25 where a path library damaged the URL).
         """
+        if commit not in manifest.MODES:
+            raise ValueError(f"store.commit is {commit!r}: allowed are {manifest.MODES}")
         where = location.parse(uri)
+        objects: Objects
         if where.scheme == "file":
-            return cls(objects=FileObjects(where.path))
-        # boto3 is needed for s3:// only and takes half a second to import.
-        from rekindle.checkpoint.s3 import S3Objects
+            objects = FileObjects(where.path)
+        else:
+            # boto3 is needed for s3:// only and takes half a second to import.
+            from rekindle.checkpoint.s3 import S3Objects
 
-        return cls(
-            objects=S3Objects(
-                where.bucket, where.path, endpoint_url=endpoint_url or None, region=region or None
+            objects = S3Objects(
+                where.bucket,
+                where.path,
+                endpoint_url=endpoint_url or None,
+                region=region or None,
+                profile=profile or None,
+                ca_bundle=ca_bundle or None,
+                addressing=addressing or None,
             )
-        )
+        if commit == "lease":
+            objects = GuardedObjects(objects)
+        origin = {
+            "uri": uri,
+            "endpoint_url": endpoint_url,
+            "region": region,
+            "profile": profile,
+            "ca_bundle": ca_bundle,
+            "addressing": addressing,
+            "commit": commit,
+        }
+        return cls(objects=objects, commit=commit, origin=origin)
 
     @property
     def uri(self) -> str:
@@ -118,12 +156,24 @@ class Store:
     def acquire(self, *, owner: str) -> Lease:
         """Take the next fence; from now on commits of lower fences are refused or ignored."""
         for attempt in range(1, 101):
-            fence = 1 + max(self.newest_fence(), self._highest_committed())
+            fence = 1 + max(self.newest_fence(), self.highest_committed())
             body = manifest.note_bytes(
-                "lease", {"fence": fence, "owner": owner, "created": time.time()}
+                "lease",
+                {
+                    "fence": fence,
+                    "owner": owner,
+                    "created": time.time(),
+                    "token": secrets.token_hex(8),
+                },
             )
+            key = manifest.lease_key(fence)
             try:
-                self.objects.put(manifest.lease_key(fence), body, if_none_match=True)
+                self.objects.put(key, body, if_none_match=True)
+                if isinstance(self.objects, GuardedObjects):
+                    # Whoever looked before we wrote has written by now; the last one owns it.
+                    time.sleep(SETTLE_SECONDS)
+                    if not self.objects.holds(key, body):
+                        continue
             except (PreconditionFailed, Conflict):
                 # Somebody else was faster (or our own first try got through unheard): next number.
                 time.sleep(random.uniform(0, min(1.0, 0.01 * attempt)))
@@ -136,7 +186,8 @@ class Store:
         fences = (manifest.fence_of(stat.key) for stat in self.objects.list("lease/"))
         return max((fence for fence in fences if fence is not None), default=0)
 
-    def _highest_committed(self) -> int:
+    def highest_committed(self) -> int:
+        """The highest fence that has a commit, 0 if none."""
         return max((ref.fence for ref in self._listed()), default=0)
 
     def _listed(self) -> dict[CommitRef, str]:
@@ -168,6 +219,61 @@ class Store:
             return max(lower, key=lambda other: (other.fence, other.step), default=None)
 
         return lineage.live_line(listed, base_of)
+
+    def pins(self) -> dict[str, manifest.Pin]:
+        """All pins by name; `ManifestError` for one that cannot be read, naming it."""
+        found: dict[str, manifest.Pin] = {}
+        for stat in self.objects.list("tag/"):
+            name = manifest.pin_of(stat.key)
+            if name is None:
+                continue
+            try:
+                found[name] = manifest.read_pin(self.objects.get(stat.key, limit=2**16))
+            except NotFound:
+                continue  # just taken away
+            except ManifestError as error:
+                raise ManifestError(
+                    f"R16 {self.uri}/{stat.key}: {error}. Set the pin anew, or delete it."
+                ) from error
+        return found
+
+    def pin(self, ref: CommitRef, *, name: str | None = None, note: str = "") -> str:
+        """Keep a checkpoint whatever the policy says; returns the pin's name.
+
+        A pin of that name moves here. Raises `NotFound` when the checkpoint does not exist, or went
+        while it was being pinned, and `ValueError` for a name that cannot be one.
+        """
+        name = name or str(ref)
+        key = manifest.pin_key(name)
+        body = manifest.pin_bytes(manifest.Pin(ref=ref, note=note[:2000], at=time.time()))
+        self.objects.head(manifest.commit_key(ref))
+        for _ in range(10):
+            try:
+                etag = self.objects.head(key).etag
+            except NotFound:
+                etag = None
+            try:
+                self.objects.put(key, body, if_none_match=etag is None, if_match=etag)
+            except (PreconditionFailed, Conflict):
+                continue  # somebody set the same pin between our look and our write
+            break
+        else:
+            raise StoreError(f"{self.uri}/{key}: 10 others changed the pin first; try again")
+        try:
+            self.objects.head(manifest.commit_key(ref))
+        except NotFound:
+            self.objects.delete(key)
+            raise
+        return name
+
+    def unpin(self, name: str) -> bool:
+        """Take a pin away; whether there was one."""
+        key = manifest.pin_key(name)
+        try:
+            self.objects.delete(key, if_match=self.objects.head(key).etag)
+        except NotFound:
+            return False
+        return True
 
     def read(self, ref: CommitRef) -> Commit:
         """The verified manifest; `IntegrityError`, `VersionError` (R21) or `NotFound`."""
@@ -210,7 +316,7 @@ class Store:
         from rekindle.checkpoint import loading
 
         what = f"step {commit.ref.step}"
-        self._check_sizes(commit, what)
+        self.check_sizes(commit, what)
         state = loading.load(
             self.objects,
             commit.objects,
@@ -241,11 +347,10 @@ class Store:
             world_size=commit.world_size,
         )
 
-    def _check_sizes(self, commit: Commit, what: str) -> None:
+    def check_sizes(self, commit: Commit, what: str) -> None:
         """All objects exist with the stored size; what is allocated next is thus really there."""
-        listed = {
-            stat.key: stat.size for stat in self.objects.list(manifest.data_prefix(commit.ref))
-        }
+        prefixes = {entry.key.rpartition("/")[0] + "/" for entry in commit.objects}
+        listed = {stat.key: stat.size for prefix in prefixes for stat in self.objects.list(prefix)}
         for entry in commit.objects:
             if listed.get(entry.key) != entry.size:
                 found = listed.get(entry.key)
