@@ -89,7 +89,7 @@ class Store:
     objects: Objects
     commit: str = "conditional"
     """How a commit is made the only one; see `open`."""
-    origin: dict[str, Any] | None = None
+    origin: dict[str, Any] | None = field(default=None, repr=False)
     """The arguments of `open`, for another process to open the same store; None if it cannot."""
     _commits: dict[tuple[CommitRef, str], Commit] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)

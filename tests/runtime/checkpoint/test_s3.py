@@ -98,9 +98,20 @@ def test_a_large_body_is_sent_from_the_callers_memory(endpoint, bucket):
 def test_bodies_also_pass_with_the_checksums_that_aws_gets(endpoint, bucket, monkeypatch):
     monkeypatch.setattr(s3, "_is_aws", lambda _: True)
     objects = S3Objects(bucket, endpoint_url=endpoint)
-    body = bytes(range(256)) * 2000
-    objects.put("a", body)
-    assert objects.get("a") == body
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    sent = []
+    objects._client.meta.events.register(
+        "before-send.s3", lambda request, **_: sent.append(request)
+    )
+    for size in (512_000, 11 * 2**20):
+        body = bytes(range(256)) * (size // 256)
+        objects.put("a", body)
+        assert objects.get("a") == body
+    puts = [request for request in sent if request.method == "PUT"]
+    assert len(puts) == 4
+    for request in puts:
+        assert request.headers["x-amz-checksum-crc64nvme"], "computed once, by us"
+        assert "x-amz-trailer" not in request.headers
     # Over TLS the checksum follows the body in chunks, which boto3 cuts with a wrapper.
     wrapped = AwsChunkedWrapper(s3._View(memoryview(body)), chunk_size=2**16)
     assert body[: 2**16] in wrapped.read()
