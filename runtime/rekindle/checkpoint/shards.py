@@ -1,9 +1,4 @@
-"""Shard objects: valid safetensors files, written from and read into memory without detours.
-
-A shard is laid out before a byte is copied: the header's length follows from names and shapes, so
-the header and the tensors go into one contiguous stretch of the host buffer and the whole object is
-one memoryview for the uploader. A piece that is a whole tensor keeps its name and shape, so any
-safetensors tool can open it; a piece of a larger tensor is a flat entry `name[start:stop]`.
+"""Shard objects between tensors and memory: filled by one copy, read back verified.
 
 A reader does not believe the header. It knows every offset from the manifest, reads stretches of
 neighbouring chunks in parallel into scratch memory, verifies each chunk (and the header, so that
@@ -12,7 +7,6 @@ has been verified. A chunk that fails is read once more, since the wire may have
 after that the checkpoint is damaged (R16).
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,77 +14,17 @@ from dataclasses import dataclass
 import torch
 
 from rekindle.checkpoint import checksum
-from rekindle.checkpoint.layout import Piece
-from rekindle.checkpoint.manifest import (
-    DTYPES,
-    IntegrityError,
-    ObjectEntry,
-    Slice,
-    TensorEntry,
-)
+from rekindle.checkpoint.manifest import IntegrityError, ObjectEntry, TensorEntry
 from rekindle.checkpoint.objects import NotFound, Objects
-from rekindle.checkpoint.tensors import as_bytes, dtype_name, view
+from rekindle.checkpoint.packing import ShardPlan
+from rekindle.checkpoint.tensors import as_bytes, view
 
 READ_BYTES = 16 * 2**20
 """A read gathers neighbouring chunks up to this size."""
 PARALLEL_READS = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placed:
-    """A piece and where its first byte lies in the shard."""
-
-    piece: Piece
-    offset: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardPlan:
-    """One shard object before it is filled."""
-
-    header: bytes
-    pieces: tuple[Placed, ...]
-    size: int
-
-
-def plan(
-    shards: Iterable[Sequence[Piece]], tensors: Sequence[tuple[str, torch.Tensor]]
-) -> list[ShardPlan]:
-    """Lay out shards whose pieces refer to `tensors` by index."""
-    return [_plan(pieces, tensors) for pieces in shards]
-
-
-def _plan(pieces: Sequence[Piece], tensors: Sequence[tuple[str, torch.Tensor]]) -> ShardPlan:
-    table: dict[str, object] = {"__metadata__": {"format": "rekindle"}}
-    at = 0
-    starts: list[int] = []
-    for piece in pieces:
-        name, tensor = tensors[piece.tensor]
-        known, width, factor = DTYPES[dtype_name(tensor)]
-        length = piece.stop - piece.start
-        if length == tensor.numel() * width:
-            shape = [*tensor.shape, factor] if factor > 1 else list(tensor.shape)
-        else:
-            name = f"{name}[{piece.start // width}:{piece.stop // width}]"
-            shape = [length // width * factor]
-        while name in table:
-            name += "~"
-        table[name] = {"dtype": known, "shape": shape, "data_offsets": [at, at + length]}
-        starts.append(at)
-        at += length
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    header = len(text).to_bytes(8, "little") + text
-    placed = tuple(
-        Placed(piece=piece, offset=len(header) + start)
-        for piece, start in zip(pieces, starts, strict=True)
-    )
-    return ShardPlan(header=header, pieces=placed, size=len(header) + at)
-
-
-def fill(
-    shard: ShardPlan, tensors: Sequence[tuple[str, torch.Tensor]], memory: torch.Tensor
-) -> None:
+def fill(shard: ShardPlan, sources: Sequence[torch.Tensor], memory: torch.Tensor) -> None:
     """Copy header and tensor bytes into host memory of the shard's size.
 
     Copies from a GPU are only queued; the caller synchronises once for all shards.
@@ -98,38 +32,13 @@ def fill(
     memory[: len(shard.header)] = torch.frombuffer(bytearray(shard.header), dtype=torch.uint8)
     for placed in shard.pieces:
         piece = placed.piece
-        source = as_bytes(tensors[piece.tensor][1].contiguous().resolve_conj().resolve_neg())
+        tensor = sources[piece.tensor]
+        if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+            tensor = tensor.contiguous().resolve_conj().resolve_neg()
+        source = as_bytes(tensor)
         target = memory[placed.offset : placed.offset + piece.stop - piece.start]
-        target.copy_(source[piece.start : piece.stop], non_blocking=target.is_pinned())
-
-
-def describe(
-    shard: ShardPlan, key: str, memory: memoryview, index: int, *, chunk: int
-) -> tuple[ObjectEntry, list[tuple[int, Slice]]]:
-    """The manifest entries of a filled shard: the object, and (tensor index, slice) pairs."""
-    crc = checksum.crc(checksum.DEFAULT)
-    head = len(shard.header)
-    slices = [
-        (
-            placed.piece.tensor,
-            Slice(
-                object=index,
-                offset=placed.offset,
-                start=placed.piece.start,
-                length=placed.piece.stop - placed.piece.start,
-                crcs=tuple(
-                    crc(memory[begin : min(begin + chunk, end)])
-                    for end in [placed.offset + placed.piece.stop - placed.piece.start]
-                    for begin in range(placed.offset, end, chunk)
-                ),
-            ),
-        )
-        for placed in shard.pieces
-    ]
-    entry = ObjectEntry(
-        key=key, size=shard.size, head=head, crc=crc(memory[:head]), alg=checksum.DEFAULT
-    )
-    return entry, slices
+        on_gpu = source.device.type == "cuda"
+        target.copy_(source[piece.start : piece.stop], non_blocking=on_gpu and target.is_pinned())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

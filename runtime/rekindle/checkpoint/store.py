@@ -188,9 +188,9 @@ class Store:
 
     def highest_committed(self) -> int:
         """The highest fence that has a commit, 0 if none."""
-        return max((ref.fence for ref in self._listed()), default=0)
+        return max((ref.fence for ref in self.listed()), default=0)
 
-    def _listed(self) -> dict[CommitRef, str]:
+    def listed(self) -> dict[CommitRef, str]:
         """All commit objects with their etags, counted or not."""
         found: dict[CommitRef, str] = {}
         for stat in self.objects.list("commit/"):
@@ -206,7 +206,7 @@ class Store:
 
     def line(self) -> list[CommitRef]:
         """The live line, newest first, damaged checkpoints included."""
-        listed = self._listed()
+        listed = self.listed()
 
         def base_of(own: Sequence[CommitRef]) -> CommitRef | None:
             for ref in own:
@@ -399,7 +399,7 @@ class Store:
                 continue  # retention of a living writer removed it between listing and reading
             else:
                 return restored, [_skip(*item, restored.ref) for item in bad]
-        if bad or any(True for _ in self._listed()):
+        if bad or any(True for _ in self.listed()):
             reasons = " ".join(reason for _, reason in bad) or "all are marked in bad/."
             raise IntegrityError(
                 f"R16 no good checkpoint is left in {self.uri}: {reasons} Restore the objects from "
