@@ -163,6 +163,7 @@ class Saver:
         self._shard = shard_bytes
         self._wanted_slots = slots
         self._process = process
+        self._thread: threading.Thread | None = None
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._slots: list[Slot] = []
         self._usable = 0
@@ -290,6 +291,10 @@ class Saver:
         self._closed = True
         try:
             self._drain(time.monotonic() + timeout)
+            if self._thread is not None:
+                # Its work is done, and it must be gone before the interpreter ends: a thread that
+                # frees tensors then takes the process down with it.
+                self._thread.join()
         finally:
             if self._toucher is not None:
                 self._toucher.join()
@@ -428,7 +433,8 @@ class Saver:
 
         self._jobs.append(job)
         name = f"rekindle-save-{task.ref.step}"
-        threading.Thread(target=run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=run, name=name, daemon=True)
+        self._thread.start()
 
     def _directly(self, job: _Job, task: Task, sources: list[torch.Tensor]) -> None:
         """Store the shards one by one; only the commit is left for the background."""
