@@ -285,9 +285,16 @@ class Store:
                 known = self._commits.get((ref, etag))
             if known is not None:
                 return known
-        raw = self.objects.get(manifest.commit_key(ref), limit=manifest.MAX_DOCUMENT)
+        key = manifest.commit_key(ref)
         try:
-            commit = manifest.read_commit(raw, ref)
+            raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
+            try:
+                commit = manifest.read_commit(raw, ref)
+            except ManifestError:
+                # Once more, as for data: the wire may have been at fault, and what is marked as
+                # damaged is lost.
+                raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
+                commit = manifest.read_commit(raw, ref)
         except ManifestError as error:
             raise IntegrityError(
                 f"R16 checkpoint step {ref.step}: {manifest.commit_key(ref)}: {error}."
@@ -360,13 +367,14 @@ class Store:
     def _part(self, commit: Commit, rank: int, what: str) -> manifest.Part:
         key = manifest.part_key(commit.ref, rank)
         expected = commit.parts[rank]
-        try:
-            raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
-        except NotFound:
-            raise IntegrityError(f"R16 checkpoint {what}: object {key} is missing.") from None
-        if len(raw) != expected.size or hashlib.sha256(raw).hexdigest() != expected.sha256:
-            raise IntegrityError(f"R16 checkpoint {what}: object {key} failed SHA-256.")
-        return manifest.read_part(raw, commit.ref, rank)
+        for _ in range(2):  # once more, since the wire may have been at fault
+            try:
+                raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
+            except NotFound:
+                raise IntegrityError(f"R16 checkpoint {what}: object {key} is missing.") from None
+            if len(raw) == expected.size and hashlib.sha256(raw).hexdigest() == expected.sha256:
+                return manifest.read_part(raw, commit.ref, rank)
+        raise IntegrityError(f"R16 checkpoint {what}: object {key} failed SHA-256.")
 
     def quarantine(self, ref: CommitRef, reason: str) -> None:
         """Mark a checkpoint as damaged, so that no reader tries it again; idempotent."""
