@@ -15,7 +15,7 @@ import os
 import pickle
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -79,8 +79,27 @@ def _layout(*_: Any) -> str:
     return "layout"
 
 
+_UNUSED = b"\x96\x97\x98\x82\x83\x84PQio"
+"""Opcodes that DCP's metadata does without: buffers (one allocates by a number in the file),
+extensions, persistent ids, and two old ways to make an instance."""
+
+
 class Interpreter(pickle._Unpickler):
     """The restricted pickle interpreter for `.metadata`."""
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Any]] = {
+        code: handler for code, handler in pickle._Unpickler.dispatch.items() if code not in _UNUSED
+    }
+
+    def load_build(self) -> None:
+        """Give a record its state, and nothing else: not a function, not a class."""
+        state, record = self.stack.pop(), self.stack[-1]
+        if not isinstance(record, Record):
+            raise Refused(f".metadata gives a state to a {type(record).__name__}")
+        record.__setstate__(state)
+
+    dispatch[pickle.BUILD[0]] = load_build
 
     def find_class(self, module: str, name: str) -> Any:
         """Only names from the list, and never the things themselves."""
@@ -100,10 +119,6 @@ class Interpreter(pickle._Unpickler):
             f".metadata names {module}.{name}, which DCP's own metadata never does: that is code, "
             f"and it was not run"
         )
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Never used by DCP."""
-        raise Refused(f".metadata has a persistent id {pid!r:.60}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +171,7 @@ def read_metadata(path: str) -> Record:
     if os.path.getsize(path) > MAX_METADATA:
         raise Refused(f"{path} is longer than {MAX_METADATA} bytes")
     with open(path, "rb") as file:
-        raw = file.read(MAX_METADATA + 1)
+        raw = file.read()
     try:
         found = Interpreter(io.BytesIO(raw)).load()
     except Refused:
