@@ -171,3 +171,24 @@ def common(source: Runs, target: Runs) -> Iterator[tuple[int, int, int]]:
                     high - low,
                 )
             k += 1
+
+
+def within(whole: Runs, begin: int, end: int) -> list[Runs]:
+    """Bytes `begin` to `end` of what some runs hold, as runs that lie densely from 0 on."""
+    if whole.count == 1:
+        return [Runs(start=whole.start + begin, length=end - begin, count=1, stride=0, at=0)]
+    found: list[Runs] = []
+    at = begin
+    while at < end:
+        number, inside = divmod(at, whole.length)
+        start = whole.start + number * whole.stride + inside
+        full = (end - at) // whole.length if inside == 0 else 0
+        if full:
+            stride = whole.stride if full > 1 else 0
+            one = Runs(start=start, length=whole.length, count=full, stride=stride, at=at - begin)
+        else:
+            length = min(end - at, whole.length - inside)
+            one = Runs(start=start, length=length, count=1, stride=0, at=at - begin)
+        found.append(one)
+        at += one.count * one.length
+    return found

@@ -43,7 +43,7 @@ from rekindle.checkpoint.objects import (
 from rekindle.checkpoint.probe import probe
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 
 class LeaseLost(Exception):
@@ -310,42 +310,57 @@ class Store:
         self,
         commit: Commit,
         *,
-        into: "Mapping[str, Tensor] | None" = None,
+        into: "Mapping[str, Any] | None" = None,
         rank: int | None = None,
+        group: "ProcessGroup | None" = None,
     ) -> Restored:
         """Read and verify all tensors of a checkpoint.
 
-        `into` names tensors to fill in place (any device), by their path in the state; dtype and
-        shape must match (`ValueError`), and after an `IntegrityError` some of them may hold data of
-        the damaged checkpoint. `rank` asks for the private state of that rank as well.
+        `into` holds tensors to fill in place (any device, `DTensor`s too): a state of the same
+        form, or tensors by their path in it. Dtype and shape must match (`ValueError`), and after
+        an `IntegrityError` some of them may hold data of the damaged checkpoint. `rank` asks for
+        the private state of that rank as well.
+
+        With a `group` of ranks that all load this checkpoint into the same names, each reads a
+        share of what is not sharded and they exchange it. Collective; an error of one is raised by
+        all. The group must be able to send host memory (gloo).
         """
         # torch is needed only where tensors are, and the command line reads manifests without it.
-        from rekindle.checkpoint import loading
+        from rekindle.checkpoint import loading, shards, tensors
 
         what = f"step {commit.ref.step}"
-        self.check_sizes(commit, what)
+        rank_state = None
+        error: Exception | None = None
+        try:
+            self.check_sizes(commit, what)
+            if rank is not None and rank < commit.world_size:
+                part = self._part(commit, rank, what)
+                if part.rank_tree is not None:
+                    rank_state = loading.load(
+                        self.objects,
+                        part.objects,
+                        part.rank_tensors,
+                        part.rank_tree,
+                        into={},
+                        chunk=part.chunk,
+                        what=what,
+                    )
+        except Exception as failure:
+            error = failure
+        if group is not None:
+            shards.agree(error, group, what)
+        elif error is not None:
+            raise error
         state = loading.load(
             self.objects,
             commit.objects,
             commit.tensors,
             commit.tree,
-            into=into or {},
+            into=tensors.named(into or {}),
             chunk=commit.chunk,
             what=what,
+            group=group,
         )
-        rank_state = None
-        if rank is not None and rank < commit.world_size:
-            part = self._part(commit, rank, what)
-            if part.rank_tree is not None:
-                rank_state = loading.load(
-                    self.objects,
-                    part.objects,
-                    part.rank_tensors,
-                    part.rank_tree,
-                    into={},
-                    chunk=part.chunk,
-                    what=what,
-                )
         return Restored(
             ref=commit.ref,
             state=state,
@@ -386,7 +401,7 @@ class Store:
             self.objects.put(manifest.bad_key(ref), body, if_none_match=True)
 
     def restore(
-        self, *, into: "Mapping[str, Tensor] | None" = None, rank: int | None = None
+        self, *, into: "Mapping[str, Any] | None" = None, rank: int | None = None
     ) -> tuple[Restored, list[Skipped]] | None:
         """Load the newest good checkpoint, passing over (and marking) damaged ones.
 
