@@ -266,6 +266,13 @@ def test_a_number_in_the_file_cannot_take_memory(directory):
         legacy.read(str(directory))
 
 
+def test_only_a_record_is_given_a_state(directory):
+    (directory / ".metadata").write_bytes(b"ctorch.serialization\n_get_layout\n}S'x'\nI1\nsb.")
+    with pytest.raises(Refused, match="gives a state to a function"):
+        legacy.read(str(directory))
+    assert not hasattr(dcp._layout, "x")
+
+
 def test_only_the_listed_names_are_known():
     for module, name in [("builtins", "eval"), ("torch", "load"), ("torch.hub", "load")]:
         with pytest.raises(dcp.Refused, match=f"names {module}.{name}"):
