@@ -201,6 +201,12 @@ class Saver:
         if self._by_process(plan.size):
             self._reserve(plan.size + _TICKET_BYTES, wait=False)
 
+    def expect(self, more: int) -> None:
+        """Make room for so many bytes more of replicated tensors than `prepare` has seen."""
+        size = (0 if self._layout is None else self._layout.size) + -(-more // self._world_size)
+        if self._by_process(size):
+            self._reserve(size + _TICKET_BYTES, wait=False)
+
     def save(
         self,
         step: int,

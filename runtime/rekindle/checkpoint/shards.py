@@ -260,6 +260,7 @@ def exchange(
         return buffer, error
 
     wrong: Exception | None = None
+    error: Exception | None = None
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
         # Bounded, since what is read ahead has to be kept until its turn to be sent.
         ahead: list[Future[tuple[torch.Tensor, Exception | None]]] = [
@@ -268,7 +269,6 @@ def exchange(
         taken = 0
         for index, stretch in enumerate(todo):
             owner = index % size
-            error: Exception | None = None
             if owner == rank:
                 buffer, error = ahead[taken].result()
                 if taken + PARALLEL_READS < len(mine):
@@ -279,14 +279,7 @@ def exchange(
             dist.broadcast(buffer[: stretch.size + 1], group_src=owner, group=group)
             code = int(buffer[stretch.size])
             if code != _GOOD:
-                if error is not None:
-                    raise error
-                if code == _DAMAGED:
-                    raise IntegrityError(
-                        f"R16 checkpoint {what}: object {stretch.entry.key} is damaged or missing, "
-                        f"as rank {owner} has found."
-                    )
-                raise StoreError(f"rank {owner} could not read {stretch.entry.key} of {what}")
+                break
             found = view(buffer)[: stretch.size]
             if owner != rank and (bad := _first_bad(stretch, found)) is not None:
                 wrong = wrong or IntegrityError(
@@ -296,7 +289,7 @@ def exchange(
             else:
                 _deliver(stretch, found)
             buffers.give(buffer)
-    agree(wrong, group, what)
+    agree(error or wrong, group, what)
 
 
 def agree(error: Exception | None, group: "ProcessGroup", what: str) -> None:
@@ -308,12 +301,16 @@ def agree(error: Exception | None, group: "ProcessGroup", what: str) -> None:
         code = _DAMAGED if isinstance(error, IntegrityError) else _FAILED
     worst = torch.tensor([code], dtype=torch.int64)
     dist.all_reduce(worst, dist.ReduceOp.MAX, group=group)
+    if int(worst) == _GOOD:
+        return
+    found: list[tuple[int, str]] = [(_GOOD, "")] * dist.get_world_size(group)
+    dist.all_gather_object(found, (code, str(error)), group=group)
     if error is not None:
         raise error
-    if int(worst) == _DAMAGED:
-        raise IntegrityError(f"R16 checkpoint {what}: another rank has found it damaged.")
-    if int(worst) == _FAILED:
-        raise StoreError(f"another rank could not load checkpoint {what}; its own log says why")
+    rank, (kind, text) = next((r, one) for r, one in enumerate(found) if one[0] != _GOOD)
+    if kind == _DAMAGED:
+        raise IntegrityError(text)
+    raise StoreError(f"rank {rank} could not load checkpoint {what}: {text}")
 
 
 def _deliver(stretch: Stretch, found: memoryview) -> None:
