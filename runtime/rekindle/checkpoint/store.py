@@ -106,7 +106,7 @@ class Store:
         addressing: str | None = None,
         commit: str = "conditional",
     ) -> Self:
-        """The store at an `s3://` or `file://` root; nothing is contacted yet.
+        """The store at an `s3://` or `file://` root; nothing but a metadata service is asked yet.
 
         The options of S3 are explained in `s3`; without them the environment and the AWS
         configuration decide. `commit="lease"` is the weaker mode for stores without conditional
