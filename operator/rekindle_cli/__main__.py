@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from rekindle_cli import interrupts
+from rekindle_cli import checkpoints, interrupts
 from rekindle_cli.failure import INTERRUPTED, JOB_FAILED, Failure
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(checkpoints.app)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let the operator log what it does.")]

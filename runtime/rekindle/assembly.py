@@ -170,6 +170,11 @@ def assemble(
     _announce(run, found)
     for hook in hooks.on_fit_start:
         hook(trainer, module)
+    if session is not None and not run.done:
+        tree, rank_tree, _ = state.collect(run, finished=False)
+        fresh = not run.optimization.optimizer.state
+        weigh = (lambda: optimizers.nbytes(run.optimization.optimizer)) if fresh else None
+        session.prepare(tree, rank_tree, weigh)
     return run
 
 

@@ -8,6 +8,7 @@
     if there is a checkpoint:
         on_load_checkpoint; load_state_dict
     on_fit_start
+    state_dict; on_save_checkpoint                           # only a test: can it be stored?
     if no step was done yet:
         on_sanity_check_start; a short validation; on_sanity_check_end
     on_train_start
@@ -157,7 +158,7 @@ class Callback:
     def on_save_checkpoint(
         self, trainer: "Trainer", pl_module: "Module", checkpoint: dict[str, Any]
     ) -> None:
-        """Add to the state tree before it is saved."""
+        """Add to the state tree before it is saved; once also before training, as a test."""
 
     def on_load_checkpoint(
         self, trainer: "Trainer", pl_module: "Module", checkpoint: dict[str, Any]

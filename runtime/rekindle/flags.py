@@ -10,10 +10,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rekindle.checkpoint.interval import Pace
 from rekindle.contract import (
+    ENV_CHECKPOINT_EVERY,
     ENV_CHECKPOINT_EVERY_SECONDS,
     ENV_CHECKPOINT_EVERY_STEPS,
     ENV_CHECKPOINT_KEEP_LATEST,
+    ENV_MTBF,
 )
 from rekindle.precision import ALIASES, Precision
 
@@ -64,7 +67,7 @@ class Flags:
     num_sanity_val_steps: int = 2
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0
-    checkpoint_every: Every | None = None
+    checkpoint_every: Every | Literal["auto"] | None = None
     keep_latest: int = 3
     enable_checkpointing: bool = True
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -115,9 +118,10 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     if values["devices"] != "auto":
         _integer(values, "devices", minimum=1)
     every = values["checkpoint_every"]
-    if every is not None and not isinstance(every, Every):
+    if every is not None and every != "auto" and not isinstance(every, Every):
         raise TypeError(
-            f"checkpoint_every={every!r} must be rekindle.Every(steps=...) or Every(seconds=...)"
+            f"checkpoint_every={every!r} must be 'auto', rekindle.Every(steps=...) or "
+            f"Every(seconds=...)"
         )
     _strategy(values.pop("strategy"))
     callbacks = values["callbacks"]
@@ -128,13 +132,32 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     return Flags(**values)
 
 
-def cadence(flags: Flags) -> Every | None:
+def cadence(flags: Flags) -> Every | Pace | None:
     """How often to save: the job's wish (environment) before the script's; None: at the end."""
     steps = os.environ.get(ENV_CHECKPOINT_EVERY_STEPS)
     seconds = os.environ.get(ENV_CHECKPOINT_EVERY_SECONDS)
     if not steps and not seconds:
-        return flags.checkpoint_every
+        every = os.environ.get(ENV_CHECKPOINT_EVERY) or flags.checkpoint_every
+        return _pace(every) if isinstance(every, str) else every
     return Every(steps=int(steps) if steps else None, seconds=float(seconds) if seconds else None)
+
+
+def _pace(every: str) -> Pace:
+    if every != "auto":
+        raise ValueError(
+            f"{ENV_CHECKPOINT_EVERY}={every!r} is not known; allowed is 'auto', and a number in "
+            f"{ENV_CHECKPOINT_EVERY_STEPS} or {ENV_CHECKPOINT_EVERY_SECONDS}"
+        )
+    told = os.environ.get(ENV_MTBF)
+    if not told:
+        return Pace()
+    try:
+        seconds = float(told)
+        if not 0 < seconds < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise ValueError(f"{ENV_MTBF}={told!r} must be a number of seconds above 0") from None
+    return Pace(mtbf=seconds, told=True)
 
 
 def retention(flags: Flags) -> int:

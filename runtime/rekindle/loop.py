@@ -258,6 +258,8 @@ def save(
         CHECKPOINT_ERRORS.inc()
         run.console.say(f"checkpoint of step {run.step} was not saved: {error}")
     seconds = time.perf_counter() - began
+    if not wait and (line := run.session.stalled(seconds)) is not None:
+        run.console.say(line)
     run.stall += seconds
     run.meter.phase("checkpoint", seconds)
 

@@ -150,6 +150,12 @@ def names(module: torch.nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in module.named_parameters()}
 
 
+def nbytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors that the optimizer keeps."""
+    tensors = (value for s in optimizer.state.values() for value in s.values())
+    return sum(value.nbytes for value in tensors if isinstance(value, torch.Tensor))
+
+
 def state(optimizer: torch.optim.Optimizer, module: torch.nn.Module) -> dict[str, Any]:
     """The optimizer's state, keyed by parameter name."""
     named = names(module)

@@ -14,12 +14,15 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from rekindle import telemetry
 from rekindle.checkpoint import (
+    Commit,
     CommitRef,
+    EncodingError,
     IntegrityError,
     InvalidLocation,
     Restored,
@@ -27,7 +30,9 @@ from rekindle.checkpoint import (
     Saver,
     Store,
     StoreError,
+    flush,
 )
+from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.objects import NotFound
 from rekindle.contract import ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_URI, ENV_POD
 from rekindle.control import ControlPage
@@ -66,7 +71,7 @@ class Session:
     store: Store
     world: World
     uri: str
-    every: Every | None
+    every: Every | Pace | None
     page: ControlPage | None
     fence: int = 0
     saver: Saver | None = None
@@ -75,7 +80,10 @@ class Session:
     pending: int | None = None
     """Step of the newest save of this attempt, durable or not."""
     last_time: float = field(default_factory=time.monotonic)
+    weigh: Callable[[], int] | None = None
+    """Asked once, after the first step: how large what steps have made (optimizer state) is."""
     _keep: int = 3
+    _told: bool = False
 
     @classmethod
     def open(cls, flags: Flags, world: World, page: ControlPage | None) -> "Session":
@@ -114,6 +122,9 @@ class Session:
         """Load the newest checkpoint that is good on every rank; collective."""
         if resume == "never":
             return Found(restored=None, skipped=())
+        # What a worker that was here before has left in memory may be about to become the newest.
+        flush.wait(self.store.uri)
+        self.world.barrier()
         refs = self._candidates()
         damaged: list[tuple[CommitRef, str]] = []
         for ref in refs:
@@ -158,8 +169,22 @@ class Session:
         restored: Restored | None = None
         bad: str | None = None
         error: Exception | None = None
+        commit: Commit | None = None
         try:
-            restored = self.store.load(self.store.read(ref), rank=self.world.rank)
+            commit = self.store.read(ref)
+        except IntegrityError as failure:
+            bad = str(failure)
+        except NotFound:
+            pass
+        except Exception as failure:
+            error = failure
+        self.world.agree(error)
+        views = self.world.gather((commit is not None, bad))
+        if not all(good for good, _ in views):
+            return None, self._condemn(ref, views)
+        assert commit is not None
+        try:
+            restored = self.store.load(commit, rank=self.world.rank, group=self.world.control)
         except IntegrityError as failure:
             bad = str(failure)
         except NotFound:
@@ -170,12 +195,16 @@ class Session:
         views = self.world.gather((restored is not None, bad))
         if all(good for good, _ in views):
             return restored, None
+        return None, self._condemn(ref, views)
+
+    def _condemn(self, ref: CommitRef, views: list[tuple[bool, str | None]]) -> str | None:
+        """Mark what any rank has found damaged; the reason, None if it is only gone."""
         reason = next((text for _, text in views if text is not None), None)
         if reason is not None and self.world.first:
             # Without the right to mark it, the next attempt finds out again by itself.
             with contextlib.suppress(StoreError):
                 self.store.quarantine(ref, reason)
-        return None, reason
+        return reason
 
     def begin(self, found: Found) -> None:
         """Make the saver, on top of what was found."""
@@ -195,6 +224,8 @@ class Session:
 
     def _committed(self, ref: CommitRef, seconds: float, size: int) -> None:
         """Called from the saver's thread."""
+        if isinstance(self.every, Pace):
+            self.every.committed(seconds)
         now = time.time()
         if self.world.local_rank == 0:
             telemetry.committed(step=ref.step, seconds=seconds, size=size, now=now)
@@ -215,10 +246,44 @@ class Session:
         every = self.every
         if every is None or step == self.last_saved:
             return False
-        if every.steps is not None and step % every.steps == 0:
+        if self.weigh is not None:
+            self._expect(self.weigh())
+        if isinstance(every, Every) and every.steps is not None and step % every.steps == 0:
             return True
         # The wish for the save of the step before may have been posted twice: see consensus.
         return agreed and step > self.last_saved + 1
+
+    def prepare(self, state: Any, rank_state: Any, weigh: Callable[[], int] | None) -> None:
+        """Prove that such a state can be stored, and make room for its snapshots; collective.
+
+        Raises `EncodingError` (with its R23) on all ranks, before training instead of at the first
+        save.
+        """
+        assert self.saver is not None
+        error: Exception | None = None
+        try:
+            self.saver.prepare(state, rank_state=rank_state)
+        except EncodingError as failure:
+            error = RequirementError(f"R23 {failure} Training was not started.")
+        except Exception as failure:
+            error = failure
+        self.world.agree(error)
+        self.weigh = weigh
+
+    def _expect(self, size: int) -> None:
+        assert self.saver is not None
+        self.weigh = None
+        self.saver.expect(size)
+
+    def stalled(self, seconds: float) -> str | None:
+        """Take note of what a save has cost; a line for people when it decides the interval."""
+        if not isinstance(self.every, Pace):
+            return None
+        self.every.stalled(seconds)
+        if self._told or not self.world.first:
+            return None
+        self._told = True
+        return self.every.reason()
 
     def save(
         self,

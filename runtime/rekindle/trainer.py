@@ -72,7 +72,7 @@ class Trainer:
         num_sanity_val_steps: int = 2,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,
-        checkpoint_every: Every | None = None,
+        checkpoint_every: Every | Literal["auto"] | None = None,
         keep_latest: int = 3,
         enable_checkpointing: bool = True,
         accelerator: str = "auto",
@@ -91,8 +91,9 @@ class Trainer:
         Limits count batches of the whole dataset, whatever the number of processes.
 
         `root` (or `default_root_dir`) is a directory or an ``s3://`` URL; `resume` is ``auto`` (go
-        on from what is there), ``must`` or ``never``. `checkpoint_every` is an `Every`; the last
-        step is always saved.
+        on from what is there), ``must`` or ``never``. `checkpoint_every` is an `Every`, or
+        ``"auto"``: as often as the measured cost of a save and the rate of failures suggest, at
+        most 1 % of the time. The last step is always saved.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "unknown")}
         self.flags: Flags = checked.parse(given, unknown)

@@ -47,7 +47,16 @@ def fit(program, tmp_path):
 @pytest.fixture(scope="session")
 def _forkserver():
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rekindle.trainer", "torchmetrics.classification"])
+    context.set_forkserver_preload(
+        [
+            "rekindle.trainer",
+            "torchmetrics.classification",
+            # Imported by the first optimizer of every rank, and by sharded models.
+            "torch._dynamo",
+            "torch.distributed.fsdp",
+            "torch.distributed.checkpoint.state_dict",
+        ]
+    )
     return context
 
 

@@ -1,6 +1,7 @@
 import pytest
 
 from rekindle import Every, Trainer
+from rekindle.checkpoint.interval import Pace
 from rekindle.flags import cadence, retention
 
 
@@ -63,3 +64,27 @@ def test_minus_one_means_no_limit():
 
 def test_both_names_of_the_root_work():
     assert Trainer(default_root_dir="/x").flags.root == Trainer(root="/x").flags.root == "/x"
+
+
+def test_the_job_can_leave_the_interval_to_us(monkeypatch):
+    monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY", "auto")
+    assert cadence(Trainer(checkpoint_every=Every(steps=5)).flags) == Pace()
+    monkeypatch.setenv("REKINDLE_MTBF_SECONDS", "1800")
+    assert cadence(Trainer().flags) == Pace(mtbf=1800.0, told=True)
+    monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY_STEPS", "7")
+    assert cadence(Trainer(checkpoint_every="auto").flags) == Every(steps=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("REKINDLE_CHECKPOINT_EVERY", "often", "'often' is not known; allowed is 'auto'"),
+        ("REKINDLE_MTBF_SECONDS", "soon", "'soon' must be a number of seconds above 0"),
+        ("REKINDLE_MTBF_SECONDS", "-1", "must be a number of seconds above 0"),
+    ],
+)
+def test_a_wish_that_cannot_be_understood_is_refused(monkeypatch, name, value, message):
+    monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY", "auto")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        cadence(Trainer().flags)

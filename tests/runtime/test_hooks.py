@@ -8,6 +8,7 @@ from rekindle.hooks import NAMES, Hooks
 GOLDEN = """
 setup
 on_fit_start
+on_save_checkpoint
 on_sanity_check_start
 on_validation_start on_validation_epoch_start
 on_validation_batch_start on_validation_batch_end

@@ -211,3 +211,17 @@ def test_fit_needs_a_limit():
 def test_several_devices_need_a_launcher():
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
         fit(devices=2)
+
+
+def test_r23_what_cannot_be_saved_is_named_before_training(tmp_path):
+    class Schedule(rk.Callback):
+        def state_dict(self):
+            return {"schedule": lambda step: step}
+
+    net = Net()
+    net.training_step = lambda *_: pytest.fail("training has begun")
+    with pytest.raises(
+        rk.RequirementError,
+        match=r"R23 callbacks\.\S+\.schedule: function cannot be stored .* was not started",
+    ):
+        fit(net, callbacks=[Schedule()], enable_checkpointing=True, root=tmp_path / "run")

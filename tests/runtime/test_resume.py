@@ -178,3 +178,15 @@ def test_the_commit_says_where_the_run_is(fit, tmp_path):
     assert meta["ledger"]["samples"] == 103 + 48
     fit(**ACCUMULATING)
     assert newest(tmp_path / "run").meta["finished"]
+
+
+def test_an_interval_left_to_us_saves_and_says_why(fit, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY", "auto")
+    monkeypatch.setenv("REKINDLE_MTBF_SECONDS", "7200")
+    monkeypatch.setattr("rekindle.checkpoint.interval.FIRST_SECONDS", 0.001)
+    fit(flags={"max_epochs": 1})
+    steps = sorted(ref.step for ref in Store.open(str(tmp_path / "run")).commits())
+    assert len(steps) == 2, "one to measure, and the last one: the next would come a second later"
+    said = [line for line in capsys.readouterr().out.splitlines() if "checkpoint every" in line]
+    assert len(said) == 1
+    assert "a failure comes every 2 h (as counted)" in said[0]

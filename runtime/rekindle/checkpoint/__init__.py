@@ -40,7 +40,8 @@ seconds that it held up the caller; `deadline` is a `time.monotonic()` value; `S
 
 The layers, each pure where it can be: `location` and `objects` (what a store is), `file` and `s3`
 (two of them), `checksum`, `encoding`, `layout`, `manifest`, `lineage` (what a checkpoint is,
-without torch), `tensors`, `shards`, `loading` (with torch), `probe`, `store`, `saver` (protocol).
+without torch), `retention`, `cleanup` (what stays), `guarded` (stores without conditions),
+`tensors`, `shards`, `loading` (with torch), `probe`, `store`, `saver` (protocol).
 Importing the package imports none of them.
 """
 
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
     from rekindle.checkpoint.manifest import VersionError as VersionError
     from rekindle.checkpoint.objects import StoreError as StoreError
     from rekindle.checkpoint.probe import ProbeError as ProbeError
+    from rekindle.checkpoint.retention import Best as Best
+    from rekindle.checkpoint.retention import Retention as Retention
     from rekindle.checkpoint.saver import SaveError as SaveError
     from rekindle.checkpoint.saver import Saver as Saver
     from rekindle.checkpoint.saver import SaveTimeout as SaveTimeout
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     from rekindle.checkpoint.store import Store as Store
 
 _HOME = {
+    "Best": "retention",
     "Commit": "manifest",
     "CommitRef": "manifest",
     "EncodingError": "encoding",
@@ -75,6 +79,7 @@ _HOME = {
     "LeaseLost": "store",
     "ProbeError": "probe",
     "Restored": "store",
+    "Retention": "retention",
     "SaveError": "saver",
     "SaveTimeout": "saver",
     "Saver": "saver",
@@ -84,6 +89,7 @@ _HOME = {
     "VersionError": "manifest",
 }
 __all__ = [
+    "Best",
     "Commit",
     "CommitRef",
     "EncodingError",
@@ -93,6 +99,7 @@ __all__ = [
     "LeaseLost",
     "ProbeError",
     "Restored",
+    "Retention",
     "SaveError",
     "SaveTimeout",
     "Saver",

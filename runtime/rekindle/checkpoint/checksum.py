@@ -38,6 +38,8 @@ else:
 
 NAMES = (CRC64NVME, CRC32)
 """Every algorithm that a manifest may name."""
+AVAILABLE = frozenset(_KNOWN)
+"""What this installation can compute."""
 DEFAULT = CRC64NVME if CRC64NVME in _KNOWN else CRC32
 """What this installation writes."""
 

@@ -7,8 +7,9 @@ create one name exactly one wins, on a local disk and on NFS alike. The director
 well, since a name that was not flushed may vanish with the power although the data is there.
 
 `delete` with `if_match` compares and then unlinks; two deleters could both succeed, which retention
-(the one user, one deleter per run) does not mind. Empty directories are removed again, and a
-writer that loses its directory to that simply makes it once more.
+(the one user, one deleter per run) does not mind. `put` with `if_match`, the update of a pin, is
+made one step by a lock. Empty directories are removed again, and a writer that loses its directory
+to that simply makes it once more.
 
 A file system that has no hard links (FAT, some FUSE mounts) cannot create atomically and is
 refused, not worked around.
@@ -16,10 +17,11 @@ refused, not worked around.
 
 import contextlib
 import errno
+import fcntl
 import os
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import quote
 
 from rekindle.checkpoint.objects import (
@@ -36,6 +38,7 @@ from rekindle.checkpoint.objects import (
 )
 
 _TMP = ".tmp"
+_LOCK = "lock"
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -50,7 +53,9 @@ class FileObjects:
         self._root = root
         self.uri = f"file://{quote(root)}"
 
-    def put(self, key: str, body: Body, *, if_none_match: bool = False) -> str:
+    def put(
+        self, key: str, body: Body, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> str:
         """Write to a temporary file, flush, then give it its name."""
         path = self._path(key)
         with self._errors("write", key):
@@ -62,7 +67,12 @@ class FileObjects:
                         view = view[file.write(view) :]
                     os.fsync(file.fileno())
                     etag = _etag(os.fstat(file.fileno()))
-                self._name(tmp, path, key, create=if_none_match)
+                if if_match is None:
+                    self._name(tmp, path, key, create=if_none_match)
+                else:
+                    with self._one_at_a_time():
+                        self._compare(path, key, "replace", if_match)
+                        self._name(tmp, path, key, create=False)
             finally:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(tmp)
@@ -112,14 +122,10 @@ class FileObjects:
         path = self._path(key)
         with self._errors("delete", key):
             try:
-                if if_match is not None and _etag(os.stat(path)) != if_match:
-                    raise PreconditionFailed(f"delete {self._full(key)}: the object has changed")
+                if if_match is not None:
+                    self._compare(path, key, "delete", if_match)
                 os.unlink(path)
             except FileNotFoundError:
-                if if_match is not None:
-                    raise PreconditionFailed(
-                        f"delete {self._full(key)}: the object is gone"
-                    ) from None
                 return
             self._prune(os.path.dirname(path))
 
@@ -136,14 +142,16 @@ class FileObjects:
                 pass
             os.unlink(tmp)
 
-    def abandon_uploads(self, prefix: str, *, older_than: float) -> int:
+    def abandon_uploads(
+        self, prefix: str, *, older_than: float, only: Callable[[str], bool] | None = None
+    ) -> int:
         """Remove temporary files that a killed writer left (they carry no key, so all match)."""
         count = 0
         horizon = time.time() - older_than
         with self._errors("list", prefix), contextlib.suppress(FileNotFoundError):
             for entry in os.scandir(os.path.join(self._root, _TMP)):
                 with contextlib.suppress(FileNotFoundError):
-                    if entry.stat().st_mtime < horizon:
+                    if entry.name != _LOCK and entry.stat().st_mtime < horizon:
                         os.unlink(entry.path)
                         count += 1
         return count
@@ -151,6 +159,20 @@ class FileObjects:
     def impatient(self) -> "FileObjects":
         """Itself: a file system has no timeouts of ours."""
         return self
+
+    def _compare(self, path: str, key: str, verb: str, etag: str) -> None:
+        try:
+            if _etag(os.stat(path)) != etag:
+                raise PreconditionFailed(f"{verb} {self._full(key)}: the object has changed")
+        except FileNotFoundError:
+            raise PreconditionFailed(f"{verb} {self._full(key)}: the object is gone") from None
+
+    @contextlib.contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Updates under a condition compare and rename, which only a lock makes one step."""
+        with open(os.path.join(self._root, _TMP, _LOCK), "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, check_key(key))

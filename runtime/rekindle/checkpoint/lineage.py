@@ -14,10 +14,10 @@ The same rule makes garbage certain. Once a fence has committed, no uncommitted 
 fence can become visible any more; and a group of its own fence below the committed step has no
 writer left, since a rank stores one step after the other. Groups of *higher* fences are never
 touched: then we are the zombie. Commits off the line are no garbage: they are whole, and a user who
-began anew in the wrong place will want them back. Retention lets them go first.
+began anew in the wrong place will want them back. Retention (`retention`) lets them go first.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rekindle.checkpoint.manifest import CommitRef
 
@@ -50,28 +50,6 @@ def live_line(
         if base.fence not in by_fence:
             break
     return line
-
-
-def surplus(
-    line: Sequence[CommitRef],
-    others: Iterable[CommitRef] = (),
-    *,
-    latest: int,
-    bad: Collection[CommitRef] = (),
-) -> list[CommitRef]:
-    """The commits that the policy `latest` lets go, oldest first; never the newest.
-
-    `others` are commits off the line; they count as older than all of it. Damaged ones do not
-    count as kept, and go when enough good ones are newer.
-    """
-    off_line = sorted(set(others) - set(line), key=lambda ref: (ref.fence, ref.step), reverse=True)
-    ordered = [*line, *off_line]
-    good = 0
-    for index, ref in enumerate(ordered):
-        good += ref not in bad
-        if good >= max(1, latest):
-            return list(reversed(ordered[index + 1 :]))
-    return []
 
 
 def garbage(

@@ -7,14 +7,15 @@ Layout below the root of a run; every name is padded so that keys sort by step:
     part/{step}-{fence}/r{rank}.json     what one rank stored
     commit/{step}-{fence}.json           THE checkpoint: it exists when this object exists
     bad/{step}-{fence}.json              a reader found the checkpoint damaged
+    tag/pin-{name}.json                  a checkpoint that retention must leave alone
 
 A document is canonical JSON whose last member is the SHA-256 of everything before it, so a torn or
 edited one is recognised without a second object; beyond 256 kB it is gzipped. Nothing in it is
 trusted beyond that: sizes are bounded before anything is allocated, every field is checked for type
-and range, keys must lie inside the checkpoint's own groups, and the slices of every tensor must
-cover it exactly, which is also how rank 0 proves that all ranks have delivered. The class of an
-object is never taken from a file, and an unknown version is refused (R21), since guessing at a
-newer format is how states get half restored.
+and range, keys must lie in the checkpoint's own group or (for what it did not store again) in that
+of an earlier one, and the slices of every tensor must cover it exactly, which is also how rank 0
+proves that all ranks have delivered. The class of an object is never taken from a file, and an
+unknown version is refused (R21), since guessing at a newer format is how states get half restored.
 
 The module is pure: no torch, no I/O, no clock.
 """
@@ -26,7 +27,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rekindle.checkpoint import checksum, encoding
@@ -37,6 +38,8 @@ MAX_DOCUMENT = 256 * 2**20
 """Longest document in bytes, unpacked; the state of 10,000 tensors takes about 2 MB."""
 MAX_CHUNK = 64 * 2**20
 """Longest chunk: it bounds what a reader must hold before it can verify."""
+MODES = ("conditional", "lease")
+"""Conditional writes, or the weaker guard for stores without them (`guarded`)."""
 _GZIP_ABOVE = 256 * 2**10
 _MAX_BYTES = 2**50
 _MAX_DIMENSIONS = 64
@@ -101,6 +104,7 @@ _GROUP = re.compile(
     r"^(?:data|part|commit|bad)/(\d{12})-(\d{8})(?:/r(\d{5})\.(json|\d{1,6})|\.json)$"
 )
 _LEASE = re.compile(r"^lease/epoch-(\d{8})\.json$")
+_PIN = re.compile(r"^tag/pin-([A-Za-z0-9][A-Za-z0-9._-]{0,63})\.json$")
 
 
 def lease_key(fence: int) -> str:
@@ -138,6 +142,23 @@ def bad_key(ref: CommitRef) -> str:
     return f"bad/{ref}.json"
 
 
+def pin_key(name: str) -> str:
+    """The key of a pin; raises `ValueError` for a name that cannot be one."""
+    key = f"tag/pin-{name}.json"
+    if not _PIN.match(key):
+        raise ValueError(
+            f"pin name {name!r:.80} is not usable: up to 64 letters, digits, dots, underscores "
+            f"and hyphens, beginning with a letter or digit"
+        )
+    return key
+
+
+def pin_of(key: str) -> str | None:
+    """The name in a pin's key; None for foreign keys."""
+    match = _PIN.match(key)
+    return match[1] if match else None
+
+
 def ref_of(key: str) -> CommitRef | None:
     """The checkpoint a data, part, commit or bad key belongs to; None for foreign keys."""
     match = _GROUP.match(key)
@@ -169,15 +190,19 @@ class ObjectEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Slice:
-    """Bytes of a tensor, contiguous in the tensor and in the object, with a CRC per chunk."""
+    """Bytes of a tensor, contiguous in the object, with a CRC per chunk."""
 
     object: int
     """Index into the document's objects."""
     offset: int
     start: int
-    """First byte in the tensor; a multiple of the chunk size."""
+    """First byte in the tensor."""
     length: int
     crcs: tuple[int, ...]
+    count: int = 1
+    """In the tensor they are this many runs of equal length; one means contiguous there, too."""
+    stride: int = 0
+    """Bytes from the begin of one run to that of the next; 0 for a single run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,6 +238,13 @@ class Part:
     rank_tensors: tuple[TensorEntry, ...]
     rank_tree: encoding.Json
     """The state of this rank alone, or None if it has none."""
+    base: CommitRef | None = None
+    """What the commit's `base` will be; rank 0 only."""
+    meta: encoding.Json = None
+    """What the commit's `meta` will be, encoded; rank 0 only.
+
+    With these two a complete set of parts holds all that a commit needs, whoever writes it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -241,6 +273,8 @@ class Commit:
     meta: dict[str, Any]
     """What the trainer put in: cursor, metrics, versions; readable without loading tensors."""
     parts: tuple[PartEntry, ...]
+    mode: str = "conditional"
+    """How the commit was made the only one: one of `MODES`."""
 
     @property
     def nbytes(self) -> int:
@@ -274,20 +308,21 @@ def part_bytes(part: Part) -> bytes:
             "tree": part.tree,
             "rank_tensors": [_tensor_json(entry) for entry in part.rank_tensors],
             "rank_tree": part.rank_tree,
+            "base": _ref_json(part.base),
+            "meta": part.meta,
         }
     )
 
 
 def commit_bytes(commit: Commit) -> bytes:
     """The document of a commit."""
-    base = commit.base
     return _seal(
         {
             "version": VERSION,
             "kind": "commit",
             "step": commit.ref.step,
             "fence": commit.ref.fence,
-            "base": None if base is None else {"step": base.step, "fence": base.fence},
+            "base": _ref_json(commit.base),
             "world_size": commit.world_size,
             "created": commit.created,
             "meta": encoding.encode(commit.meta, "meta"),
@@ -296,6 +331,7 @@ def commit_bytes(commit: Commit) -> bytes:
             "tensors": [_tensor_json(entry) for entry in commit.tensors],
             "tree": commit.tree,
             "parts": [[entry.rank, entry.size, entry.sha256] for entry in commit.parts],
+            "mode": commit.mode,
         }
     )
 
@@ -305,13 +341,23 @@ def note_bytes(kind: str, fields: Mapping[str, str | int | float]) -> bytes:
     return _seal({"version": VERSION, "kind": kind, **fields})
 
 
+def _ref_json(ref: CommitRef | None) -> dict[str, int] | None:
+    return None if ref is None else {"step": ref.step, "fence": ref.fence}
+
+
 def _object_json(entry: ObjectEntry) -> list[object]:
     return [entry.key, entry.size, entry.head, entry.crc, entry.alg]
 
 
 def _tensor_json(entry: TensorEntry) -> list[object]:
-    slices = [[s.object, s.offset, s.start, s.length, list(s.crcs)] for s in entry.slices]
+    slices = [
+        [s.object, s.offset, s.start, s.length, list(s.crcs), *_runs_json(s)] for s in entry.slices
+    ]
     return [entry.name, entry.dtype, list(entry.shape), slices]
+
+
+def _runs_json(piece: Slice) -> list[int]:
+    return [piece.count, piece.stride] if piece.count > 1 else []
 
 
 def _dump(value: encoding.Json) -> bytes:
@@ -423,6 +469,10 @@ class _Reader:
             fence=self.integer(value["fence"], f"{where}.fence", 0, 10**8 - 1),
         )
 
+    def base(self) -> CommitRef | None:
+        base = self.document["base"]
+        return None if base is None else self.ref(base, "base")
+
     def own_ref(self, expected: CommitRef) -> CommitRef:
         found = CommitRef(
             step=self.field("step", 0, 10**12 - 1), fence=self.field("fence", 0, 10**8 - 1)
@@ -438,13 +488,20 @@ class _Reader:
         return chunk
 
     def objects(self, ref: CommitRef) -> tuple[ObjectEntry, ...]:
+        """Objects of the checkpoint's own group, and of earlier ones that it refers to."""
         found: list[ObjectEntry] = []
         seen: set[str] = set()
         for index, item in enumerate(self.array(self.document["objects"], "objects")):
             where = f"objects[{index}]"
             key, size, head, crc, alg = self.array(item, where, 5)
             key = self.text(key, f"{where}.key", 200)
-            if not key.startswith(data_prefix(ref)) or ref_of(key) != ref or key in seen:
+            holder = ref_of(key) if key.startswith("data/") and rank_of(key) is not None else None
+            if (
+                holder is None
+                or key in seen
+                or key.endswith(".json")
+                or not (holder.step <= ref.step and holder.fence <= ref.fence)
+            ):
                 raise self.fail(f"{where}.key", f"{key!r:.80} is foreign or occurs twice")
             seen.add(key)
             if alg not in checksum.NAMES:
@@ -500,16 +557,21 @@ class _Reader:
     def _slice(
         self, item: object, where: str, nbytes: int, objects: Sequence[ObjectEntry], chunk: int
     ) -> Slice:
-        number, offset, start, length, crcs = self.array(item, where, 5)
+        items = self.array(item, where)
+        if len(items) not in {5, 7}:
+            raise self.fail(where, f"is {item!r:.40}, not a list of 5 or 7 entries")
+        number, offset, start, length, crcs, *runs = items
         number = self.integer(number, f"{where}.object", 0, len(objects) - 1)
         holder = objects[number]
         start = self.integer(start, f"{where}.start", 0, nbytes)
         length = self.integer(length, f"{where}.length", 1, nbytes - start)
         offset = self.integer(offset, f"{where}.offset", holder.head, holder.size - length)
-        if start % chunk:
-            raise self.fail(f"{where}.start", f"is {start}, not on a chunk border")
-        if (start + length) % chunk and start + length != nbytes:
-            raise self.fail(f"{where}.length", f"is {length}, which ends inside a chunk")
+        count, stride = 1, 0
+        if runs:
+            count = self.integer(runs[0], f"{where}.count", 2, length)
+            stride = self.integer(runs[1], f"{where}.stride", length // count, nbytes)
+            if length % count or start + (count - 1) * stride + length // count > nbytes:
+                raise self.fail(where, f"has {count} runs at distances of {stride} that do not fit")
         values = self.array(crcs, f"{where}.crcs", -(-length // chunk))
         return Slice(
             object=number,
@@ -517,19 +579,54 @@ class _Reader:
             start=start,
             length=length,
             crcs=tuple(self.integer(crc, f"{where}.crcs", 0, 2**64 - 1) for crc in values),
+            count=count,
+            stride=stride,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pin:
+    """What a pin says."""
+
+    ref: CommitRef
+    note: str
+    """Why, in the words of who set it."""
+    at: float
+    """Seconds since 1970 by that person's clock."""
+
+
+def pin_bytes(pin: Pin) -> bytes:
+    """The document of a pin."""
+    return note_bytes(
+        "pin", {"step": pin.ref.step, "fence": pin.ref.fence, "note": pin.note, "at": pin.at}
+    )
+
+
+def read_pin(raw: bytes) -> Pin:
+    """Parse a pin; raises `ManifestError` or `VersionError`."""
+    reader = _Reader("pin", _unseal(raw, "pin"), ("step", "fence", "note", "at"))
+    at = reader.document["at"]
+    if type(at) not in {int, float} or not 0 <= at < 1e12:
+        raise reader.fail("at", f"is {at!r:.40}, not a number of seconds since 1970")
+    return Pin(
+        ref=CommitRef(
+            step=reader.field("step", 0, 10**12 - 1), fence=reader.field("fence", 0, 10**8 - 1)
+        ),
+        note=reader.text(reader.document["note"], "note"),
+        at=float(at),
+    )
 
 
 def read_part(raw: bytes, ref: CommitRef, rank: int) -> Part:
     """Parse a part; raises `ManifestError` or `VersionError`."""
     fields = "step fence rank world_size chunk layout objects tensors tree rank_tensors rank_tree"
-    reader = _Reader("part", _unseal(raw, "part"), fields.split())
+    reader = _Reader("part", _unseal(raw, "part"), [*fields.split(), "base", "meta"])
     own, chunk = reader.own_ref(ref), reader.chunk()
     world_size = reader.field("world_size", 1, 100_000)
     if reader.field("rank", 0, world_size - 1) != rank:
         raise reader.fail("rank", f"is {reader.document['rank']}, but the key says {rank}")
     objects = reader.objects(own)
-    if any(rank_of(entry.key) != rank for entry in objects):
+    if any(rank_of(e.key) != rank for e in objects if ref_of(e.key) == own):
         raise reader.fail("objects", f"include objects of other ranks than {rank}")
     tensors = reader.tensors("tensors", objects, chunk)
     rank_tensors = reader.tensors("rank_tensors", objects, chunk)
@@ -546,19 +643,24 @@ def read_part(raw: bytes, ref: CommitRef, rank: int) -> Part:
         tree=reader.document["tree"],
         rank_tensors=rank_tensors,
         rank_tree=reader.document["rank_tree"],
+        base=reader.base(),
+        meta=reader.document["meta"],
     )
 
 
 def read_commit(raw: bytes, ref: CommitRef) -> Commit:
     """Parse a commit and prove that it covers every tensor; `ManifestError` or `VersionError`."""
-    fields = "step fence base world_size created meta chunk objects tensors tree parts"
+    fields = "step fence base world_size created meta chunk objects tensors tree parts mode"
     reader = _Reader("commit", _unseal(raw, "commit"), fields.split())
     document = reader.document
     own, chunk = reader.own_ref(ref), reader.chunk()
     world_size = reader.field("world_size", 1, 100_000)
     created = document["created"]
-    if type(created) not in {int, float}:
-        raise reader.fail("created", f"is {created!r:.40}, not a number")
+    if type(created) not in {int, float} or not 0 <= created < 1e12:
+        raise reader.fail("created", f"is {created!r:.40}, not a number of seconds since 1970")
+    mode = document["mode"]
+    if mode not in MODES:
+        raise reader.fail("mode", f"is {mode!r:.40}, not one of {MODES}")
     objects = reader.objects(own)
     tensors = reader.tensors("tensors", objects, chunk)
     _no_overlap(reader, objects, tensors)
@@ -581,7 +683,7 @@ def read_commit(raw: bytes, ref: CommitRef) -> Commit:
         )
     return Commit(
         ref=own,
-        base=None if document["base"] is None else reader.ref(document["base"], "base"),
+        base=reader.base(),
         world_size=world_size,
         created=float(created),
         chunk=chunk,
@@ -590,20 +692,36 @@ def read_commit(raw: bytes, ref: CommitRef) -> Commit:
         tree=document["tree"],
         meta=meta,
         parts=tuple(parts),
+        mode=mode,
     )
 
 
 def _covered(reader: _Reader, tensors: Iterable[TensorEntry]) -> None:
-    """Every byte of every tensor is in exactly one slice, so allocating it is backed by objects."""
+    """Every byte of every tensor is in exactly one slice, so allocating it is backed by objects.
+
+    A tensor is a sequence of bands. A band is a contiguous slice, or slices with the same number of
+    runs at the same distances that stand side by side and fill the distance exactly. So no run has
+    to be looked at, and a document cannot make this expensive.
+    """
     for tensor in tensors:
-        at = 0
+        where = f"tensor {tensor.name!r:.200}"
+        at = 0  # where the next slice must begin
+        band: Slice | None = None  # the first slice of an unfinished band
         for piece in sorted(tensor.slices, key=lambda s: s.start):
             if piece.start != at:
                 what = "a gap" if piece.start > at else "an overlap"
-                raise reader.fail(
-                    f"tensor {tensor.name!r:.200}", f"has {what} at byte {min(at, piece.start)}"
-                )
-            at += piece.length
+                raise reader.fail(where, f"has {what} at byte {min(at, piece.start)}")
+            if band is not None and (piece.count, piece.stride) != (band.count, band.stride):
+                raise reader.fail(where, f"has runs at byte {at} that do not match")
+            at += piece.length // piece.count
+            if piece.count > 1:
+                band = band or piece
+                if at - band.start > band.stride:
+                    raise reader.fail(where, f"has an overlap at byte {band.start + band.stride}")
+                if at - band.start == band.stride:
+                    at, band = band.start + band.stride * band.count, None
+        if band is not None:
+            raise reader.fail(where, f"has a gap at byte {at}")
         if at != tensor.nbytes:
             raise reader.fail(
                 f"tensor {tensor.name!r:.200}", f"is covered for {at} of {tensor.nbytes} bytes"
@@ -626,10 +744,12 @@ def merge(
     base: CommitRef | None,
     meta: dict[str, Any],
     created: float,
+    mode: str = "conditional",
 ) -> Commit:
     """The commit of a full set of parts in rank order; `ManifestError` if they do not fit."""
     first = parts[0][0]
     objects: list[ObjectEntry] = []
+    places: dict[str, int] = {}
     slices: dict[str, list[Slice]] = {tensor.name: [] for tensor in first.tensors}
     for part, _ in parts:
         for what in ("ref", "world_size", "chunk", "layout"):
@@ -639,18 +759,14 @@ def merge(
                     f"({getattr(part, what)} and {getattr(first, what)}): the replicated state "
                     f"must have the same names, dtypes and shapes on every rank"
                 )
-        shift = len(objects)
-        objects += part.objects
+        # Several ranks may refer to one object of an earlier checkpoint.
+        for entry in part.objects:
+            if places.setdefault(entry.key, len(places)) == len(objects):
+                objects.append(entry)
+        index = [places[entry.key] for entry in part.objects]
         for tensor in part.tensors:
             slices[tensor.name] += [
-                Slice(
-                    object=piece.object + shift,
-                    offset=piece.offset,
-                    start=piece.start,
-                    length=piece.length,
-                    crcs=piece.crcs,
-                )
-                for piece in tensor.slices
+                replace(piece, object=index[piece.object]) for piece in tensor.slices
             ]
     return Commit(
         ref=first.ref,
@@ -674,4 +790,5 @@ def merge(
             PartEntry(rank=part.rank, size=len(raw), sha256=hashlib.sha256(raw).hexdigest())
             for part, raw in parts
         ),
+        mode=mode,
     )

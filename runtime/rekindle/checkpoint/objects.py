@@ -23,7 +23,7 @@ Errors are typed where they are understood, because callers decide by type:
 Messages name the operation, the URI and the next action, and never a credential.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -98,12 +98,14 @@ class Objects(Protocol):
     endpoint: str
     """Who answers, for messages: an endpoint URL or `the file system`."""
 
-    def put(self, key: str, body: Body, *, if_none_match: bool = False) -> str:
+    def put(
+        self, key: str, body: Body, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> str:
         """Store the object, whole or not at all, and return its etag.
 
         Large bodies are sent in parts; a failure leaves no unfinished upload behind where the
         store can still be reached. Raises `PreconditionFailed` when `if_none_match` and the key
-        exists.
+        exists, or when `if_match` is given and the object is another one or gone.
         """
         ...
 
@@ -145,8 +147,13 @@ class Objects(Protocol):
         """Begin an upload in parts and abandon it: proof that large shards could be written."""
         ...
 
-    def abandon_uploads(self, prefix: str, *, older_than: float) -> int:
-        """Drop unfinished uploads that are older than so many seconds; returns how many."""
+    def abandon_uploads(
+        self, prefix: str, *, older_than: float, only: Callable[[str], bool] | None = None
+    ) -> int:
+        """Drop unfinished uploads that are older than so many seconds; returns how many.
+
+        `only` is asked about the key, where the store knows it: a server's clock may be wrong.
+        """
         ...
 
     def impatient(self) -> "Objects":

@@ -15,6 +15,7 @@ from rekindle.checkpoint.objects import (
     Conflict,
     Objects,
     PreconditionFailed,
+    Refused,
     StoreError,
     Unreachable,
 )
@@ -53,7 +54,11 @@ def probe(objects: Objects, attempt: str) -> None:
 
 
 def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
-    quick.put(key, content, if_none_match=True)
+    try:
+        quick.put(key, content, if_none_match=True)
+    except Refused as error:
+        quick.put(key, content)  # if this is refused as well, the condition was not the reason
+        raise _unconditional(quick, "does not support") from error
     _in_time(quick, deadline)
     if quick.get(key, limit=4096) != content:
         raise ProbeError(
@@ -66,10 +71,7 @@ def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
     except (PreconditionFailed, Conflict):
         pass
     else:
-        raise ProbeError(
-            f"R5 endpoint {quick.endpoint} ignored If-None-Match; commits would not be atomic. "
-            f"Use a store with conditional writes. Training was not started."
-        )
+        raise _unconditional(quick, "ignored")
     _in_time(quick, deadline)
     if all(stat.key != key for stat in quick.list(".probe/")):
         raise ProbeError(
@@ -85,6 +87,14 @@ def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
         raise ProbeError(
             f"R5 cannot remove old checkpoints from {quick.uri}: {error} Training was not started."
         ) from error
+
+
+def _unconditional(quick: Objects, what: str) -> ProbeError:
+    return ProbeError(
+        f"R5 endpoint {quick.endpoint} {what} If-None-Match; commits would not be atomic. Use a "
+        f"store with conditional writes or set store.commit='lease', which is weaker. Training was "
+        f"not started."
+    )
 
 
 def _in_time(quick: Objects, deadline: float) -> None:

@@ -7,16 +7,20 @@ of the same buffer above that, with the condition on the completing call.
 How the client is set up, and why:
 
 - bodies are not hashed into the request signature: SHA-256 is slower than the network, TLS
-  protects the transport, and every chunk has a CRC in the manifest that the reader checks. The
-  default checksums of newer boto3 are kept on AWS and switched off for other endpoints, several of
-  which reject the header;
+  protects the transport, and every chunk has a CRC in the manifest that the reader checks. AWS also
+  gets CRC64NVME, its own default and by far the cheapest; other endpoints get no checksum, since
+  several of them reject the headers;
 - path-style addressing for other endpoints, whose names rarely resolve as `bucket.host`;
+- credentials come from where botocore finds them: environment, shared profile, web identity (IRSA),
+  container and instance metadata; `profile` picks a profile. No message shows them;
+- `ca_bundle` (else `AWS_CA_BUNDLE`, else the profile) names the CA of a private endpoint;
 - every wait has a limit and retries are bounded; what is still failing then is `Unreachable`.
 
 A conditional write that botocore repeats after a lost answer may be told 412 although it was its
 own first try that won. The callers know: they read the object and compare.
 """
 
+import base64
 import contextlib
 import os
 import re
@@ -47,6 +51,7 @@ from botocore.exceptions import (
 )
 from urllib3.exceptions import HTTPError as StreamError
 
+from rekindle.checkpoint import checksum
 from rekindle.checkpoint.objects import (
     AccessDenied,
     Body,
@@ -66,6 +71,7 @@ PART_BYTES = 32 * 2**20
 """Bodies above this size go up in parts of this size."""
 PARALLEL_PARTS = 8
 """Parts in flight at once per upload; each is one connection."""
+_SEND_BYTES = 4 * 2**20
 
 _CREDENTIALS = {
     "InvalidAccessKeyId",
@@ -107,38 +113,49 @@ class S3Objects:
         *,
         endpoint_url: str | None = None,
         region: str | None = None,
+        profile: str | None = None,
+        ca_bundle: str | None = None,
+        addressing: str | None = None,
         timeout: float = 60.0,
         attempts: int = 5,
         session: Any = None,
     ) -> None:
+        if addressing not in {None, "auto", "path", "virtual"}:
+            raise ValueError(
+                f"store.addressing is {addressing!r}: allowed are 'auto', 'path' and 'virtual'"
+            )
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._arguments = (endpoint_url, region)
+        self._options: dict[str, Any] = {
+            "endpoint_url": endpoint_url,
+            "region": region,
+            "ca_bundle": ca_bundle,
+            "addressing": addressing,
+        }
         self._attempts = attempts
         self._timeout = timeout
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        endpoint = (
-            endpoint_url
-            or os.environ.get("AWS_ENDPOINT_URL_S3")
-            or os.environ.get("AWS_ENDPOINT_URL")
-            or None
-        )
-        self.endpoint = _without_user(endpoint) if endpoint else "AWS"
+        self.endpoint = _without_user(endpoint_url) if endpoint_url else "AWS"
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
-        self._secrets: tuple[str, ...] = ()
+        self._session: Any = None
         with self._errors("connect", ""):
-            self._session = session or boto3.session.Session()
-            self._client = self._connect(self._session, endpoint, region)
+            self._session = session or boto3.session.Session(profile_name=profile)
+            self._client = self._connect(self._session)
 
-    def _connect(self, session: Any, endpoint: str | None, region: str | None) -> Any:
+    def _connect(self, session: Any) -> Any:
+        """The client; at most an instance's metadata service is asked, for credentials."""
+        endpoint = self._options["endpoint_url"] or _configured_endpoint(session)
+        self.endpoint = _without_user(endpoint) if endpoint else "AWS"
         foreign = endpoint is not None and not _is_aws(endpoint)
-        credentials = session.get_credentials()
-        if credentials is not None:
-            frozen = credentials.get_frozen_credentials()
-            found = (frozen.access_key, frozen.secret_key, frozen.token)
-            # Shorter ones are those of test servers, words that would be cut out of every message.
-            self._secrets = tuple(secret for secret in found if secret and len(secret) >= 12)
+        self._checksums = not foreign and checksum.CRC64NVME in checksum.AVAILABLE
+        bundle = self._options["ca_bundle"] or session._session.get_config_variable("ca_bundle")
+        if isinstance(bundle, str) and not os.path.exists(bundle):
+            # The TLS library would say "no such file" and not which one.
+            raise Refused(
+                f"cannot use the CA bundle {bundle}: there is no such file. Correct ca_bundle or "
+                f"AWS_CA_BUNDLE."
+            )
         # The first connection must not cost more than the read limit of an impatient caller.
         config = Config(
             connect_timeout=min(10.0, self._timeout),
@@ -149,31 +166,51 @@ class S3Objects:
             response_checksum_validation="when_required",
             s3={
                 "payload_signing_enabled": False,
-                "addressing_style": "path" if foreign else "auto",
+                "addressing_style": self._options["addressing"] or ("path" if foreign else "auto"),
             },
         )
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=endpoint,
-            region_name=region or session.region_name or "us-east-1",
+            region_name=self._options["region"] or session.region_name or "us-east-1",
+            # None leaves it to AWS_CA_BUNDLE and the profile.
+            verify=self._options["ca_bundle"],
             config=config,
         )
+        client.meta.events.register("before-send.s3", _in_large_pieces)
+        return client
 
-    def put(self, key: str, body: Body, *, if_none_match: bool = False) -> str:
+    def put(
+        self, key: str, body: Body, *, if_none_match: bool = False, if_match: str | None = None
+    ) -> str:
         """One request, or parts and a completing request that carries the condition."""
         view = memoryview(body).cast("B")
         condition = {"IfNoneMatch": "*"} if if_none_match else {}
+        if if_match is not None:
+            condition = {"IfMatch": if_match}
         if len(view) > PART_BYTES:
             return self._put_parts(key, view, condition)
         with self._errors("PutObject", key):
-            answer = self._client.put_object(
-                **self._at(key), Body=_body(view), ContentLength=len(view), **condition
-            )
+            try:
+                answer = self._client.put_object(
+                    **self._at(key),
+                    Body=_body(view),
+                    ContentLength=len(view),
+                    **self._crc(view),
+                    **condition,
+                )
+            except ClientError as error:
+                if if_match is None or _code(error) not in {"NoSuchKey", "404"}:
+                    raise
+                raise PreconditionFailed(f"PutObject {self._full(key)}: it is gone") from None
             return str(answer["ETag"])
 
     def _put_parts(self, key: str, view: memoryview, condition: dict[str, str]) -> str:
+        kind = {}
+        if self._checksums:
+            kind = {"ChecksumAlgorithm": "CRC64NVME", "ChecksumType": "FULL_OBJECT"}
         with self._errors("CreateMultipartUpload", key):
-            upload = self._client.create_multipart_upload(**self._at(key))["UploadId"]
+            upload = self._client.create_multipart_upload(**self._at(key), **kind)["UploadId"]
         at = {**self._at(key), "UploadId": upload}
 
         def send(number: int) -> dict[str, object]:
@@ -181,7 +218,11 @@ class S3Objects:
             part = view[begin : begin + PART_BYTES]
             with self._errors("UploadPart", key):
                 answer = self._client.upload_part(
-                    **at, PartNumber=number, Body=_body(part), ContentLength=len(part)
+                    **at,
+                    PartNumber=number,
+                    Body=_body(part),
+                    ContentLength=len(part),
+                    **self._crc(part),
                 )
             return {"PartNumber": number, "ETag": answer["ETag"]}
 
@@ -263,7 +304,7 @@ class S3Objects:
             try:
                 return self._client.get_object(**self._at(key), **byte_range)
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in {"InvalidRange", "416"}:
+                if _code(error) in {"InvalidRange", "416"}:
                     return None
                 raise
 
@@ -312,7 +353,7 @@ class S3Objects:
             try:
                 self._client.delete_object(**self._at(key), **condition)
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") not in {"NoSuchKey", "404"}:
+                if _code(error) not in {"NoSuchKey", "404"}:
                     raise
                 if if_match is not None:
                     raise PreconditionFailed(
@@ -347,7 +388,9 @@ class S3Objects:
         with self._errors("AbortMultipartUpload", key):
             self._client.abort_multipart_upload(**self._at(key), UploadId=upload)
 
-    def abandon_uploads(self, prefix: str, *, older_than: float) -> int:
+    def abandon_uploads(
+        self, prefix: str, *, older_than: float, only: Callable[[str], bool] | None = None
+    ) -> int:
         """Abort uploads a killed writer left; their parts are stored and billed until then."""
         count = 0
         token: dict[str, str] = {}
@@ -358,7 +401,8 @@ class S3Objects:
                 )
                 for upload in answer.get("Uploads", ()):
                     age = (datetime.now(UTC) - upload["Initiated"]).total_seconds()
-                    if age >= older_than:
+                    key = str(upload["Key"])[len(self._prefix) :]
+                    if age >= older_than and (only is None or only(key)):
                         self._client.abort_multipart_upload(
                             Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                         )
@@ -372,13 +416,10 @@ class S3Objects:
 
     def impatient(self) -> "S3Objects":
         """The same place, with two tries of three seconds each."""
-        prefix = self._prefix.rstrip("/")
-        endpoint_url, region = self._arguments
         return S3Objects(
             self._bucket,
-            prefix,
-            endpoint_url=endpoint_url,
-            region=region,
+            self._prefix.rstrip("/"),
+            **self._options,
             timeout=3.0,
             attempts=2,
             session=self._session,
@@ -386,6 +427,13 @@ class S3Objects:
 
     def _at(self, key: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + check_key(key)}
+
+    def _crc(self, view: memoryview) -> dict[str, str]:
+        """The checksum that AWS compares with what arrived."""
+        if not self._checksums:
+            return {}
+        value = checksum.crc(checksum.CRC64NVME)(view)
+        return {"ChecksumCRC64NVME": base64.b64encode(value.to_bytes(8, "big")).decode()}
 
     def _full(self, key: str) -> str:
         return f"{self.uri}/{key}" if key else self.uri
@@ -487,7 +535,7 @@ class S3Objects:
             return NoSuchBucket(
                 f"{head}{said}: bucket {self._bucket!r} is in another region. Set AWS_REGION."
             )
-        if code in _BUSY or status >= 500:
+        if code in _BUSY or (status >= 500 and status != 501):
             return Unreachable(
                 f"{head}{said}: {self.endpoint} fails or is overloaded, {self._attempts} tries."
             )
@@ -495,10 +543,42 @@ class S3Objects:
 
     def _scrub(self, text: str) -> str:
         """No credential in any message, whatever a server or a library quotes."""
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
-        text = re.sub(r"//[^/@\s]*@", "//***@", text)
+        text = mask(text, _secrets(self._session))
         return text if len(text) <= 300 else text[:300] + "..."
+
+
+def mask(text: str, secrets: Iterable[str | None]) -> str:
+    """The text without these secrets, without signatures, and without user parts of URLs.
+
+    Secrets are masked as whole words and only from 8 characters on: shorter ones are those of test
+    servers, and words of a message would vanish with them.
+    """
+    for secret in secrets:
+        if secret and len(secret) >= 8:
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    text = re.sub(r"(?i)((?:signature|security-token|credential)=)[^&\s,;<>\"']+", r"\1***", text)
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
+
+
+def _secrets(session: Any) -> list[str | None]:
+    """The credentials in use, without asking anybody for fresh ones."""
+    core = getattr(session, "_session", None)
+    found = getattr(core, "_credentials", None)
+    frozen = getattr(found, "_frozen_credentials", None) or found
+    return [getattr(frozen, name, None) for name in ("access_key", "secret_key", "token")]
+
+
+def _configured_endpoint(session: Any) -> str | None:
+    """What the environment or the profile says, for deciding which dialect is spoken."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if os.environ.get(name):
+            return os.environ[name]
+    try:
+        scoped = session._session.get_scoped_config()
+    except BotoCoreError:
+        return None
+    found = scoped.get("endpoint_url")
+    return found if isinstance(found, str) else None
 
 
 def _permission(operation: str) -> str:
@@ -516,6 +596,10 @@ def _permission(operation: str) -> str:
     return f"s3:{operation}"
 
 
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code") or "")
+
+
 def _is_aws(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
@@ -529,7 +613,7 @@ class _View:
     """A file over a view of somebody else's memory, for botocore bodies without a copy."""
 
     def __init__(self, view: memoryview) -> None:
-        self._view = view
+        self.view = self._view = view
         self._at = 0
 
     def read(self, size: int | None = -1) -> memoryview | bytes:
@@ -549,6 +633,30 @@ class _View:
 
     def __len__(self) -> int:
         return len(self._view)
+
+
+class _Pieces:
+    """The same memory for the connection: it sends what it is given at once, without asking.
+
+    A file it would read and send in pieces of 128 kB, a third of the cost of an upload. One piece
+    has to pass within the read limit, so a part in one piece would fail on a slow line.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for at in range(0, len(self._view), _SEND_BYTES):
+            yield self._view[at : at + _SEND_BYTES]
+
+    def seek(self, _offset: int) -> None:
+        """Every iteration begins anew; botocore asks for this before it tries again."""
+
+
+def _in_large_pieces(request: Any, **_: Any) -> None:
+    """Called by botocore when a request is complete and signed."""
+    if isinstance(request.body, _View):
+        request.body = _Pieces(request.body.view)
 
 
 def _body(view: memoryview) -> Any:

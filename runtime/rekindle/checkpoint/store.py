@@ -15,6 +15,7 @@ Everything but `load` and `restore` works without torch.
 import contextlib
 import hashlib
 import random
+import secrets
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from rekindle.checkpoint import encoding, lineage, location, manifest
 from rekindle.checkpoint.file import FileObjects
+from rekindle.checkpoint.guarded import SETTLE_SECONDS, GuardedObjects
 from rekindle.checkpoint.manifest import (
     Commit,
     CommitRef,
@@ -41,7 +43,7 @@ from rekindle.checkpoint.objects import (
 from rekindle.checkpoint.probe import probe
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 
 class LeaseLost(Exception):
@@ -85,26 +87,62 @@ class Store:
     """The checkpoints of one run."""
 
     objects: Objects
+    commit: str = "conditional"
+    """How a commit is made the only one; see `open`."""
+    origin: dict[str, Any] | None = field(default=None, repr=False)
+    """The arguments of `open`, for another process to open the same store; None if it cannot."""
     _commits: dict[tuple[CommitRef, str], Commit] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
-    def open(cls, uri: str, *, endpoint_url: str | None = None, region: str | None = None) -> Self:
-        """The store at an `s3://` or `file://` root; nothing is contacted yet.
+    def open(
+        cls,
+        uri: str,
+        *,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        profile: str | None = None,
+        ca_bundle: str | None = None,
+        addressing: str | None = None,
+        commit: str = "conditional",
+    ) -> Self:
+        """The store at an `s3://` or `file://` root; nothing but a metadata service is asked yet.
 
-        Raises `InvalidLocation` (R25 where a path library damaged the URL).
+        The options of S3 are explained in `s3`; without them the environment and the AWS
+        configuration decide. `commit="lease"` is the weaker mode for stores without conditional
+        writes (`guarded`). Raises `InvalidLocation` (R25 where a path library damaged the URL).
         """
+        if commit not in manifest.MODES:
+            raise ValueError(f"store.commit is {commit!r}: allowed are {manifest.MODES}")
         where = location.parse(uri)
+        objects: Objects
         if where.scheme == "file":
-            return cls(objects=FileObjects(where.path))
-        # boto3 is needed for s3:// only and takes half a second to import.
-        from rekindle.checkpoint.s3 import S3Objects
+            objects = FileObjects(where.path)
+        else:
+            # boto3 is needed for s3:// only and takes half a second to import.
+            from rekindle.checkpoint.s3 import S3Objects
 
-        return cls(
-            objects=S3Objects(
-                where.bucket, where.path, endpoint_url=endpoint_url or None, region=region or None
+            objects = S3Objects(
+                where.bucket,
+                where.path,
+                endpoint_url=endpoint_url or None,
+                region=region or None,
+                profile=profile or None,
+                ca_bundle=ca_bundle or None,
+                addressing=addressing or None,
             )
-        )
+        if commit == "lease":
+            objects = GuardedObjects(objects)
+        origin = {
+            "uri": uri,
+            "endpoint_url": endpoint_url,
+            "region": region,
+            "profile": profile,
+            "ca_bundle": ca_bundle,
+            "addressing": addressing,
+            "commit": commit,
+        }
+        return cls(objects=objects, commit=commit, origin=origin)
 
     @property
     def uri(self) -> str:
@@ -118,12 +156,24 @@ class Store:
     def acquire(self, *, owner: str) -> Lease:
         """Take the next fence; from now on commits of lower fences are refused or ignored."""
         for attempt in range(1, 101):
-            fence = 1 + max(self.newest_fence(), self._highest_committed())
+            fence = 1 + max(self.newest_fence(), self.highest_committed())
             body = manifest.note_bytes(
-                "lease", {"fence": fence, "owner": owner, "created": time.time()}
+                "lease",
+                {
+                    "fence": fence,
+                    "owner": owner,
+                    "created": time.time(),
+                    "token": secrets.token_hex(8),
+                },
             )
+            key = manifest.lease_key(fence)
             try:
-                self.objects.put(manifest.lease_key(fence), body, if_none_match=True)
+                self.objects.put(key, body, if_none_match=True)
+                if isinstance(self.objects, GuardedObjects):
+                    # Whoever looked before we wrote has written by now; the last one owns it.
+                    time.sleep(SETTLE_SECONDS)
+                    if not self.objects.holds(key, body):
+                        continue
             except (PreconditionFailed, Conflict):
                 # Somebody else was faster (or our own first try got through unheard): next number.
                 time.sleep(random.uniform(0, min(1.0, 0.01 * attempt)))
@@ -136,10 +186,11 @@ class Store:
         fences = (manifest.fence_of(stat.key) for stat in self.objects.list("lease/"))
         return max((fence for fence in fences if fence is not None), default=0)
 
-    def _highest_committed(self) -> int:
-        return max((ref.fence for ref in self._listed()), default=0)
+    def highest_committed(self) -> int:
+        """The highest fence that has a commit, 0 if none."""
+        return max((ref.fence for ref in self.listed()), default=0)
 
-    def _listed(self) -> dict[CommitRef, str]:
+    def listed(self) -> dict[CommitRef, str]:
         """All commit objects with their etags, counted or not."""
         found: dict[CommitRef, str] = {}
         for stat in self.objects.list("commit/"):
@@ -155,7 +206,7 @@ class Store:
 
     def line(self) -> list[CommitRef]:
         """The live line, newest first, damaged checkpoints included."""
-        listed = self._listed()
+        listed = self.listed()
 
         def base_of(own: Sequence[CommitRef]) -> CommitRef | None:
             for ref in own:
@@ -169,6 +220,61 @@ class Store:
 
         return lineage.live_line(listed, base_of)
 
+    def pins(self) -> dict[str, manifest.Pin]:
+        """All pins by name; `ManifestError` for one that cannot be read, naming it."""
+        found: dict[str, manifest.Pin] = {}
+        for stat in self.objects.list("tag/"):
+            name = manifest.pin_of(stat.key)
+            if name is None:
+                continue
+            try:
+                found[name] = manifest.read_pin(self.objects.get(stat.key, limit=2**16))
+            except NotFound:
+                continue  # just taken away
+            except ManifestError as error:
+                raise ManifestError(
+                    f"R16 {self.uri}/{stat.key}: {error}. Set the pin anew, or delete it."
+                ) from error
+        return found
+
+    def pin(self, ref: CommitRef, *, name: str | None = None, note: str = "") -> str:
+        """Keep a checkpoint whatever the policy says; returns the pin's name.
+
+        A pin of that name moves here. Raises `NotFound` when the checkpoint does not exist, or went
+        while it was being pinned, and `ValueError` for a name that cannot be one.
+        """
+        name = name or str(ref)
+        key = manifest.pin_key(name)
+        body = manifest.pin_bytes(manifest.Pin(ref=ref, note=note[:2000], at=time.time()))
+        self.objects.head(manifest.commit_key(ref))
+        for _ in range(10):
+            try:
+                etag = self.objects.head(key).etag
+            except NotFound:
+                etag = None
+            try:
+                self.objects.put(key, body, if_none_match=etag is None, if_match=etag)
+            except (PreconditionFailed, Conflict):
+                continue  # somebody set the same pin between our look and our write
+            break
+        else:
+            raise StoreError(f"{self.uri}/{key}: 10 others changed the pin first; try again")
+        try:
+            self.objects.head(manifest.commit_key(ref))
+        except NotFound:
+            self.objects.delete(key)
+            raise
+        return name
+
+    def unpin(self, name: str) -> bool:
+        """Take a pin away; whether there was one."""
+        key = manifest.pin_key(name)
+        try:
+            self.objects.delete(key, if_match=self.objects.head(key).etag)
+        except NotFound:
+            return False
+        return True
+
     def read(self, ref: CommitRef) -> Commit:
         """The verified manifest; `IntegrityError`, `VersionError` (R21) or `NotFound`."""
         return self._read(ref, None)
@@ -179,9 +285,16 @@ class Store:
                 known = self._commits.get((ref, etag))
             if known is not None:
                 return known
-        raw = self.objects.get(manifest.commit_key(ref), limit=manifest.MAX_DOCUMENT)
+        key = manifest.commit_key(ref)
         try:
-            commit = manifest.read_commit(raw, ref)
+            raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
+            try:
+                commit = manifest.read_commit(raw, ref)
+            except ManifestError:
+                # Once more, as for data: the wire may have been at fault, and what is marked as
+                # damaged is lost.
+                raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
+                commit = manifest.read_commit(raw, ref)
         except ManifestError as error:
             raise IntegrityError(
                 f"R16 checkpoint step {ref.step}: {manifest.commit_key(ref)}: {error}."
@@ -197,42 +310,57 @@ class Store:
         self,
         commit: Commit,
         *,
-        into: "Mapping[str, Tensor] | None" = None,
+        into: "Mapping[str, Any] | None" = None,
         rank: int | None = None,
+        group: "ProcessGroup | None" = None,
     ) -> Restored:
         """Read and verify all tensors of a checkpoint.
 
-        `into` names tensors to fill in place (any device), by their path in the state; dtype and
-        shape must match (`ValueError`), and after an `IntegrityError` some of them may hold data of
-        the damaged checkpoint. `rank` asks for the private state of that rank as well.
+        `into` holds tensors to fill in place (any device, `DTensor`s too): a state of the same
+        form, or tensors by their path in it. Dtype and shape must match (`ValueError`), and after
+        an `IntegrityError` some of them may hold data of the damaged checkpoint. `rank` asks for
+        the private state of that rank as well.
+
+        With a `group` of ranks that all load this checkpoint into the same names, each reads a
+        share of what is not sharded and they exchange it. Collective; an error of one is raised by
+        all. The group must be able to send host memory (gloo).
         """
         # torch is needed only where tensors are, and the command line reads manifests without it.
-        from rekindle.checkpoint import loading
+        from rekindle.checkpoint import loading, shards, tensors
 
         what = f"step {commit.ref.step}"
-        self._check_sizes(commit, what)
+        rank_state = None
+        error: Exception | None = None
+        try:
+            self.check_sizes(commit, what)
+            if rank is not None and rank < commit.world_size:
+                part = self._part(commit, rank, what)
+                if part.rank_tree is not None:
+                    rank_state = loading.load(
+                        self.objects,
+                        part.objects,
+                        part.rank_tensors,
+                        part.rank_tree,
+                        into={},
+                        chunk=part.chunk,
+                        what=what,
+                    )
+        except Exception as failure:
+            error = failure
+        if group is not None:
+            shards.agree(error, group, what)
+        elif error is not None:
+            raise error
         state = loading.load(
             self.objects,
             commit.objects,
             commit.tensors,
             commit.tree,
-            into=into or {},
+            into=tensors.named(into or {}),
             chunk=commit.chunk,
             what=what,
+            group=group,
         )
-        rank_state = None
-        if rank is not None and rank < commit.world_size:
-            part = self._part(commit, rank, what)
-            if part.rank_tree is not None:
-                rank_state = loading.load(
-                    self.objects,
-                    part.objects,
-                    part.rank_tensors,
-                    part.rank_tree,
-                    into={},
-                    chunk=part.chunk,
-                    what=what,
-                )
         return Restored(
             ref=commit.ref,
             state=state,
@@ -241,11 +369,10 @@ class Store:
             world_size=commit.world_size,
         )
 
-    def _check_sizes(self, commit: Commit, what: str) -> None:
+    def check_sizes(self, commit: Commit, what: str) -> None:
         """All objects exist with the stored size; what is allocated next is thus really there."""
-        listed = {
-            stat.key: stat.size for stat in self.objects.list(manifest.data_prefix(commit.ref))
-        }
+        prefixes = {entry.key.rpartition("/")[0] + "/" for entry in commit.objects}
+        listed = {stat.key: stat.size for prefix in prefixes for stat in self.objects.list(prefix)}
         for entry in commit.objects:
             if listed.get(entry.key) != entry.size:
                 found = listed.get(entry.key)
@@ -255,13 +382,14 @@ class Store:
     def _part(self, commit: Commit, rank: int, what: str) -> manifest.Part:
         key = manifest.part_key(commit.ref, rank)
         expected = commit.parts[rank]
-        try:
-            raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
-        except NotFound:
-            raise IntegrityError(f"R16 checkpoint {what}: object {key} is missing.") from None
-        if len(raw) != expected.size or hashlib.sha256(raw).hexdigest() != expected.sha256:
-            raise IntegrityError(f"R16 checkpoint {what}: object {key} failed SHA-256.")
-        return manifest.read_part(raw, commit.ref, rank)
+        for _ in range(2):  # once more, since the wire may have been at fault
+            try:
+                raw = self.objects.get(key, limit=manifest.MAX_DOCUMENT)
+            except NotFound:
+                raise IntegrityError(f"R16 checkpoint {what}: object {key} is missing.") from None
+            if len(raw) == expected.size and hashlib.sha256(raw).hexdigest() == expected.sha256:
+                return manifest.read_part(raw, commit.ref, rank)
+        raise IntegrityError(f"R16 checkpoint {what}: object {key} failed SHA-256.")
 
     def quarantine(self, ref: CommitRef, reason: str) -> None:
         """Mark a checkpoint as damaged, so that no reader tries it again; idempotent."""
@@ -273,7 +401,7 @@ class Store:
             self.objects.put(manifest.bad_key(ref), body, if_none_match=True)
 
     def restore(
-        self, *, into: "Mapping[str, Tensor] | None" = None, rank: int | None = None
+        self, *, into: "Mapping[str, Any] | None" = None, rank: int | None = None
     ) -> tuple[Restored, list[Skipped]] | None:
         """Load the newest good checkpoint, passing over (and marking) damaged ones.
 
@@ -294,7 +422,7 @@ class Store:
                 continue  # retention of a living writer removed it between listing and reading
             else:
                 return restored, [_skip(*item, restored.ref) for item in bad]
-        if bad or any(True for _ in self._listed()):
+        if bad or any(True for _ in self.listed()):
             reasons = " ".join(reason for _, reason in bad) or "all are marked in bad/."
             raise IntegrityError(
                 f"R16 no good checkpoint is left in {self.uri}: {reasons} Restore the objects from "

@@ -5,8 +5,11 @@
 the inverse. Two leaves whose paths would read the same (`{"a.b": x, "a": {"b": y}}`, or keys 0 and
 "0") get different names, in tree order, so the same tree always has the same names.
 
-Only plain dense tensors are taken: a subclass would come back as something else. Gradients and
-devices are not kept; a restored tensor lies in host memory unless it was given to be filled.
+Only plain dense tensors are taken: a subclass would come back as something else. The exception is a
+`DTensor`, which stands for the whole tensor of which this rank holds a box: it is stored under the
+shape of the whole, each rank its own box, and whoever reads it need not know that it was sharded.
+Gradients and devices are not kept; a restored tensor lies in host memory unless it was given to be
+filled.
 """
 
 import sys
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 
 from rekindle.checkpoint import encoding
+from rekindle.checkpoint.layout import Box
 from rekindle.checkpoint.manifest import DTYPES
 
 assert sys.byteorder == "little", "shards hold little-endian bytes, as safetensors demands"
@@ -37,14 +41,23 @@ class Flat:
 
     tree: encoding.Json
     tensors: dict[str, torch.Tensor]
-    """In tree order; the tensors themselves, not copies."""
+    """In tree order; the tensors themselves, not copies; of a sharded one what is held here."""
+    boxes: dict[str, Box]
+    """Of the sharded ones, where in the whole tensor that lies."""
 
 
 def flatten(tree: encoding.Tree) -> Flat:
     """Take a tree apart; raises `EncodingError` with the path of what cannot be stored."""
     tensors: dict[str, torch.Tensor] = {}
+    boxes: dict[str, Box] = {}
 
     def leaf(value: object, path: str) -> encoding.Json:
+        if isinstance(value, torch.Tensor) and is_sharded(value):
+            local, box = held(value, path)
+            name = add(_plain(local, path), path)
+            if box is not None:
+                boxes[name] = box
+            return {"$": "tensor", "v": name}
         if isinstance(value, torch.Tensor):
             return {"$": "tensor", "v": add(_plain(value, path), path)}
         if type(value) is np.ndarray:
@@ -62,7 +75,7 @@ def flatten(tree: encoding.Tree) -> Flat:
         tensors[name] = tensor
         return name
 
-    return Flat(tree=encoding.encode(tree, leaf=leaf), tensors=tensors)
+    return Flat(tree=encoding.encode(tree, leaf=leaf), tensors=tensors, boxes=boxes)
 
 
 def rebuild(tree: encoding.Json, tensors: Mapping[str, torch.Tensor]) -> encoding.Tree:
@@ -79,6 +92,60 @@ def rebuild(tree: encoding.Json, tensors: Mapping[str, torch.Tensor]) -> encodin
         return encoding.no_leaves(tag, content)
 
     return encoding.decode(tree, leaf=leaf)
+
+
+def is_sharded(value: torch.Tensor) -> bool:
+    """Whether it is a `DTensor`; does not import what only their users need."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
+def held(value: Any, path: str) -> tuple[torch.Tensor, Box | None]:
+    """What this rank holds of a `DTensor`, and where it lies; no box if that is all of it."""
+    for placement in value.placements:
+        if placement.is_partial():
+            raise encoding.EncodingError(
+                f"{path or 'state'}: a DTensor with the placement {placement} is a sum that has "
+                f"not been made yet; store it after `.full_tensor()` or a redistribute"
+            )
+    local = value.to_local()
+    copies = [dim for dim, p in enumerate(value.placements) if p.is_replicate()]
+    if len(copies) == len(value.placements):
+        return local, None
+    (chunk,) = value.__create_chunk_list__() or [None]
+    offsets = tuple(chunk.offsets) if chunk is not None else (0,) * value.dim()
+    coordinate = value.device_mesh.get_coordinate()
+    replica, replicas = 0, 1
+    for dim in copies:
+        replica = replica * value.device_mesh.size(dim) + coordinate[dim]
+        replicas *= value.device_mesh.size(dim)
+    return local, Box(
+        shape=tuple(value.shape),
+        offsets=offsets,
+        sizes=tuple(local.shape),
+        replica=replica,
+        replicas=replicas,
+    )
+
+
+def named(tree: encoding.Tree) -> dict[str, torch.Tensor]:
+    """The tensors of a tree by the names that `flatten` gives them, as they are, for `load(into=)`.
+
+    What could not be stored is passed over: this is for a tree that is about to be filled.
+    """
+    found: dict[str, torch.Tensor] = {}
+
+    def leaf(value: object, path: str) -> encoding.Json:
+        if isinstance(value, torch.Tensor):
+            name, count = path or "value", 1
+            while name in found:
+                count += 1
+                name = f"{path}~{count}"
+            found[name] = value
+        return None
+
+    encoding.encode(tree, leaf=leaf)
+    return found
 
 
 def dtype_name(tensor: torch.Tensor) -> str:

@@ -40,8 +40,8 @@ def parse_service_models_once(monkeypatch, loader):
     """Every session of boto3 parses megabytes of JSON; those of one test run can share it."""
     plain = boto3.session.Session
 
-    def session():
-        core = botocore.session.Session()
+    def session(profile_name=None):
+        core = botocore.session.Session(profile=profile_name)
         core.register_component("data_loader", loader)
         return plain(botocore_session=core)
 

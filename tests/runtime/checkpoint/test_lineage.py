@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.checkpoint.lineage import garbage, live_line, surplus
+from rekindle.checkpoint.lineage import garbage, live_line
 from rekindle.checkpoint.manifest import CommitRef
 
 
@@ -52,28 +52,6 @@ def test_the_live_line(case, commits, bases, expected):
         return None if base is None else ref(base)
 
     assert live_line(refs(commits), base_of) == refs(expected), case
-
-
-@pytest.mark.parametrize(
-    ("latest", "bad", "expected"),
-    [
-        (1, "", "10@1 20@1 30@2"),
-        (2, "", "10@1 20@1"),
-        (9, "", ""),
-        (2, "40@2", "10@1"),
-        (1, "40@2 30@2", "10@1"),
-        (1, "10@1 20@1 30@2 40@2", ""),
-    ],
-)
-def test_retention_keeps_the_newest_good_ones(latest, bad, expected):
-    line = refs("40@2 30@2 20@1 10@1")
-    assert surplus(line, latest=latest, bad=refs(bad)) == refs(expected)
-
-
-def test_retention_lets_commits_off_the_line_go_first():
-    line, others = refs("40@2 30@2"), refs("900@1 800@1 40@2")
-    assert surplus(line, others, latest=3) == refs("800@1")
-    assert surplus(line, others, latest=2) == refs("800@1 900@1")
 
 
 def test_garbage_is_what_can_never_count_again():

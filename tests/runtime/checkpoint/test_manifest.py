@@ -126,7 +126,7 @@ FIRST = ("tensors", 0, 3, 0)  # object, offset, start, length, crcs
         (at(*FIRST, 2, 64), "a gap at byte 0"),
         (at("tensors", 0, 3, 1, [0, 168, 64, 128, [0, 1]]), "an overlap at byte 64"),
         (at("tensors", 0, 3, 1, [1, 40, 128, 64, [0]]), "covered for 192 of 200"),
-        (at("tensors", 0, 2, [51]), "ends inside a chunk"),
+        (at("tensors", 0, 2, [51]), "covered for 200 of 204"),
         (at("tensors", 0, 2, [2**60]), "shape"),
         (at("tensors", 0, 2, [2**40, 2**40]), "too large"),
         (at("tensors", 0, 2, [-1]), "shape"),
@@ -149,7 +149,9 @@ FIRST = ("tensors", 0, 3, 0)  # object, offset, start, length, crcs
         (at(*FIRST, 4, [1, 2**64]), "crcs"),
         (at("tensors", 1, 3, 0, 1, 108), "used twice"),
         (at("objects", 0, 0, "data/000000007400-00000003/../../x"), "foreign"),
-        (at("objects", 0, 0, "data/000000007399-00000003/r00000.0"), "foreign"),
+        (at("objects", 0, 0, "data/000000007401-00000003/r00000.0"), "foreign"),
+        (at("objects", 0, 0, "data/000000007400-00000004/r00000.0"), "foreign"),
+        (at("objects", 0, 0, "part/000000007400-00000003/r00000.json"), "foreign"),
         (at("objects", 0, 0, "/etc/passwd"), "foreign"),
         (at("objects", 1, 0, "data/000000007400-00000003/r00000.0"), "twice"),
         (at("objects", 0, 1, 10**18), "size"),
@@ -324,3 +326,52 @@ def test_a_part_may_name_only_objects_of_its_own_rank():
 def test_a_reference_out_of_range_is_refused(step, fence):
     with pytest.raises(ValueError, match="out of range"):
         CommitRef(step=step, fence=fence)
+
+
+def columns(*widths, rows=4, total=None):
+    """A tensor of bytes whose columns are dealt out; slices of all rows each."""
+    stride = total or sum(widths)
+    slices, at = [], 0
+    for width in widths:
+        slices.append(
+            Slice(
+                object=0,
+                offset=40 + at * rows,
+                start=at,
+                length=width * rows,
+                crcs=(0,) * -(-width * rows // 64),
+                count=rows,
+                stride=stride,
+            )
+        )
+        at += width
+    return TensorEntry(name="c", dtype="uint8", shape=(rows, stride), slices=tuple(slices))
+
+
+def committed(entry_):
+    one = part(0, entry_, world_size=1, rank_tensors=())
+    return merge([(one, part_bytes(one))], base=None, meta={}, created=1.0)
+
+
+def test_columns_side_by_side_cover_a_tensor():
+    commit = committed(columns(5, 7, 30))
+    assert read_commit(commit_bytes(commit), REF) == commit
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda s: s[:2], "has a gap at byte 12"),
+        (lambda s: [s[0], *s[2:]], "has a gap at byte 5"),
+        (lambda s: [s[0], replace(s[1], start=4), s[2]], "an overlap at byte 4"),
+        (lambda s: [s[0], replace(s[1], stride=43), s[2]], "do not fit|do not match"),
+        (lambda s: [s[0], replace(s[1], count=2), s[2]], "do not match"),
+        (lambda s: [s[0], replace(s[1], count=3), s[2]], "runs at distances"),
+        (lambda s: [s[0], replace(s[1], stride=10**6), s[2]], "not an integer"),
+    ],
+)
+def test_columns_with_gaps_or_overlaps_are_refused(change, why):
+    entry_ = columns(5, 7, 30)
+    commit = committed(replace(entry_, slices=tuple(change(list(entry_.slices)))))
+    with pytest.raises(ManifestError, match=why):
+        read_commit(commit_bytes(commit), REF)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from rekindle.checkpoint import ProbeError, Store
-from rekindle.checkpoint.objects import AccessDenied, Unreachable
+from rekindle.checkpoint.objects import AccessDenied, Refused, Unreachable
 
 
 def test_a_good_store_passes_and_nothing_is_left(objects):
@@ -34,9 +34,26 @@ def test_a_store_that_ignores_conditions_is_refused(objects):
         Store(objects=Ignoring(objects)).probe("a")
     assert str(caught.value).startswith(
         f"R5 endpoint {objects.endpoint} ignored If-None-Match; commits would not be atomic. "
-        f"Use a store with conditional writes"
+        f"Use a store with conditional writes or set store.commit='lease'"
     )
     assert objects.list("") == [], "the probe cleans up after a refusal too"
+
+
+def test_a_store_that_does_not_know_conditions_is_refused(objects):
+    class Unable(Wrapped):
+        def put(self, key, body, *, if_none_match=False):
+            if if_none_match:
+                raise Refused("NotImplemented on PutObject")
+            return self.inner.put(key, body)
+
+    with pytest.raises(ProbeError, match="does not support If-None-Match.*store.commit='lease'"):
+        Store(objects=Unable(objects)).probe("a")
+    assert objects.list("") == []
+
+
+def test_501_is_no_passing_trouble(answering):
+    with pytest.raises(Refused, match="NotImplemented on GetObject"):
+        Store.open("s3://bucket/p", endpoint_url=answering(501, "NotImplemented")).objects.get("x")
 
 
 def test_a_store_that_returns_other_bytes_is_refused(objects):

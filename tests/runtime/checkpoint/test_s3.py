@@ -6,6 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from botocore.httpchecksum import AwsChunkedWrapper
+from botocore.retries import standard
 
 from rekindle.checkpoint import s3
 from rekindle.checkpoint.objects import Unreachable
@@ -90,20 +91,48 @@ def test_a_large_body_is_sent_from_the_callers_memory(endpoint, bucket):
     objects._client.meta.events.register(
         "before-send.s3.PutObject", lambda request, **_: sent.append(request)
     )
-    objects.put("a", memoryview(bytearray(2**20)))
-    assert isinstance(sent[0].body, s3._View)
+    body = bytearray(2**20)
+    objects.put("a", memoryview(body))
+    assert isinstance(sent[0].body, s3._Pieces)
+    assert [len(piece) for piece in sent[0].body] == [2**20]
+    assert next(iter(sent[0].body)).obj is body
     assert sent[0].headers["X-Amz-Content-SHA256"] == b"UNSIGNED-PAYLOAD"
 
 
 def test_bodies_also_pass_with_the_checksums_that_aws_gets(endpoint, bucket, monkeypatch):
     monkeypatch.setattr(s3, "_is_aws", lambda _: True)
     objects = S3Objects(bucket, endpoint_url=endpoint)
-    body = bytes(range(256)) * 2000
-    objects.put("a", body)
-    assert objects.get("a") == body
+    monkeypatch.setattr(s3, "PART_BYTES", 5 * 2**20)
+    sent = []
+    objects._client.meta.events.register(
+        "before-send.s3", lambda request, **_: sent.append(request)
+    )
+    for size in (512_000, 11 * 2**20):
+        body = bytes(range(256)) * (size // 256)
+        objects.put("a", body)
+        assert objects.get("a") == body
+    puts = [request for request in sent if request.method == "PUT"]
+    assert len(puts) == 4
+    for request in puts:
+        assert request.headers["x-amz-checksum-crc64nvme"], "computed once, by us"
+        assert "x-amz-trailer" not in request.headers
     # Over TLS the checksum follows the body in chunks, which boto3 cuts with a wrapper.
     wrapped = AwsChunkedWrapper(s3._View(memoryview(body)), chunk_size=2**16)
     assert body[: 2**16] in wrapped.read()
+
+
+def test_a_body_is_sent_again_from_its_beginning_after_a_lost_answer(answering, monkeypatch):
+    monkeypatch.setattr(standard.ExponentialBackoff, "delay_amount", lambda *_: 0.005)
+    objects = S3Objects("bucket", endpoint_url=answering(503, "SlowDown"), attempts=3)
+    sizes = []
+
+    def measure(request, **_):
+        sizes.append(sum(len(piece) for piece in request.body))
+
+    objects._client.meta.events.register_last("before-send.s3", measure)
+    with pytest.raises(Unreachable, match="overloaded, 3 tries"):
+        objects.put("a", memoryview(bytearray(9 * 2**20 + 5)))
+    assert sizes == [9 * 2**20 + 5] * 3
 
 
 def test_parts_whose_upload_fails_are_abandoned(endpoint, bucket, monkeypatch):

@@ -149,9 +149,9 @@ def test_without_awscrt_crc32_is_written_and_both_are_read(
     save(savers(store), 1)
     monkeypatch.setattr(checksum, "DEFAULT", "crc32")
     save(savers(store, fence=2, base=store.commits()[0]), 2)
-    algs = {o.alg for ref in store._listed() for o in store.read(ref).objects}
+    algs = {o.alg for ref in store.listed() for o in store.read(ref).objects}
     assert algs == {"crc64nvme", "crc32"}
-    for ref in store._listed():
+    for ref in store.listed():
         assert same(store.load(store.read(ref)).state, state(ref.step))
     monkeypatch.delitem(checksum._KNOWN, "crc64nvme")
     with pytest.raises(checksum.ChecksumUnavailable, match="pip install awscrt"):

@@ -1,0 +1,467 @@
+"""``rekindle checkpoints``: looking at, checking and keeping checkpoints, on S3 or a file system.
+
+Parsing and printing; the work is in `rekindle.checkpoint`. Nothing here needs torch but `import`,
+which runs in a process of its own. Exit codes: 0 done, 1 damage was found, 2 something has to be
+corrected first. With ``--json`` standard output has one JSON object.
+"""
+
+import contextlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rekindle_cli.failure import JOB_FAILED, Failure
+
+if TYPE_CHECKING:
+    from rekindle.checkpoint.retention import Best
+    from rekindle.checkpoint.store import Store
+
+app = typer.Typer(
+    name="checkpoints",
+    help="Look at, check and keep checkpoints, on s3:// and file://.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Uri = Annotated[str, typer.Argument(help="s3://bucket/prefix or file:///directory.", metavar="URI")]
+Name = Annotated[
+    str,
+    typer.Argument(help="A step, STEP-ATTEMPT, the name of a pin, or 'latest'.", metavar="STEP"),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="Of an S3 that is not AWS.")]
+Region = Annotated[str | None, typer.Option(help="Else from the environment or the profile.")]
+Profile = Annotated[str | None, typer.Option(help="Of the shared AWS configuration.")]
+Bundle = Annotated[str | None, typer.Option("--ca-bundle", help="PEM file of a private CA.")]
+Addressing = Annotated[str | None, typer.Option(help="auto, path or virtual.")]
+
+
+def _options(
+    endpoint: str | None,
+    region: str | None,
+    profile: str | None,
+    ca_bundle: str | None,
+    addressing: str | None,
+) -> dict[str, str]:
+    given = {
+        "endpoint_url": endpoint,
+        "region": region,
+        "profile": profile,
+        "ca_bundle": ca_bundle,
+        "addressing": addressing,
+    }
+    return {name: value for name, value in given.items() if value}
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Errors of the store become messages."""
+    from rekindle.checkpoint.checksum import ChecksumUnavailable
+    from rekindle.checkpoint.location import InvalidLocation
+    from rekindle.checkpoint.manifest import IntegrityError, VersionError
+    from rekindle.checkpoint.objects import StoreError
+
+    try:
+        yield
+    except (
+        InvalidLocation,
+        IntegrityError,
+        VersionError,
+        StoreError,
+        ChecksumUnavailable,
+        ValueError,
+    ) as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        raise Failure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
+
+
+def _open(uri: str, options: dict[str, str]) -> "Store":
+    from rekindle.checkpoint.store import Store
+
+    return Store.open(uri, **options)
+
+
+def _print(document: dict[str, Any]) -> None:
+    print(json.dumps(document), flush=True)
+
+
+@app.command("ls")
+def list_(
+    uri: Uri,
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """List all checkpoints, newest first, also those that no restore would take."""
+    from rekindle_cli import inventory, tables
+
+    with _plain_errors():
+        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        found = inventory.entries(store)
+    if as_json:
+        _print({"uri": store.uri, "checkpoints": [inventory.entry_json(one) for one in found]})
+    elif found:
+        tables.show(inventory.HEADER, [inventory.row(one) for one in found], sys.stdout)
+    else:
+        print(f"{store.uri} holds no checkpoint.")
+
+
+@app.command()
+def show(
+    uri: Uri,
+    step: Name = "latest",
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Show what one checkpoint holds."""
+    from rekindle.checkpoint.difference import flat
+    from rekindle.checkpoint.encoding import encode
+    from rekindle_cli import inventory, tables
+    from rekindle_cli.view import print_rows
+
+    with _plain_errors():
+        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        ref = inventory.resolve(store, step)
+        entry = next((one for one in inventory.entries(store) if one.ref == ref), None)
+        if entry is None:
+            raise Failure(f"Step {ref.step} was removed just now.")
+    commit = entry.commit
+    if as_json:
+        document = inventory.entry_json(entry)
+        if commit is not None:
+            document["meta"] = encode(commit.meta, "meta")
+            document["tensors"] = [
+                {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes}
+                for t in commit.tensors
+            ]
+        _print(document)
+        return
+    rows = inventory.details(entry)
+    if commit is not None:
+        rows += [(f"meta {path}", f"{value!r:.100}") for path, value in flat(commit.meta).items()]
+    print_rows(rows, sys.stdout)
+    if tensors and commit is not None:
+        print()
+        tables.show(("TENSOR", "DTYPE", "SHAPE", "SIZE"), inventory.tensor_rows(commit), sys.stdout)
+
+
+@app.command()
+def verify(
+    uri: Uri,
+    step: Annotated[
+        str | None, typer.Argument(help="As for show; else every checkpoint.", metavar="[STEP]")
+    ] = None,
+    quarantine: Annotated[
+        bool, typer.Option("--quarantine", help="Mark damaged ones, so that no restore tries them.")
+    ] = False,
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Read checkpoints back and compare every checksum; exit code 1 if anything is damaged."""
+    from rekindle.checkpoint import verify as checking
+    from rekindle_cli import inventory
+    from rekindle_cli.wording import count
+
+    reports = []
+    with _plain_errors():
+        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        if step is None:
+            refs = sorted(store.listed(), reverse=True)
+        else:
+            refs = [inventory.resolve(store, step)]
+        if not refs:
+            raise Failure(f"{store.uri} holds no checkpoint.")
+        for ref in refs:
+            report = checking.verify(store, ref)
+            reports.append(report)
+            if quarantine and report.damage:
+                store.quarantine(ref, f"{report.damage[0].key} {report.damage[0].what}")
+            if not as_json:
+                state = f"{count(len(report.damage), 'damage')}" if report.damage else "whole"
+                print(
+                    f"step {ref.step} of attempt {ref.fence}: {state}, "
+                    f"{count(report.objects, 'object')}, {inventory.size(report.nbytes)}",
+                    flush=True,
+                )
+                for damage in report.damage:
+                    print(f"  {damage.key}: {damage.what}", flush=True)
+    if as_json:
+        _print(
+            {
+                "uri": store.uri,
+                "checkpoints": [
+                    {
+                        **inventory.ref_json(report.ref),
+                        "objects": report.objects,
+                        "bytes": report.nbytes,
+                        "damage": [asdict(damage) for damage in report.damage],
+                    }
+                    for report in reports
+                ],
+            }
+        )
+    raise typer.Exit(JOB_FAILED if any(report.damage for report in reports) else 0)
+
+
+@app.command()
+def diff(
+    uri: Uri,
+    before: Name,
+    after: Name,
+    other: Annotated[
+        str | None, typer.Option("--other", help="The store of the second one, if another.")
+    ] = None,
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Compare two checkpoints: tensors, shapes and meta, from their manifests."""
+    from rekindle.checkpoint.difference import difference
+    from rekindle.checkpoint.encoding import encode
+    from rekindle_cli import inventory, tables
+    from rekindle_cli.wording import count
+
+    with _plain_errors():
+        options = _options(endpoint_url, region, profile, ca_bundle, addressing)
+        store = _open(uri, options)
+        second = _open(other, options) if other else store
+        pair = [(store, before), (second, after)]
+        old, new = (where.read(inventory.resolve(where, name)) for where, name in pair)
+        found = difference(old, new)
+    if as_json:
+        _print(
+            {
+                "before": inventory.ref_json(old.ref),
+                "after": inventory.ref_json(new.ref),
+                "tensors": [asdict(change) for change in found.tensors],
+                "same": found.same,
+                "meta": {path: [encode(v) for v in pair] for path, pair in found.meta.items()},
+                "world_size": list(found.world_size),
+            }
+        )
+        return
+    if found.tensors:
+        rows = [(c.name, str(c.change), c.before or "-", c.after or "-") for c in found.tensors]
+        tables.show(("TENSOR", "CHANGE", "BEFORE", "AFTER"), rows, sys.stdout)
+        print()
+    print(f"{count(len(found.tensors), 'tensor')} differ, {found.same:,} equal.")
+    if found.meta:
+        print()
+        lines = [(path, f"{a!r:.60}", f"{b!r:.60}") for path, (a, b) in found.meta.items()]
+        tables.show(("META", "BEFORE", "AFTER"), lines, sys.stdout)
+
+
+@app.command()
+def export(
+    uri: Uri,
+    step: Name,
+    out: Annotated[str, typer.Argument(help="The file to write.", metavar="OUT.safetensors")],
+    prefix: Annotated[
+        str, typer.Option(help="Only tensors below it, for example 'model.'; it is cut off.")
+    ] = "",
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Write one safetensors file, and beside it a JSON file with everything that is no tensor."""
+    from rekindle.checkpoint import export as exporting
+    from rekindle_cli import inventory
+    from rekindle_cli.wording import count
+
+    with _plain_errors():
+        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        commit = store.read(inventory.resolve(store, step))
+        written = exporting.export(store.objects, commit, out, prefix=prefix)
+        beside = f"{out.removesuffix('.safetensors')}.json"
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(exporting.skeleton(commit), file)
+    if as_json:
+        _print({**inventory.ref_json(commit.ref), "tensors": written, "file": out, "json": beside})
+    else:
+        print(f"{out}: {count(written, 'tensor')} of step {commit.ref.step}; the rest: {beside}")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        str, typer.Argument(help="A .ckpt or .pt file, or a DCP directory.", metavar="SOURCE")
+    ],
+    uri: Uri,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="Else the step that the file names, else 0.")
+    ] = None,
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Make a checkpoint of Lightning's, torch.save's or DCP's files; runs no code from them."""
+    from rekindle_cli import importing
+    from rekindle_cli.wording import count
+
+    with _plain_errors():
+        _open(uri, {})  # a wrong URI is said before torch is started
+    options = _options(endpoint_url, region, profile, ca_bundle, addressing)
+    found = importing.load(source, uri, step=step, options=options)
+    if as_json:
+        _print(found)
+    else:
+        tensors = count(int(found["tensors"]), "tensor")
+        print(f"{uri}: step {found['step']} from {found['kind']} {source}, {tensors}")
+
+
+_BEST = re.compile(r"^(?P<metric>.+):(?P<mode>min|max)(?::(?P<count>[1-9]\d{0,5}))?$")
+
+
+def _best(texts: list[str]) -> "tuple[Best, ...]":
+    from rekindle.checkpoint.retention import Best
+
+    rules = []
+    for text in texts:
+        match = _BEST.match(text)
+        if match is None:
+            raise Failure(
+                f"--best {text!r} is not understood.",
+                "Allowed is METRIC:MODE or METRIC:MODE:COUNT, for example val/f1:max:2; the mode "
+                "is min or max.",
+            )
+        mode: Literal["min", "max"] = "min" if match["mode"] == "min" else "max"
+        rules.append(Best(metric=match["metric"], mode=mode, count=int(match["count"] or 1)))
+    return tuple(rules)
+
+
+@app.command()
+def prune(
+    uri: Uri,
+    latest: Annotated[int, typer.Option(min=1, help="Keep so many of the newest.")] = 3,
+    best: Annotated[
+        list[str] | None, typer.Option(help="Keep the best: METRIC:min|max[:COUNT]; repeatable.")
+    ] = None,
+    every: Annotated[int | None, typer.Option(min=1, help="Keep multiples of this step.")] = None,
+    hourly: Annotated[int, typer.Option(min=0, help="Keep the last of so many hours.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Remove checkpoints that no rule and no pin keeps, and what crashes left behind."""
+    from rekindle.checkpoint.cleanup import Cleaner, sweep
+    from rekindle.checkpoint.retention import Retention
+    from rekindle_cli import inventory
+    from rekindle_cli.wording import count
+
+    rules = _best(best or [])
+    with _plain_errors():
+        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        policy = Retention(latest=latest, best=rules, every=every, hourly=hourly)
+        line = store.line()
+        # What the newest attempt resumed from is its way back until it has commits of its own.
+        base = store.read(line[0]).base if line else None
+        cleaner = Cleaner(store, policy, restored=base)
+        plan = cleaner.plan() if dry_run else cleaner.run()
+        if not dry_run:
+            sweep(store, store.newest_fence())
+    if as_json:
+        _print(
+            {
+                "uri": store.uri,
+                "dry_run": dry_run,
+                "kept": [inventory.ref_json(ref) for ref in plan.stays],
+                "removed": [inventory.ref_json(ref) for ref in plan.goes],
+                "left_over": [inventory.ref_json(ref) for ref in plan.left_over],
+                "objects": len(plan.keys) + len(plan.goes),
+                "bytes": plan.nbytes,
+            }
+        )
+        return
+    verb = "would remove" if dry_run else "removed"
+    for ref in plan.goes:
+        print(f"{verb} step {ref.step} of attempt {ref.fence}")
+    for ref in plan.left_over:
+        print(f"{verb} what is left of step {ref.step} of attempt {ref.fence}")
+    kept = count(len(plan.stays), "checkpoint")
+    print(
+        f"{kept} kept; {verb} {count(len(plan.goes), 'checkpoint')}, {inventory.size(plan.nbytes)}"
+    )
+
+
+@app.command()
+def pin(
+    uri: Uri,
+    step: Name,
+    name: Annotated[str | None, typer.Option(help="Else the checkpoint's own name.")] = None,
+    note: Annotated[str, typer.Option(help="Why, for others.")] = "",
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Keep a checkpoint whatever the policy says; a pin of that name moves here."""
+    from rekindle_cli import inventory
+
+    with _plain_errors():
+        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        ref = inventory.resolve(store, step)
+        set_ = store.pin(ref, name=name, note=note)
+    if as_json:
+        _print({"pin": set_, **inventory.ref_json(ref)})
+    else:
+        print(f"pin {set_}: step {ref.step} of attempt {ref.fence}")
+
+
+@app.command()
+def unpin(
+    uri: Uri,
+    name: Annotated[str, typer.Argument(help="Of the pin, or its step.", metavar="NAME")],
+    as_json: Json = False,
+    endpoint_url: Endpoint = None,
+    region: Region = None,
+    profile: Profile = None,
+    ca_bundle: Bundle = None,
+    addressing: Addressing = None,
+) -> None:
+    """Take a pin away; the checkpoint then stays only as long as the policy says."""
+    with _plain_errors():
+        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        pins = store.pins()
+        chosen = [pin for pin, content in pins.items() if name in {pin, str(content.ref.step)}]
+        if not chosen:
+            have = ", ".join(pins) or "none"
+            raise Failure(f"{store.uri} has no pin {name!r}.", f"It has: {have}.")
+        for one in chosen:
+            store.unpin(one)
+    if as_json:
+        _print({"unpinned": chosen})
+    else:
+        print(f"unpinned {', '.join(chosen)}")

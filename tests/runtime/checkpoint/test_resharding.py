@@ -1,0 +1,146 @@
+"""Any number of ranks and either strategy reads what any other has written, bit for bit."""
+
+import json
+import runpy
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rekindle.checkpoint import Store
+from rekindle.checkpoint.layout import Box, Runs, common, runs, within
+
+PROGRAM = Path(__file__).parent / "ranks" / "reshard.py"
+
+
+@pytest.fixture
+def stage(_forkserver, tmp_path):
+    """Run one stage on ranks of their own; gives their results by rank."""
+
+    def run(world_size, **stage):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        outs = [tmp_path / f"{port}-{rank}.json" for rank in range(world_size)]
+        stage = {"uri": f"file://{tmp_path}/run", "shared": False, **stage}
+        names = {"WORLD_SIZE": world_size, "PORT": port, "STAGE": stage}
+        started = [
+            _forkserver.Process(
+                target=runpy.run_path,
+                args=(str(PROGRAM),),
+                kwargs={"init_globals": {**names, "RANK": rank, "OUT": str(out)}},
+            )
+            for rank, out in enumerate(outs)
+        ]
+        for process in started:
+            process.start()
+        limit = time.monotonic() + 90
+        for process in started:
+            process.join(max(0.1, limit - time.monotonic()))
+        late = [process for process in started if process.is_alive()]
+        for process in late:
+            process.kill()
+            process.join()
+        codes = [process.exitcode for process in started]
+        for process in started:
+            process.close()
+        assert not late, "ranks hang"
+        assert codes == [0] * world_size
+        return [json.loads(out.read_text()) for out in outs]
+
+    return run
+
+
+@pytest.mark.processes
+def test_ddp_and_fsdp2_read_each_other_on_any_number_of_ranks(stage):
+    before = None
+    for step, (world_size, strategy) in enumerate(
+        [(3, "ddp"), (2, "fsdp"), (4, "hybrid"), (2, "columns"), (3, "fsdp"), (1, "ddp")], 1
+    ):
+        results = stage(world_size, step=step, strategy=strategy)
+        assert {r["loaded"] for r in results} == {before}, (world_size, strategy)
+        before = results[0]["saved"]
+
+
+@pytest.mark.processes
+def test_replicas_read_a_share_each_and_end_with_the_same_bits(stage, tmp_path):
+    (alone,) = stage(1, step=1, strategy="ddp")
+    shared = stage(3, step=2, strategy="ddp", shared=True)
+    assert {r["loaded"] for r in shared} == {alone["saved"]}
+    every = [r["read"] for r in stage(3, step=3, strategy="ddp", shared=False)]
+    assert len(set(every)) == 1
+    assert sum(r["read"] for r in shared) <= every[0]
+
+
+@st.composite
+def boxes(draw):
+    """A shape and two boxes in it."""
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    found = []
+    for _ in range(2):
+        low = [draw(st.integers(0, side - 1)) for side in shape]
+        size = [draw(st.integers(1, side - begin)) for side, begin in zip(shape, low, strict=True)]
+        found.append(Box(shape=tuple(shape), offsets=tuple(low), sizes=tuple(size)))
+    return found
+
+
+def part(box, whole):
+    index = tuple(slice(o, o + s) for o, s in zip(box.offsets, box.sizes, strict=True))
+    return whole[index].contiguous().view(-1)
+
+
+@given(boxes())
+@settings(max_examples=300, deadline=None)
+def test_what_two_boxes_share_is_copied_and_nothing_else(pair):
+    saved, wanted = pair
+    whole = torch.arange(1, 1 + torch.Size(saved.shape).numel(), dtype=torch.uint8)
+    whole = whole.view(saved.shape)
+    source = part(saved, whole)
+    target = torch.zeros(torch.Size(wanted.sizes).numel(), dtype=torch.uint8)
+    for one in runs(saved, 1):
+        for other in runs(wanted, 1):
+            for begin, at, length in common(one, other):
+                target[at : at + length] = source[begin : begin + length]
+    seen = torch.zeros_like(whole)
+    seen[tuple(slice(o, o + s) for o, s in zip(saved.offsets, saved.sizes, strict=True))] = 1
+    assert torch.equal(target, part(wanted, whole * seen))
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_part_of_runs_holds_the_bytes_of_the_whole(length, count, gap, data):
+    whole = Runs(start=2, length=length, count=count, stride=length + gap if count > 1 else 0, at=0)
+
+    def places(one):
+        return [one.start + i * one.stride + j for i in range(one.count) for j in range(one.length)]
+
+    begin = data.draw(st.integers(0, length * count - 1))
+    end = data.draw(st.integers(begin + 1, length * count))
+    found = [place for one in within(whole, begin, end) for place in places(one)]
+    assert found == places(whole)[begin:end]
+
+
+def test_a_state_is_filled_in_place_by_a_tree_of_the_same_form(store, savers, save, state, same):
+    save(savers(store), 1)
+    into = state(2)
+    weight = into["model"]["weight"]
+    store.load(store.read(store.commits()[0]), into=into)
+    assert into["model"]["weight"] is weight
+    assert torch.equal(weight, state(1)["model"]["weight"])
+
+
+def test_a_rank_alone_in_its_group_loads_as_without_one(store, savers, save, state, same):
+    import torch.distributed as dist
+
+    save(savers(store), 1)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        commit = Store.open(store.uri).read(store.commits()[0])
+        restored = store.load(commit, group=dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+    assert same(restored.state, state(1))
