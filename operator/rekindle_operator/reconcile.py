@@ -379,6 +379,7 @@ def _missing_pods(
     used, tokens = dict(record.incarnations or {}), _tokens(job, record, now)
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     missing: list[dict[str, Any]] = []
+    mtbf = record.seconds_between_failures(now)
     pause = 0.0
     for slot in range(job.replicas):
         valid = [pod for pod in observed.of_slot(slot) if rounds.wanted(job, pod)]
@@ -392,7 +393,7 @@ def _missing_pods(
             break
         tokens -= 1.0 if incarnation else 0.0
         used[slot] = incarnation
-        missing.append(resources.pod(job, slot, incarnation, coordinator_url))
+        missing.append(resources.pod(job, slot, incarnation, coordinator_url, mtbf))
     if missing and not observed.hindered:  # else the same names are tried again
         record = replace(record, incarnations=used, tokens=(tokens, now))
     return missing, record, pause

@@ -12,18 +12,21 @@ share memory) and restartPolicy Never, because restarts are decided here.
 
 import base64
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from rekindle.contract import (
     ENV_CHECKPOINT_ENDPOINT,
+    ENV_CHECKPOINT_EVERY,
     ENV_CHECKPOINT_EVERY_SECONDS,
     ENV_CHECKPOINT_EVERY_STEPS,
-    ENV_CHECKPOINT_KEEP_LATEST,
+    ENV_CHECKPOINT_KEEP,
     ENV_CHECKPOINT_URI,
     ENV_COORDINATOR,
     ENV_GRACE,
     ENV_JOB,
+    ENV_MTBF,
     ENV_NAMESPACE,
     ENV_POD,
     ENV_POD_IP,
@@ -116,8 +119,14 @@ def service(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def pod(job: TrainingJob, slot: int, incarnation: int, coordinator_url: str) -> dict[str, Any]:
-    """One pod of the job."""
+def pod(
+    job: TrainingJob,
+    slot: int,
+    incarnation: int,
+    coordinator_url: str,
+    mtbf: float | None = None,
+) -> dict[str, Any]:
+    """One pod of the job; ``mtbf`` is the seconds between incidents so far, if there were any."""
     given = job.template.get("metadata") or {}
     labels = {
         **(given.get("labels") or {}),
@@ -132,7 +141,7 @@ def pod(job: TrainingJob, slot: int, incarnation: int, coordinator_url: str) -> 
     spec = copy.deepcopy(dict(job.template["spec"]))
     spec["restartPolicy"] = "Never"
     spec["containers"] = [
-        _trainer(job, container, coordinator_url)
+        _trainer(job, container, coordinator_url, mtbf)
         if container["name"] == TRAINER_CONTAINER
         else container
         for container in spec["containers"]
@@ -147,13 +156,15 @@ def _mounts_shm(containers: list[dict[str, Any]]) -> bool:
     return any(m["name"] == SHM for c in containers for m in c.get("volumeMounts") or ())
 
 
-def _trainer(job: TrainingJob, given: Mapping[str, Any], coordinator_url: str) -> dict[str, Any]:
+def _trainer(
+    job: TrainingJob, given: Mapping[str, Any], coordinator_url: str, mtbf: float | None
+) -> dict[str, Any]:
     """The container that trains: the user's, with the launcher in front."""
     container = dict(given)
     container.setdefault("command", ["python", "-m", "rekindle.launch"])
     container["terminationMessagePath"] = TERMINATION_LOG
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
-    container["env"] = [*_environment(job, coordinator_url), *(container.get("env") or ())]
+    container["env"] = [*_environment(job, coordinator_url, mtbf), *(container.get("env") or ())]
     if job.checkpoint.secret:
         source = {"secretRef": {"name": job.checkpoint.secret}}
         container["envFrom"] = [source, *(container.get("envFrom") or ())]
@@ -168,7 +179,9 @@ def _trainer(job: TrainingJob, given: Mapping[str, Any], coordinator_url: str) -
     return container
 
 
-def _environment(job: TrainingJob, coordinator_url: str) -> list[dict[str, Any]]:
+def _environment(
+    job: TrainingJob, coordinator_url: str, mtbf: float | None
+) -> list[dict[str, Any]]:
     """What the agent and its workers are told (see rekindle.contract)."""
 
     def field(path: str) -> dict[str, Any]:
@@ -186,7 +199,9 @@ def _environment(job: TrainingJob, coordinator_url: str) -> list[dict[str, Any]]
         (ENV_CHECKPOINT_ENDPOINT, job.checkpoint.endpoint_url),
         (ENV_CHECKPOINT_EVERY_STEPS, job.checkpoint.every_steps),
         (ENV_CHECKPOINT_EVERY_SECONDS, job.checkpoint.every_seconds),
-        (ENV_CHECKPOINT_KEEP_LATEST, job.checkpoint.keep_latest),
+        (ENV_CHECKPOINT_EVERY, "auto" if job.checkpoint.every_auto else None),
+        (ENV_MTBF, None if mtbf is None else f"{mtbf:.0f}"),
+        (ENV_CHECKPOINT_KEEP, json.dumps(job.checkpoint.keep, sort_keys=True)),
     ]
     return [
         {"name": ENV_POD, "valueFrom": field("metadata.name")},

@@ -39,7 +39,9 @@ class Checkpoint:
     endpoint_url: str | None
     every_steps: int | None
     every_seconds: int | None
-    keep_latest: int
+    every_auto: bool
+    keep: Mapping[str, Any]
+    """What to keep, in the words of rekindle.contract.ENV_CHECKPOINT_KEEP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +123,8 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
             endpoint_url=checkpoint.get("endpointUrl"),
             every_steps=every.get("steps"),
             every_seconds=every.get("seconds"),
-            keep_latest=int((checkpoint.get("keep") or {}).get("latest", 3)),
+            every_auto=bool(every.get("auto")),
+            keep=_keep(checkpoint.get("keep") or {}),
         ),
         user_budget=_budget(restart, "user", 3, "1h"),
         infrastructure_budget=_budget(restart, "infrastructure", 50, "24h"),
@@ -132,6 +135,21 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         ttl_after_finished=spec.get("ttlSecondsAfterFinished"),
         clean_pods=spec.get("cleanPods", "Running"),
     )
+
+
+def _keep(given: Mapping[str, Any]) -> dict[str, Any]:
+    best = given.get("best")
+    rule = best and {
+        "metric": best["metric"],
+        "mode": best.get("mode", "min"),
+        "count": best.get("count", 1),
+    }
+    return {
+        "latest": given.get("latest", 3),
+        "best": [rule] if rule else [],
+        "every": given.get("everySteps"),
+        "hourly": given.get("hourly", 0),
+    }
 
 
 def _budget(restart: Mapping[str, Any], name: str, most: int | None, window: str) -> Budget:

@@ -61,6 +61,14 @@ class Record:
     message: str = ""
     conditions: tuple[Mapping[str, Any], ...] = ()
 
+    def seconds_between_failures(self, now: float) -> float | None:
+        """Mean over the life of the job, suspensions left out; None before the first failure."""
+        counts = self.counts or {}
+        failures = counts.get("infrastructure", 0) + counts.get("preemption", 0)
+        if not failures or self.start_time is None:
+            return None
+        return max(1.0, now - self.start_time - self.suspended_seconds) / failures
+
     @property
     def open_incidents(self) -> tuple[Incident, ...]:
         """Those after which training has not gone on yet."""

@@ -6,16 +6,18 @@ ignored costs a night of training.
 """
 
 import difflib
+import json
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rekindle.checkpoint.interval import Pace
+from rekindle.checkpoint.retention import Retention
 from rekindle.contract import (
     ENV_CHECKPOINT_EVERY,
     ENV_CHECKPOINT_EVERY_SECONDS,
     ENV_CHECKPOINT_EVERY_STEPS,
-    ENV_CHECKPOINT_KEEP_LATEST,
+    ENV_CHECKPOINT_KEEP,
     ENV_MTBF,
 )
 from rekindle.precision import ALIASES, Precision
@@ -160,9 +162,15 @@ def _pace(every: str) -> Pace:
     return Pace(mtbf=seconds, told=True)
 
 
-def retention(flags: Flags) -> int:
-    """How many of the newest commits to keep: the job's wish before the script's."""
-    return int(os.environ.get(ENV_CHECKPOINT_KEEP_LATEST) or flags.keep_latest)
+def retention(flags: Flags) -> Retention:
+    """Which commits to keep: the job's wish before the script's."""
+    told = os.environ.get(ENV_CHECKPOINT_KEEP)
+    if not told:
+        return Retention(latest=flags.keep_latest)
+    try:
+        return Retention.from_json(json.loads(told))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{ENV_CHECKPOINT_KEEP}={told!r} is no retention: {error}") from None
 
 
 def _strategy(value: object) -> None:

@@ -34,6 +34,7 @@ from rekindle.checkpoint import (
 )
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.objects import NotFound
+from rekindle.checkpoint.retention import Retention
 from rekindle.contract import ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_URI, ENV_POD
 from rekindle.control import ControlPage
 from rekindle.distributed import World
@@ -82,7 +83,7 @@ class Session:
     last_time: float = field(default_factory=time.monotonic)
     weigh: Callable[[], int] | None = None
     """Asked once, after the first step: how large what steps have made (optimizer state) is."""
-    _keep: int = 3
+    _keep: Retention = field(default_factory=Retention)
     _told: bool = False
 
     @classmethod
@@ -215,7 +216,7 @@ class Session:
             base=None if restored is None else restored.ref,
             rank=self.world.rank,
             world_size=self.world.size,
-            keep_latest=self._keep,
+            retention=self._keep,
             on_commit=self._committed,
             on_error=lambda _error: telemetry.CHECKPOINT_ERRORS.inc(),
         )

@@ -2,6 +2,7 @@ import pytest
 
 from rekindle import Every, Trainer
 from rekindle.checkpoint.interval import Pace
+from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import cadence, retention
 
 
@@ -50,11 +51,19 @@ def test_an_impossible_cadence_is_refused(bad):
 
 def test_the_job_wins_over_the_script(monkeypatch):
     trainer = Trainer(checkpoint_every=Every(steps=5), keep_latest=2, accelerator="gpu")
-    assert (cadence(trainer.flags), retention(trainer.flags)) == (Every(steps=5), 2)
+    assert (cadence(trainer.flags), retention(trainer.flags)) == (
+        Every(steps=5),
+        Retention(latest=2),
+    )
     monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY_SECONDS", "30")
-    monkeypatch.setenv("REKINDLE_CHECKPOINT_KEEP_LATEST", "7")
+    monkeypatch.setenv(
+        "REKINDLE_CHECKPOINT_KEEP",
+        '{"latest": 7, "best": [{"metric": "val/loss", "mode": "min", "count": 2}]}',
+    )
     monkeypatch.setenv("REKINDLE_ACCELERATOR", "cpu")
-    assert (cadence(trainer.flags), retention(trainer.flags)) == (Every(seconds=30.0), 7)
+    best = (Best(metric="val/loss", mode="min", count=2),)
+    assert cadence(trainer.flags) == Every(seconds=30.0)
+    assert retention(trainer.flags) == Retention(latest=7, best=best)
     assert Trainer(accelerator="gpu").flags.accelerator == "cpu"
 
 

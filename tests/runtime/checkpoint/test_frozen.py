@@ -49,9 +49,7 @@ def train(savers, attempts):
     return run
 
 
-def test_frozen_tensors_are_stored_once_and_outlive_the_commit_that_stored_them(
-    store, train, same
-):
+def test_frozen_tensors_are_stored_once_and_outlive_the_commit_that_stored_them(store, train, same):
     first, *others = train(store, [1, 2, 3, 4])
     assert first > 4000 > 4 * max(others)
     assert store.commits() == [CommitRef(step=4, fence=1)]
@@ -62,7 +60,9 @@ def test_frozen_tensors_are_stored_once_and_outlive_the_commit_that_stored_them(
 
 def test_a_frozen_tensor_that_changes_after_all_is_stored_again(store, train, same):
     sizes = train(
-        store, range(1, 9), state=lambda step: model(step, backbone=0 if step in (1, 2, 5, 6) else 9)
+        store,
+        range(1, 9),
+        state=lambda step: model(step, backbone=0 if step in (1, 2, 5, 6) else 9),
     )
     large = [size > 4000 for size in sizes]
     assert large == [True, False, True, False, True, False, True, False]
