@@ -250,7 +250,15 @@ def save(
     began = time.perf_counter()
     tree, rank_tree, meta = state.collect(run, finished=finished)
     try:
-        run.session.save(run.step, tree, rank_tree, meta, wait=wait, deadline=deadline)
+        run.session.save(
+            run.step,
+            tree,
+            rank_tree,
+            meta,
+            wait=wait,
+            deadline=deadline,
+            frozen=state.frozen(run),
+        )
     except SaveError as error:
         if wait:
             raise

@@ -14,7 +14,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -295,12 +295,21 @@ class Session:
         *,
         wait: bool = False,
         deadline: float | None = None,
+        frozen: Collection[str] = (),
     ) -> None:
         """Hand a snapshot to the saver; raises what it raises when `wait`."""
         assert self.saver is not None
         self.last_saved = self.pending = step
         self.last_time = time.monotonic()
-        self.saver.save(step, state, rank_state=rank_state, meta=meta, wait=wait, deadline=deadline)
+        self.saver.save(
+            step,
+            state,
+            rank_state=rank_state,
+            meta=meta,
+            wait=wait,
+            deadline=deadline,
+            frozen=frozen,
+        )
 
     @property
     def last_commit(self) -> int | None:

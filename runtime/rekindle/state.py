@@ -73,6 +73,15 @@ def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any]
     return state, rank_state, meta
 
 
+def frozen(run: Run) -> list[str]:
+    """Tensors of the state that no step changes, as far as can be known beforehand."""
+    return [
+        f"model.{name}"
+        for name, parameter in run.module.named_parameters()
+        if not parameter.requires_grad
+    ]
+
+
 def apply(run: Run, restored: Restored) -> None:
     """Bring a run back to a checkpoint; raises R11 or R23 when the program is another one."""
     state, step = restored.state, int(restored.meta["step"])

@@ -3,7 +3,9 @@
 import random
 
 import pytest
+import torch
 
+import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
 from rekindle.persistence import Session
@@ -190,3 +192,35 @@ def test_an_interval_left_to_us_saves_and_says_why(fit, tmp_path, monkeypatch, c
     said = [line for line in capsys.readouterr().out.splitlines() if "checkpoint every" in line]
     assert len(said) == 1
     assert "a failure comes every 2 h (as counted)" in said[0]
+
+
+def test_a_frozen_backbone_is_stored_once(tmp_path):
+    class Tuned(rk.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone = torch.nn.Linear(8, 500)
+            self.backbone.requires_grad_(False)
+            self.head = torch.nn.Linear(500, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.head(self.backbone(batch[0])).square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.head.parameters(), lr=0.01)
+
+    data = torch.utils.data.TensorDataset(torch.randn(20, 8))
+    model = Tuned()
+    for epochs in (1, 2):
+        trainer = rk.Trainer(
+            max_epochs=epochs,
+            root=tmp_path / "run",
+            checkpoint_every=rk.Every(steps=2),
+            enable_progress_bar=False,
+        )
+        trainer.fit(model, torch.utils.data.DataLoader(data, 4))
+    commit = newest(tmp_path / "run")
+    steps = {entry.key.split("/")[1]: entry.size for entry in commit.objects}
+    assert sorted(steps) == ["000000000002-00000001", "000000000010-00000002"]
+    assert steps["000000000002-00000001"] > steps["000000000010-00000002"] + 18_000
+    restored = Store.open(str(tmp_path / "run")).load(commit)
+    assert torch.equal(restored.state["model"]["backbone.weight"], model.backbone.weight)

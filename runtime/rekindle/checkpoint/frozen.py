@@ -9,7 +9,8 @@ require gradients is a hint where to look, never a proof.
 A reference is safe only to objects that a commit holds alive. The commit looked at is the one this
 attempt resumed from, or one of its own; from then on a tensor must be found unchanged by every
 save, so that all later commits refer to the same objects. Once it has changed, a newer commit must
-be read before it can be referred to again.
+be read before it can be referred to again. Where saves follow each other faster than they are
+committed there is none to read, and the bytes are stored each time.
 """
 
 from collections.abc import Collection, Mapping, Sequence

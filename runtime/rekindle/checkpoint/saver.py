@@ -239,13 +239,13 @@ class Saver:
         own = None if rank_state is None else flatten(rank_state)
         plain = encoding.encode(dict(meta or {}), "meta")
         ref = CommitRef(step=step, fence=self._fence)
-        if any(job.ref == ref for job in self._jobs):
+        if any(job.ref == ref or job.slot is None for job in self._jobs):
+            # One after the other, wherever they are stored, so that steps stay in order.
             self._drain(limit)
         known = self._frozen.unchanged(flat, self._frozen_pieces(flat, frozen))
         plan = self._lay_out(flat, own, frozenset(frozen), frozenset(known))
         by_process = self._by_process(plan.size)
-        if not by_process or self._stored == ref or any(job.slot is None for job in self._jobs):
-            # One after the other, wherever they are stored, so that steps stay in order.
+        if not by_process or self._stored == ref:
             self._drain(limit)
         if isinstance(self.error, LeaseLost):
             raise self.error
