@@ -27,7 +27,8 @@ class FakeApi:
         self.lists = {"trainingjobs": jobs, "pods": pods}
         self.events: dict[str, list[dict]] = {"trainingjobs": [], "pods": []}
         self.away = False
-        self.forget = False
+        self.forget: set[str] = set()
+        """Collections whose watches are to be told that their place is forgotten."""
         self.ends = False
         self.logs_read = 0
         self._changed = threading.Condition()
@@ -42,9 +43,12 @@ class FakeApi:
         kind = path.rpartition("/")[2]
         while not stop.is_set():
             with self._changed:
-                self._changed.wait_for(lambda: self.events[kind] or self.forget or self.away, 0.05)
+                self._changed.wait_for(
+                    lambda: self.events[kind] or kind in self.forget or self.away, 0.05
+                )
                 events, self.events[kind] = self.events[kind], []
-                forget, self.forget = self.forget, False
+                forget = kind in self.forget
+                self.forget.discard(kind)
             if self.away:
                 raise Unavailable("gone")
             if forget:
@@ -112,7 +116,7 @@ def test_a_pod_that_is_deleted_is_handed_over_once_as_it_was(api, follower, pod)
 
 def test_a_forgotten_place_is_answered_with_a_new_list(api, follower, job) -> None:
     api.lists["trainingjobs"] = [job(phase="Succeeded")]
-    api.forget = True
+    api.forget = {"trainingjobs"}
     until(follower, lambda seen: seen.job is not None and seen.job.finished)
 
 

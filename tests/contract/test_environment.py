@@ -1,0 +1,59 @@
+"""What the operator writes into a pod's environment is what the trainer reads out of it."""
+
+import pytest
+
+from rekindle.checkpoint.interval import Pace
+from rekindle.checkpoint.retention import Best, Retention
+from rekindle.flags import Every, cadence, retention
+from rekindle.trainer import Trainer
+from rekindle_operator import resources, spec
+
+
+def environment(mtbf=None, **checkpoint):
+    body = {
+        "metadata": {"name": "j", "namespace": "n", "uid": "u"},
+        "spec": {
+            "template": {"spec": {"containers": [{"name": "trainer", "image": "i"}]}},
+            "checkpoint": {"uri": "s3://b/p", **checkpoint},
+        },
+    }
+    pod = resources.pod(spec.parse(body, 0.0), 0, 0, "http://c:1", mtbf)
+    given = pod["spec"]["containers"][0]["env"]
+    return {entry["name"]: entry["value"] for entry in given if "value" in entry}
+
+
+@pytest.fixture
+def read(monkeypatch):
+    def reading(**checkpoint):
+        for name, value in environment(**checkpoint).items():
+            monkeypatch.setenv(name, value)
+        flags = Trainer().flags
+        return cadence(flags), retention(flags)
+
+    return reading
+
+
+def test_steps_and_the_latest(read):
+    assert read(every={"steps": 7}, keep={"latest": 5}) == (Every(steps=7), Retention(latest=5))
+
+
+def test_seconds_and_the_best_and_what_is_kept_for_ever(read):
+    keep = {
+        "latest": 1,
+        "best": {"metric": "val/f1", "mode": "max", "count": 4},
+        "everySteps": 1000,
+        "hourly": 24,
+    }
+    best = (Best(metric="val/f1", mode="max", count=4),)
+    wanted = Retention(latest=1, best=best, every=1000, hourly=24)
+    assert read(every={"seconds": 30}, keep=keep) == (Every(seconds=30.0), wanted)
+
+
+def test_auto_with_the_failures_seen_so_far(read):
+    pace, kept = read(every={"auto": True}, mtbf=812.4)
+    assert pace == Pace(mtbf=812.0, told=True)
+    assert kept == Retention()
+
+
+def test_auto_without_a_failure_so_far(read):
+    assert read(every={"auto": True})[0] == Pace()
