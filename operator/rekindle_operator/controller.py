@@ -239,14 +239,11 @@ class Controller:
         return pod is not None and pod.name == name and pod.alive
 
     def _observe(self, key: JobKey, state: JobState) -> Observed:
-        self.coordinator.keep_agents(key, set(state.parsed))
-        state.retired &= set(state.parsed) | {
-            member.uid
-            for current in [self.coordinator.room(key).round]
-            if current
-            for member in current.members
-        }
         room = self.coordinator.room(key)
+        # The last words of a member outlive its pod: they say why it went.
+        known = set(state.parsed) | {m.uid for m in (room.round.members if room.round else ())}
+        self.coordinator.keep_agents(key, known)
+        state.retired &= known
         return Observed(
             pods=tuple(sorted(state.parsed.values(), key=lambda p: (p.slot, p.incarnation))),
             nodes=dict(self._nodes) if self._nodes is not None else None,

@@ -102,7 +102,7 @@ class Coordinator:
             room.changed.set()
 
     def keep_agents(self, job: JobKey, uids: set[str]) -> None:
-        """Drop reports of pods that are no objects any more."""
+        """Drop the reports of all other pods."""
         room = self.room(job)
         room.agents = {uid: agent for uid, agent in room.agents.items() if uid in uids}
         metrics.AGENTS.set(sum(len(room.agents) for room in self._rooms.values()))

@@ -96,7 +96,7 @@ def test_training_outlives_the_operator_and_a_pod_that_goes_meanwhile_still_save
     status = job.wait_phase("Succeeded")
 
     causes = {i["cause"]: i for i in status["incidents"]}
-    assert set(causes) == {"Preempted", "OperatorRestarted"}
+    assert set(causes) == {"Preempted", "OperatorRestarted"}, job.diagnosis()
     assert causes["Preempted"]["stepsLost"] == 0
     assert status["restarts"]["total"] == 1
     assert "operator" in job.why()

@@ -635,7 +635,8 @@ class World:
 
     def observed(self):
         pods = [parse_pod(pod.document()) for pod in self.pods.values()]
-        self.reports = {u: a for u, a in self.reports.items() if u in self.pods}
+        known = {*self.pods, *(m.uid for m in (self.round.members if self.round else ()))}
+        self.reports = {u: a for u, a in self.reports.items() if u in known}
         nodes = {
             name: parse_node({"metadata": {"name": name}, **body})
             for name, body in self.nodes.items()

@@ -243,3 +243,16 @@ def test_an_operator_that_finds_a_job_without_a_round_has_nothing_to_tell(world)
     w.restart_operator()
     w.start()
     assert w.status["incidents"] == []
+
+
+def test_what_a_pod_said_when_it_left_counts_after_it_is_gone(world):
+    w = world(replicas=2).start().train(5).stop_operator()
+    w.hold_saves = True
+    w.delete("digits-1").settle()
+    w.restart_operator(quiet=["digits-0"])
+    w.hear(w.pod("digits-1").agent)  # it reports, and is gone before anybody looks
+    w.vanish("digits-1").run(2)
+    w.pod("digits-0").agent.quiet = False
+    w.run(10)
+    assert w.last["cause"] == "Preempted"
+    assert w.restarts == (0, 0, 1)
