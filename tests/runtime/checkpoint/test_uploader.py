@@ -67,6 +67,8 @@ def killed(*trainers):
     pids = []
     for process in trainers:
         pids.append(int(process.stdout.readline()))
+        # As the agent does: a worker's whole process group.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
         process.stdout.close()
         assert process.returncode == -signal.SIGKILL
