@@ -110,6 +110,22 @@ def test_what_two_boxes_share_is_copied_and_nothing_else(pair):
     assert torch.equal(target, part(wanted, whole * seen))
 
 
+@pytest.mark.parametrize(
+    ("shape", "offsets", "sizes", "expected"),
+    [
+        ((8, 5), (2, 0), (3, 5), [(40, 60, 1, 0)]),
+        ((8, 6), (0, 2), (8, 2), [(8, 8, 8, 24)]),
+        ((8, 6), (1, 2), (3, 2), [(32, 8, 3, 24)]),
+        ((2, 3, 4, 5), (0, 1, 0, 0), (2, 1, 4, 5), [(80, 80, 2, 240)]),
+        ((2, 3, 4), (0, 1, 1), (2, 2, 2), [(20, 8, 2, 16), (68, 8, 2, 16)]),
+        ((4,), (1,), (0,), []),
+    ],
+)
+def test_a_box_is_as_few_runs_as_possible(shape, offsets, sizes, expected):
+    found = runs(Box(shape=shape, offsets=offsets, sizes=sizes), 4)
+    assert [(r.start, r.length, r.count, r.stride) for r in found] == expected
+
+
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_part_of_runs_holds_the_bytes_of_the_whole(length, count, gap, data):
