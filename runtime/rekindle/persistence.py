@@ -32,6 +32,7 @@ from rekindle.checkpoint import (
     StoreError,
     flush,
 )
+from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.objects import NotFound
 from rekindle.checkpoint.retention import Retention
@@ -153,6 +154,7 @@ class Session:
         error: Exception | None = None
         if self.world.first:
             try:
+                adopt(self.store, fence=self.fence)
                 refs = self.store.commits()
                 if not refs and self.store.line():
                     raise IntegrityError(

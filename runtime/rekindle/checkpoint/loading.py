@@ -9,7 +9,7 @@ With a group, ranks that load the same tensors whole read a share each and excha
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,26 +31,30 @@ def load(
     stored: Sequence[TensorEntry],
     tree: Json,
     *,
-    into: Mapping[str, torch.Tensor],
+    into: Mapping[str, Any],
     chunk: int,
     what: str,
     group: "ProcessGroup | None" = None,
+    error: Exception | None = None,
 ) -> Tree:
     """Read all tensors and rebuild the tree around them; `IntegrityError` or `ValueError`.
 
-    Collective with a group, and then an error of one rank is raised by all.
+    Collective with a group, and then an error of one rank is raised by all; `error` is what has
+    gone wrong on this one already.
     """
-    error: Exception | None = None
     shared: list[shards.Stretch] = []
     own: list[shards.Stretch] = []
     found: dict[str, torch.Tensor] = {}
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
     try:
-        _check(stored, into, what)
+        if error is not None:
+            raise error
+        given_tensors = tensors.named(into)
+        _check(stored, given_tensors, what)
         whole: dict[str, Target] = {}
         boxes: dict[str, Target] = {}
         for entry in stored:
-            given = into.get(entry.name)
+            given = given_tensors.get(entry.name)
             target, runs = _target(entry, given, what)
             found[entry.name] = target if given is None else given
             if given is not None and not target.is_contiguous():

@@ -326,7 +326,7 @@ class Store:
         all. The group must be able to send host memory (gloo).
         """
         # torch is needed only where tensors are, and the command line reads manifests without it.
-        from rekindle.checkpoint import loading, shards, tensors
+        from rekindle.checkpoint import loading
 
         what = f"step {commit.ref.step}"
         rank_state = None
@@ -347,19 +347,16 @@ class Store:
                     )
         except Exception as failure:
             error = failure
-        if group is not None:
-            shards.agree(error, group, what)
-        elif error is not None:
-            raise error
         state = loading.load(
             self.objects,
             commit.objects,
             commit.tensors,
             commit.tree,
-            into=tensors.named(into or {}),
+            into=into or {},
             chunk=commit.chunk,
             what=what,
             group=group,
+            error=error,
         )
         return Restored(
             ref=commit.ref,

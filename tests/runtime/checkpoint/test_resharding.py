@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.checkpoint import Store
+from rekindle.checkpoint import IntegrityError, Store, shards
 from rekindle.checkpoint.layout import Box, Runs, common, runs, within
 
 PROGRAM = Path(__file__).parent / "ranks" / "reshard.py"
@@ -110,6 +110,22 @@ def test_what_two_boxes_share_is_copied_and_nothing_else(pair):
     assert torch.equal(target, part(wanted, whole * seen))
 
 
+@pytest.mark.parametrize(
+    ("shape", "offsets", "sizes", "expected"),
+    [
+        ((8, 5), (2, 0), (3, 5), [(40, 60, 1, 0)]),
+        ((8, 6), (0, 2), (8, 2), [(8, 8, 8, 24)]),
+        ((8, 6), (1, 2), (3, 2), [(32, 8, 3, 24)]),
+        ((2, 3, 4, 5), (0, 1, 0, 0), (2, 1, 4, 5), [(80, 80, 2, 240)]),
+        ((2, 3, 4), (0, 1, 1), (2, 2, 2), [(20, 8, 2, 16), (68, 8, 2, 16)]),
+        ((4,), (1,), (0,), []),
+    ],
+)
+def test_a_box_is_as_few_runs_as_possible(shape, offsets, sizes, expected):
+    found = runs(Box(shape=shape, offsets=offsets, sizes=sizes), 4)
+    assert [(r.start, r.length, r.count, r.stride) for r in found] == expected
+
+
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_part_of_runs_holds_the_bytes_of_the_whole(length, count, gap, data):
@@ -131,6 +147,62 @@ def test_a_state_is_filled_in_place_by_a_tree_of_the_same_form(store, savers, sa
     store.load(store.read(store.commits()[0]), into=into)
     assert into["model"]["weight"] is weight
     assert torch.equal(weight, state(1)["model"]["weight"])
+
+
+@pytest.fixture
+def peer(monkeypatch):
+    """Pretend to be rank 0 of two; the other one sends what a function makes of the right bytes."""
+    import torch.distributed as dist
+
+    def pretend(store, commit, change):
+        whole = {}
+        everything = shards.stretches(
+            commit.objects,
+            commit.tensors,
+            {
+                t.name: shards.Target(
+                    whole.setdefault(t.name, torch.empty(t.nbytes, dtype=torch.uint8)),
+                    [Runs(start=0, length=t.nbytes, count=1, stride=0, at=0)],
+                )
+                for t in commit.tensors
+            },
+            chunk=commit.chunk,
+        )
+        turn = iter(everything)
+
+        def broadcast(buffer, *, group_src, group):
+            stretch = next(turn)
+            if group_src == 1:
+                raw = store.objects.get(
+                    stretch.entry.key, stretch.start, stretch.start + stretch.size
+                )
+                data = bytearray(raw + b"\0")
+                change(data)
+                buffer.copy_(torch.frombuffer(data, dtype=torch.uint8))
+
+        def gather(found, mine, group):
+            found[:] = [mine, (0, "")]
+
+        monkeypatch.setattr(dist, "get_rank", lambda group: 0)
+        monkeypatch.setattr(dist, "get_world_size", lambda group: 2)
+        monkeypatch.setattr(dist, "broadcast", broadcast)
+        monkeypatch.setattr(dist, "all_reduce", lambda *_args, **_kwargs: None)
+        monkeypatch.setattr(dist, "all_gather_object", gather)
+        return store.load(commit, group="two")
+
+    return pretend
+
+
+def test_what_a_peer_sends_is_verified_before_use(store, savers, save, state, same, peer):
+    save(savers(store, shard_bytes=512), 1)
+    commit = store.read(store.commits()[0])
+    assert same(peer(store, commit, lambda data: None).state, state(1))
+
+    def flip(data):
+        data[len(data) // 2] ^= 1
+
+    with pytest.raises(IntegrityError, match="were damaged on their way from rank 1"):
+        peer(store, commit, flip)
 
 
 def test_a_rank_alone_in_its_group_loads_as_without_one(store, savers, save, state, same):

@@ -30,6 +30,8 @@ saver = Saver(
 for step in range(1, steps + 1):
     if how == "stopped" and step == steps:
         os.kill(saver._uploader.pid, signal.SIGSTOP)
+    if how == "unannounced" and step == steps:
+        saver._uploader.submit = lambda number, job: None
     saver.save(step, {"w": torch.full((5000,), step), "rank": "same"}, meta={"step": step})
 print(saver._uploader.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -67,6 +69,8 @@ def killed(*trainers):
     pids = []
     for process in trainers:
         pids.append(int(process.stdout.readline()))
+        # As the agent does: a worker's whole process group.
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
         process.stdout.close()
         assert process.returncode == -signal.SIGKILL
@@ -150,6 +154,13 @@ def test_what_two_killed_trainers_left_in_memory_becomes_a_checkpoint(tmp_path):
 
 
 def test_a_snapshot_that_was_never_announced_is_found_in_the_slot(tmp_path):
+    store = Store.open(f"file://{tmp_path}/run")
+    pids = killed(*[trainer(store.uri, rank, steps=2, how="unannounced") for rank in range(2)])
+    until(lambda: all(map(gone, pids)))
+    assert store.commits()[0].step == 2
+
+
+def test_a_new_attempt_can_wait_for_what_the_one_before_has_left(tmp_path):
     store = Store.open(f"file://{tmp_path}/run")
     first, second = (trainer(store.uri, rank, steps=2, how="stopped") for rank in range(2))
     pids = killed(first, second)
