@@ -41,7 +41,9 @@ seconds that it held up the caller; `deadline` is a `time.monotonic()` value; `S
 The layers, each pure where it can be: `location` and `objects` (what a store is), `file` and `s3`
 (two of them), `checksum`, `encoding`, `layout`, `manifest`, `lineage` (what a checkpoint is,
 without torch), `retention`, `cleanup` (what stays), `guarded` (stores without conditions),
-`tensors`, `shards`, `loading` (with torch), `probe`, `store`, `saver` (protocol).
+`tensors`, `shards`, `loading` (with torch), `probe`, `store`, `saver` (protocol); and what stores a
+snapshot beside the training: `snapshot`, `background` and `uploader` (another process), `packing`
+and `writer` (what both do), `flush` and `adoption` (what a dead attempt has left), `interval`.
 Importing the package imports none of them.
 """
 

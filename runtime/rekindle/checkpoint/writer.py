@@ -53,7 +53,7 @@ from rekindle.checkpoint.store import LeaseLost, Store
 log = logging.getLogger(__name__)
 
 FLUSH_SECONDS = float(os.environ.get("REKINDLE_FLUSH_SECONDS", "120"))
-"""How long a writer goes on at most after its trainer has died."""
+"""How long a writer goes on at most after its trainer has died (REKINDLE_FLUSH_SECONDS)."""
 
 
 class SaveError(Exception):

@@ -1,5 +1,6 @@
 """The process that uploads: what it stores, how it waits, and that it outlives its trainer."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from rekindle.checkpoint.background import Uploader
 pytestmark = pytest.mark.processes
 
 SOURCES = str(Path(rekindle.__file__).parents[1])
+
+ORPHANS: list[int] = []
 
 TRAINER = """
 import os, signal, sys, time
@@ -69,6 +72,7 @@ def killed(*trainers):
     pids = []
     for process in trainers:
         pids.append(int(process.stdout.readline()))
+        ORPHANS.append(pids[-1])
         # As the agent does: a worker's whole process group.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
@@ -77,10 +81,21 @@ def killed(*trainers):
     return pids
 
 
+@pytest.fixture(autouse=True)
+def _nothing_stays_stopped():
+    """A test that fails may leave an uploader stopped, which would never end by itself."""
+    yield
+    while ORPHANS:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(ORPHANS.pop(), signal.SIGCONT)
+
+
 @pytest.fixture
 def saver(store):
     made = Saver(store, lease_fence=1, base=None, rank=0, world_size=1, process=True)
     yield made
+    if made._uploader is not None and made._uploader.alive:
+        os.kill(made._uploader.pid, signal.SIGCONT)
     made.close(timeout=30)
 
 
