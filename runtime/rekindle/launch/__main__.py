@@ -6,6 +6,7 @@ agent included, writes the termination message, because that is all that is left
 people and for the operator's verdict.
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -14,11 +15,18 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekindle.contract import ENV_TOKEN, Cause, ExitCode, Outcome
+from rekindle.checkpoint import flush
+from rekindle.checkpoint.location import InvalidLocation, parse
+from rekindle.contract import ENV_CHECKPOINT_URI, ENV_TOKEN, Cause, ExitCode, Outcome
 from rekindle.launch import settings as environment
 from rekindle.launch import termination
 from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals
+
+UPLOAD_SECONDS = 10.0
+"""Longest wait for uploads at the end of a pod; agents of an ended job are given 15 s."""
+UPLOAD_MARGIN = 2.0
+"""Seconds of a grace period that are left alone."""
 
 USAGE = "usage: python -m rekindle.launch [-m] SCRIPT [ARGUMENTS]"
 
@@ -43,7 +51,9 @@ def main(arguments: Sequence[str]) -> int:
     # Workers have no business with it, and a script that prints its environment must not tell it.
     os.environ.pop(ENV_TOKEN, None)
     try:
-        return _serve(settings, signals, command)
+        code = _serve(settings, signals, command)
+        await_uploads(os.environ.get(ENV_CHECKPOINT_URI), upload_seconds(settings, signals))
+        return code
     except BaseException as error:
         logger.exception("the agent itself has failed")
         lines = traceback.format_exception(error)
@@ -105,6 +115,25 @@ def _serve(settings: Settings, signals: Signals, command: Sequence[str]) -> int:
         )
     session.start()
     return agent.serve()
+
+
+def upload_seconds(settings: Settings, signals: Signals) -> float:
+    """How long the pod may stay for uploads: a while, or what is left of its grace period."""
+    if signals.noticed_at is None:
+        return UPLOAD_SECONDS
+    left = signals.noticed_at + settings.grace - UPLOAD_MARGIN - time.monotonic()
+    return min(max(0.0, left), UPLOAD_SECONDS)
+
+
+def await_uploads(uri: str | None, seconds: float) -> None:
+    """Let processes finish that store the snapshot of a worker which is dead already.
+
+    The kernel kills everything in a container whose PID 1 ends, and with it a checkpoint that is
+    whole in memory and on its way. Without a root in the environment there is nothing to look for.
+    """
+    with contextlib.suppress(InvalidLocation):
+        if uri and not flush.wait(str(parse(uri)), seconds):
+            logger.warning("a snapshot is still on its way after %.0f s and is given up", seconds)
 
 
 def plain_torch_logs() -> None:
