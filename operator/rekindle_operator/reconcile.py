@@ -225,6 +225,12 @@ def _note_incident(
     job: TrainingJob, record: Record, observed: Observed, now: float
 ) -> tuple[Record, tuple[Incident, ...], incidents.Verdict | None, float | None]:
     """Find what has gone wrong since, charge it, and say whether there is another try."""
+    if record.round and observed.round is None:
+        listening = now - observed.listening_since
+        if listening < rounds.REANNOUNCE:
+            # Agents have yet to tell in which round a pod was that is going: it would be charged
+            # as one outside of any now, and as a member of its round then.
+            return record, (), None, None
     fresh: list[Incident] = []
     known = record.incidents
     step = record.progress.step if record.progress else 0

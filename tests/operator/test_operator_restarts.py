@@ -256,3 +256,17 @@ def test_what_a_pod_said_when_it_left_counts_after_it_is_gone(world):
     w.run(10)
     assert w.last["cause"] == "Preempted"
     assert w.restarts == (0, 0, 1)
+
+
+def test_a_pod_that_goes_while_no_agent_has_reported_yet_is_charged_once(world):
+    w = world(replicas=2).start().train(5)
+    w.hold_saves = True
+    w.delete("digits-1")
+    w.restart_operator(quiet=["digits-0", "digits-1"]).run(2)
+    w.hold_saves = False
+    for pod in w.alive:
+        if pod.agent:
+            pod.agent.quiet = False
+    w.run(30)
+    assert w.last["cause"] == "Preempted"
+    assert w.restarts == (0, 0, 1)
