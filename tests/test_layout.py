@@ -92,6 +92,7 @@ def test_every_package_says_that_it_is_typed(package: str) -> None:
     assert (ROOT / side / package / "py.typed").is_file()
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
@@ -127,6 +128,7 @@ def test_the_chart_holds_equal_copies_of_the_crds() -> None:
     assert not different, "run: cp crds/* charts/rekindle/crds/"
 
 
+@pytest.mark.processes
 def test_the_import_contracts_are_kept() -> None:
     lint = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = run_python("-c", lint, "--no-cache")

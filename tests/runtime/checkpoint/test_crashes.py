@@ -7,6 +7,8 @@ import pytest
 
 from rekindle.checkpoint import CommitRef, Store, manifest
 
+pytestmark = pytest.mark.sweep
+
 
 def crashed_at(k, mode, store, savers, save, state, faulty):
     """Save step 2 on two ranks over a committed step 1, with call k failing; the call's log."""

@@ -40,6 +40,8 @@ from rekindle.checkpoint.objects import Refused, Unreachable, check_key
 from rekindle.checkpoint.retention import candidate
 from rekindle.checkpoint.tensors import rebuild
 
+pytestmark = pytest.mark.sweep
+
 SEED = int(os.environ.get("REKINDLE_SEED", "0"))
 REF = CommitRef(step=3, fence=1)
 DOCUMENTS, TREES, BYTES, NAMES, HEADERS, URIS, PICKLES = 2200, 1500, 1500, 3000, 100, 1200, 400

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from rekindle.checkpoint.manifest import CommitRef
 from rekindle.checkpoint.retention import Best, Candidate, Retention, kept, metrics_of
 
+pytestmark = pytest.mark.sweep
+
 
 def ref(text: str) -> CommitRef:
     step, fence = text.split("@")
