@@ -12,6 +12,8 @@ from rekindle_cli.run import Patience, StepWatch, follow_to_end
 from rekindle_cli.snapshot import Snapshot
 from rekindle_cli.wording import parse_time
 
+pytestmark = pytest.mark.servers
+
 NOW = parse_time("2026-11-20T12:00:30Z")
 SECONDS = 10.0
 LOG = (

@@ -6,6 +6,8 @@ import threading
 import kopf
 import pytest
 
+pytestmark = pytest.mark.servers
+
 kubernetes = pytest.importorskip("kubernetes")
 
 

@@ -12,6 +12,8 @@ from aiohttp import web
 
 from rekindle_local.apiserver import watches
 
+pytestmark = pytest.mark.servers
+
 TABLE = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"}
 PARTIAL = {"Accept": "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"}
 

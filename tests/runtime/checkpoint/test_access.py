@@ -23,6 +23,8 @@ from rekindle.checkpoint.objects import (
 )
 from rekindle.checkpoint.s3 import S3Objects, mask
 
+pytestmark = pytest.mark.servers
+
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"
 TOKEN = "FwoGZXIvYXdzEJr//////////wEaDGV4YW1wbGU="
 KEY = "AKIAIOSFODNN7EXAMPLE"

@@ -7,6 +7,8 @@ import pytest
 from rekindle.checkpoint import s3
 from rekindle.checkpoint.objects import NotFound, PreconditionFailed, Refused
 
+pytestmark = pytest.mark.servers
+
 
 def test_an_object_comes_back_as_it_was_put(objects):
     etag = objects.put("commit/a.json", b"hello")

@@ -8,6 +8,8 @@ import pytest
 from rekindle.checkpoint import ProbeError, Store
 from rekindle.checkpoint.objects import AccessDenied, Refused, Unreachable
 
+pytestmark = pytest.mark.servers
+
 
 def test_a_good_store_passes_and_nothing_is_left(objects):
     Store(objects=objects).probe("attempt-1")

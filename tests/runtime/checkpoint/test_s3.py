@@ -12,6 +12,8 @@ from rekindle.checkpoint import s3
 from rekindle.checkpoint.objects import Unreachable
 from rekindle.checkpoint.s3 import S3Objects
 
+pytestmark = pytest.mark.servers
+
 CONTENT = bytes(range(200))
 
 

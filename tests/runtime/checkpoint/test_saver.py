@@ -21,6 +21,8 @@ from rekindle.checkpoint import (
 )
 from rekindle.checkpoint.objects import Unreachable
 
+pytestmark = pytest.mark.servers
+
 
 def run_on_all(savers, call):
     """Call a function per rank at the same time; returns results or exceptions by rank."""

@@ -8,6 +8,8 @@ import pytest
 from rekindle.checkpoint import CommitRef, IntegrityError, Store, VersionError, manifest
 from rekindle.checkpoint.objects import AccessDenied
 
+pytestmark = pytest.mark.servers
+
 
 def damage(tmp_path, ref):
     path = sorted((tmp_path / "run" / "data" / str(ref)).iterdir())[0]
