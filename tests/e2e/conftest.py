@@ -354,7 +354,7 @@ class _Store:
         self._loop.close()
 
 
-@pytest.fixture(scope="session", params=["embedded", "named"])
+@pytest.fixture(scope="session", params=["embedded", "kubeconfig"])
 def site(request, tmp_path_factory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp(request.param)
     yield from (_embedded if request.param == "embedded" else _named)(folder)
