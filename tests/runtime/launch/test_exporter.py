@@ -21,7 +21,6 @@ from rekindle.launch.solo import SoloLink
 WORKER = """
 from prometheus_client import Counter, Gauge
 
-pytestmark = pytest.mark.servers
 Counter("rekindle_samples", "x").inc(64)
 Gauge("rekindle_step", "told by the agent already", multiprocess_mode="max").set(999)
 """
