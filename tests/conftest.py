@@ -1,18 +1,39 @@
-"""What all tests share: temporary folders in memory where there is room.
+"""What all tests share, all of it for their speed.
 
-The file store flushes every object to the disk, as it must. Thousands of tests that wait for a disk
-would be slow without proving more.
+Temporary folders are in memory where there is room: the file store flushes every object to the
+disk, as it must, and thousands of tests that wait for a disk would be slow without proving more.
+
+Bytecode is kept in pytest's own cache where the environment forbids it beside the sources: each
+process of a run would else compile the same files again. What a process has imported by the time
+its tests begin stays, so the garbage collector need not look at it again and again. And torch keeps
+to one thread: the workers share the cores.
 """
 
+import gc
 import os
 import shutil
+import sys
 from pathlib import Path
 
 SHM = Path("/dev/shm")
 ROOM = 2 << 30
 """Bytes that have to be free; containers often have no more than 64 MiB there."""
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if sys.dont_write_bytecode:
+    cache = Path(__file__).parent.parent / ".pytest_cache" / "bytecode"
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(cache)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 
 def pytest_configure(config):
     if SHM.is_dir() and os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHM))
+
+
+def pytest_collection_finish():
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)

@@ -291,7 +291,7 @@ class World:
 
     def settle(self):
         """Let everything that needs no time happen, until nothing changes any more."""
-        before = None
+        before = self.picture()
         for _ in range(200):
             self.kubernetes()
             self.act()

@@ -12,7 +12,6 @@ from collections import OrderedDict
 
 import pytest
 import torch
-import torch.distributed.checkpoint as torch_dcp
 
 from rekindle import dcp, legacy
 from rekindle.checkpoint import Store
@@ -166,6 +165,8 @@ def directory(tmp_path):
     path = tmp_path / "dcp"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it says that there is one process
+        import torch.distributed.checkpoint as torch_dcp
+
         torch_dcp.save(STATE, checkpoint_id=path, no_dist=True)
     return path
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from torchmetrics.classification import MulticlassAccuracy
 
 import rekindle as rk
 from rekindle.control import ControlPage
@@ -17,12 +16,18 @@ X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, (X.sum(1) > 0).long())
 
 
+def accuracy_metric():
+    from torchmetrics.classification import MulticlassAccuracy
+
+    return MulticlassAccuracy(2, average="micro")
+
+
 class Net(rk.Module):
     def __init__(self, width=4):
         super().__init__()
         self.save_hyperparameters()
         self.net = nn.Linear(6, 2)
-        self.accuracy = MulticlassAccuracy(2, average="micro")
+        self.accuracy = accuracy_metric()
 
     def training_step(self, batch, batch_idx):
         loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -92,7 +97,7 @@ def test_values_are_reduced_as_torchmetrics_reduces_them(tmp_path):
     with torch.no_grad():
         logits = model.net(X)
     loss = nn.functional.cross_entropy(logits, DATA.tensors[1])
-    accuracy = MulticlassAccuracy(2, average="micro")(logits, DATA.tensors[1])
+    accuracy = accuracy_metric()(logits, DATA.tensors[1])
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(loss), abs=1e-6)
     assert float(trainer.callback_metrics["val/accuracy"]) == pytest.approx(float(accuracy))
     assert {"train/loss_step", "train/loss_epoch"} <= set(trainer.callback_metrics)

@@ -11,7 +11,6 @@ import boto3
 import botocore.session
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from rekindle.checkpoint import Saver, Store
 from rekindle.checkpoint.file import FileObjects
@@ -50,6 +49,8 @@ def parse_service_models_once(monkeypatch, loader):
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

@@ -13,7 +13,6 @@ import time
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
-from torchmetrics.classification import BinaryAccuracy
 
 import rekindle as rk
 
@@ -46,6 +45,8 @@ class Net(rk.Module):
             nn.Linear(16, 1),
         )
         self.unused = nn.Linear(2, 2)
+        from torchmetrics.classification import BinaryAccuracy
+
         self.train_accuracy = BinaryAccuracy()
         self.val_accuracy = BinaryAccuracy()
 
