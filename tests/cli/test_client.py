@@ -31,6 +31,7 @@ def server():
     """A server whose `answers` map (method, path) to (status, document or lines)."""
 
     class Handler(BaseHTTPRequestHandler):
+        disable_nagle_algorithm = True  # headers and body are two packets
         def answer(self) -> None:
             path = self.path.partition("?")[0]
             length = int(self.headers.get("Content-Length") or 0)

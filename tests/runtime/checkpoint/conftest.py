@@ -88,6 +88,7 @@ def answering() -> Iterator[Callable[[int, str], str]]:
         body = f"<Error><Code>{code}</Code><Message>no AKIDTESTTESTTEST here</Message></Error>"
 
         class Handler(BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # headers and body are two packets
             protocol_version = "HTTP/1.1"  # else boto3 waits a second for "100 Continue"
 
             def answer(self):

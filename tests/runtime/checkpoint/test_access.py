@@ -39,6 +39,7 @@ class Server:
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # headers and body are two packets
             protocol_version = "HTTP/1.1"
 
             def answer(self):

@@ -26,6 +26,7 @@ def breaking():
         left = itertools.count(count, -1)
 
         class Handler(BaseHTTPRequestHandler):
+            disable_nagle_algorithm = True  # headers and body are two packets
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):

@@ -108,6 +108,7 @@ class FakeCoordinator:
 
 def _handler(coordinator: FakeCoordinator) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
+        disable_nagle_algorithm = True  # headers and body are two packets
         protocol_version = "HTTP/1.1"
         timeout = 60.0
 
