@@ -32,6 +32,7 @@ def server():
 
     class Handler(BaseHTTPRequestHandler):
         disable_nagle_algorithm = True  # headers and body are two packets
+
         def answer(self) -> None:
             path = self.path.partition("?")[0]
             length = int(self.headers.get("Content-Length") or 0)
