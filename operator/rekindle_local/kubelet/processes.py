@@ -178,16 +178,21 @@ def kill_marked(variable: str, value: str) -> int:
 
     Blocks while it reads the process table: not for the event loop.
     """
-    killed = 0
     if not value:
-        return killed
-    for process in psutil.process_iter():
-        try:
-            if process.pid != os.getpid() and process.environ().get(variable) == value:
-                process.kill()
-                killed += 1
-        except (psutil.Error, OSError):
-            continue
+        return 0
+    killed = 0
+    processes = [process for process in psutil.process_iter() if process.pid != os.getpid()]
+    for _ in range(2):  # an empty environment is a kernel thread's, or one of a program that starts
+        blank = []
+        for process in processes:
+            with contextlib.suppress(psutil.Error, OSError):
+                environment = process.environ()
+                if environment.get(variable) == value:
+                    process.kill()
+                    killed += 1
+                elif not environment:
+                    blank.append(process)
+        processes = blank
     return killed
 
 

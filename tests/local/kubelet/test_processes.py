@@ -173,6 +173,20 @@ def test_leftovers_are_found_by_their_mark(tmp_path):
         assert left.wait(10) == -signal.SIGKILL
 
 
+def test_a_leftover_that_is_just_starting_is_found_too(tmp_path, monkeypatch):
+    """Between two programs the kernel shows an empty environment for a moment."""
+    env, real, looks = {**os.environ, ROOT_VARIABLE: str(tmp_path)}, psutil.Process.environ, []
+    with subprocess.Popen(["sleep", "60"], env=env, start_new_session=True) as left:
+
+        def environ(process):
+            looks.append(process.pid)
+            return {} if process.pid == left.pid and looks.count(left.pid) == 1 else real(process)
+
+        monkeypatch.setattr(psutil.Process, "environ", environ)
+        assert kill_marked(ROOT_VARIABLE, str(tmp_path)) == 1
+        assert left.wait(10) == -signal.SIGKILL
+
+
 def test_a_log_is_cut_at_its_limit_and_one_older_half_is_kept(tmp_path):
     async def run():
         script = "for i in 1 2 3; do seq -f $i-%g 50; sleep 0.1; done"
