@@ -36,11 +36,30 @@
     on_fit_end
     teardown("fit")
 
+``trainer.validate`` runs ``setup("validate")``, one validation as above and
+``teardown("validate")``. ``trainer.test`` and ``trainer.predict`` do the same for ``"test"`` and
+``"predict"``::
+
+    setup("test")
+    on_test_start; on_test_epoch_start
+    for batch in this rank's share:
+        on_test_batch_start; test_step; on_test_batch_end
+    on_test_epoch_end; on_test_end
+    teardown("test")
+
+    setup("predict")
+    on_predict_start; on_predict_epoch_start
+    for batch in this rank's share:
+        on_predict_batch_start; predict_step; on_predict_batch_end
+    on_predict_epoch_end; on_predict_end
+    teardown("predict")
+
 A run that resumes in the middle of an epoch enters the epoch at the step after the saved one;
 `on_train_start` runs in every process, `on_train_epoch_start` once per process and epoch.
 
 A hook costs only those who define it: the trainer collects the methods that are overridden once,
-before the loop, and calls nothing else.
+before the loop, and calls nothing else. An exception that leaves a hook carries a note with the
+name of the callback and of the hook.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -71,7 +90,7 @@ class Callback:
         """Take back what `state_dict` gave."""
 
     def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
-        """Before anything else; `stage` is ``fit`` or ``validate``."""
+        """Before anything else; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
 
     def teardown(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
         """After everything else."""
@@ -149,6 +168,50 @@ class Callback:
         self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After `validation_step`."""
+
+    def on_test_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Before the first test batch; the module is in evaluation mode."""
+
+    def on_test_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the last one; `trainer.callback_metrics` holds the metrics."""
+
+    def on_test_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After `on_test_start`; there is one epoch."""
+
+    def on_test_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the last batch, before its metrics are reduced."""
+
+    def on_test_batch_start(
+        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+    ) -> None:
+        """Before `test_step`."""
+
+    def on_test_batch_end(
+        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After `test_step`; `outputs` is what it returned."""
+
+    def on_predict_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Before the first predict batch; the module is in evaluation mode."""
+
+    def on_predict_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the last one."""
+
+    def on_predict_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After `on_predict_start`; there is one epoch."""
+
+    def on_predict_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """After the last batch."""
+
+    def on_predict_batch_start(
+        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+    ) -> None:
+        """Before `predict_step`."""
+
+    def on_predict_batch_end(
+        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After `predict_step`; `outputs` is what it returned."""
 
     def on_exception(
         self, trainer: "Trainer", pl_module: "Module", exception: BaseException

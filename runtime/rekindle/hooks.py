@@ -39,11 +39,25 @@ NAMES = (
     "on_validation_epoch_end",
     "on_validation_batch_start",
     "on_validation_batch_end",
+    "on_test_start",
+    "on_test_end",
+    "on_test_epoch_start",
+    "on_test_epoch_end",
+    "on_test_batch_start",
+    "on_test_batch_end",
+    "on_predict_start",
+    "on_predict_end",
+    "on_predict_epoch_start",
+    "on_predict_epoch_end",
+    "on_predict_batch_start",
+    "on_predict_batch_end",
     "on_exception",
     "on_save_checkpoint",
     "on_load_checkpoint",
 )
 """Every hook of `Callback`; a module has most of them."""
+
+_STATE = ("state_dict", "load_state_dict")
 
 
 class Hooks:
@@ -71,6 +85,18 @@ class Hooks:
     on_validation_epoch_end: tuple[Hook, ...]
     on_validation_batch_start: tuple[Hook, ...]
     on_validation_batch_end: tuple[Hook, ...]
+    on_test_start: tuple[Hook, ...]
+    on_test_end: tuple[Hook, ...]
+    on_test_epoch_start: tuple[Hook, ...]
+    on_test_epoch_end: tuple[Hook, ...]
+    on_test_batch_start: tuple[Hook, ...]
+    on_test_batch_end: tuple[Hook, ...]
+    on_predict_start: tuple[Hook, ...]
+    on_predict_end: tuple[Hook, ...]
+    on_predict_epoch_start: tuple[Hook, ...]
+    on_predict_epoch_end: tuple[Hook, ...]
+    on_predict_batch_start: tuple[Hook, ...]
+    on_predict_batch_end: tuple[Hook, ...]
     on_exception: tuple[Hook, ...]
     on_save_checkpoint: tuple[Hook, ...]
     on_load_checkpoint: tuple[Hook, ...]
@@ -98,3 +124,19 @@ def _without_owner(method: Hook) -> Hook:
         method(*arguments)
 
     return call
+
+
+def blamed(error: BaseException) -> str | None:
+    """``Callback.hook`` that an exception came out of, found in its traceback.
+
+    So that naming the callback costs nothing while all is well.
+    """
+    where = error.__traceback__
+    while where is not None:
+        code, frame = where.tb_frame.f_code, where.tb_frame
+        if code.co_argcount and (code.co_name in NAMES or code.co_name in _STATE):
+            owner = frame.f_locals.get(code.co_varnames[0])
+            if isinstance(owner, Callback):
+                return f"{type(owner).__name__}.{code.co_name}"
+        where = where.tb_next
+    return None

@@ -59,6 +59,17 @@ class Module(HyperparametersMixin, nn.Module, metaclass=Recorded):
             f"or give no validation data."
         )
 
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """Compute metrics of a test batch; without one, `validation_step` is used."""
+        raise NotImplementedError(
+            f"R1 {type(self).__name__} has no test_step(self, batch, batch_idx). Define it, or "
+            f"define validation_step, which test() uses in its place."
+        )
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What `predict` collects: `forward` of the batch, or of its first element."""
+        return self(batch[0] if isinstance(batch, list | tuple) else batch)
+
     def configure_optimizers(self) -> Any:
         """Return an optimizer, alone or with learning-rate schedulers.
 
@@ -135,7 +146,7 @@ class Module(HyperparametersMixin, nn.Module, metaclass=Recorded):
             self.log(name, value, prog_bar, **options)
 
     def setup(self, stage: str) -> None:
-        """Before anything else; `stage` is ``fit`` or ``validate``."""
+        """Before anything else; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
 
     def teardown(self, stage: str) -> None:
         """After everything else."""
@@ -192,6 +203,42 @@ class Module(HyperparametersMixin, nn.Module, metaclass=Recorded):
         """See `rekindle.Callback`."""
 
     def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_epoch_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_epoch_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_epoch_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_epoch_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """See `rekindle.Callback`."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

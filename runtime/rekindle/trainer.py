@@ -27,7 +27,7 @@ from rekindle.datamodule import DataModule
 from rekindle.distributed import World, join
 from rekindle.evaluation import evaluate
 from rekindle.flags import Every, Flags
-from rekindle.hooks import Hooks
+from rekindle.hooks import Hooks, blamed
 from rekindle.logs import Logs
 from rekindle.loop import finish, leave, train
 from rekindle.module import Module
@@ -229,6 +229,8 @@ class Trainer:
             return
         if isinstance(error, SystemExit) and not error.code:
             return
+        if (where := blamed(error)) is not None:
+            error.add_note(f"raised in callback {where}")
         outcome = self._outcome(error)
         if page is not None:
             # A full disk must not hide the error itself.

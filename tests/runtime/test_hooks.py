@@ -86,6 +86,16 @@ def test_a_module_has_the_same_hooks_in_the_same_order(tmp_path):
     assert seen == own
 
 
+def test_an_exception_of_the_module_is_blamed_on_no_callback(tmp_path):
+    class Failing(Net):
+        def training_step(self, batch, batch_idx):
+            raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine") as raised:
+        fit(tmp_path, Failing(), recorder(rk.Callback, [])())
+    assert not hasattr(raised.value, "__notes__")
+
+
 def test_callbacks_run_in_the_given_order_and_before_the_module(tmp_path):
     order = []
 
@@ -156,6 +166,7 @@ def test_an_exception_is_shown_to_callbacks(tmp_path):
         def on_exception(self, trainer, pl_module, exception):
             seen.append(str(exception))
 
-    with pytest.raises(ValueError, match="stop here"):
+    with pytest.raises(ValueError, match="stop here") as raised:
         fit(tmp_path, Net(), Failing())
     assert seen == ["stop here"]
+    assert raised.value.__notes__ == ["raised in callback Failing.on_train_start"]
