@@ -64,13 +64,16 @@ def test_ci_runs_the_two_commands_of_this_page():
         assert command(mark).endswith(last)
 
 
-def test_the_manifest_is_accepted():
+@pytest.mark.parametrize("changes", [None, "storage"])
+def test_the_manifest_is_accepted(changes):
     from rekindle_local.apiserver.server import ApiServer
 
     server = ApiServer()
     server.load([yaml.safe_load((ROOT / "crds" / "trainingjob.yaml").read_text())])
     job = yaml.safe_load(block("manifest"))
     job["metadata"]["namespace"] = "default"
+    if changes is not None:
+        job["spec"].update(yaml.safe_load(block(changes))["spec"])
     server.load([job])
 
 

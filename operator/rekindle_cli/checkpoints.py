@@ -6,10 +6,12 @@ corrected first. With ``--json`` standard output has one JSON object.
 """
 
 import contextlib
+import functools
+import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,28 +36,51 @@ Name = Annotated[
     typer.Argument(help="A step, STEP-ATTEMPT, the name of a pin, or 'latest'.", metavar="STEP"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="Of an S3 that is not AWS.")]
-Region = Annotated[str | None, typer.Option(help="Else from the environment or the profile.")]
-Profile = Annotated[str | None, typer.Option(help="Of the shared AWS configuration.")]
-Bundle = Annotated[str | None, typer.Option("--ca-bundle", help="PEM file of a private CA.")]
-Addressing = Annotated[str | None, typer.Option(help="auto, path or virtual.")]
+Options = dict[str, str]
+"""What was given of `_STORE_OPTIONS`: arguments of `rekindle.checkpoint.Store.open`."""
+
+_STORE_OPTIONS = {
+    "endpoint_url": Annotated[str | None, typer.Option(help="Of an S3 that is not AWS.")],
+    "region": Annotated[str | None, typer.Option(help="Else from the environment or the profile.")],
+    "profile": Annotated[str | None, typer.Option(help="Of the shared AWS configuration.")],
+    "ca_bundle": Annotated[str | None, typer.Option(help="PEM file of a private CA.")],
+    "addressing": Annotated[str | None, typer.Option(help="auto, path or virtual.")],
+    "commit": Annotated[
+        str | None,
+        typer.Option(help="conditional, or lease for servers that ignore conditional writes."),
+    ],
+}
 
 
-def _options(
-    endpoint: str | None,
-    region: str | None,
-    profile: str | None,
-    ca_bundle: str | None,
-    addressing: str | None,
-) -> dict[str, str]:
-    given = {
-        "endpoint_url": endpoint,
-        "region": region,
-        "profile": profile,
-        "ca_bundle": ca_bundle,
-        "addressing": addressing,
-    }
-    return {name: value for name, value in given.items() if value}
+def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a command that has all options of a store, and hands those given on as `options`.
+
+    Typer reads a function's signature, so that is where the options are put: one list of them.
+    """
+
+    def wrapped(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **given: Any) -> None:
+            values = {option: given.pop(option) for option in _STORE_OPTIONS}
+            options = {option: value for option, value in values.items() if value}
+            function(*args, **given, options=options)
+
+        signature = inspect.signature(function)
+        own = [value for key, value in signature.parameters.items() if key != "options"]
+        added = [
+            inspect.Parameter(
+                option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+            )
+            for option, annotation in _STORE_OPTIONS.items()
+        ]
+        run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        run.__annotations__ = {
+            parameter.name: parameter.annotation for parameter in (*own, *added)
+        } | {"return": None}
+        app.command(name)(run)
+        return function
+
+    return wrapped
 
 
 @contextlib.contextmanager
@@ -81,7 +106,7 @@ def _plain_errors() -> Iterator[None]:
         raise Failure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
 
 
-def _open(uri: str, options: dict[str, str]) -> "Store":
+def _open(uri: str, options: Options) -> "Store":
     from rekindle.checkpoint.store import Store
 
     return Store.open(uri, **options)
@@ -91,21 +116,18 @@ def _print(document: dict[str, Any]) -> None:
     print(json.dumps(document), flush=True)
 
 
-@app.command("ls")
+@_command("ls")
 def list_(
     uri: Uri,
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """List all checkpoints, newest first, also those that no restore would take."""
     from rekindle_cli import inventory, tables
 
     with _plain_errors():
-        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        store = _open(uri, options)
         found = inventory.entries(store)
     if as_json:
         _print({"uri": store.uri, "checkpoints": [inventory.entry_json(one) for one in found]})
@@ -115,17 +137,14 @@ def list_(
         print(f"{store.uri} holds no checkpoint.")
 
 
-@app.command()
+@_command()
 def show(
     uri: Uri,
     step: Name = "latest",
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Show what one checkpoint holds."""
     from rekindle.checkpoint.difference import flat
@@ -134,7 +153,7 @@ def show(
     from rekindle_cli.view import print_rows
 
     with _plain_errors():
-        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        store = _open(uri, options)
         ref = inventory.resolve(store, step)
         entry = next((one for one in inventory.entries(store) if one.ref == ref), None)
         if entry is None:
@@ -159,7 +178,7 @@ def show(
         tables.show(("TENSOR", "DTYPE", "SHAPE", "SIZE"), inventory.tensor_rows(commit), sys.stdout)
 
 
-@app.command()
+@_command()
 def verify(
     uri: Uri,
     step: Annotated[
@@ -169,11 +188,8 @@ def verify(
         bool, typer.Option("--quarantine", help="Mark damaged ones, so that no restore tries them.")
     ] = False,
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Read checkpoints back and compare every checksum; exit code 1 if anything is damaged."""
     from rekindle.checkpoint import verify as checking
@@ -182,7 +198,7 @@ def verify(
 
     reports = []
     with _plain_errors():
-        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        store = _open(uri, options)
         if step is None:
             refs = sorted(store.listed(), reverse=True)
         else:
@@ -221,7 +237,7 @@ def verify(
     raise typer.Exit(JOB_FAILED if any(report.damage for report in reports) else 0)
 
 
-@app.command()
+@_command()
 def diff(
     uri: Uri,
     before: Name,
@@ -230,11 +246,8 @@ def diff(
         str | None, typer.Option("--other", help="The store of the second one, if another.")
     ] = None,
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Compare two checkpoints: tensors, shapes and meta, from their manifests."""
     from rekindle.checkpoint.difference import difference
@@ -243,7 +256,6 @@ def diff(
     from rekindle_cli.wording import count
 
     with _plain_errors():
-        options = _options(endpoint_url, region, profile, ca_bundle, addressing)
         store = _open(uri, options)
         second = _open(other, options) if other else store
         pair = [(store, before), (second, after)]
@@ -272,7 +284,7 @@ def diff(
         tables.show(("META", "BEFORE", "AFTER"), lines, sys.stdout)
 
 
-@app.command()
+@_command()
 def export(
     uri: Uri,
     step: Name,
@@ -281,11 +293,8 @@ def export(
         str, typer.Option(help="Only tensors below it, for example 'model.'; it is cut off.")
     ] = "",
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Write one safetensors file, and beside it a JSON file with everything that is no tensor."""
     from rekindle.checkpoint import export as exporting
@@ -293,7 +302,7 @@ def export(
     from rekindle_cli.wording import count
 
     with _plain_errors():
-        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        store = _open(uri, options)
         commit = store.read(inventory.resolve(store, step))
         written = exporting.export(store.objects, commit, out, prefix=prefix)
         beside = f"{out.removesuffix('.safetensors')}.json"
@@ -305,7 +314,7 @@ def export(
         print(f"{out}: {count(written, 'tensor')} of step {commit.ref.step}; the rest: {beside}")
 
 
-@app.command("import")
+@_command("import")
 def import_(
     source: Annotated[
         str, typer.Argument(help="A .ckpt or .pt file, or a DCP directory.", metavar="SOURCE")
@@ -315,11 +324,8 @@ def import_(
         int | None, typer.Option(min=0, help="Else the step that the file names, else 0.")
     ] = None,
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Make a checkpoint of Lightning's, torch.save's or DCP's files; runs no code from them."""
     from rekindle_cli import importing
@@ -327,7 +333,6 @@ def import_(
 
     with _plain_errors():
         _open(uri, {})  # a wrong URI is said before torch is started
-    options = _options(endpoint_url, region, profile, ca_bundle, addressing)
     found = importing.load(source, uri, step=step, options=options)
     if as_json:
         _print(found)
@@ -356,7 +361,7 @@ def _best(texts: list[str]) -> "tuple[Best, ...]":
     return tuple(rules)
 
 
-@app.command()
+@_command()
 def prune(
     uri: Uri,
     latest: Annotated[int, typer.Option(min=1, help="Keep so many of the newest.")] = 3,
@@ -367,11 +372,8 @@ def prune(
     hourly: Annotated[int, typer.Option(min=0, help="Keep the last of so many hours.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Remove checkpoints that no rule and no pin keeps, and what crashes left behind."""
     from rekindle.checkpoint.cleanup import Cleaner, sweep
@@ -381,7 +383,7 @@ def prune(
 
     rules = _best(best or [])
     with _plain_errors():
-        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        store = _open(uri, options)
         policy = Retention(latest=latest, best=rules, every=every, hourly=hourly)
         line = store.line()
         # What the newest attempt resumed from is its way back until it has commits of its own.
@@ -414,24 +416,21 @@ def prune(
     )
 
 
-@app.command()
+@_command()
 def pin(
     uri: Uri,
     step: Name,
     name: Annotated[str | None, typer.Option(help="Else the checkpoint's own name.")] = None,
     note: Annotated[str, typer.Option(help="Why, for others.")] = "",
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Keep a checkpoint whatever the policy says; a pin of that name moves here."""
     from rekindle_cli import inventory
 
     with _plain_errors():
-        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        store = _open(uri, options)
         ref = inventory.resolve(store, step)
         set_ = store.pin(ref, name=name, note=note)
     if as_json:
@@ -440,20 +439,17 @@ def pin(
         print(f"pin {set_}: step {ref.step} of attempt {ref.fence}")
 
 
-@app.command()
+@_command()
 def unpin(
     uri: Uri,
     name: Annotated[str, typer.Argument(help="Of the pin, or its step.", metavar="NAME")],
     as_json: Json = False,
-    endpoint_url: Endpoint = None,
-    region: Region = None,
-    profile: Profile = None,
-    ca_bundle: Bundle = None,
-    addressing: Addressing = None,
+    *,
+    options: Options,
 ) -> None:
     """Take a pin away; the checkpoint then stays only as long as the policy says."""
     with _plain_errors():
-        store = _open(uri, _options(endpoint_url, region, profile, ca_bundle, addressing))
+        store = _open(uri, options)
         pins = store.pins()
         chosen = [pin for pin, content in pins.items() if name in {pin, str(content.ref.step)}]
         if not chosen:

@@ -82,14 +82,14 @@ class Evidence:
         )
 
 
-def gather(uri: str, *, endpoint: str | None, access: S3Access | None) -> Evidence:
+def gather(uri: str, *, options: Mapping[str, str], access: S3Access | None) -> Evidence:
     """Read the store at `uri` in a process of its own; what goes wrong is in `problem`.
 
-    With `access` the process has these credentials and no others of AWS; without, the caller's.
+    `options` are those of `rekindle.checkpoint.Store.open`, as the job has them. With `access` the
+    process has these credentials and no others of AWS; without, the caller's.
     """
     command = [sys.executable, "-m", "rekindle_cli.evidence", uri]
-    if endpoint:
-        command += ["--endpoint", endpoint]
+    command += ["--options", json.dumps(dict(options))]
     try:
         done = subprocess.run(
             command,
@@ -124,12 +124,12 @@ def _environment(caller: Mapping[str, str], access: S3Access | None) -> dict[str
     return environment
 
 
-def examine(uri: str, endpoint: str | None) -> Evidence:
+def examine(uri: str, options: Mapping[str, str] | None = None) -> Evidence:
     """Read the store in this process, with this process's credentials."""
     from rekindle.checkpoint.store import Store
     from rekindle.ledger import audit
 
-    store = Store.open(uri, endpoint_url=endpoint)
+    store = Store.open(uri, **(options or {}))
     refs = store.commits()
     if not refs:
         return Evidence(problem=f"{uri} holds no checkpoint")
@@ -178,15 +178,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print the evidence as one JSON object; errors are part of it."""
     parser = argparse.ArgumentParser(prog="python -m rekindle_cli.evidence", description=__doc__)
     parser.add_argument("uri")
-    parser.add_argument("--endpoint", default=None)
+    parser.add_argument("--options", type=json.loads, default={})
     given = parser.parse_args(arguments)
     from rekindle.checkpoint.location import InvalidLocation
     from rekindle.checkpoint.manifest import IntegrityError, VersionError
     from rekindle.checkpoint.objects import StoreError
 
     try:
-        found = examine(given.uri, given.endpoint)
-    except (InvalidLocation, IntegrityError, VersionError, StoreError) as error:
+        found = examine(given.uri, given.options)
+    except (InvalidLocation, IntegrityError, VersionError, StoreError, ValueError) as error:
         found = Evidence(problem=str(error))
     print(json.dumps(dataclasses.asdict(found)))
     return 0

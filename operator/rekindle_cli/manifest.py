@@ -172,6 +172,18 @@ def bucket(job: Manifest) -> str | None:
     return uri.removeprefix("s3://").partition("/")[0] or None
 
 
+def store_options(job: Manifest) -> dict[str, str]:
+    """How the job's store is opened, in the words of `rekindle.checkpoint.Store.open`."""
+    names = {
+        "endpointUrl": "endpoint_url",
+        "region": "region",
+        "addressing": "addressing",
+        "commit": "commit",
+    }
+    checkpoint = job["spec"]["checkpoint"]
+    return {option: checkpoint[name] for name, option in names.items() if checkpoint.get(name)}
+
+
 def localise(bundle: Bundle, s3: S3Access | None) -> Localised:
     """Point the checkpoints at the embedded object store; without `s3` nothing is changed."""
     if s3 is None or bucket(bundle.job) is None:
@@ -182,6 +194,8 @@ def localise(bundle: Bundle, s3: S3Access | None) -> Localised:
     elsewhere = checkpoint.get("endpointUrl")
     if elsewhere is None or isinstance(elsewhere, str):
         checkpoint["endpointUrl"] = s3.endpoint
+    if checkpoint.get("addressing") == "virtual":
+        checkpoint["addressing"] = "path"  # no bucket has a name in 127.0.0.1
     others = list(bundle.others)
     if isinstance(named, str):
         others = [entry for entry in others if not _is_secret(entry, named, bundle.namespace)]

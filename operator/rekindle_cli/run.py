@@ -180,10 +180,9 @@ def run_job(
 
 
 def _evidence(stack: Stack, applied: Bundle, *, real_s3: bool) -> Evidence:
-    checkpoint = applied.job["spec"]["checkpoint"]
     return evidence.gather(
-        checkpoint["uri"],
-        endpoint=checkpoint.get("endpointUrl"),
+        applied.job["spec"]["checkpoint"]["uri"],
+        options=manifest.store_options(applied.job),
         access=None if real_s3 else stack.s3,
     )
 

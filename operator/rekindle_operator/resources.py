@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from rekindle.contract import (
+    ENV_CHECKPOINT_ADDRESSING,
+    ENV_CHECKPOINT_COMMIT,
     ENV_CHECKPOINT_ENDPOINT,
     ENV_CHECKPOINT_EVERY,
     ENV_CHECKPOINT_EVERY_SECONDS,
     ENV_CHECKPOINT_EVERY_STEPS,
     ENV_CHECKPOINT_KEEP,
+    ENV_CHECKPOINT_REGION,
     ENV_CHECKPOINT_URI,
     ENV_COORDINATOR,
     ENV_GRACE,
@@ -197,6 +200,9 @@ def _environment(
         (ENV_TERMINATION_LOG, TERMINATION_LOG),
         (ENV_CHECKPOINT_URI, job.checkpoint.uri),
         (ENV_CHECKPOINT_ENDPOINT, job.checkpoint.endpoint_url),
+        (ENV_CHECKPOINT_REGION, job.checkpoint.region),
+        (ENV_CHECKPOINT_ADDRESSING, job.checkpoint.addressing),
+        (ENV_CHECKPOINT_COMMIT, job.checkpoint.commit),
         (ENV_CHECKPOINT_EVERY_STEPS, job.checkpoint.every_steps),
         (ENV_CHECKPOINT_EVERY_SECONDS, job.checkpoint.every_seconds),
         (ENV_CHECKPOINT_EVERY, "auto" if job.checkpoint.every_auto else None),

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,10 @@ class Checkpoint:
     every_auto: bool
     keep: Mapping[str, Any]
     """What to keep, in the words of rekindle.contract.ENV_CHECKPOINT_KEEP."""
+    region: str | None = None
+    addressing: str | None = None
+    commit: str = "conditional"
+    """What is not said is the trainer's own choice; see rekindle.contract."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +81,15 @@ class TrainingJob:
         """Changes when pods made before the change no longer are what is wanted.
 
         Made from the user's words only, not from the rendered pod: a new operator that renders a
-        little differently must not restart anybody's training.
+        little differently must not restart anybody's training. For the same reason a field of the
+        checkpoint that has a default counts only where it differs: it may be newer than the job.
         """
-        words = [self.template, self.proc_per_node, vars(self.checkpoint)]
+        asked = {
+            field.name: value
+            for field in fields(self.checkpoint)
+            if (value := getattr(self.checkpoint, field.name)) != field.default
+        }
+        words = [self.template, self.proc_per_node, asked]
         text = json.dumps(words, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -125,6 +135,9 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
             every_seconds=every.get("seconds"),
             every_auto=bool(every.get("auto")),
             keep=_keep(checkpoint.get("keep") or {}),
+            region=checkpoint.get("region"),
+            addressing=checkpoint.get("addressing"),
+            commit=checkpoint.get("commit", "conditional"),
         ),
         user_budget=_budget(restart, "user", 3, "1h"),
         infrastructure_budget=_budget(restart, "infrastructure", 50, "24h"),

@@ -8,16 +8,24 @@ ignored costs a night of training.
 import difflib
 import json
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rekindle.checkpoint.interval import Pace
+from rekindle.checkpoint.location import ADDRESSING
+from rekindle.checkpoint.manifest import MODES
 from rekindle.checkpoint.retention import Retention
 from rekindle.contract import (
+    ENV_CHECKPOINT_ADDRESSING,
+    ENV_CHECKPOINT_COMMIT,
+    ENV_CHECKPOINT_ENDPOINT,
     ENV_CHECKPOINT_EVERY,
     ENV_CHECKPOINT_EVERY_SECONDS,
     ENV_CHECKPOINT_EVERY_STEPS,
     ENV_CHECKPOINT_KEEP,
+    ENV_CHECKPOINT_REGION,
     ENV_MTBF,
 )
 from rekindle.precision import ALIASES, Precision
@@ -29,6 +37,23 @@ ENV_ACCELERATOR = "REKINDLE_ACCELERATOR"
 ENV_DEVICES = "REKINDLE_DEVICES"
 """Overrides `devices`."""
 
+STORE: Mapping[str, tuple[str, ...]] = {
+    "endpoint_url": (),
+    "region": (),
+    "profile": (),
+    "ca_bundle": (),
+    "addressing": ADDRESSING,
+    "commit": MODES,
+}
+"""The options of `rekindle.checkpoint.Store.open`, and what is allowed where not everything is."""
+
+_JOBS_STORE = {
+    "endpoint_url": ENV_CHECKPOINT_ENDPOINT,
+    "region": ENV_CHECKPOINT_REGION,
+    "addressing": ENV_CHECKPOINT_ADDRESSING,
+    "commit": ENV_CHECKPOINT_COMMIT,
+}
+_URL = re.compile(r"^https?://[^/\s]+(/\S*)?$")
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
 
 
@@ -61,6 +86,8 @@ class Flags:
     precision: Precision = "32-true"
     callbacks: list[Any] = field(default_factory=list)
     root: str = DEFAULT_ROOT
+    store: Mapping[str, str] = field(default_factory=dict)
+    """What the script says of the store, by the names in `STORE`."""
     resume: Literal["auto", "must", "never"] = "auto"
     seed: int = 0
     log_every_n_steps: int = 50
@@ -126,6 +153,7 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
             f"Every(seconds=...)"
         )
     _strategy(values.pop("strategy"))
+    values["store"] = _store(values["store"])
     callbacks = values["callbacks"]
     if callbacks is None:
         callbacks = []
@@ -171,6 +199,65 @@ def retention(flags: Flags) -> Retention:
         return Retention.from_json(json.loads(told))
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{ENV_CHECKPOINT_KEEP}={told!r} is no retention: {error}") from None
+
+
+def store_options(flags: Flags) -> dict[str, str]:
+    """How to open the store: the script's words, and the job's where the script says nothing.
+
+    The endpoint is the other way round, as the root is: it belongs to the place that the job names.
+    Raises ValueError naming the variable.
+    """
+    told = {
+        option: os.environ[name] for option, name in _JOBS_STORE.items() if os.environ.get(name)
+    }
+    for option, value in told.items():
+        _store_option(option, value, _JOBS_STORE[option])
+    options = {**told, **flags.store}
+    if "endpoint_url" in told:
+        options["endpoint_url"] = told["endpoint_url"]
+    return options
+
+
+def _store(given: object) -> dict[str, str]:
+    """Check `Trainer(store=...)`; no message shows a value that could be a secret."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"store must be a mapping such as {{'endpoint_url': 'https://...'}}, not "
+            f"{type(given).__name__}; where checkpoints go is root="
+        )
+    options = {}
+    for name, value in given.items():
+        if name not in STORE:
+            close = difflib.get_close_matches(str(name), STORE, n=1)
+            known = (
+                f"known are {', '.join(STORE)}. Credentials are no options: they come from the "
+                f"environment, a profile or the pod's identity"
+            )
+            hint = f"did you mean {close[0]!r}?" if close else known
+            raise TypeError(f"store has no option {name!r}; {hint}")
+        text = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if text is not None:
+            _store_option(name, text, f"store[{name!r}]")
+            options[name] = text
+    return options
+
+
+def _store_option(name: str, value: object, where: str) -> None:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{where} must be a text that is not empty, or be left out")
+    allowed = STORE[name]
+    if allowed and value not in allowed:
+        raise ValueError(
+            f"{where}={value!r} is not known; allowed are {', '.join(map(repr, allowed))}"
+        )
+    if name == "endpoint_url" and not _URL.match(value):
+        # What is before an @ may be a password.
+        raise ValueError(
+            f"{where}={value.rpartition('@')[2]!r} must begin with http:// or https:// and name a "
+            f"host, for example http://minio.storage:9000"
+        )
 
 
 def _strategy(value: object) -> None:

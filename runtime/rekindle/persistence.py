@@ -5,7 +5,7 @@ verifies what it needs of it, and only if all of them are content is it used; ot
 as damaged and all go on to the one before, together. What that cost is said (R16).
 
 The root that the job names (environment) wins over the one in the script, so that a script written
-for a laptop runs unchanged on a cluster.
+for a laptop runs unchanged on a cluster. How it is reached (`flags.store_options`) is part of that.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.objects import NotFound
 from rekindle.checkpoint.retention import Retention
-from rekindle.contract import ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_URI, ENV_POD
+from rekindle.contract import ENV_CHECKPOINT_URI, ENV_POD
 from rekindle.control import ControlPage
 from rekindle.distributed import World
-from rekindle.flags import Every, Flags, cadence, retention
+from rekindle.flags import Every, Flags, cadence, retention, store_options
 from rekindle.requirement import RequirementError, code_of
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
@@ -95,7 +95,7 @@ class Session:
         store: Store | None = None
         fence = 0
         try:
-            store = Store.open(uri, endpoint_url=os.environ.get(ENV_CHECKPOINT_ENDPOINT))
+            store = Store.open(uri, **store_options(flags))
             if world.first:
                 store.probe(uuid.uuid4().hex[:12])
                 owner = os.environ.get(ENV_POD) or socket.gethostname()

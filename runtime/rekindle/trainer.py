@@ -11,6 +11,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -64,6 +65,7 @@ class Trainer:
         callbacks: "list[Callback] | Callback | None" = None,
         root: "str | os.PathLike[str] | None" = None,
         default_root_dir: "str | os.PathLike[str] | None" = None,
+        store: "Mapping[str, str | os.PathLike[str] | None] | None" = None,
         resume: Literal["auto", "must", "never"] = "auto",
         seed: int = 0,
         log_every_n_steps: int = 50,
@@ -94,6 +96,13 @@ class Trainer:
         on from what is there), ``must`` or ``never``. `checkpoint_every` is an `Every`, or
         ``"auto"``: as often as the measured cost of a save and the rate of failures suggest, at
         most 1 % of the time. The last step is always saved.
+
+        `store` says how an ``s3://`` root is reached, in a mapping: ``endpoint_url``, ``region``,
+        ``profile`` and ``ca_bundle`` as AWS means them, ``addressing`` (``auto``, ``path`` or
+        ``virtual``) and, for every root, ``commit``: ``conditional``, or ``lease`` for a server
+        that ignores conditional writes (weaker: see `rekindle.checkpoint.guarded`). What is left
+        out is as the job says (``spec.checkpoint``), else as the AWS environment says. An endpoint
+        that the job names wins, as its root does.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "unknown")}
         self.flags: Flags = checked.parse(given, unknown)

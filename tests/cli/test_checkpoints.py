@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from rekindle.checkpoint import CommitRef, IntegrityError, Saver, Store, manifest
+from rekindle.checkpoint import CommitRef, IntegrityError, Saver, Store, StoreError, manifest
 from rekindle.checkpoint.export import export
 from rekindle.checkpoint.verify import verify
 from rekindle_cli import importing, places
@@ -285,3 +285,56 @@ def test_import_brings_a_file_in_and_refuses_code(tmp_path):
 def test_an_import_that_dies_is_reported():
     with pytest.raises(Failure, match="exit code -9 and without an answer"):
         importing.answer(-9, b"", b"")
+
+
+COMMANDS = {
+    "ls": [],
+    "show": [],
+    "verify": [],
+    "diff": ["1", "2"],
+    "export": ["1", "out"],
+    "prune": [],
+    "pin": ["1"],
+    "unpin": ["1"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_opens_the_store_with_all_options(command, monkeypatch):
+    given = {
+        "endpoint_url": "http://minio:9000",
+        "region": "eu-1",
+        "profile": "team",
+        "ca_bundle": "/etc/ca.pem",
+        "addressing": "virtual",
+        "commit": "lease",
+    }
+    opened = []
+
+    def open_(uri, **options):
+        opened.append((uri, options))
+        raise StoreError("far enough")
+
+    monkeypatch.setattr(Store, "open", open_)
+    words = [
+        word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)
+    ]
+    assert call(command, "s3://b/x", *COMMANDS[command], *words, code=2) == "far enough"
+    assert call(command, "s3://b/x", *COMMANDS[command], code=2) == "far enough"
+    assert opened == [("s3://b/x", given), ("s3://b/x", {})]
+
+
+def test_import_hands_the_options_on(monkeypatch, tmp_path):
+    seen = {}
+
+    def load(source, uri, *, step, options):
+        seen.update(options)
+        return {"kind": "a", "step": 1, "tensors": 2}
+
+    monkeypatch.setattr(importing, "load", load)
+    call("import", "x.ckpt", f"file://{tmp_path}/new", "--commit", "lease", "--region", "eu-1")
+    assert seen == {"commit": "lease", "region": "eu-1"}
+
+
+def test_a_way_to_commit_that_nobody_knows_is_refused(run):
+    assert "store.commit is 'none': allowed are" in call("ls", run.uri, "--commit", "none", code=2)

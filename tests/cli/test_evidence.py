@@ -45,7 +45,7 @@ def test_the_ledger_of_the_newest_commit_is_audited(tmp_path) -> None:
     first = manifest.CommitRef(step=3, fence=1)
     commit(tmp_path, {"cursor": {}})
     commit(tmp_path, {**trained(CURSOR), "metrics": {"acc": 0.5}}, step=5, fence=2, base=first)
-    found = evidence.examine(f"file://{tmp_path}", None)
+    found = evidence.examine(f"file://{tmp_path}")
     assert found.samples is not None
     assert found.samples.exact
     assert (found.samples.used, found.samples.expected) == (10, 10)
@@ -57,14 +57,14 @@ def test_a_sample_used_twice_is_found(tmp_path) -> None:
     meta = trained(CURSOR)
     meta["ledger"]["spans"].append([0, 0, 2, 1])
     commit(tmp_path, meta)
-    samples = evidence.examine(f"file://{tmp_path}", None).samples
+    samples = evidence.examine(f"file://{tmp_path}").samples
     assert samples is not None
     assert (samples.repeated, samples.exact) == (2, False)
 
 
 def test_a_commit_without_a_ledger_proves_nothing(tmp_path) -> None:
     commit(tmp_path, {"cursor": CURSOR.to_json()})
-    found = evidence.examine(f"file://{tmp_path}", None)
+    found = evidence.examine(f"file://{tmp_path}")
     assert found.samples is None
     assert "no ledger that can be checked" in found.problem
     assert len(found.commits) == 1
@@ -91,9 +91,16 @@ def test_nothing_of_the_callers_account_reaches_the_embedded_store() -> None:
 
 
 @pytest.mark.processes
+def test_the_process_opens_the_store_as_the_job_does() -> None:
+    options = {"endpoint_url": "http://127.0.0.1:9", "region": "r", "commit": "none"}
+    found = evidence.gather("s3://bucket/x", options=options, access=None)
+    assert "store.commit is 'none'" in found.problem
+
+
+@pytest.mark.processes
 def test_the_evidence_is_read_by_a_process_of_its_own(tmp_path) -> None:
     commit(tmp_path, trained(CURSOR))
-    found = evidence.gather(f"file://{tmp_path}", endpoint=None, access=None)
+    found = evidence.gather(f"file://{tmp_path}", options={}, access=None)
     assert found == Evidence.from_json(json.loads(json.dumps(_plain(found))))
     assert found.samples is not None
     assert found.samples.exact

@@ -148,6 +148,20 @@ def test_another_endpoint_is_replaced_and_named() -> None:
     assert "instead of http://minio:9000" in local.notes[0]
 
 
+def test_the_embedded_store_has_no_bucket_in_its_host_name() -> None:
+    text = JOB.replace('digits"}', 'digits", addressing: virtual, region: eu-1, commit: lease}')
+    job = manifest.localise(read(text), S3).bundle.job
+    assert manifest.store_options(job) == {
+        "endpoint_url": S3.endpoint,
+        "region": "eu-1",
+        "addressing": "path",
+        "commit": "lease",
+    }
+    wrong = read(JOB.replace('digits"}', 'digits", addressing: dns}'))
+    changed = manifest.localise(wrong, S3).bundle.job
+    assert changed["spec"]["checkpoint"]["addressing"] == "dns", "for the API server to refuse"
+
+
 def test_with_real_s3_and_with_files_nothing_is_changed() -> None:
     bundle = read(JOB)
     assert manifest.localise(bundle, None).bundle is bundle

@@ -4,7 +4,7 @@ import pytest
 
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.flags import Every, cadence, retention
+from rekindle.flags import Every, cadence, retention, store_options
 from rekindle.trainer import Trainer
 from rekindle_operator import resources, spec
 
@@ -53,6 +53,31 @@ def test_auto_with_the_failures_seen_so_far(read):
     pace, kept = read(every={"auto": True}, mtbf=812.4)
     assert pace == Pace(mtbf=812.0, told=True)
     assert kept == Retention()
+
+
+def reached(monkeypatch, **checkpoint):
+    for name, value in environment(**checkpoint).items():
+        monkeypatch.setenv(name, value)
+    return store_options(Trainer().flags)
+
+
+def test_how_the_store_is_reached(monkeypatch):
+    assert reached(
+        monkeypatch,
+        endpointUrl="https://minio:9000",
+        region="eu-central-1",
+        addressing="virtual",
+        commit="lease",
+    ) == {
+        "endpoint_url": "https://minio:9000",
+        "region": "eu-central-1",
+        "addressing": "virtual",
+        "commit": "lease",
+    }
+
+
+def test_a_job_that_says_nothing_of_its_store_gets_conditional_writes(monkeypatch):
+    assert reached(monkeypatch) == {"commit": "conditional"}
 
 
 def test_auto_without_a_failure_so_far(read):

@@ -192,6 +192,26 @@ BAD = [
         "spec.checkpoint.secretRef.name",
         "should match",
     ),
+    (
+        "addressing",
+        checkpoint(addressing="auto"),
+        "spec.checkpoint.addressing",
+        '"path", "virtual"',
+    ),
+    ("commit", checkpoint(commit="none"), "spec.checkpoint.commit", '"conditional", "lease"'),
+    ("region", checkpoint(region="EU"), "spec.checkpoint.region", "a-z0-9"),
+    (
+        "region of a file",
+        checkpoint(uri="file:///mnt/x", region="eu-1"),
+        "spec.checkpoint",
+        "for s3:// only",
+    ),
+    (
+        "addressing of a file",
+        checkpoint(uri="file:///mnt/x", addressing="path"),
+        "spec.checkpoint",
+        "for s3:// only",
+    ),
     ("secret without", checkpoint(secretRef={}), "spec.checkpoint.secretRef.name", "Required"),
     (
         "endpoint without scheme",
@@ -296,6 +316,8 @@ GOOD = [
     ("least", job()),
     ("file", checkpoint(uri="file:///mnt/shared/run")),
     ("deep prefix", checkpoint(uri="s3://my-bucket.x1/team/digits/v2/")),
+    ("a place in S3", checkpoint(region="eu-central-1", addressing="virtual", commit="lease")),
+    ("a shared file system without locks", checkpoint(uri="file:///mnt/x", commit="lease")),
     (
         "endpoint",
         checkpoint(endpointUrl="http://minio.storage:9000", secretRef={"name": "s3.cred"}),
@@ -337,6 +359,7 @@ def test_defaults_are_filled_in():
         "procPerNode": "auto",
         "checkpoint": {
             "uri": "s3://bucket/run",
+            "commit": "conditional",
             "every": {"seconds": 120},
             "keep": {"latest": 3},
         },

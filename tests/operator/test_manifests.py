@@ -70,6 +70,23 @@ def test_what_the_user_says_stays():
     assert pod["metadata"]["labels"]["team"] == "vision"
 
 
+def test_a_private_ca_and_a_profile_reach_the_pod_through_its_own_environment_and_volumes():
+    document, _ = load("whole")
+    body = {"apiVersion": "x", "kind": "x", **copy.deepcopy(document["job"])}
+    pod = body["spec"]["template"]["spec"]
+    trainer = pod["containers"][1]
+    mount = {"name": "s3", "mountPath": "/etc/s3", "readOnly": True}
+    variables = {"AWS_CA_BUNDLE": "/etc/s3/ca.pem", "AWS_PROFILE": "team"}
+    trainer["env"] = [{"name": name, "value": value} for name, value in variables.items()]
+    trainer["volumeMounts"] = [mount]
+    pod["volumes"] = [{"name": "s3", "secret": {"secretName": "s3-files"}}]
+    found = made(document, spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0))["spec"]
+    container = found["containers"][1]
+    assert container["env"][-2:] == trainer["env"]
+    assert mount in container["volumeMounts"]
+    assert pod["volumes"][0] in found["volumes"]
+
+
 def test_a_users_variable_wins_over_ours():
     document, job = load("whole")
     names = [e["name"] for e in made(document, job)["spec"]["containers"][1]["env"]]
@@ -145,6 +162,10 @@ def test_only_changes_that_pods_can_feel_change_the_hash():
 
     assert hash_with(replicas=9, suspend=True, cleanPods="All") == job.template_hash
     assert hash_with(procPerNode=4) != job.template_hash
+    checkpoint = document["job"]["spec"]["checkpoint"]
+    assert hash_with(checkpoint={**checkpoint, "commit": "conditional"}) == job.template_hash
+    for field, value in {"commit": "lease", "region": "r", "addressing": "path"}.items():
+        assert hash_with(checkpoint={**checkpoint, field: value}) != job.template_hash, field
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
+import inspect
+from pathlib import Path
+
 import pytest
 
-from rekindle import Every, Trainer
+from rekindle import Every, Store, Trainer
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.flags import cadence, retention
+from rekindle.flags import STORE, cadence, retention, store_options
 
 
 def test_an_unknown_flag_is_answered_with_the_closest_one():
@@ -97,3 +100,77 @@ def test_a_wish_that_cannot_be_understood_is_refused(monkeypatch, name, value, m
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         cadence(Trainer().flags)
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "message"),
+    [
+        (
+            {"endpoint": "http://h"},
+            TypeError,
+            "store has no option 'endpoint'; did you mean 'endpoi",
+        ),
+        ({"ca_bundel": "x"}, TypeError, "did you mean 'ca_bundle'"),
+        ({"secret_key": "x"}, TypeError, "known are endpoint_url, .*Credentials are no options"),
+        ({7: "x"}, TypeError, "store has no option 7"),
+        ("s3://bucket/x", TypeError, "must be a mapping.*not str; where checkpoints go is root="),
+        ({"endpoint_url": "me:hunter2@minio:9"}, ValueError, r"='minio:9' must begin with http://"),
+        ({"endpoint_url": "http:///x"}, ValueError, "must begin with http:// .*and name a host"),
+        ({"region": ""}, ValueError, r"store\['region'\] must be a text that is not empty"),
+        ({"profile": 3}, ValueError, r"store\['profile'\] must be a text"),
+        (
+            {"addressing": "dns"},
+            ValueError,
+            "'dns' is not known; allowed are 'auto', 'path', 'virt",
+        ),
+        ({"commit": "none"}, ValueError, "'none' is not known; allowed are 'conditional', 'lease'"),
+    ],
+)
+def test_a_bad_option_of_the_store_is_named_with_what_is_allowed(store, error, message):
+    with pytest.raises(error, match=message) as caught:
+        Trainer(store=store)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_options_of_the_trainer_are_those_of_the_store():
+    parameters = inspect.signature(Store.open).parameters
+    assert set(STORE) == set(parameters) - {"uri"}
+
+
+def test_every_option_of_the_store_is_taken_and_none_means_not_given():
+    given = {
+        "endpoint_url": "https://minio:9000/",
+        "region": "eu-central-1",
+        "profile": "team",
+        "ca_bundle": Path("/etc/ca.pem"),
+        "addressing": "auto",
+        "commit": "lease",
+    }
+    options = store_options(Trainer(store=given).flags)
+    assert options == {**given, "ca_bundle": "/etc/ca.pem"}
+    assert store_options(Trainer(store=dict.fromkeys(given)).flags) == {}
+    assert store_options(Trainer().flags) == {}
+
+
+def test_the_script_wins_over_the_job_but_for_the_endpoint(monkeypatch):
+    for name, value in {
+        "ENDPOINT_URL": "http://job", "REGION": "eu-job-1", "ADDRESSING": "path", "COMMIT": "lease",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"REKINDLE_CHECKPOINT_{name}", value)
+    job = {"endpoint_url": "http://job", "region": "eu-job-1"}
+    job |= {"addressing": "path", "commit": "lease"}
+    assert store_options(Trainer().flags) == job
+    script = {"region": "us-script-1", "addressing": "virtual", "commit": "conditional"}
+    trainer = Trainer(store={**script, "endpoint_url": "http://script", "profile": "p"})
+    assert store_options(trainer.flags) == {**job, **script, "profile": "p"}
+    monkeypatch.setenv("REKINDLE_CHECKPOINT_ENDPOINT_URL", "")
+    assert store_options(trainer.flags)["endpoint_url"] == "http://script"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("COMMIT", "fast"), ("ADDRESSING", "dns"), ("ENDPOINT_URL", "minio:9000")]
+)
+def test_a_word_of_the_job_about_the_store_is_checked_too(monkeypatch, name, value):
+    monkeypatch.setenv(f"REKINDLE_CHECKPOINT_{name}", value)
+    with pytest.raises(ValueError, match=f"REKINDLE_CHECKPOINT_{name}='{value}'"):
+        store_options(Trainer().flags)

@@ -1,5 +1,7 @@
 """The declared weaker mode for stores that ignore conditions: `Store.open(uri, commit="lease")`.
 
+Of a trainer it is `Trainer(store={"commit": "lease"})`, of a job `spec.checkpoint.commit: lease`.
+
 Some S3 servers accept `If-None-Match` and do not look at it. On them a condition is done by hand:
 look whether the object is there, write it plainly, read it back and compare. Together with the
 lease list, which a saver reads before each commit, this stops an attempt that *knows* of a newer

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote
 
+ADDRESSING = ("auto", "path", "virtual")
+"""How a bucket gets into URLs: as the first of the path, of the host, or as the endpoint is."""
 _BUCKET = re.compile(r"^[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]$")
 _ALLOWED = "Allowed are s3://bucket/prefix, file:///directory and an absolute path."
 

@@ -16,6 +16,9 @@ and range, keys must lie in the checkpoint's own group or (for what it did not s
 of an earlier one, and the slices of every tensor must cover it exactly, which is also how rank 0
 proves that all ranks have delivered. The class of an object is never taken from a file, and an
 unknown version is refused (R21), since guessing at a newer format is how states get half restored.
+One member may be missing: `mode` of a commit, which version 1 did not have at first. Conditional
+writes were the only mode then, so that is what its absence means; a refusal would mark a whole
+checkpoint as damaged for its age.
 
 The module is pure: no torch, no I/O, no clock.
 """
@@ -651,7 +654,8 @@ def read_part(raw: bytes, ref: CommitRef, rank: int) -> Part:
 def read_commit(raw: bytes, ref: CommitRef) -> Commit:
     """Parse a commit and prove that it covers every tensor; `ManifestError` or `VersionError`."""
     fields = "step fence base world_size created meta chunk objects tensors tree parts mode"
-    reader = _Reader("commit", _unseal(raw, "commit"), fields.split())
+    written = {"mode": "conditional", **_unseal(raw, "commit")}
+    reader = _Reader("commit", written, fields.split())
     document = reader.document
     own, chunk = reader.own_ref(ref), reader.chunk()
     world_size = reader.field("world_size", 1, 100_000)

@@ -92,8 +92,9 @@ def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
 def _unconditional(quick: Objects, what: str) -> ProbeError:
     return ProbeError(
         f"R5 endpoint {quick.endpoint} {what} If-None-Match; commits would not be atomic. Use a "
-        f"store with conditional writes or set store.commit='lease', which is weaker. Training was "
-        f"not started."
+        f"store with conditional writes or set store.commit='lease', which is weaker (in a script "
+        f"Trainer(store={{'commit': 'lease'}}), in a manifest spec.checkpoint.commit: lease). "
+        f"Training was not started."
     )
 
 

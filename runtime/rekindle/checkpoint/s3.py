@@ -52,6 +52,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError as StreamError
 
 from rekindle.checkpoint import checksum
+from rekindle.checkpoint.location import ADDRESSING
 from rekindle.checkpoint.objects import (
     AccessDenied,
     Body,
@@ -120,10 +121,8 @@ class S3Objects:
         attempts: int = 5,
         session: Any = None,
     ) -> None:
-        if addressing not in {None, "auto", "path", "virtual"}:
-            raise ValueError(
-                f"store.addressing is {addressing!r}: allowed are 'auto', 'path' and 'virtual'"
-            )
+        if addressing is not None and addressing not in ADDRESSING:
+            raise ValueError(f"store.addressing is {addressing!r}: allowed are {ADDRESSING}")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._options: dict[str, Any] = {

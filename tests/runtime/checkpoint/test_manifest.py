@@ -71,6 +71,33 @@ def test_a_commit_comes_back_equal():
     assert read_commit(commit_bytes(COMMIT), REF) == COMMIT
 
 
+@pytest.mark.parametrize("mode", manifest.MODES)
+def test_the_mode_of_a_commit_comes_back(mode):
+    assert read_commit(commit_bytes(replace(COMMIT, mode=mode)), REF).mode == mode
+
+
+def without(raw: bytes, member: str) -> bytes:
+    """A document without one of its members, sealed anew."""
+    document = json.loads(raw)
+    del document[member], document["sha256"]
+    return manifest._seal(document)
+
+
+def test_a_commit_from_before_there_were_modes_was_written_conditionally():
+    assert read_commit(without(commit_bytes(COMMIT), "mode"), REF) == COMMIT
+
+
+@pytest.mark.parametrize("member", ["step", "created", "tensors", "parts", "meta"])
+def test_no_other_member_of_a_commit_may_be_missing(member):
+    with pytest.raises(ManifestError, match=rf"missing or unknown members \['{member}'\]"):
+        read_commit(without(commit_bytes(COMMIT), member), REF)
+
+
+def test_a_mode_that_nobody_knows_is_refused():
+    with pytest.raises(ManifestError, match="mode is 'hope', not one of"):
+        read_commit(commit_bytes(replace(COMMIT, mode="hope")), REF)
+
+
 def test_a_long_commit_is_packed_and_comes_back_equal():
     long = replace(COMMIT, tree=["x" * 1000] * 1000)
     raw = commit_bytes(long)
