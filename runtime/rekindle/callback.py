@@ -67,6 +67,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from rekindle.checkpoint.retention import Retention
     from rekindle.module import Module
     from rekindle.trainer import Trainer
 
@@ -88,6 +89,17 @@ class Callback:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+    def aliases(self, trainer: "Trainer") -> dict[str, dict[str, Any]]:
+        """Names for the checkpoint that is about to be saved; ``<root>/<name>.ckpt`` finds it.
+
+        Each comes with plain values about it, to be read without loading anything.
+        """
+        return {}
+
+    def keeps(self) -> "Retention | None":
+        """Which checkpoints have to stay, besides those that the trainer's flags name."""
+        return None
 
     def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
         """Before anything else; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.location import ADDRESSING
 from rekindle.checkpoint.manifest import MODES
-from rekindle.checkpoint.retention import Retention
+from rekindle.checkpoint.retention import Best, Retention
 from rekindle.contract import (
     ENV_CHECKPOINT_ADDRESSING,
     ENV_CHECKPOINT_COMMIT,
@@ -158,7 +158,9 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     if callbacks is None:
         callbacks = []
     values["callbacks"] = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
-    values["root"] = str(next((r for r in (root, alias) if r is not None), DEFAULT_ROOT))
+    # Scripts for other trainers often say it in their ModelCheckpoint alone.
+    places = [getattr(callback, "dirpath", None) for callback in values["callbacks"]]
+    values["root"] = str(next((r for r in (root, alias, *places) if r is not None), DEFAULT_ROOT))
     return Flags(**values)
 
 
@@ -191,14 +193,23 @@ def _pace(every: str) -> Pace:
 
 
 def retention(flags: Flags) -> Retention:
-    """Which commits to keep: the job's wish before the script's."""
+    """Which commits to keep: the job's wish before the flags, and what callbacks need as well."""
     told = os.environ.get(ENV_CHECKPOINT_KEEP)
-    if not told:
-        return Retention(latest=flags.keep_latest)
     try:
-        return Retention.from_json(json.loads(told))
+        policy = Retention.from_json(json.loads(told)) if told else None
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{ENV_CHECKPOINT_KEEP}={told!r} is no retention: {error}") from None
+    policy = policy or Retention(latest=flags.keep_latest)
+    for callback in flags.callbacks:
+        if (more := callback.keeps()) is not None:
+            policy = policy.also(more)
+    return policy
+
+
+def best_rule(flags: Flags) -> Best | None:
+    """What "best" means in this script: the first rule that a callback brings, if any does."""
+    rules = [rule for c in flags.callbacks if (kept := c.keeps()) is not None for rule in kept.best]
+    return rules[0] if rules else None
 
 
 def store_options(flags: Flags) -> dict[str, str]:

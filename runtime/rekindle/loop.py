@@ -211,6 +211,7 @@ def _publish(run: Run, values: dict[str, float]) -> None:
     if not values:
         return
     run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
+    run.measured.update(dict.fromkeys(values, run.step))
     run.meter.metrics(values)
     if run.page is not None and run.world.local_rank == 0:
         metrics = run.trainer.callback_metrics
@@ -228,6 +229,7 @@ def report(run: Run, *, last: bool = False) -> None:
     rate = (run.step - run.reported) * run.cursor.G / max(1e-9, now - run.reported_at)
     run.reported, run.reported_at = run.step, now
     run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in found.items()})
+    run.measured.update(dict.fromkeys(found, run.step))
     run.meter.flush(step=run.step, epoch=run.cursor.epoch, loss=loss)
     run.meter.metrics(found)
     if run.page is not None and run.world.local_rank == 0:

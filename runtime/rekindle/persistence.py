@@ -82,6 +82,8 @@ class Session:
     pending: int | None = None
     """Step of the newest save of this attempt, durable or not."""
     last_time: float = field(default_factory=time.monotonic)
+    wanted: bool = False
+    """Whether something asked, on every rank, for a save before the next step."""
     weigh: Callable[[], int] | None = None
     """Asked once, after the first step: how large what steps have made (optimizer state) is."""
     _keep: Retention = field(default_factory=Retention)
@@ -247,10 +249,12 @@ class Session:
     def due(self, step: int, agreed: bool) -> bool:
         """Whether to save before the next step; `agreed` is the ranks' word about the clock."""
         every = self.every
-        if every is None or step == self.last_saved:
+        if step == self.last_saved or not (self.wanted or every is not None):
             return False
         if self.weigh is not None:
             self._expect(self.weigh())
+        if self.wanted:
+            return True
         if isinstance(every, Every) and every.steps is not None and step % every.steps == 0:
             return True
         # The wish for the save of the step before may have been posted twice: see consensus.
@@ -302,6 +306,7 @@ class Session:
         """Hand a snapshot to the saver; raises what it raises when `wait`."""
         assert self.saver is not None
         self.last_saved = self.pending = step
+        self.wanted = False
         self.last_time = time.monotonic()
         self.saver.save(
             step,

@@ -82,6 +82,8 @@ class Run:
     """Whether something asked to end before the limits."""
     unchecked: bool = True
     """Whether the first batch of this process is still to come (R1, R2)."""
+    measured: dict[str, int] = field(default_factory=dict)
+    """The step at which each value in `trainer.callback_metrics` was taken."""
     losses: list[tuple[torch.Tensor, int]] = field(default_factory=list)
     """Loss and samples of each lane of the newest step."""
     reported: int = 0

@@ -29,6 +29,9 @@ from rekindle.run import Run
 def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """State, rank state and meta at a step boundary; collective."""
     world, module = run.world, run.module
+    # First of all: what callbacks learn here belongs to the state that they save.
+    named = [callback.aliases(run.trainer) for callback in run.trainer.callbacks]
+    aliases = {name: about for names in named for name, about in names.items()}
     own_logs, own_metrics = run.logs.state(), metrics.states(module)
     parts = world.gather((run.ledger.own(), own_logs, own_metrics))
     model = dict(module.state_dict())
@@ -67,6 +70,8 @@ def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any]
         "ledger": run.ledger.totals(part[0] for part in parts),
         "world_size": world.size,
         "metrics": {name: float(value) for name, value in run.trainer.callback_metrics.items()},
+        "measured": dict(run.measured),
+        "aliases": aliases,
         "total_steps": run.total_steps,
         "finished": finished,
     }
@@ -126,6 +131,7 @@ def apply(run: Run, restored: Restored) -> None:
         run.datamodule.load_state_dict(state["datamodule"])
     values = {name: torch.tensor(value) for name, value in restored.meta["metrics"].items()}
     run.trainer.callback_metrics.update(values)
+    run.measured.update(restored.meta.get("measured", {}))
 
 
 def _saved_buffers(module: nn.Module, model: Mapping[str, Any]) -> dict[str, torch.Tensor]:

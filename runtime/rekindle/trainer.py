@@ -350,6 +350,16 @@ class Trainer:
             )
         self._run.stopped = value
 
+    @property
+    def measured(self) -> "Mapping[str, int]":
+        """The step at which each value in `callback_metrics` was taken."""
+        return {} if self._run is None else self._run.measured
+
+    def request_checkpoint(self) -> None:
+        """Save before the next step, or at the end; ask on every rank alike, in a hook."""
+        if self._run is not None and self._run.session is not None:
+            self._run.session.wanted = True
+
     def print(self, *values: object, sep: str = " ") -> None:
         """Print once, on rank 0."""
         self._console.say(sep.join(map(str, values)))

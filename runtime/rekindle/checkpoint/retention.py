@@ -4,7 +4,8 @@ A checkpoint stays when any rule wants it, so rules only ever add:
 
 - `latest`: the newest ones, those of the live line first; damaged ones do not count, and go when
   enough good ones are newer;
-- `best`: the best values of a metric that the trainer put into `meta["metrics"]`;
+- `best`: the best values of a metric that the trainer put into `meta["metrics"]`; of several
+  checkpoints that carry one measurement, the first one counts, which was saved when it was taken;
 - `every`: every step that is a multiple of it, for ever;
 - `hourly`: the last one of each of the newest hours in which any was written;
 - pins, which people set by hand;
@@ -63,6 +64,16 @@ class Retention:
         if self.hourly < 0:
             raise ValueError(f"hourly is {self.hourly}: need 0 or a number of hours")
 
+    def also(self, other: "Retention") -> "Retention":
+        """Keep what either of the two keeps."""
+        periods = [every for every in (self.every, other.every) if every is not None]
+        return Retention(
+            latest=max(self.latest, other.latest),
+            best=tuple(dict.fromkeys((*self.best, *other.best))),
+            every=math.gcd(*periods) if periods else None,
+            hourly=max(self.hourly, other.hourly),
+        )
+
     def to_json(self) -> dict[str, Any]:
         """For another process."""
         return asdict(self)
@@ -80,6 +91,8 @@ class Candidate:
     ref: CommitRef
     created: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[str, int] = field(default_factory=dict)
+    """The step at which each metric was taken, as far as the writer said."""
     good: bool = True
     """Neither marked as damaged nor unreadable."""
     on_line: bool = True
@@ -93,6 +106,7 @@ def candidate(commit: Commit, *, good: bool, on_line: bool) -> Candidate:
         ref=commit.ref,
         created=commit.created,
         metrics=metrics_of(commit.meta),
+        measured=measured_of(commit.meta),
         good=good,
         on_line=on_line,
         borrowed=frozenset(e.key for e in commit.objects if ref_of(e.key) != commit.ref),
@@ -110,6 +124,14 @@ def metrics_of(meta: Mapping[str, Any]) -> dict[str, float]:
         # The bound keeps integers beyond the range of floats out.
         if type(value) in {int, float} and abs(value) < 1e300 and math.isfinite(value)
     }
+
+
+def measured_of(meta: Mapping[str, Any]) -> dict[str, int]:
+    """The steps in `meta["measured"]`; commits of older writers have none."""
+    found = meta.get("measured")
+    if not isinstance(found, Mapping):
+        return {}
+    return {str(name): step for name, step in found.items() if type(step) is int}
 
 
 def kept(
@@ -157,7 +179,12 @@ def best(commits: Iterable[Candidate], rule: Best) -> list[Candidate]:
 
 def _best(good: Sequence[Candidate], rule: Best) -> list[Candidate]:
     sign = 1.0 if rule.mode == "max" else -1.0
-    having = [one for one in good if rule.metric in one.metrics]
+    having, taken = [], set()
+    for one in sorted(good, key=lambda one: one.ref):
+        step = one.measured.get(rule.metric)
+        if rule.metric in one.metrics and (step is None or step not in taken):
+            having.append(one)
+            taken.add(step)
     having.sort(key=lambda one: (sign * one.metrics[rule.metric], one.ref), reverse=True)
     return having[: rule.count]
 

@@ -1,0 +1,124 @@
+from datetime import timedelta
+
+import pytest
+
+from rekindle import Callback, Store
+from rekindle.callbacks import ModelCheckpoint
+from rekindle.checkpoint.retention import Best, Retention
+from rekindle.flags import retention
+
+
+def commits(tmp_path):
+    store = Store.open(str(tmp_path / "run"))
+    return {ref.step: store.read(ref).meta for ref in store.commits()}
+
+
+class Scores(Callback):
+    """Puts scores of our choice in place of what a validation measures."""
+
+    def __init__(self, *scores):
+        self.scores = scores
+
+    def on_validation_epoch_end(self, trainer, pl_module):
+        pl_module.log("val/f1", self.scores[trainer.current_epoch])
+
+
+def best(**arguments):
+    with pytest.warns(UserWarning, match="the text of val/f1 does not enter the name"):
+        return ModelCheckpoint(
+            monitor="val/f1", mode="max", filename="{epoch}-{val/f1:.3f}", **arguments
+        )
+
+
+def test_the_best_checkpoints_stay_under_readable_names(fit, tmp_path):
+    callback = best(save_top_k=2)
+    fit(Scores(0.9, 0.2, 0.8, 0.3), callback, max_epochs=4, keep_latest=1)
+    found = commits(tmp_path)
+    assert sorted(found) == [5, 15, 20]
+    about = {"monitor": "val/f1", "mode": "max", "score": pytest.approx(0.9)}
+    assert found[5]["aliases"] == {"epoch=0-val/f1=0.900": about}
+    assert callback.best_model_path == f"{tmp_path}/run/epoch=0-val/f1=0.900.ckpt"
+    assert float(callback.best_model_score) == pytest.approx(0.9)
+    assert list(callback.best_k_models) == [
+        f"{tmp_path}/run/epoch={e}-val/f1={s}.ckpt" for e, s in ((0, "0.900"), (2, "0.800"))
+    ]
+    assert callback.last_model_path.endswith("epoch=3-val/f1=0.300.ckpt")
+
+
+def test_the_best_checkpoints_stay_after_three_preemptions(fit, tmp_path):
+    scores = Scores(0.1, 0.9, 0.2, 0.7, 0.3, 0.4)
+    for stop in (3, 12, 23, None):
+        callback = best(save_top_k=3)
+        fit(scores, callback, max_epochs=6, keep_latest=1, stop=stop)
+    # 23 is where the last attempt began.
+    assert sorted(commits(tmp_path)) == [10, 20, 23, 30]
+    assert [float(score) for score in callback.best_k_models.values()] == pytest.approx(
+        [0.9, 0.7, 0.4]
+    )
+    assert callback.best_model_path.endswith("epoch=1-val/f1=0.900.ckpt")
+
+
+def test_a_checkpoint_between_validations_does_not_count_with_an_old_score(fit, tmp_path):
+    steps = ModelCheckpoint(every_n_train_steps=1)
+    fit(Scores(0.1, 0.9, 0.2), best(save_top_k=2), steps, keep_latest=1)
+    assert sorted(commits(tmp_path)) == [10, 15]
+
+
+def test_names_follow_the_template(fit, tmp_path):
+    plain = ModelCheckpoint(every_n_train_steps=4, auto_insert_metric_name=False)
+    fit(plain, keep_latest=9)
+    named = {step: list(meta["aliases"]) for step, meta in commits(tmp_path).items()}
+    assert named == {4: ["0-4"], 8: ["1-8"], 12: ["2-12"], 15: []}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"monitor": "x"}, Retention(latest=3, best=(Best(metric="x", mode="min"),))),
+        ({"save_top_k": -1}, Retention(latest=3, every=1)),
+        ({"monitor": "x", "save_top_k": 0}, Retention(latest=3)),
+    ],
+)
+def test_it_becomes_a_rule_of_the_store(arguments, expected):
+    from rekindle import Trainer
+
+    assert retention(Trainer(callbacks=[ModelCheckpoint(**arguments)]).flags) == expected
+
+
+def test_a_clock_saves_too(fit, tmp_path):
+    callback = ModelCheckpoint(train_time_interval=timedelta(microseconds=1))
+    fit(callback, keep_latest=9)
+    assert len(commits(tmp_path)) > 2
+
+
+def test_a_metric_that_nobody_logs_is_named(fit):
+    with pytest.raises(ValueError, match=r"monitor='val/f1'\): no such metric was logged; known"):
+        fit(ModelCheckpoint(monitor="val/f1"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mode": "most"}, "allowed are 'min' and 'max'"),
+        ({"save_top_k": -2}, "need -1"),
+        ({"save_top_k": 3}, "needs monitor="),
+        ({"every_n_epochs": 1, "every_n_train_steps": 1}, "exclude each other"),
+        ({"every_n_epochs": 0.5}, "every_n_epochs=0.5"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ModelCheckpoint(**arguments)
+
+
+def test_what_is_done_otherwise_is_said(fit, capsys):
+    fit(ModelCheckpoint(save_weights_only=True, save_on_exception=True), max_epochs=1)
+    said = capsys.readouterr()
+    assert "the full state is saved" in said.out + said.err
+    assert "an error flushes the newest snapshot" in said.out + said.err
+
+
+def test_its_folder_is_the_root_when_the_trainer_names_none(tmp_path):
+    from rekindle import Trainer
+
+    assert Trainer(callbacks=ModelCheckpoint(dirpath=tmp_path / "x")).flags.root == f"{tmp_path}/x"
