@@ -6,11 +6,12 @@ on. Only then the checkpoint is read, because it decides the global batch and wi
 world size is usable at all.
 """
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle import optimizers, persistence, randomness, state
+from rekindle import feeding, optimizers, persistence, randomness, state
 from rekindle.checkpoint.manifest import commit_key
 from rekindle.consensus import Consensus, Notice
 from rekindle.console import Console
@@ -154,6 +155,7 @@ def assemble(
         loader=build(train_source, sampler, cursor.seed),
         validation=validation_of(validation_source, flags, world, cursor.seed),
         datamodule=datamodule,
+        feed=feeding.feed_of(datamodule),
     )
     module.attach(trainer, logs)
     trainer.watch(run)
@@ -162,6 +164,7 @@ def assemble(
     randomness.seed_start(cursor.seed, world.rank, attempt)
     if found.restored is not None:
         state.apply(run, found.restored)
+    feeding.note(run)
     if session is not None:
         session.begin(found)
     if world.size > 1:
@@ -209,6 +212,8 @@ def _cursor(
         length=length,
         order="shuffle" if source.shuffle else "sequential",
         fingerprint=mark,
+        script_m=micro,
+        script_G=asked,
     )
     if found.restored is None:
         check_world(fresh, world.size)
@@ -216,10 +221,12 @@ def _cursor(
     step = int(found.restored.meta["step"])
     saved = Cursor.from_json(found.restored.meta["cursor"])
     check_same_data(saved, fresh, step)
-    if asked is not None and asked != saved.G:
-        console.say(f"global_batch_size changes from {saved.G} to {asked} at step {step}")
-    kept = asked or saved.G
-    cursor = Cursor.from_json({**saved.to_json(), "G": kept, "m": micro})
+    # What a schedule has made of the sizes stays, unless the script itself has changed.
+    kept = saved.G if asked == saved.script_G else asked or saved.G
+    if kept != saved.G:
+        console.say(f"global_batch_size changes from {saved.G} to {kept} at step {step}")
+    size = saved.m if micro == saved.script_m else micro
+    cursor = replace(saved, G=kept, m=size, script_m=micro, script_G=asked)
     if flags.seed != saved.seed:
         console.say(f"seed stays {saved.seed}, as the checkpoint of step {step} has it")
     check_world(cursor, world.size)

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import torch
 
-from rekindle import state
+from rekindle import feeding, state
 from rekindle.checkpoint import SaveError
 from rekindle.evaluation import evaluate, reduce
 from rekindle.loader import Batch, to_device
@@ -47,9 +47,8 @@ def train(run: Run) -> None:
     while not run.done:
         for hook in hooks.on_train_epoch_start:
             hook(trainer, module)
-        run.sampler.cursor = run.cursor
-        batches = iter(run.loader)
-        for step in run.cursor.remaining():
+        feeding.follow(run)
+        for step, batches in feeding.steps(run):
             if run.consensus.poll():
                 leave(run)
             if session is not None and session.due(run.step, run.consensus.save):

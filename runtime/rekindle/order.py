@@ -164,7 +164,8 @@ class Cursor:
     """Where the surviving timeline is in the data: the same on every rank, about 200 bytes.
 
     It names no rank, no worker and no prefetched batch, so all of those may change between two
-    attempts. It advances only together with the optimizer.
+    attempts. It advances only together with the optimizer. It counts samples, so G and m may change
+    between two steps.
     """
 
     epoch: int
@@ -183,6 +184,13 @@ class Cursor:
     order_version: int = ORDER_VERSION
     fingerprint: str = ""
     """Of the dataset; see `rekindle.loader.fingerprint`."""
+    steps: int = -1
+    """Optimizer steps done in this epoch; -1: what `sample` and G give."""
+    script_m: int | None = None
+    """The loader's batch size when m was chosen: a schedule's m outlives a restart until the script
+    itself says something else."""
+    script_G: int | None = None
+    """The flag `global_batch_size` when G was chosen."""
 
     def __post_init__(self) -> None:
         if self.G < 1 or self.m < 1 or self.G % self.m:
@@ -194,6 +202,8 @@ class Cursor:
             raise ValueError(
                 f"position {self.sample} of {self.length} of {self.N} samples is impossible"
             )
+        if self.steps < 0:
+            object.__setattr__(self, "steps", -(-self.sample // self.G))
 
     @property
     def lanes(self) -> int:
@@ -207,8 +217,13 @@ class Cursor:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in a whole epoch."""
+        """Optimizer steps in a whole epoch of today's global batch."""
         return -(-self.length // self.G)
+
+    @property
+    def steps_left(self) -> int:
+        """Optimizer steps to the end of this epoch."""
+        return -(-(self.length - self.sample) // self.G)
 
     def remaining(self) -> Iterator[Step]:
         """The steps that are left in this epoch."""
@@ -220,12 +235,16 @@ class Cursor:
             raise ValueError(f"step at {step.start} does not follow position {self.sample}")
         # Every step does this; dataclasses.replace() would check all fields again, in 20 µs.
         moved = object.__new__(type(self))
-        moved.__dict__.update(self.__dict__, sample=step.stop)
+        moved.__dict__.update(self.__dict__, sample=step.stop, steps=self.steps + 1)
         return moved
+
+    def resized(self, *, G: int, m: int) -> Self:
+        """The same position with another global batch and micro-batch."""
+        return replace(self, G=G, m=m)
 
     def next_epoch(self) -> Self:
         """The cursor at the start of the next epoch."""
-        return replace(self, epoch=self.epoch + 1, sample=0)
+        return replace(self, epoch=self.epoch + 1, sample=0, steps=0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -5,6 +5,7 @@ it. It decides little itself: when training is done, when validation is due, how
 """
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from rekindle.flags import Flags
 from rekindle.gradients import GradientSum
 from rekindle.hooks import Hooks
 from rekindle.ledger import Ledger
-from rekindle.loader import Batch, LaneSampler
+from rekindle.loader import Batch, LaneSampler, Source
 from rekindle.logs import Logs
 from rekindle.module import Module
 from rekindle.optimizers import Optimization
@@ -40,6 +41,18 @@ class Validation:
     loader: "DataLoader[Batch]"
     batches: int
     """Over all ranks."""
+
+
+@dataclass(kw_only=True)
+class Feed:
+    """How the training data gets to the loop, and what has changed in that; see `feeding`."""
+
+    sources: Callable[[], Source] | None = None
+    """Asks the DataModule for its training loader again; None without a DataModule."""
+    batch_size: object = None
+    """``datamodule.hparams.batch_size`` when it was asked."""
+    history: list[dict[str, int]] = field(default_factory=list)
+    """From which step on which global batch, micro-batch and world size were in use."""
 
 
 @dataclass(kw_only=True)
@@ -69,6 +82,7 @@ class Run:
     loader: "DataLoader[Batch]"
     validation: Validation | None
     datamodule: Any = None
+    feed: Feed = field(default_factory=Feed)
     ledger: Ledger = field(default_factory=Ledger)
     step: int = 0
     """Optimizer steps in the surviving timeline."""
@@ -131,7 +145,6 @@ class Run:
         if self.validation is None or not self.validation.batches:
             return False
         cursor, flags = self.cursor, self.flags
-        here = -(-cursor.sample // cursor.G)
         at_end = cursor.sample >= cursor.length
         interval, epochs = flags.val_check_interval, flags.check_val_every_n_epoch
         if epochs is not None and (cursor.epoch + 1) % epochs:
@@ -140,14 +153,14 @@ class Run:
             return at_end
         if isinstance(interval, float):
             interval = max(1, int(cursor.steps_per_epoch * interval))
-        return (self.step if epochs is None else here) % interval == 0
+        return (self.step if epochs is None else cursor.steps) % interval == 0
 
 
 def planned_steps(cursor: Cursor, step: int, flags: Flags) -> int | None:
     """Optimizer steps of the whole run, given that `step` of them led to the cursor."""
     limits = [flags.max_steps] if flags.max_steps is not None else []
     if flags.max_epochs is not None:
-        left = max(0, flags.max_epochs - cursor.epoch)
-        here = -(-cursor.sample // cursor.G)
-        limits.append(step + left * cursor.steps_per_epoch - (here if left else 0))
+        left = flags.max_epochs - cursor.epoch
+        whole = max(0, left - 1) * cursor.steps_per_epoch
+        limits.append(step + whole + (cursor.steps_left if left > 0 else 0))
     return min(limits) if limits else None

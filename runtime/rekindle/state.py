@@ -69,6 +69,7 @@ def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any]
         "cursor": run.cursor.to_json(),
         "ledger": run.ledger.totals(part[0] for part in parts),
         "world_size": world.size,
+        "history": [dict(entry) for entry in run.feed.history],
         "metrics": {name: float(value) for name, value in run.trainer.callback_metrics.items()},
         "measured": dict(run.measured),
         "aliases": aliases,
@@ -112,6 +113,7 @@ def apply(run: Run, restored: Restored) -> None:
     run.stopped = bool(loop["stopped"])
     run.reported = run.step
     run.ledger.restore(restored.meta["ledger"], first=run.world.first)
+    run.feed.history = [dict(entry) for entry in restored.meta.get("history", ())]
     if own is not None and run.world.size > 1:
         run.logs.restore(own["logs"])
         metrics.restore(run.module, own["metrics"])

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from rekindle import feeding
 from rekindle import flags as checked
 from rekindle.assembly import assemble, load_sources, sanity_check, validation_of
 from rekindle.callback import Callback
@@ -285,6 +286,23 @@ class Trainer:
     def use(self, optimizer: torch.optim.Optimizer) -> None:
         """Take note of the optimizer (called while a run is being made)."""
         self._optimizer = optimizer
+
+    def set_batch_size(
+        self, *, global_batch_size: int | None = None, micro_batch: int | None = None
+    ) -> None:
+        """Change the sizes of the batches; in a hook of training, on every rank alike.
+
+        In force from the next step on (in `on_train_epoch_start`: in that epoch) and after every
+        resume. `micro_batch` alone keeps the number of micro-batches, so the global batch grows
+        with it, unless the flag `global_batch_size` was given. Raises ValueError when one is not a
+        multiple of the other, R13 when there are more processes than micro-batches.
+        """
+        if self._run is None:
+            raise RequirementError(
+                f"R10 Trainer.set_batch_size used outside of fit (phase={self.phase.upper()}). "
+                f"Call it in a hook of training."
+            )
+        feeding.resize(self._run, global_batch=global_batch_size, micro=micro_batch)
 
     @property
     def global_step(self) -> int:

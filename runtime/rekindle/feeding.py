@@ -1,0 +1,95 @@
+"""Steps and their batches, from the cursor to the end of the epoch; sizes may change in between.
+
+The position counts samples, so the global batch and the micro-batch may change at any step
+boundary: what was read ahead is dropped and reading begins anew at the position, with lanes of the
+new size. A change is decided by the script (`Trainer.set_batch_size`, or a DataModule's
+``hparams.batch_size``), takes effect on every rank at the same step because every rank runs the
+same hooks, and is part of the cursor: a restart goes on with it. A list of all changes, world sizes
+included, travels with the checkpoints for `rekindle audit`.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from rekindle.loader import Batch, build, take_apart
+from rekindle.order import Step
+from rekindle.preflight import check_world
+from rekindle.run import Feed, Run
+
+
+def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
+    """The steps that are left in this epoch, each with this rank's batches in the order of lanes.
+
+    Batches are read where the loop asks for the next one.
+    """
+    while run.cursor.sample < run.cursor.length:
+        plan = run.sampler.cursor = run.cursor
+        batches = iter(run.loader)
+        for step in plan.remaining():
+            yield step, batches
+            if run.cursor.G != plan.G or run.cursor.m != plan.m:
+                break
+
+
+def resize(run: Run, *, global_batch: int | None = None, micro: int | None = None) -> None:
+    """Change sizes from the next step on; same call on every rank.
+
+    A micro-batch alone keeps the number of lanes, so the global batch grows with it, unless the
+    script has fixed the global batch by a flag. Raises ValueError for sizes that do not fit
+    together, R13 when the world is too large for them.
+    """
+    before = run.cursor
+    micro = micro or before.m
+    kept = before.G if run.flags.global_batch_size else before.lanes * micro
+    cursor = before.resized(G=global_batch or kept, m=micro)
+    if cursor == before:
+        return
+    check_world(cursor, run.world.size)
+    run.cursor = cursor
+    run.trainer.plan(run.total_steps)
+    run.console.say(
+        f"batch size changes at step {run.step}: global {before.G} -> {cursor.G}, micro-batch "
+        f"{before.m} -> {cursor.m}"
+    )
+    note(run)
+
+
+def follow(run: Run) -> None:
+    """Before the first batch of an epoch: has a hook changed the DataModule's batch size?"""
+    if run.feed.sources is None:
+        return
+    asked = batch_size_of(run.datamodule)
+    if asked == run.feed.batch_size:
+        return
+    source = run.feed.sources()
+    run.feed.batch_size = asked
+    run.loader = build(source, run.sampler, run.cursor.seed)
+    resize(run, micro=source.batch_size)
+
+
+def batch_size_of(datamodule: object) -> object:
+    """``hparams.batch_size``, which scripts change while training; None without one."""
+    hparams = getattr(datamodule, "hparams", None)
+    return None if hparams is None else hparams.get("batch_size")
+
+
+def feed_of(datamodule: Any) -> Feed:
+    """The feed of a run that begins, its loaders just taken apart."""
+    if datamodule is None:
+        return Feed()
+    return Feed(
+        sources=lambda: take_apart(datamodule.train_dataloader(), "train"),
+        batch_size=batch_size_of(datamodule),
+    )
+
+
+def note(run: Run) -> None:
+    """Add today's sizes to the history, if they are others than before."""
+    sizes = {"G": run.cursor.G, "m": run.cursor.m, "world_size": run.world.size}
+    history = run.feed.history
+    if history and {name: history[-1][name] for name in sizes} == sizes:
+        return
+    place = {"step": run.step, "epoch": run.cursor.epoch, "sample": run.cursor.sample}
+    if history and history[-1]["step"] == run.step:
+        history.pop()
+    history.append(place | sizes)

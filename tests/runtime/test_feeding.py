@@ -1,0 +1,159 @@
+"""Batch sizes that change while training: exact samples, also over a stop and a resume."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import rekindle as rk
+from rekindle import audit
+from rekindle.checkpoint import Store
+
+N = 53
+
+
+class Net(rk.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.Dropout(0.5))
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0]).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Data(rk.DataModule):
+    def __init__(self, batch_size=4):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def train_dataloader(self):
+        x = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))
+        data = TensorDataset(x, torch.arange(N))
+        return DataLoader(data, self.hparams.batch_size, shuffle=True)
+
+
+class Growing(rk.Callback):
+    """Doubles the batch each epoch, as scripts for another trainer do it."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        trainer.datamodule.hparams.batch_size = 4 * 2**trainer.current_epoch
+
+
+class Resizing(rk.Callback):
+    """Changes the global batch after given steps."""
+
+    def __init__(self, sizes):
+        self.sizes = sizes
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step in self.sizes:
+            trainer.set_batch_size(global_batch_size=self.sizes[trainer.global_step])
+
+
+class Witness(rk.Callback):
+    def __init__(self, stop=None):
+        self.stop, self.batches = stop, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append((trainer.current_epoch, trainer.global_step, batch[1].tolist()))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        trainer.should_stop = trainer.global_step + 1 == self.stop
+
+    def sizes(self, epoch):
+        return [len(ids) for at, _, ids in self.batches if at == epoch]
+
+
+def fit(root, *callbacks, stop=None, **flags):
+    torch.manual_seed(1)
+    witness, model = Witness(stop), Net()
+    trainer = rk.Trainer(
+        **{"max_epochs": 3, "accumulate_grad_batches": 2, "root": root, **flags},
+        callbacks=[*callbacks, witness],
+        enable_progress_bar=False,
+    )
+    trainer.fit(model, Data())
+    return witness, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def meta(root):
+    store = Store.open(str(root))
+    return store.read(store.commits()[0]).meta
+
+
+def once(witness, epochs=3):
+    return all(
+        sorted(i for at, _, ids in witness.batches if at == epoch for i in ids) == list(range(N))
+        for epoch in range(epochs)
+    )
+
+
+def test_a_batch_size_set_at_the_start_of_an_epoch_is_used_in_it(tmp_path):
+    witness, _ = fit(tmp_path, Growing())
+    assert [set(witness.sizes(epoch)) for epoch in range(3)] == [{4, 1}, {8, 5}, {16, 5}]
+    assert once(witness)
+    found = meta(tmp_path)
+    assert [(e["epoch"], e["sample"], e["G"], e["m"]) for e in found["history"]] == [
+        (0, 0, 8, 4),
+        (1, 0, 16, 8),
+        (2, 0, 32, 16),
+    ]
+    assert audit(found).exact
+
+
+@pytest.mark.parametrize("stop", [5, 7, 9, 11])
+def test_a_changed_batch_size_outlives_a_restart(tmp_path, stop):
+    expected, weights = fit(tmp_path / "whole", Growing())
+    first, _ = fit(tmp_path / "run", Growing(), stop=stop)
+    store = Store.open(str(tmp_path / "run"))
+    assert store.commits()[0].step == stop
+    # The stopped run asked to end; the second one is told not to.
+    second, again = resumed(tmp_path / "run", Growing())
+    assert first.batches + second.batches == expected.batches
+    assert torch.equal(again, weights)
+    assert audit(meta(tmp_path / "run")).exact
+    assert meta(tmp_path / "run")["history"] == meta(tmp_path / "whole")["history"]
+
+
+def resumed(root, *callbacks, **flags):
+    class GoOn(rk.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            trainer.should_stop = False
+
+        def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+            checkpoint["loop"]["stopped"] = False
+
+    return fit(root, *callbacks, GoOn(), **flags)
+
+
+def test_the_global_batch_changes_between_two_steps_of_an_epoch(tmp_path):
+    witness, _ = fit(tmp_path, Resizing({2: 16, 4: 4}), max_epochs=1)
+    per_step = {}
+    for _, step, ids in witness.batches:
+        per_step[step] = per_step.get(step, 0) + len(ids)
+    assert list(per_step.values()) == [8, 8, 16, 16, 4, 1]
+    assert once(witness, 1)
+    assert [(e["step"], e["G"]) for e in meta(tmp_path)["history"]] == [(0, 8), (2, 16), (4, 4)]
+
+
+def test_a_new_batch_size_of_the_script_wins_over_what_a_schedule_had_made(tmp_path):
+    fit(tmp_path, Resizing({2: 16}), stop=3)
+    resumed(tmp_path, global_batch_size=24)
+    assert [(e["step"], e["G"]) for e in meta(tmp_path)["history"]] == [(0, 8), (2, 16), (3, 24)]
+    assert audit(meta(tmp_path)).exact
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({2: 6}, "global_batch_size=6 is not a multiple of the micro-batch 4"), ({2: -4}, "-4")],
+)
+def test_sizes_that_do_not_fit_are_refused_where_they_are_set(tmp_path, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, Resizing(sizes))
+
+
+def test_the_batch_size_is_set_while_training_only(tmp_path):
+    with pytest.raises(rk.RequirementError, match=r"R10 Trainer.set_batch_size used outside"):
+        rk.Trainer(max_epochs=1, root=tmp_path).set_batch_size(global_batch_size=8)
