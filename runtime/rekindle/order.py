@@ -18,7 +18,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,18 +118,16 @@ class GlobalOrder:
             start, size = end, min(2 * size, _LARGEST_BLOCK)
 
 
-@dataclass(frozen=True, slots=True)
-class Lane:
+class Lane(NamedTuple):
     """One micro-batch of a step: positions ``[start, stop)`` of the epoch."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple's method, which nobody misses
     """0-based within the step."""
     start: int
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One optimizer step: positions ``[start, stop)`` of the epoch."""
 
     start: int

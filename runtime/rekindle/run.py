@@ -5,13 +5,12 @@ it. It decides little itself: when training is done, when validation is due, how
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 
 from rekindle.consensus import Consensus, Notice
 from rekindle.console import Console
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 class Validation:
     """The validation data, dealt out: batch b belongs to rank b mod W."""
 
-    loader: "DataLoader[Batch]"
+    loader: Iterable[Batch]
     batches: int
     """Over all ranks."""
 
@@ -79,7 +78,7 @@ class Run:
     validation_step: StepFunction
     cursor: Cursor
     sampler: LaneSampler
-    loader: "DataLoader[Batch]"
+    loader: Iterable[Batch]
     validation: Validation | None
     datamodule: Any = None
     feed: Feed = field(default_factory=Feed)

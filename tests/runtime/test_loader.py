@@ -1,3 +1,5 @@
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from rekindle.loader import (
     to_device,
 )
 from rekindle.order import Cursor
+from rekindle.randomness import seed_lane
 from rekindle.requirement import RequirementError
 
 
@@ -31,8 +34,6 @@ class Noisy(Dataset):
         return 50
 
     def __getitem__(self, index):
-        import random
-
         return {
             "id": index,
             "torch": torch.rand(3),
@@ -69,6 +70,35 @@ def test_a_sample_is_augmented_the_same_on_any_rank_and_after_any_resume():
     shares = [raw(lanes(loader, rank=rank, world_size=3)) for rank in range(3)]
     assert sorted(map(repr, sum(shares, []))) == sorted(map(repr, whole))
     assert raw(lanes(loader, sample=24)) == whole[6:]
+
+
+class Rarely(Noisy):
+    """Draws from a generator of NumPy's or Python's at one sample only; counts what it read."""
+
+    def __init__(self, draw):
+        self.draw, self.read = draw, []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return {"id": index, "torch": torch.rand(1), "rare": self.draw() if index == 7 else 0.0}
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.randn, lambda: np.random.rand(312)[0]])
+def test_a_dataset_that_draws_once_reads_the_same_as_one_that_is_always_seeded(draw, monkeypatch):
+    data = Rarely(draw)
+    found = raw(lanes(DataLoader(data, 4, shuffle=True)))
+    assert len(data.read) == 50 + 4, "the lane that drew was read again"
+    monkeypatch.setattr("rekindle.loader.watch", lambda: None)
+    assert found == raw(lanes(DataLoader(Rarely(draw), 4, shuffle=True)))
+
+
+def test_what_was_drawn_before_does_not_reach_a_sample():
+    values = []
+    for draws in (0, 1, 2):
+        seed_lane(1, 2, 3)
+        [np.random.randn() for _ in range(draws)]  # an odd number leaves one in a cache
+        values.append(raw(lanes(DataLoader(Rarely(np.random.randn), 4, shuffle=True))))
+    assert values[0] == values[1] == values[2]
 
 
 def test_epochs_augment_differently():
