@@ -1,0 +1,155 @@
+"""The thread between a training and one of its loggers.
+
+Records wait in a queue of bounded length. When a logger does not keep up and the queue is full, new
+records are dropped and counted: the alternative is a training that stands still because a web
+service does. Ten thousand records are days of training at the usual interval, so that only a logger
+that is truly stuck loses any.
+
+Errors of a logger end here as well. One that cannot be opened is given up, one that fails to write
+a record is tried with the next. Whoever owns the feed asks for `news` and tells people.
+
+The thread is a daemon: a logger that hangs cannot keep the process from ending.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rekindle.loggers.logger import Attempt, Logger
+
+CAPACITY = 10_000
+"""Records that may wait."""
+
+Known = Mapping[str, int] | int
+"""Last step that is written already: per name, or one for all names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Something to write: scalars of a step, or hyperparameters."""
+
+    values: dict[str, float] = field(default_factory=dict)
+    step: int | None = None
+    hyperparameters: dict[str, Any] | None = None
+    at: float = field(default_factory=time.time)
+
+
+class Feed:
+    """Writes records to one logger, in order, in a thread of its own."""
+
+    def __init__(self, logger: "Logger", attempt: "Attempt") -> None:
+        self._logger, self._attempt, self._capacity = logger, attempt, CAPACITY
+        self._changed = threading.Condition()
+        self._waiting: deque[Record] = deque()
+        self._status: str | None = None
+        self._open = threading.Event()
+        self._dead = False
+        self._news: deque[str] = deque(maxlen=10)
+        self._told = False
+        self._known: Known = {}
+        self.dropped = 0
+        """Records that found the queue full."""
+        self.failed = 0
+        """Records that the logger could not write."""
+        self._thread = threading.Thread(
+            target=self._run, name=f"rekindle-{type(logger).__name__}", daemon=True
+        )
+        self._thread.start()
+
+    def put(self, record: Record) -> None:
+        """Hand over a record; never waits."""
+        if record.step is None and record.hyperparameters is None:
+            record = Record(values=record.values, step=self._attempt.now(), at=record.at)
+        with self._changed:
+            if self._dead or self._status is not None:
+                return
+            if len(self._waiting) >= self._capacity:
+                if not self.dropped:
+                    self._say(
+                        f"does not keep up: {self._capacity} records wait, new ones are dropped"
+                    )
+                self.dropped += 1
+                return
+            self._waiting.append(record)
+            self._changed.notify()
+
+    def opened(self, timeout: float = 60.0) -> bool:
+        """Whether the logger is open; waits until that is known."""
+        return self._open.wait(timeout) and not self._dead
+
+    def close(self, status: str) -> None:
+        """Take no more records; write what is waiting and close the logger. Does not wait."""
+        with self._changed:
+            self._status = status
+            self._changed.notify()
+
+    def wait(self, timeout: float) -> None:
+        """Wait for the end of what `close` has begun, at most `timeout` seconds."""
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._say(f"has not ended in time, {len(self._waiting)} records may be lost")
+        elif self.dropped or self.failed > 1:
+            self._say(f"lost {self.dropped + self.failed} records in all")
+
+    def news(self) -> list[str]:
+        """What people should know and have not been told."""
+        found = []
+        while self._news:
+            found.append(self._news.popleft())
+        return found
+
+    def _say(self, text: str) -> None:
+        self._news.append(f"logger {type(self._logger).__name__} {text}")
+
+    def _run(self) -> None:
+        try:
+            self._known = self._logger.open(self._attempt)
+        except Exception as error:
+            self._dead = True
+            self._say(f"is not used: {_words(error)}. Training goes on without it.")
+            return
+        finally:
+            self._open.set()
+        while (record := self._next()) is not None:
+            self._guarded(self._write, record)
+            if not self._waiting:
+                self._guarded(self._logger.flush)
+        self._guarded(self._logger.close, self._status)
+
+    def _next(self) -> Record | None:
+        with self._changed:
+            while not self._waiting and self._status is None:
+                self._changed.wait()
+            return self._waiting.popleft() if self._waiting else None
+
+    def _write(self, record: Record) -> None:
+        if record.hyperparameters is not None:
+            self._logger.write_hyperparameters(record.hyperparameters)
+            return
+        step = record.step or 0
+        known = self._known
+        values = {
+            name: value
+            for name, value in record.values.items()
+            if step > (known if isinstance(known, int) else known.get(name, -1))
+        }
+        if values:
+            self._logger.write(values, step, record.at)
+
+    def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
+        try:
+            call(*arguments)
+        except Exception as error:
+            self.failed += 1
+            if not self._told:
+                self._told = True
+                self._say(f"failed: {_words(error)}. Training goes on; later failures are counted.")
+
+
+def _words(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(". ")

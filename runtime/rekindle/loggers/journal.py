@@ -1,0 +1,130 @@
+"""All loggers of a trainer, through one run.
+
+Rank 0 has a feed (a thread) per logger, the other ranks have none. What each logger needs to go on
+with the same record after a restart is in the checkpoint's `meta`, under ``loggers``.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from rekindle.distributed import World
+from rekindle.loggers.feed import Feed
+from rekindle.loggers.files import JSONLLogger
+from rekindle.loggers.logger import Attempt, Logger
+
+
+def chosen(given: object) -> list[Logger]:
+    """What the trainer's flag `logger` means; raises TypeError for anything else."""
+    if given is None or given is False:
+        return []
+    if given is True:
+        return [JSONLLogger()]
+    found = [given] if isinstance(given, Logger) else given
+    if not isinstance(found, Iterable) or isinstance(found, str | Mapping):
+        found = [given]
+    found = list(found)
+    for logger in found:
+        if not isinstance(logger, Logger):
+            raise TypeError(
+                f"logger={logger!r} must be a rekindle.loggers.Logger, a list of them, True (JSON "
+                f"lines under a local root), False or None"
+            )
+    return found
+
+
+class Journal:
+    """Gives the values of a run to its loggers; does nothing on ranks other than 0."""
+
+    def __init__(self, loggers: Sequence[Logger], world: World, say: Callable[[str], None]) -> None:
+        self._loggers, self._world, self._say = list(loggers), world, say
+        self._feeds: list[Feed] = []
+        self._told: list[Logger] = []
+        self._described = False
+
+    def begin(self, attempt: Attempt, saved: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Open the loggers, in their threads; `saved` is what `state` gave. Collective."""
+        # Loggers are told apart by their kind and place among those of that kind.
+        before = {str(entry["logger"]): entry for entry in saved}
+        names = _names(self._loggers)
+        for name, logger in zip(names, self._loggers, strict=True):
+            if name in before:
+                logger.load_state_dict(dict(before[name]["state"]))
+        if self._world.first:
+            ready = [logger for logger in self._loggers if self._prepared(logger, attempt)]
+            for logger in self._loggers:
+                feed = Feed(logger, attempt) if logger in ready else None
+                self._feeds += [] if feed is None else [feed]
+                logger.begin(feed)
+        if self._loggers:
+            states = self._world.share([logger.state_dict() for logger in self._loggers])
+        if not self._world.first:
+            for logger, state in zip(self._loggers, states, strict=True):
+                logger.load_state_dict(state)
+                with contextlib.suppress(ValueError):
+                    logger.prepare(replace(attempt, resumed=True))
+                logger.begin(None)
+        self._described = any(entry.get("described") for entry in saved)
+
+    def describe(self, hyperparameters: Mapping[str, Any]) -> None:
+        """Log the run's hyperparameters, unless an attempt before has done so."""
+        if not self._described and hyperparameters:
+            for logger in self._loggers:
+                logger.log_hyperparams(hyperparameters)
+        self._described = True
+
+    def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
+        """Log values of a step; never waits."""
+        if not self._feeds:
+            return
+        named = {**values, "epoch": float(epoch)}
+        for logger in self._loggers:
+            try:
+                logger.log_metrics(named, step)
+            except Exception as error:
+                # A logger of the user's that overrides log_metrics does its work right here.
+                if logger not in self._told:
+                    self._told.append(logger)
+                    self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
+        self._tell()
+
+    def state(self) -> list[dict[str, Any]]:
+        """What goes into a checkpoint."""
+        return [
+            {"logger": name, "state": logger.state_dict(), "described": self._described}
+            for name, logger in zip(_names(self._loggers), self._loggers, strict=True)
+        ]
+
+    def close(self, status: str, seconds: float) -> None:
+        """Write out what is waiting and close all loggers, in at most `seconds` together."""
+        limit = time.monotonic() + seconds
+        for feed in self._feeds:
+            feed.close(status)
+        for feed in self._feeds:
+            feed.wait(max(0.0, limit - time.monotonic()))
+        self._tell()
+        for logger in self._loggers:
+            logger.end()
+        self._feeds = []
+
+    def _prepared(self, logger: Logger, attempt: Attempt) -> bool:
+        try:
+            logger.prepare(attempt)
+        except Exception as error:
+            self._say(
+                f"logger {type(logger).__name__} is not used: {error}. Training goes on without it."
+            )
+            return False
+        return True
+
+    def _tell(self) -> None:
+        for feed in self._feeds:
+            for line in feed.news():
+                self._say(line)
+
+
+def _names(loggers: Sequence[Logger]) -> list[str]:
+    kinds = [type(logger).__qualname__ for logger in loggers]
+    return [f"{kind}.{kinds[:i].count(kind)}" for i, kind in enumerate(kinds)]

@@ -1,0 +1,103 @@
+"""Weights & Biases: one run, under the same id in every attempt.
+
+Metrics are logged without W&B's own step, because that one must never go back and also counts what
+a script logs itself; ``trainer/global_step`` is a metric beside them and the x-axis of all. After a
+resume the run's summary says how far the attempt before had come, and nothing up to there is
+written again.
+"""
+
+import os
+import secrets
+from typing import Any
+
+from rekindle.loggers.feed import Known
+from rekindle.loggers.logger import Attempt, Logger, Mute, required
+
+_STEP = "trainer/global_step"
+
+
+class WandbLogger(Logger):
+    """Logs to Weights & Biases; needs the package wandb."""
+
+    def __init__(
+        self,
+        name: str | None = None,
+        save_dir: "str | os.PathLike[str] | None" = None,
+        version: str | None = None,
+        offline: bool = False,
+        id: str | None = None,
+        project: str | None = None,
+        prefix: str = "",
+        **options: Any,
+    ) -> None:
+        """`options` go to `wandb.init`; `version` and `id` both name the run's id.
+
+        Raises ModuleNotFoundError when wandb is not installed.
+        """
+        self._module = required("wandb", "wandb", "WandbLogger")
+        self._given = id or version
+        self._id = self._given
+        self._name, self._project = name, project
+        self._directory = None if save_dir is None else os.fspath(save_dir)
+        self._options = {**({"mode": "offline"} if offline else {}), **options}
+        self._run: Any = None
+        self.prefix = f"{prefix}/" if prefix else ""
+
+    @property
+    def name(self) -> str | None:
+        """Name of the project."""
+        return self._project
+
+    @property
+    def version(self) -> str | None:
+        """The run's id; None before the run has begun."""
+        return self._id
+
+    @property
+    def save_dir(self) -> str | None:
+        """Where W&B keeps its files before they are sent."""
+        return self._directory
+
+    @property
+    def experiment(self) -> Any:
+        """The `wandb.Run`."""
+        return self._run if self.ready() else Mute()
+
+    def prepare(self, attempt: Attempt) -> None:
+        """Choose an id, so that the first checkpoint can name it."""
+        if self._given is None and not (attempt.resumed and self._id):
+            self._id = secrets.token_hex(4)
+
+    def open(self, attempt: Attempt) -> Known:
+        """Begin the run, or go on with it."""
+        given = {"name": self._name, "project": self._project, "dir": self._directory}
+        self._run = self._module.init(
+            id=self._id,
+            resume="allow",
+            **{key: value for key, value in given.items() if value is not None},
+            **self._options,
+        )
+        self._run.define_metric(_STEP)
+        self._run.define_metric("*", step_metric=_STEP, step_sync=True)
+        last = self._run.summary.get(_STEP) if attempt.resumed or self._given else None
+        return -1 if last is None else int(last)
+
+    def write(self, metrics: dict[str, float], step: int, at: float) -> None:
+        """Log metrics together with their step."""
+        self._run.log({**metrics, _STEP: step})
+
+    def write_hyperparameters(self, values: dict[str, Any]) -> None:
+        """Set the run's configuration."""
+        self._run.config.update(values, allow_val_change=True)
+
+    def close(self, status: str) -> None:
+        """Finish the run, which waits until all is sent."""
+        self._run.finish(exit_code=0 if status == "finished" else 1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The run's id."""
+        return {"id": self._id}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the same run, unless the script names one."""
+        self._id = self._given or state_dict.get("id")

@@ -1,0 +1,387 @@
+"""Records of a run at each logger: in order, once per step over restarts, and never in the way."""
+
+import csv
+import json
+import sys
+import threading
+import time
+import types
+
+import pytest
+import torch
+
+from rekindle import loggers
+from rekindle.distributed import World
+from rekindle.loggers import feed as feeds
+from rekindle.loggers.journal import Journal, chosen
+from rekindle.loggers.logger import Attempt
+
+SECONDS = 20.0
+
+
+def world(rank=0, share=None):
+    one = World(rank=rank, size=1, local_rank=rank, device=torch.device("cpu"), control=None)
+    if share is not None:
+        object.__setattr__(one, "share", lambda value: share)
+    return one
+
+
+class Stage:
+    """Attempts of one run over the same loggers' constructors, as the trainer would make them."""
+
+    def __init__(self, root, *make):
+        self.root, self.make, self.lines = root, make, []
+        self.saved = []
+
+    def attempt(self, steps, *, resume=None, save_at=None, hparams=None, every=1, status="failed"):
+        """Log every step of a range; give the loggers."""
+        made = [make() for make in self.make]
+        journal = Journal(made, world(), self.lines.append)
+        journal.begin(
+            Attempt(root=str(self.root), step=resume or 0, resumed=resume is not None),
+            () if resume is None else self.saved,
+        )
+        journal.describe(hparams or {})
+        for step in steps:
+            journal.record({"loss": 1 / step, "train/acc": step / 10}, step=step, epoch=step // 4)
+            if step == save_at:
+                self.settled(made)
+                self.saved = json.loads(json.dumps(journal.state()))
+        journal.close(status, SECONDS)
+        return made
+
+    def settled(self, made):
+        """Wait until names that a service gives are known, as they are at any real checkpoint."""
+        for logger in made:
+            logger.ready()
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_json_lines_hold_every_record_once_over_a_crash_and_a_resume(tmp_path):
+    stage = Stage(tmp_path, loggers.JSONLLogger)
+    stage.attempt(range(1, 8), save_at=4)
+    (again,) = stage.attempt(range(5, 10), resume=4, status="finished")
+    rows = lines(tmp_path / "logs/version_0/metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert rows[8]["train/acc"] == 0.9
+    assert rows[8]["epoch"] == 2.0
+    assert again.log_dir == str(tmp_path / "logs/version_0")
+    assert stage.lines == []
+
+
+def test_a_new_run_takes_a_new_version_and_leaves_the_old_one(tmp_path):
+    stage = Stage(tmp_path, loggers.JSONLLogger)
+    stage.attempt(range(1, 4))
+    (second,) = stage.attempt(range(1, 2))
+    assert second.version == "version_1"
+    assert len(lines(tmp_path / "logs/version_0/metrics.jsonl")) == 3
+
+
+def test_a_torn_line_is_dropped_and_what_is_not_finite_is_null(tmp_path):
+    stage = Stage(tmp_path, lambda: loggers.JSONLLogger(name="n", version="v"))
+    stage.attempt([1], save_at=1)
+    path = tmp_path / "n/v/metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 1, "lo')
+    journal = Journal([loggers.JSONLLogger(name="n", version="v")], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=1, resumed=True), stage.saved)
+    journal.record({"loss": float("nan")}, step=2, epoch=0)
+    journal.close("finished", SECONDS)
+    assert [(row["step"], row["loss"]) for row in lines(path)] == [(1, 1.0), (2, None)]
+
+
+def test_csv_grows_columns_and_is_cut_off_at_the_resumed_step(tmp_path):
+    stage = Stage(tmp_path, lambda: loggers.CSVLogger(prefix="p"))
+    (logger,) = stage.attempt(range(1, 6), save_at=3)
+    journal = Journal([loggers.CSVLogger(prefix="p")], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=3, resumed=True), stage.saved)
+    journal.record({"val/f1": 0.5}, step=4, epoch=1)
+    journal.close("finished", SECONDS)
+    with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+    assert [row["p/val/f1"] for row in rows] == ["", "", "", "0.5"]
+    assert rows[2]["p/loss"] == repr(1 / 3)
+
+
+def test_a_value_of_the_saved_step_that_came_before_the_save_is_not_written_again(tmp_path):
+    stage = Stage(tmp_path, loggers.JSONLLogger)
+    stage.attempt([1, 2], save_at=2)
+    journal = Journal([loggers.JSONLLogger()], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=2, resumed=True), stage.saved)
+    journal.record({"loss": 9.0, "val/loss": 3.0}, step=2, epoch=0)
+    journal.close("finished", SECONDS)
+    rows = lines(tmp_path / "logs/version_0/metrics.jsonl")
+    assert [row.get("loss") for row in rows] == [1.0, 0.5, None]
+    assert rows[2]["val/loss"] == 3.0
+
+
+def test_hyperparameters_are_written_once_per_run(tmp_path):
+    written = []
+
+    class Counting(loggers.JSONLLogger):
+        def write_hyperparameters(self, values):
+            written.append(values)
+
+    stage = Stage(tmp_path, Counting)
+    stage.attempt([1, 2], save_at=1, hparams={"lr": 0.1, "sizes": (1, 2), "path": tmp_path})
+    stage.attempt([2], resume=1, hparams={"lr": 0.2})
+    assert written == [{"lr": 0.1, "sizes": [1, 2], "path": str(tmp_path)}]
+
+
+class Stuck(loggers.Logger):
+    """Writes nothing before it may."""
+
+    def __init__(self):
+        self.may, self.written = threading.Event(), []
+
+    def write(self, metrics, step, at):
+        assert self.may.wait(SECONDS)
+        self.written.append(step)
+
+
+def test_a_full_queue_drops_records_and_says_so_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(feeds, "CAPACITY", 5)
+    logger, said = Stuck(), []
+    journal = Journal([logger], world(), said.append)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    began = time.perf_counter()
+    for step in range(1, 101):
+        journal.record({"loss": 1.0}, step=step, epoch=0)
+    assert time.perf_counter() - began < SECONDS / 4
+    logger.may.set()
+    journal.close("finished", SECONDS)
+    # The thread holds one record while five wait.
+    assert logger.written in (list(range(1, 6)), list(range(1, 7)))
+    lost = 100 - len(logger.written)
+    assert said == [
+        "logger Stuck does not keep up: 5 records wait, new ones are dropped",
+        f"logger Stuck lost {lost} records in all",
+    ]
+
+
+def test_a_logger_that_hangs_does_not_hold_up_the_end(tmp_path):
+    logger, said = Stuck(), []
+    journal = Journal([logger], world(), said.append)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal.record({"loss": 1.0}, step=1, epoch=0)
+    journal.close("preempted", 0.05)
+    assert said == ["logger Stuck has not ended in time, 0 records may be lost"]
+    logger.may.set()
+
+
+@pytest.mark.parametrize("where", ["prepare", "open", "write", "flush", "close"])
+def test_a_logger_that_fails_is_reported_once_and_the_others_go_on(tmp_path, where):
+    def fail(self, *arguments):
+        if where == "close":
+            loggers.JSONLLogger.close(self, *arguments)
+        raise ConnectionError("no route to host\nand more")
+
+    Broken = type("Broken", (loggers.JSONLLogger,), {where: fail})
+    said = []
+    journal = Journal([Broken(name="b"), loggers.JSONLLogger()], world(), said.append)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    for step in range(1, 5):
+        journal.record({"loss": 1.0}, step=step, epoch=0)
+    journal.close("finished", SECONDS)
+    told = [line for line in said if "no route to host" in line]
+    assert len(told) == 1
+    assert told[0].startswith("logger Broken ")
+    assert "raining goes on" in told[0]
+    assert len(lines(tmp_path / "logs/version_0/metrics.jsonl")) == 4
+
+
+def test_a_logger_of_ones_own_that_works_in_the_callers_thread_is_guarded_too(tmp_path):
+    class Direct(loggers.Logger):
+        def log_metrics(self, metrics, step=None):
+            raise KeyError("x")
+
+    said = []
+    journal = Journal([Direct()], world(), said.append)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal.record({"a": 1.0}, step=1, epoch=0)
+    journal.record({"a": 1.0}, step=2, epoch=0)
+    journal.close("finished", SECONDS)
+    assert said == ["logger Direct failed: 'x'. Training goes on."]
+
+
+def test_only_rank_0_writes_and_the_others_know_where(tmp_path):
+    first, other = loggers.JSONLLogger(), loggers.JSONLLogger()
+    here = Journal([first], world(), print)
+    here.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    told = [entry["state"] for entry in here.state()]
+    there = Journal([other], world(rank=1, share=told), print)
+    there.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    there.record({"loss": 1.0}, step=1, epoch=0)
+    other.log_metrics({"loss": 1.0})
+    assert other.experiment.anything.goes(1) is not None
+    assert other.log_dir == first.log_dir
+    there.close("finished", SECONDS)
+    here.close("finished", SECONDS)
+    assert lines(tmp_path / "logs/version_0/metrics.jsonl") == []
+
+
+def test_what_is_logged_before_the_run_is_kept(tmp_path):
+    logger = loggers.JSONLLogger()
+    logger.log_hyperparams({"note": "early"})
+    with pytest.raises(RuntimeError, match="open while a run is going on"):
+        _ = loggers.TensorBoardLogger().experiment
+    journal = Journal([logger], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal.close("finished", SECONDS)
+    found = json.loads((tmp_path / "logs/version_0/hparams.json").read_text())
+    assert found == {"note": "early"}
+
+
+def test_a_root_that_is_no_directory_needs_a_save_dir():
+    said = []
+    journal = Journal([loggers.JSONLLogger()], world(), said.append)
+    journal.begin(Attempt(root="s3://bucket/run", step=0, resumed=False))
+    journal.close("finished", SECONDS)
+    assert said == [
+        "logger JSONLLogger is not used: save_dir= is needed, because the root s3://bucket/run is "
+        "no directory. Training goes on without it."
+    ]
+
+
+def test_the_flag_takes_one_several_true_and_false():
+    one = loggers.JSONLLogger()
+    assert chosen(one) == [one]
+    assert chosen((one, one)) == [one, one]
+    assert chosen(None) == chosen(False) == []
+    assert [type(logger) for logger in chosen(True)] == [loggers.JSONLLogger]
+    with pytest.raises(TypeError, match=r"logger='csv' must be a rekindle\.loggers\.Logger"):
+        chosen("csv")
+
+
+@pytest.mark.parametrize(
+    ("logger", "module", "package"),
+    [("WandbLogger", "wandb", "wandb"), ("CometLogger", "comet_ml", "comet_ml"),
+     ("MLFlowLogger", "mlflow", "mlflow"), ("TensorBoardLogger", "tensorboard", "tensorboard")],
+)  # fmt: skip
+def test_a_missing_package_is_named_when_the_logger_is_made(monkeypatch, logger, module, package):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError, match=rf"^{logger} needs .* pip install {package}$"):
+        getattr(loggers, logger)()
+
+
+def test_neptune_is_refused_with_the_alternatives():
+    with pytest.raises(ValueError, match="NeptuneLogger is not supported; use MLFlowLogger, "):
+        loggers.NeptuneLogger(project="x")
+
+
+class FakeRun:
+    """What `wandb.init` gives, with the server's memory of a run."""
+
+    server: dict = {}
+
+    def __init__(self, id, **options):
+        self.kept = self.server.setdefault(id, {"rows": [], "config": {}, "options": options})
+        self.summary = dict(self.kept["rows"][-1]) if self.kept["rows"] else {}
+        self.config = types.SimpleNamespace(
+            update=lambda values, **_: self.kept["config"].update(values)
+        )
+
+    def define_metric(self, name, **options):
+        self.kept.setdefault("axes", {})[name] = options
+
+    def log(self, values):
+        self.kept["rows"].append(values)
+
+    def finish(self, exit_code):
+        self.kept["exit"] = exit_code
+
+
+def test_wandb_goes_on_with_the_same_run_and_repeats_no_step(tmp_path, monkeypatch):
+    server = {}
+    monkeypatch.setattr(FakeRun, "server", server)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=FakeRun))
+    stage = Stage(tmp_path, lambda: loggers.WandbLogger(project="p", offline=True, group="g"))
+    stage.attempt(range(1, 8), save_at=4, hparams={"lr": 0.1})
+    stage.attempt(range(5, 10), resume=4, status="finished")
+    (run,) = server.values()
+    assert [row["trainer/global_step"] for row in run["rows"]] == list(range(1, 10))
+    assert run["options"] == {"project": "p", "mode": "offline", "group": "g", "resume": "allow"}
+    assert run["axes"]["*"]["step_metric"] == "trainer/global_step"
+    assert (run["config"], run["exit"]) == ({"lr": 0.1}, 0)
+
+
+class FakeExperiment:
+    def __init__(self):
+        self.rows, self.parameters, self.ended = [], {}, 0
+
+    def log_metrics(self, values, step, epoch):
+        self.rows.append((step, epoch, values["loss"]))
+
+    def log_parameter(self, name, value):
+        self.parameters[name] = value
+
+    def log_parameters(self, values):
+        self.parameters.update(values)
+
+    def get_parameter(self, name):
+        return self.parameters.get(name)
+
+    def end(self):
+        self.ended += 1
+
+
+def test_comet_goes_on_with_the_same_experiment_and_repeats_no_step(tmp_path, monkeypatch):
+    server, asked = {}, []
+
+    def start(experiment_key, **options):
+        asked.append(options)
+        return server.setdefault(experiment_key, FakeExperiment())
+
+    comet = types.SimpleNamespace(start=start, ExperimentConfig=dict)
+    monkeypatch.setitem(sys.modules, "comet_ml", comet)
+    stage = Stage(tmp_path, lambda: loggers.CometLogger(project="p", name="n"))
+    stage.attempt(range(1, 8), save_at=4, hparams={"a": {"b": 1}})
+    stage.attempt(range(5, 10), resume=4)
+    (experiment,) = server.values()
+    assert [step for step, _, _ in experiment.rows] == list(range(1, 10))
+    assert experiment.parameters == {"a/b": 1, "rekindle/last_step": 9}
+    assert asked[0]["mode"] == "get_or_create"
+    assert (asked[0]["project_name"], asked[0]["experiment_config"]) == ("p", {"name": "n"})
+
+
+@pytest.mark.processes
+def test_tensorboard_shows_every_step_once_over_a_crash_and_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    stage = Stage(tmp_path, loggers.TensorBoardLogger)
+    stage.attempt(range(1, 8), save_at=4, hparams={"lr": 0.1, "deep": {"er": [1]}})
+    (logger,) = stage.attempt(range(5, 10), resume=4, status="finished")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 10))
+    assert events.Scalars("train/acc")[8].value == pytest.approx(0.9)
+    assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
+    assert stage.lines == []
+
+
+@pytest.mark.processes
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_holds_every_step_once_over_a_crash_and_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    import mlflow
+
+    stage = Stage(
+        tmp_path,
+        lambda: loggers.MLFlowLogger("an experiment", run_name="r", save_dir=tmp_path / "mlruns"),
+    )
+    stage.attempt(range(1, 8), save_at=4, hparams={"lr": 0.1, "deep": {"er": [1]}})
+    client = mlflow.MlflowClient(f"file://{tmp_path}/mlruns")
+    experiment = client.get_experiment_by_name("an experiment").experiment_id
+    assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
+    (logger,) = stage.attempt(range(5, 10), resume=4, status="finished")
+    (run,) = client.search_runs([experiment])
+    assert run.info.run_id == logger.run_id == logger.version
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"lr": "0.1", "deep/er": "[1]"}
+    steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "train/acc")]
+    assert steps == list(range(1, 10))
+    assert stage.lines == []
