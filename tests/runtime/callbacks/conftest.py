@@ -70,7 +70,7 @@ def fit(_data, tmp_path):
 
     def run(*callbacks, stop=None, root="run", model=None, validation=True, **flags):
         rk.seed_everything(1)
-        model = Net() if model is None else model
+        model = (model or Net)()
         trainer = rk.Trainer(
             root=tmp_path / root,
             callbacks=[*callbacks, *([Stop(stop)] if stop else [])],

@@ -1,0 +1,81 @@
+"""`LearningRateMonitor`: learning rates as metrics.
+
+The rate is noted right before the optimizer uses it, in the steps that will be reported; between
+two reports nobody would see it.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rekindle.callback import Callback
+
+if TYPE_CHECKING:
+    from rekindle.module import Module
+    from rekindle.trainer import Trainer
+
+
+class LearningRateMonitor(Callback):
+    """Log each group's learning rate as ``lr-<optimizer>`` (``/pg1`` ... when there are several).
+
+    `logging_interval` is ``step``, ``epoch`` (the rate of the epoch's last step) or None for both;
+    `log_momentum` and `log_weight_decay` add those, as ``lr-<optimizer>-momentum`` and so on.
+    """
+
+    def __init__(
+        self,
+        logging_interval: Literal["step", "epoch"] | None = None,
+        log_momentum: bool = False,
+        log_weight_decay: bool = False,
+    ) -> None:
+        if logging_interval not in ("step", "epoch", None):
+            raise ValueError(
+                f"LearningRateMonitor(logging_interval={logging_interval!r}): allowed are 'step', "
+                f"'epoch' and None"
+            )
+        self.logging_interval = logging_interval
+        self._momentum, self._decay = log_momentum, log_weight_decay
+        if logging_interval == "epoch":
+            # A hook that is not needed in every step is better not there at all.
+            self.on_before_optimizer_step = super().on_before_optimizer_step  # type: ignore[method-assign]
+
+    def on_before_optimizer_step(
+        self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Note the rates that the step is about to use."""
+        step, every = trainer.global_step + 1, trainer.flags.log_every_n_steps
+        if step % every == 0 or step == trainer.estimated_stepping_batches:
+            for name, value in self._rates(trainer, optimizer).items():
+                pl_module.log(name, value, on_step=True, on_epoch=False)
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Note the rates of the epoch's last step, before its schedulers step."""
+        if self.logging_interval != "epoch":
+            return
+        for optimizer in trainer.optimizers:
+            for name, value in self._rates(trainer, optimizer).items():
+                pl_module.log(name, value, on_step=False, on_epoch=True)
+
+    def _rates(self, trainer: "Trainer", optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        name = _name(trainer, optimizer)
+        found: dict[str, Any] = {}
+        for index, group in enumerate(optimizer.param_groups, 1):
+            part = f"/{group.get('name', f'pg{index}')}" if len(optimizer.param_groups) > 1 else ""
+            found[f"{name}{part}"] = group["lr"]
+            if self._momentum:
+                found[f"{name}-momentum{part}"] = group.get("momentum", group.get("betas", (0,))[0])
+            if self._decay:
+                found[f"{name}-weight_decay{part}"] = group.get("weight_decay", 0.0)
+        return found
+
+
+def _name(trainer: "Trainer", optimizer: torch.optim.Optimizer) -> str:
+    """The scheduler's name if it was given one, else the optimizer's class, numbered if need be."""
+    run = trainer._run
+    for spec in run.optimization.schedulers if run is not None else ():
+        if spec.name is not None and spec.scheduler.optimizer is optimizer:
+            return spec.name
+    kind = type(optimizer).__name__
+    same = [one for one in trainer.optimizers if type(one).__name__ == kind]
+    place = next((i for i, one in enumerate(same) if one is optimizer), 0)
+    return f"lr-{kind}-{place}" if place else f"lr-{kind}"

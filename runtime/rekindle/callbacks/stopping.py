@@ -1,0 +1,146 @@
+"""`EarlyStopping`: end training when a metric no longer improves.
+
+A value is judged once, after the validation that measured it or at the end of the epoch: a value
+that merely lies there, from a step that was judged before, does not cost patience.
+
+All ranks hold the same reduced values. The first one's verdict is shared all the same: a rank that
+went on alone would wait for the others for ever.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rekindle.callback import Callback
+
+if TYPE_CHECKING:
+    from rekindle.module import Module
+    from rekindle.trainer import Trainer
+
+
+class EarlyStopping(Callback):
+    """Stop after `patience` values in a row of `monitor` that were no better than the best one."""
+
+    def __init__(
+        self,
+        monitor: str,
+        min_delta: float = 0.0,
+        patience: int = 3,
+        verbose: bool = False,
+        mode: Literal["min", "max"] = "min",
+        strict: bool = True,
+        check_finite: bool = True,
+        stopping_threshold: float | None = None,
+        divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = False,
+    ) -> None:
+        """Check the arguments.
+
+        A value is better when it beats the best one by more than `min_delta`. Training also stops
+        as soon as a value is as good as `stopping_threshold`, as bad as `divergence_threshold`,
+        or, with `check_finite`, no finite number. With `strict` a metric that nobody logs is an
+        error. `check_on_train_epoch_end` looks at the end of an epoch only (True) or after a
+        validation only (False). Messages come once, from rank 0, so `log_rank_zero_only` is moot.
+        """
+        if mode not in ("min", "max"):
+            raise ValueError(f"EarlyStopping(mode={mode!r}): allowed are 'min' and 'max'")
+        if type(patience) is not int or patience < 0:
+            raise ValueError(f"EarlyStopping(patience={patience!r}): need a count")
+        self.monitor, self.mode, self.patience = monitor, mode, patience
+        self.min_delta, self.verbose, self.strict = abs(min_delta), verbose, strict
+        self.check_finite = check_finite
+        self.stopping_threshold = stopping_threshold
+        self.divergence_threshold = divergence_threshold
+        self.wait_count = 0
+        self.stopped_epoch = 0
+        self.best_score = torch.tensor(math.inf if mode == "min" else -math.inf)
+        self.stopping_reason: str | None = None
+        """Why training was stopped; None when it was not."""
+        self._at_epoch_end = check_on_train_epoch_end
+        self._before: Any = None
+        self._judged = -1
+        self._validated = False
+
+    @property
+    def state_key(self) -> str:
+        """Two of these may watch two metrics."""
+        return f"{type(self).__qualname__}({self.monitor}, {self.mode})"
+
+    def on_validation_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """A validation that measures something replaces what is there."""
+        self._before = trainer.callback_metrics.get(self.monitor)
+
+    def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Judge what was just measured."""
+        if trainer.phase != "training":
+            return
+        self._validated = True
+        measured = trainer.callback_metrics.get(self.monitor) is not self._before
+        if measured and self._at_epoch_end is not True:
+            self._check(trainer, trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Judge a metric of training; raises ValueError when nobody logs it (`strict`)."""
+        run = trainer._run
+        measures = self._validated or run is None or run.validation is None
+        if self.strict and measures and self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ValueError(
+                f"EarlyStopping(monitor={self.monitor!r}): no such metric was logged; known are "
+                f"{known}. Log it, or set strict=False."
+            )
+        if self._at_epoch_end is not False:
+            self._check(trainer, trainer.measured.get(self.monitor, -1))
+
+    def _check(self, trainer: "Trainer", measured: int) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None or measured <= self._judged:
+            return
+        self._judged = measured
+        reason = self._judge(float(value))
+        if trainer.world is not None:
+            reason = trainer.world.share(reason)
+        if reason is None:
+            return
+        self.stopping_reason, self.stopped_epoch = reason, trainer.current_epoch
+        trainer.should_stop = True
+        trainer.print(f"EarlyStopping at step {trainer.global_step}: {reason}")
+
+    def _judge(self, value: float) -> str | None:
+        """Take the value into account; why to stop, or None."""
+        name, best = self.monitor, float(self.best_score)
+        if self.check_finite and not math.isfinite(value):
+            return f"{name} = {value} is not finite; the best was {best:.5g}"
+        sign = 1.0 if self.mode == "min" else -1.0
+        limit = self.stopping_threshold
+        if limit is not None and sign * value <= sign * limit:
+            return f"{name} = {value:.5g} has reached the threshold {limit:.5g}"
+        limit = self.divergence_threshold
+        if limit is not None and sign * value >= sign * limit:
+            return f"{name} = {value:.5g} has diverged beyond {limit:.5g}"
+        if sign * value < sign * best - self.min_delta:
+            self.best_score, self.wait_count = torch.tensor(value), 0
+            return None
+        self.wait_count += 1
+        if self.wait_count < self.patience:
+            return None
+        return f"{name} did not improve on {best:.5g} {self.wait_count} times in a row"
+
+    def state_dict(self) -> dict[str, Any]:
+        """The patience that is left, and the best value."""
+        return {
+            "wait_count": self.wait_count,
+            "stopped_epoch": self.stopped_epoch,
+            "best_score": float(self.best_score),
+            "reason": self.stopping_reason,
+            "judged": self._judged,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.wait_count = state_dict["wait_count"]
+        self.stopped_epoch = state_dict["stopped_epoch"]
+        self.best_score = torch.tensor(state_dict["best_score"])
+        self.stopping_reason, self._judged = state_dict["reason"], state_dict["judged"]
