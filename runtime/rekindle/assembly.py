@@ -7,7 +7,7 @@ world size is usable at all.
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,15 +19,15 @@ from rekindle.contract import Restored as RestoredReport
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.evaluation import evaluate
-from rekindle.flags import Flags
-from rekindle.gradients import GradientSum, broadcast
+from rekindle.flags import Flags, best_rule
+from rekindle.gradients import broadcast
 from rekindle.hooks import Hooks
-from rekindle.loader import BatchSampler, LaneSampler, Source, build, limited, take_apart
+from rekindle.loader import LaneSampler, Source, build, fingerprint, limited
 from rekindle.logs import Logs
 from rekindle.module import Module
 from rekindle.order import Cursor
 from rekindle.persistence import Found, Session
-from rekindle.precision import autocast
+from rekindle.precision import autocast, convert, mover, scaler_of
 from rekindle.preflight import (
     check_data,
     check_defined,
@@ -35,53 +35,14 @@ from rekindle.preflight import (
     check_world,
     step_function,
 )
-from rekindle.run import Run, Validation, planned_steps
+from rekindle.resolving import locate, whole
+from rekindle.run import Run, planned_steps
+from rekindle.sources import dealt, load
 from rekindle.telemetry import Meter
+from rekindle.update import Update
 
 if TYPE_CHECKING:
     from rekindle.trainer import Trainer
-
-
-def load_sources(
-    datamodule: Any, train: Any, validation: Any, world: World, stage: Literal["fit", "validate"]
-) -> tuple[Source | None, Source | None]:
-    """Prepare and set up the data, and take its loaders apart; collective."""
-    error: Exception | None = None
-    if datamodule is not None and world.first:
-        try:
-            datamodule.prepare_data()
-        except Exception as failure:
-            error = failure
-    world.agree(error)
-    sources: tuple[Source | None, Source | None] = (None, None)
-    try:
-        if datamodule is not None:
-            datamodule.setup(stage)
-            train = datamodule.train_dataloader() if stage == "fit" else None
-            validation = datamodule.val_dataloader()
-        sources = (
-            None if train is None else take_apart(train, "train"),
-            None if validation is None else take_apart(validation, "validation"),
-        )
-    except Exception as failure:
-        error = failure
-    world.agree(error)
-    return sources
-
-
-def validation_of(
-    source: Source | None, flags: Flags, world: World, seed: int
-) -> Validation | None:
-    """The validation data, dealt out over the ranks."""
-    if source is None or not source.samples:
-        return None
-    batches = limited(flags.limit_val_batches, source.batches)
-    if not batches:
-        return None
-    sampler = BatchSampler(
-        source.samples, source.batch_size, batches, rank=world.rank, world_size=world.size
-    )
-    return Validation(loader=build(source, sampler, seed), batches=batches)
 
 
 def assemble(
@@ -95,14 +56,20 @@ def assemble(
     page: ControlPage | None,
     notice: Notice,
     console: Console,
+    start_from: str | None = None,
 ) -> Run:
     """Make the run, restored from its newest good checkpoint; collective."""
     flags = trainer.flags
-    if flags.max_epochs is None and flags.max_steps is None:
-        raise ValueError("Trainer needs max_epochs= or max_steps= to know when fit() is done")
+    limits = (flags.max_epochs, flags.max_steps, flags.max_samples, flags.max_time)
+    if all(limit is None for limit in limits):
+        raise ValueError(
+            "Trainer needs max_epochs= or max_steps= (or max_samples=, max_time=) to know when "
+            "fit() is done"
+        )
     if page is not None and world.local_rank == 0:
         page.attach()
-    train_source, validation_source = load_sources(datamodule, train, validation, world, "fit")
+    given = {"train": train, "evaluation": validation}
+    train_source, validation_source = load(module, datamodule, given, world, flags, "fit")
     if train_source is None:
         raise ValueError(
             "fit() got no training data: give a DataModule, or fit(model, train_dataloaders=...)"
@@ -117,19 +84,33 @@ def assemble(
     except Exception as failure:
         error = failure
     world.agree(error)
-    mark = check_data(train_source, flags.seed, world)
+    if flags.preflight:
+        mark = check_data(train_source, flags.seed, world)
+    else:
+        mark = fingerprint(train_source, flags.seed) if train_source.samples else ""
     session = Session.open(flags, world, page) if flags.enable_checkpointing else None
     if session is not None and world.first:
         _, notice_line = persistence.root(flags)
         if notice_line is not None:
             console.say(notice_line)
-    found = session.find(flags.resume) if session is not None else Found(restored=None, skipped=())
-    cursor = _cursor(train_source, flags, mark, world, found, console)
+    found = _find(session, flags, start_from, console)
+    asked = flags.global_batch_size
+    if not optimizers.automatic(module):
+        asked = _manual_batch(train_source, flags, world)
+    cursor = _cursor(train_source, flags, asked, mark, world, found, console)
     start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0})
     trainer.plan(planned_steps(start, 0, flags))
     module.to(world.device)
+    convert(module, flags.precision, world.device)
     optimization = optimizers.configure(module)
-    trainer.use(optimization.optimizer)
+    trainer.use(optimization.optimizers)
+    update = Update(
+        optimization,
+        automatic=optimizers.automatic(module),
+        scaler=scaler_of(flags.precision, world.device),
+        clip=flags.gradient_clip_val,
+        algorithm=flags.gradient_clip_algorithm,
+    )
     logs = Logs(module)
     sampler = LaneSampler(cursor, rank=world.rank, world_size=world.size)
     run = Run(
@@ -143,9 +124,16 @@ def assemble(
         meter=Meter(first=world.local_rank == 0),
         page=page,
         notice=notice,
-        consensus=Consensus(world, notice, session.clock_due if session else _never),
+        consensus=Consensus(
+            world,
+            notice,
+            session.clock_due if session else _never,
+            _never if flags.max_time is None else lambda: run.time_is_up,
+        ),
         session=session,
         optimization=optimization,
+        update=update,
+        move=mover(flags.precision, world.device),
         gradients=None,
         autocast=autocast(flags.precision, world.device),
         training_step=step_function(module, "training_step"),
@@ -153,11 +141,12 @@ def assemble(
         cursor=cursor,
         sampler=sampler,
         loader=build(train_source, sampler, cursor.seed),
-        validation=validation_of(validation_source, flags, world, cursor.seed),
+        validation=dealt(validation_source, flags.limit_val_batches, world, cursor.seed),
         datamodule=datamodule,
         feed=feeding.feed_of(datamodule),
     )
     module.attach(trainer, logs)
+    module.own_update(update, tuple(spec.scheduler for spec in optimization.schedulers))
     trainer.watch(run)
     # Only a restart on other ranks needs numbers that no attempt before has drawn.
     attempt = session.fence if session is not None and found.restored is not None else 0
@@ -169,16 +158,50 @@ def assemble(
         session.begin(found)
     if world.size > 1:
         broadcast(tensor for tensor in module.state_dict().values() if _sendable(tensor))
-        run.gradients = GradientSum(p for p in module.parameters() if p.requires_grad)
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        update.sum_over_ranks(trainable, first=world.first)
+        run.gradients = update.gradients
     _announce(run, found)
     for hook in hooks.on_fit_start:
         hook(trainer, module)
     if session is not None and not run.done:
         tree, rank_tree, _ = state.collect(run, finished=False)
-        fresh = not run.optimization.optimizer.state
-        weigh = (lambda: optimizers.nbytes(run.optimization.optimizer)) if fresh else None
+        fresh = not any(optimizer.state for optimizer in optimization.optimizers)
+        weigh = (lambda: sum(map(optimizers.nbytes, optimization.optimizers))) if fresh else None
         session.prepare(tree, rank_tree, weigh)
     return run
+
+
+def _find(
+    session: Session | None, flags: Flags, start_from: str | None, console: Console
+) -> Found:
+    """What to begin from; collective."""
+    start_from = start_from or flags.start
+    if session is None:
+        if start_from is not None:
+            raise ValueError(
+                f"ckpt_path={start_from!r} cannot be resumed with enable_checkpointing=False (or "
+                f"fast_dev_run, barebones); remove one of them, or start from the weights with "
+                f"Model.load_from_checkpoint"
+            )
+        return Found(restored=None, skipped=())
+    if start_from is None:
+        return session.find(flags.resume)
+    if flags.resume == "never":
+        raise ValueError(f"ckpt_path={start_from!r} and resume='never' exclude each other")
+    target = locate(
+        start_from,
+        root=session.uri,
+        script_root=whole(flags.root),
+        options=session.options,
+    )
+    found = session.start(flags.resume, target, best_rule(flags))
+    if found.restored is None:
+        console.say(
+            f"ckpt_path={start_from!r}: there is no checkpoint in {session.uri} yet, training "
+            f"starts from step 0 (resume='must' makes this an error)"
+        )
+    return found
 
 
 def _sendable(value: object) -> bool:
@@ -189,12 +212,39 @@ def _never() -> bool:
     return False
 
 
+def _manual_batch(source: Source, flags: Flags, world: World) -> int:
+    """The global batch of a module that updates itself: one batch on each process."""
+    batch = source.batch_size * world.size
+    who = "with manual optimization"
+    if flags.gradient_clip_val is not None:
+        raise ValueError(
+            f"gradient_clip_val={flags.gradient_clip_val} {who} would clip nothing: call "
+            f"self.clip_gradients(optimizer, gradient_clip_val=...) before the optimizer's step"
+        )
+    if flags.accumulate_grad_batches > 1:
+        raise ValueError(
+            f"accumulate_grad_batches={flags.accumulate_grad_batches} {who} would accumulate "
+            f"nothing: call the optimizer's step() and zero_grad() every so many batches"
+        )
+    if flags.global_batch_size not in (None, batch):
+        raise ValueError(
+            f"global_batch_size={flags.global_batch_size} {who} is the loader's batch size times "
+            f"the number of processes, here {batch}. Remove the flag."
+        )
+    return batch
+
+
 def _cursor(
-    source: Source, flags: Flags, mark: str, world: World, found: Found, console: Console
+    source: Source,
+    flags: Flags,
+    asked: int | None,
+    mark: str,
+    world: World,
+    found: Found,
+    console: Console,
 ) -> Cursor:
     """Where to begin, in an order that the first attempt has fixed."""
     micro = source.batch_size
-    asked = flags.global_batch_size
     batch = asked or micro * flags.accumulate_grad_batches * world.size
     length = min(source.samples, limited(flags.limit_train_batches, source.batches) * micro)
     if not length:
@@ -210,7 +260,7 @@ def _cursor(
         seed=flags.seed,
         N=source.samples,
         length=length,
-        order="shuffle" if source.shuffle else "sequential",
+        order="shuffle" if source.shuffle and not flags.overfit else "sequential",
         fingerprint=mark,
         script_m=micro,
         script_G=asked,

@@ -25,8 +25,8 @@ import torch.distributed as dist
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 
-STOP, SAVE = 0, 1
-"""Elements of the word: stop at an agreed step; save because time has passed."""
+STOP, SAVE, END = 0, 1, 2
+"""Elements of the word: stop at an agreed step; save because time has passed; training is over."""
 
 
 class Notice:
@@ -70,35 +70,47 @@ class Notice:
 class Consensus:
     """The wishes of all ranks, agreed on one poll later."""
 
-    def __init__(self, world: World, notice: Notice, save_due: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        world: World,
+        notice: Notice,
+        save_due: Callable[[], bool],
+        end_due: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._notice = notice
         self._save_due = save_due
+        self._end_due = end_due
         self._control = world.control
         self._sent: tuple[Any, torch.Tensor] | None = None
-        self._free = torch.zeros(2, dtype=torch.int64)
+        self._free = torch.zeros(3, dtype=torch.int64)
         self.save = False
         """Whether to save for a reason of time, as of the last poll."""
         self.stop = False
         """Whether to save and stop, as of the last poll; stays true."""
+        self.end = False
+        """Whether the time for training is over, as of the last poll; stays true."""
 
     def poll(self) -> bool:
         """Post this rank's wishes and learn what all ranks wished at the last poll: stop?"""
         if self._control is None:
             self.save = self._save_due()
+            self.end = self._end_due()
             self.stop = self._notice.given
             return self.stop
         word = self._free
         word[STOP] = self._notice.given
         word[SAVE] = self._save_due()
+        word[END] = self._end_due()
         work = dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control, async_op=True)
         previous, self._sent = self._sent, (work, word)
         if previous is None:
-            self._free = torch.zeros(2, dtype=torch.int64)
+            self._free = torch.zeros(3, dtype=torch.int64)
             return False
         previous[0].wait()
         self._free = previous[1]
-        stop, save = previous[1].tolist()
+        stop, save, end = previous[1].tolist()
         self.save = save == 1
+        self.end = self.end or end == 1
         self.stop = self.stop or stop == 1
         return self.stop
 

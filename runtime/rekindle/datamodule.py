@@ -13,11 +13,23 @@ from rekindle.hyperparameters import HyperparametersMixin, Recorded
 class DataModule(HyperparametersMixin, metaclass=Recorded):
     """Base class of data modules. Define `train_dataloader` at least."""
 
+    prepare_data_per_node: bool = False
+    """Whether `prepare_data` runs once on each node instead of once: for disks that no two share.
+
+    Processes that do not run it wait for those that do, for as long as it takes.
+    """
+
     def prepare_data(self) -> None:
         """Download and unpack; runs on one process only, before `setup`. Assign no attributes."""
 
+    def prepare(self) -> None:
+        """Another name of `prepare_data`."""
+
     def setup(self, stage: str) -> None:
-        """Make the datasets; runs on every process. `stage` is ``fit`` or ``validate``."""
+        """Make the datasets; runs on every process.
+
+        `stage` is ``fit``, ``validate``, ``test`` or ``predict``.
+        """
 
     def teardown(self, stage: str) -> None:
         """After everything else."""
@@ -31,6 +43,14 @@ class DataModule(HyperparametersMixin, metaclass=Recorded):
 
     def val_dataloader(self) -> Any:
         """A `torch.utils.data.DataLoader` over the validation samples; None means no validation."""
+        return None
+
+    def test_dataloader(self) -> Any:
+        """A loader over the test samples; without one, `test` takes the validation samples."""
+        return None
+
+    def predict_dataloader(self) -> Any:
+        """A loader over what to predict; without one, the test or the validation samples."""
         return None
 
     def state_dict(self) -> dict[str, Any]:

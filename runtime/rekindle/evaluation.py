@@ -1,4 +1,4 @@
-"""Validation: exact over any number of ranks.
+"""Validation, test and prediction: exact over any number of ranks.
 
 Batch b belongs to rank b mod W; nothing is padded and nothing counted twice, since values are
 summed with their true weights. All ranks go through the same number of rounds and poll for a
@@ -11,7 +11,7 @@ A validation that is cut short leaves nothing behind: it is run again from its s
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -22,6 +22,8 @@ from rekindle.hooks import Hooks
 from rekindle.loader import to_device
 from rekindle.logs import Logs, Phase, check_value, flattened, means
 from rekindle.module import Module
+from rekindle.phase import State
+from rekindle.precision import mover
 from rekindle.preflight import StepFunction
 from rekindle.randomness import seed_validation
 from rekindle.requirement import RequirementError
@@ -32,6 +34,14 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from rekindle.trainer import Trainer
+
+_CUT = object()
+_PLACES = ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")
+_DURING: dict[str, State] = {
+    "validation": "validating",
+    "test": "testing",
+    "predict": "predicting",
+}
 
 
 def evaluate(
@@ -49,50 +59,112 @@ def evaluate(
     step: int,
     poll: Callable[[], bool],
     limit: int | None = None,
+    stage: Literal["validation", "test"] = "validation",
+    inference: bool = False,
 ) -> dict[str, float] | None:
-    """Run a validation and reduce its metrics; None when it was cut short. Collective."""
+    """Run a validation and reduce its metrics; None when it was cut short. Collective.
+
+    With `inference`, steps run in torch's inference mode; what they make cannot be trained with.
+    """
     began = time.perf_counter()
+    move = mover(trainer.flags.precision, world.device)
     batches = validation.batches if limit is None else min(limit, validation.batches)
     if world.size > 1:
         broadcast(buffer for buffer in module.buffers() if buffer.numel())
-    with _evaluating(module, logs), torch.no_grad():
-        for hook in hooks.on_validation_start:
-            hook(trainer, module)
-        for hook in hooks.on_validation_epoch_start:
-            hook(trainer, module)
-        shares = iter(validation.loader)
-        for index in range(world.rank, _rounds(batches, world.size) + world.rank, world.size):
-            if poll():
-                # Half of a validation must not find its way into the next one.
-                metrics.reset(module, set(logs.epoch_metrics("validation").values()))
-                return None
-            if index >= batches:
-                continue
-            ids, data = next(shares)
-            if module.device.type != "cpu":
-                data = to_device(data, module.device)
-            logs.batch_size = len(ids)
-            seed_validation(seed, step, index)
-            for hook in hooks.on_validation_batch_start:
-                hook(trainer, module, data, index)
-            if autocast is None:
-                output = validation_step(data, index)
-            else:
-                with autocast:
+    around = {place: getattr(hooks, f"on_{stage}_{place}") for place in _PLACES}
+    with _evaluating(trainer, module, logs, stage), torch.no_grad():
+        for place in ("start", "epoch_start"):
+            for hook in around[place]:
+                hook(trainer, module)
+        with torch.inference_mode() if inference else torch.no_grad():
+            for index, ids, read in _share(validation, world, batches, poll):
+                if read is _CUT:
+                    # Half of a validation must not find its way into the next one.
+                    metrics.reset(module, set(logs.epoch_metrics(stage).values()))
+                    return None
+                data = read if move is None else move(read)
+                logs.batch_size = len(ids)
+                seed_validation(seed, step, index)
+                for hook in around["batch_start"]:
+                    hook(trainer, module, data, index)
+                if autocast is None:
                     output = validation_step(data, index)
-            for name, value in flattened(output).items():
-                check_value(name, value)
-                logs.note(name, value, False, False, True, None)
-            for hook in hooks.on_validation_batch_end:
-                hook(trainer, module, output, data, index)
-        for hook in hooks.on_validation_epoch_end:
+                else:
+                    with autocast:
+                        output = validation_step(data, index)
+                for name, value in flattened(output).items():
+                    check_value(name, value)
+                    logs.note(name, value, False, False, True, None)
+                for hook in around["batch_end"]:
+                    hook(trainer, module, output, data, index)
+        for hook in around["epoch_end"]:
             hook(trainer, module)
-        values = reduce(module, logs, world, "validation")
+        values = reduce(module, logs, world, stage)
         trainer.callback_metrics.update({n: torch.tensor(v) for n, v in values.items()})
-        for hook in hooks.on_validation_end:
+        for hook in around["end"]:
             hook(trainer, module)
-    meter.phase("validation", time.perf_counter() - began)
+    meter.phase(stage, time.perf_counter() - began)
     return values
+
+
+def predict(
+    *,
+    trainer: "Trainer",
+    module: Module,
+    hooks: Hooks,
+    logs: Logs,
+    world: World,
+    data: Validation,
+    step: StepFunction,
+    autocast: "AbstractContextManager[object] | None",
+    seed: int,
+    collect: bool,
+    inference: bool,
+) -> list[Any] | None:
+    """What `predict_step` gives for each batch, in the order of the data; collective.
+
+    Every rank gets all of it, on the CPU. Without `collect` nothing is kept: hooks have seen it.
+    """
+    move = mover(trainer.flags.precision, world.device)
+    found: list[tuple[int, Any]] = []
+    with _evaluating(trainer, module, logs, "predict"), torch.no_grad():
+        for hook in (*hooks.on_predict_start, *hooks.on_predict_epoch_start):
+            hook(trainer, module)
+        with torch.inference_mode() if inference else torch.no_grad():
+            for index, ids, read in _share(data, world, data.batches, lambda: False):
+                batch = read if move is None else move(read)
+                logs.batch_size = len(ids)
+                seed_validation(seed, trainer.global_step, index)
+                for hook in hooks.on_predict_batch_start:
+                    hook(trainer, module, batch, index)
+                if autocast is None:
+                    output = step(batch, index)
+                else:
+                    with autocast:
+                        output = step(batch, index)
+                for hook in hooks.on_predict_batch_end:
+                    hook(trainer, module, output, batch, index)
+                if collect:
+                    found.append((index, to_device(output, torch.device("cpu"))))
+        for hook in (*hooks.on_predict_epoch_end, *hooks.on_predict_end):
+            hook(trainer, module)
+    if not collect:
+        return None
+    parts = world.gather(found)
+    return [output for _, output in sorted(sum(parts, []), key=lambda pair: pair[0])]
+
+
+def _share(
+    data: Validation, world: World, batches: int, poll: Callable[[], bool]
+) -> Iterator[tuple[int, Any, Any]]:
+    """This rank's batches (number, ids, data); the last one is cut short when a poll says so."""
+    shares = iter(data.loader)
+    for index in range(world.rank, _rounds(batches, world.size) + world.rank, world.size):
+        if poll():
+            yield index, None, _CUT
+            return
+        if index < batches:
+            yield (index, *next(shares))
 
 
 def _rounds(batches: int, world_size: int) -> int:
@@ -101,18 +173,22 @@ def _rounds(batches: int, world_size: int) -> int:
 
 
 @contextmanager
-def _evaluating(module: Module, logs: Logs) -> Iterator[None]:
+def _evaluating(
+    trainer: "Trainer", module: Module, logs: Logs, stage: Literal["validation", "test", "predict"]
+) -> Iterator[None]:
     """Evaluation mode inside, every submodule's own mode back afterwards."""
     modes = [(child, child.training) for child in module.modules()]
+    before = logs.phase
     module.eval()
-    logs.enter("validation")
+    logs.enter(stage)
     try:
-        yield
+        with trainer.during(_DURING[stage]):
+            yield
     finally:
         for child, mode in modes:
             child.training = mode
-        logs.clear("validation")
-        logs.enter("train")
+        logs.clear(stage)
+        logs.enter(before)
 
 
 def reduce(module: Module, logs: Logs, world: World, phase: Phase) -> dict[str, float]:

@@ -11,8 +11,10 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Literal
 
+from rekindle import precision as dtypes
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.location import ADDRESSING
 from rekindle.checkpoint.manifest import MODES
@@ -28,7 +30,6 @@ from rekindle.contract import (
     ENV_CHECKPOINT_REGION,
     ENV_MTBF,
 )
-from rekindle.precision import ALIASES, Precision
 
 DEFAULT_ROOT = "./checkpoints"
 """Where checkpoints go when neither the script nor the job says."""
@@ -54,7 +55,36 @@ _JOBS_STORE = {
     "commit": ENV_CHECKPOINT_COMMIT,
 }
 _URL = re.compile(r"^https?://[^/\s]+(/\S*)?$")
-_ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu"}
+_ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "mps": "mps"}
+_SWITCHES = (
+    "preflight",
+    "sync_batchnorm",
+    "detect_anomaly",
+    "inference_mode",
+    "barebones",
+    "enable_checkpointing",
+    "enable_model_summary",
+    "enable_progress_bar",
+)
+_RENAMED = {
+    "gpus": "devices= and accelerator='gpu'",
+    "num_processes": "devices=",
+    "tpu_cores": "accelerator='cpu' or 'gpu': TPUs are not supported",
+    "ipus": "accelerator='cpu' or 'gpu': IPUs are not supported",
+    "auto_select_gpus": "devices=",
+    "resume_from_checkpoint": "fit(model, ckpt_path=...)",
+    "checkpoint_callback": "enable_checkpointing=",
+    "weights_save_path": "root=",
+    "weights_summary": "enable_model_summary=",
+    "progress_bar_refresh_rate": "log_every_n_steps=",
+    "terminate_on_nan": "detect_anomaly= to find the operation; non-finite losses are caught (R20)",
+    "replace_sampler_ddp": "no flag: the trainer deals out the data itself",
+    "auto_lr_find": "the callback rekindle.callbacks.LearningRateFinder",
+    "auto_scale_batch_size": "micro_batch='auto'",
+    "amp_backend": "precision=",
+    "move_metrics_to_cpu": "no flag: metrics are read at the log interval only",
+}
+"""What became of flags of other trainers, and of older ones."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +109,24 @@ class Flags:
 
     max_epochs: int | None = None
     max_steps: int | None = None
+    max_samples: int | None = None
+    max_time: float | None = None
+    """Seconds."""
+    min_epochs: int | None = None
+    min_steps: int | None = None
     global_batch_size: int | None = None
+    micro_batch: int | Literal["auto"] | None = None
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
-    precision: Precision = "32-true"
+    precision: dtypes.Precision | dtypes.MixedPrecision = "32-true"
     callbacks: list[Any] = field(default_factory=list)
     root: str = DEFAULT_ROOT
     store: Mapping[str, str] = field(default_factory=dict)
     """What the script says of the store, by the names in `STORE`."""
     resume: Literal["auto", "must", "never"] = "auto"
+    start: str | None = None
+    """A path or URI that was given as `resume`: what `fit` begins from without a `ckpt_path`."""
     seed: int = 0
     log_every_n_steps: int = 50
     check_val_every_n_epoch: int | None = 1
@@ -96,11 +134,26 @@ class Flags:
     num_sanity_val_steps: int = 2
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0
+    limit_test_batches: int | float = 1.0
+    limit_predict_batches: int | float = 1.0
+    fast_dev_run: int = 0
+    """Batches of each loop; 0 is no trial run."""
+    overfit: bool = False
+    """Whether training sees the same few batches, unshuffled, in each epoch."""
+    preflight: bool = True
     checkpoint_every: Every | Literal["auto"] | None = None
     keep_latest: int = 3
     enable_checkpointing: bool = True
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
+    num_nodes: int = 1
+    sync_batchnorm: bool = False
+    deterministic: bool | Literal["warn"] | None = None
+    """None leaves torch's own settings as they are, as do the next two."""
+    benchmark: bool | None = None
+    detect_anomaly: bool = False
+    inference_mode: bool = True
+    enable_model_summary: bool = True
     enable_progress_bar: bool = True
 
 
@@ -108,6 +161,8 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     """Check what a script passed; raises TypeError or ValueError naming the flag and the fix."""
     if unknown:
         name = next(iter(unknown))
+        if name in _RENAMED:
+            raise TypeError(f"Trainer has no flag {name!r}; use {_RENAMED[name]}")
         close = difflib.get_close_matches(name, given, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f"; known are {', '.join(given)}"
         raise TypeError(f"Trainer has no flag {name!r}{hint}")
@@ -118,11 +173,18 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
             f"Trainer(root={root!r}, default_root_dir={alias!r}): both name the same thing, "
             f"give one of them"
         )
-    for name in ("max_epochs", "max_steps"):
+    for name in ("max_epochs", "max_steps", "max_samples", "min_epochs", "min_steps"):
         # -1 is how scripts written for other trainers say "no limit".
         if values[name] == -1:
             values[name] = None
         _integer(values, name, minimum=0, optional=True)
+    values["max_time"] = _duration(values["max_time"])
+    _synonyms(values)
+    _refuse(values)
+    for name in _SWITCHES:
+        if type(values[name]) is not bool:
+            raise ValueError(f"{name}={values[name]!r} must be True or False")
+    _trial(values)
     _integer(values, "global_batch_size", minimum=1, optional=True)
     _integer(values, "accumulate_grad_batches", minimum=1)
     _integer(values, "check_val_every_n_epoch", minimum=1, optional=True)
@@ -130,17 +192,33 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     for name in ("log_every_n_steps", "keep_latest"):
         _integer(values, name, minimum=1)
     _integer(values, "num_sanity_val_steps", minimum=-1)
-    for name in ("limit_train_batches", "limit_val_batches"):
-        _amount(values, name)
+    for stage in ("train", "val", "test", "predict"):
+        _amount(values, f"limit_{stage}_batches")
+    _integer(values, "num_nodes", minimum=1)
+    if values["micro_batch"] != "auto":
+        _integer(values, "micro_batch", minimum=1, optional=True)
+    if values["deterministic"] not in (None, True, False, "warn"):
+        raise ValueError(
+            f"deterministic={values['deterministic']!r} must be True, False, 'warn' or None"
+        )
+    if values["benchmark"] not in (None, True, False):
+        raise ValueError(f"benchmark={values['benchmark']!r} must be True, False or None")
     if values["val_check_interval"] is not None:
         _amount(values, "val_check_interval", zero=False)
     clip = values["gradient_clip_val"]
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise ValueError(f"gradient_clip_val={clip!r} must be a number above 0, or None")
     _choice(values, "gradient_clip_algorithm", {"norm": "norm", "value": "value"})
+    if isinstance(values["resume"], str | os.PathLike) and "/" in str(values["resume"]):
+        values["start"], values["resume"] = os.fspath(values["resume"]), "auto"
     _choice(values, "resume", {"auto": "auto", "must": "must", "never": "never"})
-    _choice(values, "precision", ALIASES)
+    values["precision"] = dtypes.parse(values["precision"])
     values["accelerator"] = os.environ.get(ENV_ACCELERATOR) or values["accelerator"]
+    if values["accelerator"] in ("tpu", "ipu", "hpu"):
+        raise ValueError(
+            f"accelerator={values['accelerator']!r} is not supported; use 'cpu', 'gpu' (CUDA and "
+            f"ROCm) or 'mps'"
+        )
     _choice(values, "accelerator", _ACCELERATORS)
     devices = os.environ.get(ENV_DEVICES) or values["devices"]
     values["devices"] = int(devices) if str(devices).isdecimal() else devices
@@ -300,7 +378,9 @@ def _integer(
         )
 
 
-def _amount(values: dict[str, Any], name: str, *, zero: bool = True) -> None:
+def _amount(
+    values: dict[str, Any], name: str, *, zero: bool = True, called: str | None = None
+) -> None:
     """A count of batches (int) or a share of them (float)."""
     value = values[name]
     if type(value) is int and value >= (0 if zero else 1):
@@ -308,6 +388,115 @@ def _amount(values: dict[str, Any], name: str, *, zero: bool = True) -> None:
     if type(value) is float and 0.0 <= value <= 1.0 and (zero or value > 0):
         return
     raise ValueError(
-        f"{name}={value!r} must be a number of batches (integer) or a share of them "
+        f"{called or name}={value!r} must be a number of batches (integer) or a share of them "
         f"(float from 0.0 to 1.0)"
     )
+
+
+def _synonyms(values: dict[str, Any]) -> None:
+    """Shorter names; giving both is refused."""
+    for short, name, default in (
+        ("device", "accelerator", "auto"),
+        ("overfit", "overfit_batches", 0.0),
+        ("log_every", "log_every_n_steps", 50),
+    ):
+        value = values.pop(short)
+        if value is None:
+            continue
+        if values[name] != default:
+            raise ValueError(
+                f"Trainer({short}={value!r}, {name}={values[name]!r}): both name the same thing, "
+                f"give one of them"
+            )
+        values[name] = value
+    every = values.pop("val_every")
+    if every is None:
+        return
+    if not isinstance(every, Every) or every.steps is None or every.seconds is not None:
+        raise TypeError(
+            f"val_every={every!r} must be rekindle.Every(steps=...): validations fall on the same "
+            f"steps however often a run is interrupted, so they cannot go by the clock"
+        )
+    if values["val_check_interval"] is not None:
+        raise ValueError("give val_every= or val_check_interval=, not both")
+    values["val_check_interval"], values["check_val_every_n_epoch"] = every.steps, None
+
+
+def _refuse(values: dict[str, Any]) -> None:
+    """Flags of other trainers that have one meaning here; anything else is no longer needed."""
+    answers = {
+        "plugins": "the strategy is strategy=, the dtype policy precision=, and the cluster is "
+        "whatever started the processes",
+        "max_tokens": "tokens are not counted; use max_samples= (tokens divided by the length of "
+        "a sequence)",
+    }
+    for name, answer in answers.items():
+        if values.pop(name) not in (None, [], ()):
+            raise ValueError(f"{name}= is not supported: {answer}. Remove the flag.")
+    if values.pop("use_distributed_sampler") is not True:
+        raise ValueError(
+            "use_distributed_sampler=False is not supported: the trainer deals out the samples, "
+            "which is what makes a resume exact. Give the whole dataset and remove the flag."
+        )
+
+
+def _trial(values: dict[str, Any]) -> None:
+    """`fast_dev_run`, `overfit_batches` and `barebones`, put into the flags they stand for."""
+    overfit = values.pop("overfit_batches")
+    values["overfit"] = bool(overfit)
+    if overfit:
+        values["limit_train_batches"] = values["limit_val_batches"] = overfit
+        _amount(values, "limit_train_batches", called="overfit_batches")
+    batches = values["fast_dev_run"]
+    if type(batches) is not bool:
+        _integer(values, "fast_dev_run", minimum=0)
+    values["fast_dev_run"] = batches = int(batches)
+    if batches:
+        for stage in ("train", "val", "test", "predict"):
+            values[f"limit_{stage}_batches"] = batches
+        values |= {
+            "max_epochs": 1,
+            "max_steps": batches,
+            "max_samples": None,
+            "max_time": None,
+            "min_epochs": None,
+            "min_steps": None,
+            "accumulate_grad_batches": 1,
+            "global_batch_size": None,
+            "val_check_interval": None,
+            "check_val_every_n_epoch": 1,
+            "num_sanity_val_steps": 0,
+            "enable_checkpointing": False,
+            "log_every_n_steps": 1,
+        }
+    if values.pop("barebones"):
+        values |= {
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "detect_anomaly": False,
+            "num_sanity_val_steps": 0,
+        }
+
+
+def _duration(value: object) -> float | None:
+    """`max_time` in seconds."""
+    seconds: float | None = None
+    if value is None:
+        return None
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, Mapping):
+        try:
+            seconds = timedelta(**value).total_seconds()
+        except TypeError:
+            seconds = None
+    elif isinstance(value, str) and re.fullmatch(r"\d+(:\d{1,2}){3}", value):
+        days, hours, minutes, rest = map(int, value.split(":"))
+        seconds = timedelta(days=days, hours=hours, minutes=minutes, seconds=rest).total_seconds()
+    if seconds is None or seconds <= 0:
+        raise ValueError(
+            f"max_time={value!r} must be 'DD:HH:MM:SS', a timedelta or a mapping such as "
+            f"{{'hours': 12}}, and more than nothing"
+        )
+    return seconds

@@ -126,6 +126,11 @@ class GradientSum:
             parameter.grad = view
         self._used = [False] * len(self._parameters)
 
+    def begin(self, _position: int, *, last: bool) -> None:
+        """Before the forward pass of this rank's micro-batch number `position` of the step."""
+        if last:
+            self.arm()
+
     def arm(self) -> None:
         """The next backward pass is this rank's last one of the step: send what becomes ready."""
         self._waiting = [len(bucket.placements) for bucket in self._layout]
@@ -179,6 +184,20 @@ class GradientSum:
             for count, place in zip(counts, bucket.placements, strict=True):
                 if count == 0.0:
                     self._parameters[place.parameter].grad = None
+
+    def reopen(self, *, keep: bool) -> None:
+        """Let another backward pass add to gradients that may have been summed or dropped.
+
+        Without `keep` they begin at zero again: of a sum that is to be counted once in the next
+        sum, one rank keeps all and the others nothing.
+        """
+        if not keep:
+            for flat in self._flat:
+                flat.zero_()
+        for parameter, view in zip(self._parameters, self._views, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+                parameter.grad = view
 
     def close(self) -> None:
         """Remove the hooks and give the parameters their independence back."""

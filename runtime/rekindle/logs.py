@@ -24,7 +24,7 @@ import torch
 from rekindle import metrics
 from rekindle.requirement import RequirementError
 
-Phase = Literal["train", "validation"]
+Phase = Literal["train", "validation", "test", "predict"]
 Pairs = dict[str, tuple[float, float]]
 """Name -> (weighted sum, weight)."""
 StepPairs = dict[str, tuple[int, float, float]]
@@ -75,7 +75,12 @@ class Logs:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._by_phase: dict[Phase, dict[str, Slot]] = {"train": {}, "validation": {}}
+        self._by_phase: dict[Phase, dict[str, Slot]] = {
+            "train": {},
+            "validation": {},
+            "test": {},
+            "predict": {},
+        }
         self.phase: Phase = "train"
         self._slots = self._by_phase["train"]
         self.step = 0
@@ -149,7 +154,7 @@ class Logs:
         # A torchmetrics object is a running value: reporting it per step is opt-in.
         step = (training and path is None) if on_step is None else on_step
         epoch = (not training or path is not None) if on_epoch is None else on_epoch
-        if self.phase == "validation":
+        if self.phase != "train":
             step, epoch = False, True
         if not step and not epoch:
             raise RequirementError(

@@ -17,8 +17,9 @@ import torch
 from rekindle import feeding, state
 from rekindle.checkpoint import SaveError
 from rekindle.evaluation import evaluate, reduce
-from rekindle.loader import Batch, to_device
+from rekindle.loader import Batch
 from rekindle.logs import flattened, newest
+from rekindle.manual_step import take_manual_step
 from rekindle.module import StepOutput
 from rekindle.order import Step
 from rekindle.outcome import Preempted
@@ -44,6 +45,7 @@ def train(run: Run) -> None:
         hook(trainer, module)
     if run.validating:
         validate(run)
+    take = take_step if run.update.automatic else take_manual_step
     while not run.done:
         for hook in hooks.on_train_epoch_start:
             hook(trainer, module)
@@ -51,9 +53,12 @@ def train(run: Run) -> None:
         for step, batches in feeding.steps(run):
             if run.consensus.poll():
                 leave(run)
+            if run.consensus.end:
+                run.expired = True
+                break
             if session is not None and session.due(run.step, run.consensus.save):
                 save(run)
-            take_step(run, step, batches)
+            take(run, step, batches)
             if run.step % run.flags.log_every_n_steps == 0:
                 report(run)
             if run.validation_due:
@@ -73,22 +78,23 @@ def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
     began = now = clock()
     trainer, module, hooks, meter = run.trainer, run.module, run.hooks, run.meter
     training_step, autocast, gradients = run.training_step, run.autocast, run.gradients
-    optimizer, world, cursor, logs = run.optimization.optimizer, run.world, run.cursor, run.logs
-    samples = step.stop - step.start
-    on_device = world.device.type != "cpu"
+    update, world, cursor, logs = run.update, run.world, run.cursor, run.logs
+    samples, move = step.stop - step.start, run.move
     lanes = step.lanes_of(world.rank, world.size)
     done = []
     run.losses = losses = []
     logs.step = run.step
     for lane in lanes:
         ids, batch = next(batches)
-        if on_device:
-            batch = to_device(batch, world.device)
+        if move is not None:
+            batch = move(batch)
         before, now = now, clock()
         meter.data += now - before
         size, index = lane.stop - lane.start, lane.start // step.micro
         logs.batch_size = size
         seed_lane(cursor.seed, run.step, lane.index)
+        if gradients is not None:
+            gradients.begin(lane.index // world.size, last=lane is lanes[-1])
         for hook in hooks.on_train_batch_start:
             hook(trainer, module, batch, index)
         if run.unchecked:
@@ -108,9 +114,7 @@ def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
             hook(trainer, module, loss)
         before, now = now, clock()
         meter.forward += now - before
-        if gradients is not None and lane is lanes[-1]:
-            gradients.arm()
-        torch.autograd.backward(loss if size == samples else loss * (size / samples))
+        torch.autograd.backward(update.share(loss, size, samples))
         for hook in hooks.on_after_backward:
             hook(trainer, module)
         if hooks.on_train_batch_end:
@@ -118,21 +122,7 @@ def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
         meter.samples += size
         before, now = now, clock()
         meter.backward += now - before
-    if gradients is not None:
-        gradients.finish()
-    for hook in hooks.on_before_optimizer_step:
-        hook(trainer, module, optimizer)
-    if run.flags.gradient_clip_val is not None:
-        _clip(run, run.flags.gradient_clip_val)
-    optimizer.step()
-    for spec in run.optimization.by_step:
-        spec.step(run.step + 1, trainer.callback_metrics)
-    for hook in hooks.on_before_zero_grad:
-        hook(trainer, module, optimizer)
-    if gradients is None:
-        optimizer.zero_grad()
-    else:
-        gradients.clear()
+    update.finish(run)
     end = clock()
     meter.optimizer += end - now
     meter.durations.append(end - began)
@@ -155,14 +145,6 @@ def _first(run: Run, batch: object, index: int) -> object:
     return output
 
 
-def _clip(run: Run, value: float) -> None:
-    parameters = [p for p in run.module.parameters() if p.grad is not None]
-    if run.flags.gradient_clip_algorithm == "norm":
-        torch.nn.utils.clip_grad_norm_(parameters, value)
-    else:
-        torch.nn.utils.clip_grad_value_(parameters, value)
-
-
 def end_epoch(run: Run) -> None:
     """Reduce the epoch's metrics, step the schedulers, and move on to the next epoch."""
     trainer, module, logs = run.trainer, run.module, run.logs
@@ -173,7 +155,7 @@ def end_epoch(run: Run) -> None:
             hook(trainer, module)
         logs.between = False
         _publish(run, reduce(module, logs, run.world, "train"))
-    for spec in run.optimization.by_epoch:
+    for spec in run.update.by_epoch:
         spec.step(run.cursor.epoch + 1, trainer.callback_metrics)
     run.cursor = run.cursor.next_epoch()
 

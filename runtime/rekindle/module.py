@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from rekindle.hyperparameters import HyperparametersMixin, Recorded
+from rekindle.manual import Manual
 
 if TYPE_CHECKING:
     from rekindle.logs import Logs
@@ -29,15 +30,12 @@ class StepOutput:
     """Logged as if each one had been given to `self.log`."""
 
 
-class Module(HyperparametersMixin, nn.Module, metaclass=Recorded):
+class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
     """Base class of models. Define `training_step` and `configure_optimizers` at least.
 
     The hooks without a trainer argument are those of `rekindle.Callback` under the same names; its
     module docstring shows when each one runs.
     """
-
-    automatic_optimization: bool = True
-    """Always true: the trainer owns backward pass and optimizer step."""
 
     _trainer: "weakref.ref[Trainer] | None" = None
     _logs: "Logs | None" = None
@@ -81,6 +79,12 @@ class Module(HyperparametersMixin, nn.Module, metaclass=Recorded):
             f"R1 {type(self).__name__} has no configure_optimizers(self). Define it and return an "
             f"optimizer, for example torch.optim.AdamW(self.parameters())."
         )
+
+    def prepare_data(self) -> None:
+        """Download what the model needs; runs on one process only, before `setup`."""
+
+    def prepare(self) -> None:
+        """Another name of `prepare_data`."""
 
     @property
     def trainer(self) -> "Trainer":
@@ -249,4 +253,5 @@ class Module(HyperparametersMixin, nn.Module, metaclass=Recorded):
 
     def __getstate__(self) -> dict[str, Any]:
         # A weak reference cannot be pickled, and a copy belongs to no trainer.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_trainer", "_logs")}
+        left = ("_trainer", "_logs", "_updating", "_schedulers", "_wrapped")
+        return {k: v for k, v in self.__dict__.items() if k not in left}

@@ -16,12 +16,14 @@ position means something only together with the order it was counted in.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from rekindle.draws import Draw, Ids
 
 ORDER_VERSION = 1
 """Version of the permutation below."""
@@ -29,8 +31,8 @@ ROUNDS = 6
 """Rounds of the Feistel network; four would already pass for random, two more cost nothing."""
 _FIRST_BLOCK, _LARGEST_BLOCK = 512, 16384
 
-Ids = NDArray[np.int64]
-"""Sample ids, or positions in an epoch."""
+Kind = Literal["shuffle", "sequential", "weighted", "custom"]
+"""``weighted`` and ``custom`` need a `rekindle.draws.Draw` beside the numbers."""
 
 
 class EpochOrder:
@@ -85,21 +87,29 @@ def _epoch_order(n: int, seed: int, epoch: int, version: int) -> EpochOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class GlobalOrder:
-    """The order of all epochs of a dataset of `n` samples: ``shuffle`` or ``sequential``."""
+    """The order of all epochs of a dataset of `n` samples."""
 
     n: int
     seed: int
-    kind: Literal["shuffle", "sequential"] = "shuffle"
+    kind: Kind = "shuffle"
     version: int = ORDER_VERSION
+    draw: Draw | None = field(default=None, compare=False)
+    """Of ``weighted`` and ``custom`` orders."""
 
     def __post_init__(self) -> None:
         if self.n < 1:
             raise ValueError(f"n is {self.n}: an order needs at least one sample")
-        if self.kind not in ("shuffle", "sequential"):
-            raise ValueError(f"order {self.kind!r} is unknown; allowed are shuffle, sequential")
+        if self.kind not in get_args(Kind):
+            raise ValueError(
+                f"order {self.kind!r} is unknown; allowed are {', '.join(get_args(Kind))}"
+            )
+        if (self.draw is None) == (self.kind in ("weighted", "custom")):
+            raise ValueError(f"order {self.kind!r} and draw={self.draw!r} do not go together")
 
     def ids(self, epoch: int, start: int, stop: int) -> Ids:
         """Sample ids at positions ``[start, stop)`` of an epoch."""
+        if self.draw is not None:
+            return self.draw.ids(self.seed, epoch, start, stop)
         positions = np.arange(start, stop, dtype=np.int64)
         if self.kind == "sequential":
             return positions
@@ -178,10 +188,12 @@ class Cursor:
     """Samples in the dataset."""
     length: int
     """Positions used per epoch: N, or less when the script limits or drops."""
-    order: Literal["shuffle", "sequential"] = "shuffle"
+    order: Kind = "shuffle"
     order_version: int = ORDER_VERSION
     fingerprint: str = ""
     """Of the dataset; see `rekindle.loader.fingerprint`."""
+    draw: str = ""
+    """Mark of the weights or of the script's own order; see `rekindle.draws`."""
     steps: int = -1
     """Optimizer steps done in this epoch; -1: what `sample` and G give."""
     script_m: int | None = None
@@ -196,7 +208,8 @@ class Cursor:
                 f"global_batch_size={self.G} is not a multiple of the micro-batch {self.m} "
                 f"(the loader's batch_size): choose one that is"
             )
-        if not 0 <= self.sample <= self.length <= self.N:
+        drawn = self.order in ("weighted", "custom")
+        if not 0 <= self.sample <= self.length or (self.length > self.N and not drawn):
             raise ValueError(
                 f"position {self.sample} of {self.length} of {self.N} samples is impossible"
             )
@@ -210,8 +223,14 @@ class Cursor:
 
     @property
     def global_order(self) -> GlobalOrder:
-        """The order that positions are counted in."""
-        return GlobalOrder(n=self.N, seed=self.seed, kind=self.order, version=self.order_version)
+        """The order that positions are counted in, if numbers are enough to know it."""
+        return self.order_with(None)
+
+    def order_with(self, draw: Draw | None) -> GlobalOrder:
+        """The order that positions are counted in, with its weights or ids."""
+        return GlobalOrder(
+            n=self.N, seed=self.seed, kind=self.order, version=self.order_version, draw=draw
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -251,5 +270,5 @@ class Cursor:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Parse; unknown fields are ignored, so that neighbouring versions can talk."""
-        known = {field.name for field in fields(cls)}
+        known = {each.name for each in fields(cls)}
         return cls(**{name: value for name, value in data.items() if name in known})

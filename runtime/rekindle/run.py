@@ -28,6 +28,7 @@ from rekindle.order import Cursor, Step
 from rekindle.persistence import Session
 from rekindle.preflight import StepFunction
 from rekindle.telemetry import Meter
+from rekindle.update import Update
 
 if TYPE_CHECKING:
     from rekindle.trainer import Trainer
@@ -71,6 +72,9 @@ class Run:
     consensus: Consensus
     session: Session | None
     optimization: Optimization
+    update: Update
+    move: Callable[[Any], Any] | None
+    """Brings a batch to the device and into the dtype; None when it is right as it comes."""
     gradients: GradientSum | None
     """None in a world of one, where autograd alone does everything."""
     autocast: AbstractContextManager[object] | None
@@ -95,6 +99,11 @@ class Run:
     """Whether something asked to end before the limits."""
     unchecked: bool = True
     """Whether the first batch of this process is still to come (R1, R2)."""
+    elapsed: float = 0.0
+    """Seconds that earlier attempts have spent in `fit`."""
+    began: float = field(default_factory=time.monotonic)
+    expired: bool = False
+    """Whether `max_time` has passed, as all ranks have agreed."""
     measured: dict[str, int] = field(default_factory=dict)
     """The step at which each value in `trainer.callback_metrics` was taken."""
     losses: list[tuple[torch.Tensor, int]] = field(default_factory=list)
@@ -107,11 +116,23 @@ class Run:
     def done(self) -> bool:
         """Whether training is complete."""
         flags = self.flags
+        if self.stopped and not (
+            (flags.min_steps is not None and self.step < flags.min_steps)
+            or (flags.min_epochs is not None and self.cursor.epoch < flags.min_epochs)
+        ):
+            return True
         return (
-            self.stopped
+            self.expired
+            or (flags.max_samples is not None and self.samples >= flags.max_samples)
             or (flags.max_steps is not None and self.step >= flags.max_steps)
             or (flags.max_epochs is not None and self.cursor.epoch >= flags.max_epochs)
         )
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether `max_time` has passed on this rank's clock."""
+        limit = self.flags.max_time
+        return limit is not None and self.elapsed + time.monotonic() - self.began >= limit
 
     @property
     def total_steps(self) -> int | None:
@@ -162,4 +183,13 @@ def planned_steps(cursor: Cursor, step: int, flags: Flags) -> int | None:
         left = flags.max_epochs - cursor.epoch
         whole = max(0, left - 1) * cursor.steps_per_epoch
         limits.append(step + whole + (cursor.steps_left if left > 0 else 0))
+    if flags.max_samples is not None:
+        missing = max(0, flags.max_samples - cursor.epoch * cursor.length - cursor.sample)
+        left = cursor.length - cursor.sample
+        if missing <= left:
+            limits.append(step + -(-missing // cursor.G))
+        else:
+            epochs, rest = divmod(missing - left, cursor.length)
+            more = epochs * cursor.steps_per_epoch - (-rest // cursor.G)
+            limits.append(step + cursor.steps_left + more)
     return min(limits) if limits else None

@@ -12,6 +12,7 @@ rank 0's on every rank, because the store deals one tree out over all ranks.
 What the store needs to know without reading tensors is in `meta`: position, ledger, metrics.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,9 @@ from rekindle.requirement import RequirementError
 from rekindle.run import Run
 
 
-def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def collect(
+    run: Run, *, finished: bool, preempted: bool = False
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """State, rank state and meta at a step boundary; collective."""
     world, module = run.world, run.module
     # First of all: what callbacks learn here belongs to the state that they save.
@@ -46,14 +49,16 @@ def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any]
             model |= shared
     state: dict[str, Any] = {
         "model": model,
-        "optimizer": optimizers.state(run.optimization.optimizer, module),
+        "optimizers": [optimizers.state(o, module) for o in run.optimization.optimizers],
         "schedulers": [s.scheduler.state_dict() for s in run.optimization.schedulers],
         "loop": {
             "step": run.step,
             "productive_seconds": run.productive,
             "stall_seconds": run.stall,
+            "elapsed_seconds": run.elapsed + time.monotonic() - run.began,
             "validating": run.validating,
             "stopped": run.stopped,
+            "update": run.update.state(),
         },
         "logs": logs.merged([part[1] for part in parts]),
         "metrics": metrics.merged(module, [part[2] for part in parts]),
@@ -75,6 +80,12 @@ def collect(run: Run, *, finished: bool) -> tuple[dict[str, Any], dict[str, Any]
         "aliases": aliases,
         "total_steps": run.total_steps,
         "finished": finished,
+        "preempted": preempted,
+        "started_from": None if run.session is None else run.session.origin,
+        "hyper_parameters": {
+            "module": dict(module.hparams),
+            "datamodule": dict(getattr(run.datamodule, "hparams", {})),
+        },
     }
     return state, rank_state, meta
 
@@ -96,7 +107,8 @@ def apply(run: Run, restored: Restored) -> None:
     same_size = restored.world_size == run.world.size
     own: dict[str, Any] | None = restored.rank_state if same_size else None
     _load_model(run.module, state["model"], step)
-    optimizers.restore(run.optimization.optimizer, run.module, state["optimizer"], step)
+    optimizers.restore_all(run.optimization.optimizers, run.module, state["optimizers"], step)
+    run.update.restore(state["loop"]["update"], step)
     schedulers = run.optimization.schedulers
     if len(state["schedulers"]) != len(schedulers):
         raise RequirementError(
@@ -111,6 +123,9 @@ def apply(run: Run, restored: Restored) -> None:
     run.stall = float(loop["stall_seconds"])
     run.validating = bool(loop["validating"])
     run.stopped = bool(loop["stopped"])
+    run.elapsed = float(loop.get("elapsed_seconds", 0.0))
+    # What was saved is the same on all ranks, so they agree without a word.
+    run.expired = run.flags.max_time is not None and run.elapsed >= run.flags.max_time
     run.reported = run.step
     run.ledger.restore(restored.meta["ledger"], first=run.world.first)
     run.feed.history = [dict(entry) for entry in restored.meta.get("history", ())]

@@ -11,7 +11,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +20,7 @@ import torch
 
 from rekindle import feeding
 from rekindle import flags as checked
-from rekindle.assembly import assemble, load_sources, sanity_check, validation_of
+from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
 from rekindle.consensus import Notice
 from rekindle.console import Console
@@ -27,17 +28,16 @@ from rekindle.contract import Cause, Outcome
 from rekindle.control import ControlPage
 from rekindle.datamodule import DataModule
 from rekindle.distributed import World, join
-from rekindle.evaluation import evaluate
 from rekindle.flags import Every, Flags
 from rekindle.hooks import Hooks, blamed
-from rekindle.logs import Logs
 from rekindle.loop import finish, leave, train
 from rekindle.module import Module
 from rekindle.outcome import Damaged, Preempted, classify, lost_peer
-from rekindle.precision import autocast
-from rekindle.preflight import step_function
+from rekindle.phase import Lifecycle, State
 from rekindle.requirement import RequirementError
-from rekindle.telemetry import Meter
+from rekindle.sources import Stage
+from rekindle.standalone import run_alone
+from rekindle.switches import settings
 
 if TYPE_CHECKING:
     from rekindle.run import Run
@@ -46,8 +46,6 @@ _FLUSH_SECONDS = 20.0
 """How long an error waits for the save in flight to become durable."""
 
 _PEER_SECONDS = 3.0
-
-Phase = Literal["idle", "setup", "training", "validating", "done"]
 
 
 class Trainer:
@@ -58,6 +56,12 @@ class Trainer:
         *,
         max_epochs: int | None = None,
         max_steps: int | None = None,
+        max_samples: int | None = None,
+        max_tokens: None = None,
+        max_time: "str | timedelta | Mapping[str, float] | None" = None,
+        min_epochs: int | None = None,
+        min_steps: int | None = None,
+        micro_batch: int | Literal["auto"] | None = None,
         global_batch_size: int | None = None,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
@@ -70,17 +74,36 @@ class Trainer:
         resume: Literal["auto", "must", "never"] = "auto",
         seed: int = 0,
         log_every_n_steps: int = 50,
+        log_every: int | None = None,
         check_val_every_n_epoch: int | None = 1,
         val_check_interval: int | float | None = None,
+        val_every: Every | None = None,
         num_sanity_val_steps: int = 2,
         limit_train_batches: int | float = 1.0,
         limit_val_batches: int | float = 1.0,
+        limit_test_batches: int | float = 1.0,
+        limit_predict_batches: int | float = 1.0,
+        fast_dev_run: bool | int = False,
+        overfit_batches: int | float = 0.0,
+        overfit: int | float | None = None,
+        preflight: bool = True,
         checkpoint_every: Every | Literal["auto"] | None = None,
         keep_latest: int = 3,
         enable_checkpointing: bool = True,
         accelerator: str = "auto",
+        device: str | None = None,
         devices: int | str = "auto",
+        num_nodes: int = 1,
         strategy: Literal["auto", "ddp"] = "auto",
+        sync_batchnorm: bool = False,
+        use_distributed_sampler: bool = True,
+        deterministic: 'bool | Literal["warn"] | None' = None,
+        benchmark: bool | None = None,
+        detect_anomaly: bool = False,
+        inference_mode: bool = True,
+        plugins: None = None,
+        barebones: bool = False,
+        enable_model_summary: bool = True,
         enable_progress_bar: bool = True,
         **unknown: Any,
     ) -> None:
@@ -92,6 +115,18 @@ class Trainer:
         any other number of processes. `val_check_interval` counts optimizer steps within the epoch
         (a share of the epoch as float), or over all epochs with `check_val_every_n_epoch=None`.
         Limits count batches of the whole dataset, whatever the number of processes.
+
+        Training ends at the first of `max_epochs`, `max_steps`, `max_samples` (at the end of the
+        step that reaches it) and `max_time` (wall time in `fit`, over all attempts); `should_stop`
+        is heeded once `min_epochs` and `min_steps` are reached. `micro_batch` is what one pass
+        takes, by default the loader's `batch_size`; ``"auto"`` halves it until it fits the device.
+
+        `fast_dev_run` goes through one batch (or so many) of each loop and stores nothing;
+        `overfit_batches` trains on the same first batches, unshuffled; `preflight=False` leaves
+        out the checks of data and programs before training. `deterministic`, `benchmark` and
+        `detect_anomaly` are torch's switches of these names. `inference_mode` is for `validate`,
+        `test` and `predict`; within `fit` a validation runs without gradients only, because
+        tensors made in inference mode cannot be trained with.
 
         `root` (or `default_root_dir`) is a directory or an ``s3://`` URL; `resume` is ``auto`` (go
         on from what is there), ``must`` or ``never``. `checkpoint_every` is an `Every`, or
@@ -112,9 +147,9 @@ class Trainer:
         """Newest reduced value of every logged name."""
         self.datamodule: Any = None
         self.module: Module | None = None
-        self.phase: Phase = "idle"
+        self.lifecycle = Lifecycle()
         self.world: World | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizers: list[torch.optim.Optimizer] | None = None
         self._run: Run | None = None
         self._planned: int | None = None
         self._console = Console(first=True, progress=self.flags.enable_progress_bar)
@@ -132,88 +167,144 @@ class Trainer:
         state is saved because the job has to move, `Damaged` when no checkpoint is usable.
         """
         datamodule, train_data = _separate(train_dataloaders, datamodule)
+        self.lifecycle.begin("fit")
         page = ControlPage.from_environment()
         _watch_errors(page, self)
         notice = Notice(page)
         try:
-            self._optimizer, self._run = None, None
-            self._begin(model, datamodule, "setup")
-            assert self.world is not None
-            run = assemble(
-                self,
-                model,
-                datamodule=datamodule,
-                train=train_data,
-                validation=val_dataloaders,
-                world=self.world,
-                page=page,
-                notice=notice,
-                console=self._console,
-            )
-            if run.done:
-                self._console.say(f"training is complete already: step {run.step}")
-            else:
-                if run.step == 0 and not sanity_check(run):
-                    leave(run)
-                self.phase = "training"
-                train(run)
-                finish(run)
-            self._end(run)
+            with settings(self.flags):
+                self._optimizers, self._run, self._planned = None, None, None
+                run = assemble(
+                    self,
+                    model,
+                    datamodule=datamodule,
+                    train=train_data,
+                    validation=val_dataloaders,
+                    world=self._begin(model, datamodule),
+                    page=page,
+                    notice=notice,
+                    console=self._console,
+                )
+                if run.done:
+                    self._console.say(f"training is complete already: step {run.step}")
+                else:
+                    if run.step == 0 and not sanity_check(run):
+                        leave(run)
+                    self.lifecycle.move("training")
+                    train(run)
+                    finish(run)
+                self._end(run)
         except BaseException as error:
             self._fail(error, page)
             raise
         finally:
             notice.close()
             model.attach(None, None)
+            model.own_update(None)
 
     def validate(
         self,
-        model: Module,
+        model: Module | None = None,
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
     ) -> dict[str, float]:
         """Run the validation loop once and return its metrics, reduced over all processes."""
-        datamodule, data = _separate(dataloaders, datamodule)
-        self._begin(model, datamodule, "validating")
-        assert self.world is not None
-        world, logs = self.world, Logs(model)
+        found = self._alone("validate", model, dataloaders, datamodule)
+        self._console.say("validate: " + "  ".join(f"{n} {v:.4f}" for n, v in found.items()))
+        return dict(found)
+
+    def test(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+    ) -> dict[str, float]:
+        """Run the test loop once and return its metrics, reduced over all processes.
+
+        Every sample counts once on any number of processes. Without `test_step` or test data,
+        those of the validation serve, with a warning.
+        """
+        found = self._alone("test", model, dataloaders, datamodule)
+        self._console.say("test: " + "  ".join(f"{n} {v:.4f}" for n, v in found.items()))
+        return dict(found)
+
+    def predict(
+        self,
+        model: Module | None = None,
+        dataloaders: Any = None,
+        datamodule: DataModule | None = None,
+        return_predictions: bool = True,
+    ) -> list[Any] | None:
+        """What `predict_step` returns for each batch, in the order of the data, on the CPU.
+
+        Every process gets all of it; with `return_predictions=False` nothing is kept, and
+        callbacks see each batch's output on the process that made it.
+        """
+        found = self._alone("predict", model, dataloaders, datamodule, collect=return_predictions)
+        return None if found is None else list(found)
+
+    def _alone(
+        self,
+        stage: Stage,
+        model: Module | None,
+        loaders: Any,
+        datamodule: DataModule | None,
+        *,
+        collect: bool = True,
+    ) -> Any:
+        datamodule, loaders = _separate(loaders, datamodule)
+        model = model or self.module
+        if model is None:
+            raise ValueError(f"{stage}() got no model and there was no fit(): give one")
+        if datamodule is None and loaders is None:
+            datamodule = self.datamodule
+        self.lifecycle.begin(stage)
+        page = ControlPage.from_environment()
         hooks = Hooks(self.callbacks, model)
         try:
-            _, source = load_sources(datamodule, None, data, world, "validate")
-            validation = validation_of(source, self.flags, world, self.flags.seed)
-            if validation is None:
-                raise ValueError("validate() got no validation data: give a loader or a DataModule")
-            for hook in hooks.setup:
-                hook(self, model, "validate")
-            model.to(world.device)
-            model.attach(self, logs)
-            values = evaluate(
-                trainer=self,
-                module=model,
-                hooks=hooks,
-                logs=logs,
-                world=world,
-                meter=Meter(first=world.local_rank == 0),
-                validation=validation,
-                validation_step=step_function(model, "validation_step"),
-                autocast=autocast(self.flags.precision, world.device),
-                seed=self.flags.seed,
-                step=self.global_step,
-                poll=lambda: False,
-            )
-            for hook in hooks.teardown:
-                hook(self, model, "validate")
+            with settings(self.flags):
+                world = self._begin(model, datamodule)
+                found = run_alone(
+                    self,
+                    model,
+                    stage,
+                    datamodule=datamodule,
+                    loaders=loaders,
+                    world=world,
+                    hooks=hooks,
+                    collect=collect,
+                )
+            self.lifecycle.move("done")
+        except BaseException as error:
+            for hook in hooks.on_exception:
+                hook(self, model, error)
+            self._record(error, page)
+            raise
         finally:
             model.attach(None, None)
-            self.phase = "done"
-        assert values is not None, "nothing can cut this validation short"
-        return values
+        return found
 
-    def _begin(self, model: Module, datamodule: Any, phase: Phase) -> None:
-        self.phase, self.module, self.datamodule = phase, model, datamodule
+    @property
+    def phase(self) -> State:
+        """What the trainer is doing; `lifecycle.trace` holds how it came there."""
+        return self.lifecycle.state
+
+    @property
+    def sanity_checking(self) -> bool:
+        """Whether the validation that runs is none of training: before it, or by `validate`."""
+        trace = self.lifecycle.trace
+        return bool(trace) and trace[-1] == ("setup", "validating")
+
+    def during(self, state: State) -> "contextlib.AbstractContextManager[None]":
+        """Be in another state for a while (called by evaluations)."""
+        return self.lifecycle.during(state)
+
+    def _begin(self, model: Module, datamodule: Any) -> World:
+        self.module, self.datamodule = model, datamodule
         self.world = join(self.flags.accelerator, self.flags.devices)
         self._console = Console(first=self.world.first, progress=self.flags.enable_progress_bar)
         model.attach(self, None)
+        return self.world
 
     def _end(self, run: "Run") -> None:
         """A regular end, on every rank."""
@@ -225,29 +316,21 @@ class Trainer:
             self.datamodule.teardown("fit")
         if run.session is not None:
             run.session.close(_FLUSH_SECONDS)
-        if run.gradients is not None:
-            run.gradients.close()
+        run.update.close()
         run.world.barrier()
-        self.phase = "done"
+        self.lifecycle.move("done")
 
     def _fail(self, error: BaseException, page: ControlPage | None) -> None:
         """Leave word of the error, and let a save in flight end; no collective (R24)."""
         run = self._run
         if isinstance(error, Preempted):
+            self.lifecycle.move("failed")
             if run is not None and run.session is not None:
                 run.session.close(_FLUSH_SECONDS if error.saved else 0.0)
             return
         if isinstance(error, SystemExit) and not error.code:
             return
-        if (where := blamed(error)) is not None:
-            error.add_note(f"raised in callback {where}")
-        outcome = self._outcome(error)
-        if page is not None:
-            # A full disk must not hide the error itself.
-            with contextlib.suppress(OSError):
-                page.write_outcome(outcome)
-        # The interpreter's own hook runs later with the same error; once is enough.
-        error.__dict__["_rekindle_recorded"] = True
+        outcome = self._record(error, page)
         if run is not None:
             for hook in run.hooks.on_exception:
                 hook(self, run.module, error)
@@ -264,6 +347,20 @@ class Trainer:
         if outcome.cause == Cause.INTEGRITY:
             traceback.print_exception(error)
             raise Damaged from error
+
+    def _record(self, error: BaseException, page: ControlPage | None) -> Outcome:
+        """Leave word of an error for people and for the agent."""
+        self.lifecycle.move("failed")
+        if (where := blamed(error)) is not None:
+            error.add_note(f"raised in callback {where}")
+        outcome = self._outcome(error)
+        if page is not None:
+            # A full disk must not hide the error itself.
+            with contextlib.suppress(OSError):
+                page.write_outcome(outcome)
+        # The interpreter's own hook runs later with the same error; once is enough.
+        error.__dict__["_rekindle_recorded"] = True
+        return outcome
 
     def _outcome(self, error: BaseException) -> Outcome:
         run = self._run
@@ -283,9 +380,9 @@ class Trainer:
         """Take note of how many steps the whole run has (called while a run is being made)."""
         self._planned = steps
 
-    def use(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take note of the optimizer (called while a run is being made)."""
-        self._optimizer = optimizer
+    def use(self, optimizers: "Sequence[torch.optim.Optimizer]") -> None:
+        """Take note of the optimizers (called while a run is being made)."""
+        self._optimizers = list(optimizers)
 
     def set_batch_size(
         self, *, global_batch_size: int | None = None, micro_batch: int | None = None
@@ -346,13 +443,18 @@ class Trainer:
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimizer, in a list; R10 before `configure_optimizers` has run."""
-        if self._optimizer is None:
+        """The optimizers; R10 before `configure_optimizers` has run."""
+        if self._optimizers is None:
             raise RequirementError(
                 f"R10 Trainer.optimizers used before configure_optimizers "
                 f"(phase={self.phase.upper()}). Move this to on_fit_start."
             )
-        return [self._optimizer]
+        return list(self._optimizers)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that optimizers really did: all but those that loss scaling skipped."""
+        return 0 if self._run is None else self._run.update.optimizer_steps
 
     @property
     def should_stop(self) -> bool:

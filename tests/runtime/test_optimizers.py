@@ -4,7 +4,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from rekindle import Module, RequirementError
-from rekindle.optimizers import configure, restore, state
+from rekindle.optimizers import OptimizerConfig, SchedulerSpec, configure, restore, state
 
 
 class Net(Module):
@@ -34,6 +34,12 @@ def plateau(net):
     return {"optimizer": optimizer, "lr_scheduler": ReduceLROnPlateau(optimizer), "monitor": "v"}
 
 
+def configured(net, **spec):
+    optimizer = adam(net)
+    scheduler = SchedulerSpec(scheduler=StepLR(optimizer, 1), **spec)
+    return OptimizerConfig(optimizer=optimizer, schedulers=[scheduler])
+
+
 def pair(net):
     optimizer = adam(net)
     return [optimizer], [StepLR(optimizer, 1), {"scheduler": StepLR(optimizer, 2)}]
@@ -49,11 +55,15 @@ def pair(net):
         (lambda net: scheduled(net, interval="step", frequency=3), [("step", 3, None)]),
         (plateau, [("epoch", 1, "v")]),
         (pair, [("epoch", 1, None), ("epoch", 1, None)]),
+        (lambda net: (pair(net)[0], []), []),
+        (lambda net: [scheduled(net)], [("epoch", 1, None)]),
+        (lambda net: configured(net, interval="step"), [("step", 1, None)]),
+        (lambda net: scheduled(net, reduce_on_plateau=False, name="lr"), [("epoch", 1, None)]),
     ],
 )
 def test_every_form_is_understood(form, schedulers):
     found = configure(Net(form))
-    assert isinstance(found.optimizer, AdamW)
+    assert [type(optimizer) for optimizer in found.optimizers] == [AdamW]
     assert [(s.interval, s.frequency, s.monitor) for s in found.schedulers] == schedulers
 
 
@@ -68,6 +78,9 @@ def test_every_form_is_understood(form, schedulers):
         (lambda net: scheduled(net, frequency=0), "frequency=0"),
         (lambda net: {"optimizer": adam(net), "lr_scheduler": 3}, "int is not an lr scheduler"),
         (lambda net: AdamW(torch.nn.Linear(1, 1).parameters()), "not in the module"),
+        (lambda net: torch.optim.LBFGS(net.parameters()), "evaluates the loss several times"),
+        (lambda net: ([adam(net)], [StepLR(adam(net), 1)]), "optimizer that was not returned"),
+        (lambda net: scheduled(net, on_missing="stop"), "on_missing='stop'"),
     ],
 )
 def test_a_wrong_form_is_named(form, message):
@@ -75,11 +88,47 @@ def test_a_wrong_form_is_named(form, message):
         configure(Net(form))
 
 
-def test_manual_optimization_is_refused():
-    net = Net(adam)
+def manual(form):
+    net = Net(form)
     net.automatic_optimization = False
-    with pytest.raises(ValueError, match="automatic_optimization is False"):
-        configure(net)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("form", "optimizers", "schedulers"),
+    [
+        (lambda net: None, 0, 0),
+        (lambda net: [adam(net), adam(net)], 2, 0),
+        (lambda net: (adam(net), adam(net)), 2, 0),
+        (lambda net: [scheduled(net), {"optimizer": adam(net)}], 2, 1),
+        (lambda net: [configured(net), configured(net)], 2, 2),
+        (lambda net: torch.optim.LBFGS(net.parameters()), 1, 0),
+    ],
+)
+def test_a_module_that_updates_itself_has_any_number_of_optimizers(form, optimizers, schedulers):
+    found = configure(manual(form))
+    assert (len(found.optimizers), len(found.schedulers)) == (optimizers, schedulers)
+
+
+@pytest.mark.parametrize(
+    ("on_missing", "expected"),
+    [("error", KeyError), ("warn", UserWarning), ("skip", None)],
+)
+def test_a_metric_that_a_scheduler_misses_is_an_error_unless_it_says_otherwise(
+    on_missing, expected
+):
+    scheduler = ReduceLROnPlateau(AdamW([torch.nn.Parameter(torch.ones(1))]))
+    spec = SchedulerSpec(scheduler=scheduler, monitor="val/loss", on_missing=on_missing)
+    spec.step(1, {"val/loss": 1.0})
+    if expected is KeyError:
+        with pytest.raises(KeyError, match="which was not logged; known are val/f1"):
+            spec.step(2, {"val/f1": 1.0})
+    elif expected is UserWarning:
+        with pytest.warns(UserWarning, match="the scheduler was not stepped"):
+            spec.step(2, {"val/f1": 1.0})
+    else:
+        spec.step(2, {"val/f1": 1.0})
+    assert scheduler.last_epoch == 1
 
 
 def trained(net):

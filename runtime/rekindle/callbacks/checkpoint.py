@@ -152,7 +152,7 @@ class ModelCheckpoint(Callback):
 
     def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Save what was just measured."""
-        if trainer.phase != "training":
+        if trainer.sanity_checking:
             return
         self._validated = True
         if self._at_epoch_end is not True:

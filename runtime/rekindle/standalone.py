@@ -1,0 +1,86 @@
+"""`validate`, `test` and `predict`: one pass over data outside of training.
+
+They share all of it with a validation within `fit` but where data and steps come from, and that
+nothing is saved: there is no consensus to take part in, since a pass that is cut short is simply
+run again.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rekindle.distributed import World
+from rekindle.evaluation import evaluate, predict
+from rekindle.hooks import Hooks
+from rekindle.logs import Logs
+from rekindle.module import Module
+from rekindle.precision import autocast, convert
+from rekindle.preflight import step_function
+from rekindle.sources import Stage, dealt, load, needed, step_name
+from rekindle.telemetry import Meter
+
+if TYPE_CHECKING:
+    from rekindle.trainer import Trainer
+
+
+def run_alone(
+    trainer: "Trainer",
+    module: Module,
+    stage: Stage,
+    *,
+    datamodule: Any,
+    loaders: Any,
+    world: World,
+    hooks: Hooks,
+    collect: bool = True,
+) -> Any:
+    """Metrics by name, or for ``predict`` the predictions (None unless `collect`); collective."""
+    flags, logs = trainer.flags, Logs(module)
+    _, source = load(module, datamodule, {"evaluation": loaders}, world, flags, stage)
+    limits = {
+        "validate": flags.limit_val_batches,
+        "test": flags.limit_test_batches,
+        "predict": flags.limit_predict_batches,
+    }
+    data = needed(dealt(source, limits[stage], world, flags.seed), stage)
+    step = step_function(module, step_name(module, stage, world))
+    for hook in hooks.setup:
+        hook(trainer, module, stage)
+    module.to(world.device)
+    convert(module, flags.precision, world.device)
+    module.attach(trainer, logs)
+    found: Any
+    if stage == "predict":
+        found = predict(
+            trainer=trainer,
+            module=module,
+            hooks=hooks,
+            logs=logs,
+            world=world,
+            data=data,
+            step=step,
+            autocast=autocast(flags.precision, world.device),
+            seed=flags.seed,
+            collect=collect,
+            inference=flags.inference_mode,
+        )
+    else:
+        found = evaluate(
+            trainer=trainer,
+            module=module,
+            hooks=hooks,
+            logs=logs,
+            world=world,
+            meter=Meter(first=world.local_rank == 0),
+            validation=data,
+            validation_step=step,
+            autocast=autocast(flags.precision, world.device),
+            seed=flags.seed,
+            step=trainer.global_step,
+            poll=lambda: False,
+            stage="test" if stage == "test" else "validation",
+            inference=flags.inference_mode,
+        )
+    for hook in hooks.teardown:
+        hook(trainer, module, stage)
+    if datamodule is not None:
+        datamodule.teardown(stage)
+    return found

@@ -1,0 +1,291 @@
+"""The update rule: what happens between the last backward pass of a step and the next step.
+
+In the automatic form the loop hands over here once per step (`finish`): gradients of all ranks are
+complete, are unscaled, shown to the hooks, clipped; the optimizer steps, then the schedulers that
+count steps, and gradients are cleared. The order is what makes the parts exact: a norm is that of
+the true gradient, clipping follows unscaling, and a scheduler sees the step that was just done.
+
+In the manual form `training_step` does this itself, through `rekindle.manual`, with any number of
+optimizers. Each optimizer then has a gradient sum of its own, which runs when the optimizer steps:
+between backward pass and step, gradients are those of this rank alone. Gradients that have been
+summed and are not cleared before the next backward pass stay on the first rank only, so that the
+next sum counts them once.
+
+With a loss scaler, a step whose gradients overflowed changes nothing but the scale. It still counts
+as a step of the run, because its samples are consumed; `optimizer_steps` counts the others. Skipped
+steps are counted on the device, and read when somebody asks.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from rekindle.gradients import GradientSum
+from rekindle.optimizers import Optimization
+from rekindle.requirement import RequirementError
+
+if TYPE_CHECKING:
+    from rekindle.run import Run
+
+Clip = Literal["norm", "value"]
+
+
+class Update:
+    """Optimizers, scaler and gradient sums of a run, and the order in which they act."""
+
+    def __init__(
+        self,
+        optimization: Optimization,
+        *,
+        automatic: bool = True,
+        scaler: torch.amp.GradScaler | None = None,
+        clip: float | None = None,
+        algorithm: Clip = "norm",
+    ) -> None:
+        self.optimizers = optimization.optimizers
+        self.schedulers = optimization.schedulers
+        self.automatic = automatic
+        self.scaler = scaler
+        self.norm: torch.Tensor | None = None
+        """Norm of the newest step's gradient before clipping, when it is clipped by norm."""
+        self.attempts = [0] * len(self.optimizers)
+        """Steps of each optimizer, including those that the scaler skipped."""
+        self.size, self.samples = 1, 1
+        """Samples of the batch that runs, and of the step over all ranks (manual form)."""
+        self._skipped: list[int | torch.Tensor] = [0] * len(self.optimizers)
+        self._clip, self._algorithm = clip, algorithm
+        self._optimizer = self.optimizers[0] if self.optimizers else None
+        self._by_step = optimization.by_step
+        self.by_epoch = optimization.by_epoch if automatic else ()
+        """Schedulers that the loop steps at the end of an epoch."""
+        self._sums: tuple[GradientSum, ...] = ()
+        self._keeps = True
+        self._ready = [False] * len(self.optimizers)
+        """Which optimizers' gradients are summed and unscaled (manual form)."""
+        self._scaled = [False] * len(self.optimizers)
+        """Which optimizers have stepped since the scale was adapted (manual form)."""
+        self._run: Run | None = None
+
+    @property
+    def gradients(self) -> GradientSum | None:
+        """The gradient sum of the automatic form; None in a world of one."""
+        return self._sums[0] if self._sums and self.automatic else None
+
+    def sum_over_ranks(self, parameters: Sequence[torch.nn.Parameter], *, first: bool) -> None:
+        """Sum gradients over all ranks from here on; `parameters` are the module's trainable ones.
+
+        Raises ValueError when two optimizers share a parameter.
+        """
+        self._keeps = first
+        if self.automatic:
+            self._sums = (GradientSum(parameters),)
+            return
+        seen: set[int] = set()
+        groups = []
+        for optimizer in self.optimizers:
+            own = [p for p in _parameters(optimizer) if p.requires_grad]
+            if seen & {id(p) for p in own}:
+                raise ValueError(
+                    "two optimizers share a parameter; with several processes each parameter "
+                    "belongs to one optimizer"
+                )
+            seen |= {id(p) for p in own}
+            groups.append(own)
+        self._sums = tuple(GradientSum(own) for own in groups)
+
+    def close(self) -> None:
+        """Give the parameters their gradients back."""
+        for each in self._sums:
+            each.close()
+
+    def share(self, loss: torch.Tensor, size: int, samples: int) -> torch.Tensor:
+        """A micro-batch's part of the step's loss, scaled if there is a scaler (hot path)."""
+        if size != samples:
+            loss = loss * (size / samples)
+        return loss if self.scaler is None else self.scaler.scale(loss)
+
+    def finish(self, run: "Run") -> bool:
+        """End an automatic step: sum, unscale, clip, step, schedule, clear (hot path).
+
+        Returns whether the optimizer was stepped; what the scaler decides is not waited for.
+        """
+        trainer, module, hooks = run.trainer, run.module, run.hooks
+        optimizer, scaler = self._optimizer, self.scaler
+        assert optimizer is not None
+        sums = self._sums
+        if sums:
+            sums[0].finish()
+        if scaler is not None:
+            self._unscale(0)
+        for hook in hooks.on_before_optimizer_step:
+            hook(trainer, module, optimizer)
+        if self._clip is not None:
+            self.norm = clip_gradients(module.parameters(), self._clip, self._algorithm)
+        if scaler is None:
+            optimizer.step()
+            self.attempts[0] += 1
+        else:
+            self._scaled_step(0)
+            scaler.update()
+        for spec in self._by_step:
+            spec.step(run.step + 1, trainer.callback_metrics)
+        for hook in hooks.on_before_zero_grad:
+            hook(trainer, module, optimizer)
+        if sums:
+            sums[0].clear()
+        else:
+            optimizer.zero_grad()
+        return True
+
+    def _unscale(self, index: int) -> None:
+        optimizer = self.optimizers[index]
+        if self.scaler is not None and any(p.grad is not None for p in _parameters(optimizer)):
+            self.scaler.unscale_(optimizer)
+
+    def _scaled_step(self, index: int, closure: Any = None) -> Any:
+        """Step unless gradients overflowed; the scaler reads that from the device."""
+        optimizer, scaler = self.optimizers[index], self.scaler
+        assert scaler is not None
+        self.attempts[index] += 1
+        # A schedule follows the samples, so it also moves on when the very first step is skipped,
+        # which torch would take for a mistake in the order of calls.
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        found = scaler._found_inf_per_device(optimizer)
+        if not found:  # no parameter has a gradient
+            return optimizer.step() if closure is None else optimizer.step(closure)
+        overflow: torch.Tensor | int = sum(found.values())
+        self._skipped[index] = self._skipped[index] + torch.as_tensor(overflow).clamp(max=1.0)
+        return scaler.step(optimizer) if closure is None else scaler.step(optimizer, closure)
+
+    # The manual form.
+
+    def begin(self, run: "Run", size: int, samples: int) -> None:
+        """The next `training_step` works on `size` of the `samples` of a step."""
+        self._run, self.size, self.samples = run, size, samples
+
+    def backward(self, loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
+        """Add this rank's gradients of a loss that is a mean over the batch."""
+        run = self._run
+        if run is None:
+            raise RuntimeError("manual_backward() is for training_step, during fit()")
+        for index, each in enumerate(self._sums):
+            each.reopen(keep=self._keeps or not self._ready[index])
+        self._ready = [False] * len(self._ready)
+        for hook in run.hooks.on_before_backward:
+            hook(run.trainer, run.module, loss)
+        torch.autograd.backward(self.share(loss, self.size, self.samples), *arguments, **options)
+        for hook in run.hooks.on_after_backward:
+            hook(run.trainer, run.module)
+
+    def complete(self, index: int) -> None:
+        """Make the gradients of one optimizer those of all ranks, unscaled; idempotent."""
+        if self._ready[index]:
+            return
+        if self.scaler is not None and self._scaled[index]:
+            self._adapt()
+        if self._sums:
+            self._sums[index].finish()
+        self._unscale(index)
+        self._ready[index] = True
+
+    def step(self, index: int, closure: Any = None) -> Any:
+        """Step one optimizer on the gradients of all ranks."""
+        run, optimizer = self._run, self.optimizers[index]
+        if run is None:
+            raise RuntimeError("an optimizer's step() is for training_step, during fit()")
+        if closure is not None:
+            return self._evaluated_step(run, index, closure)
+        self.complete(index)
+        for hook in run.hooks.on_before_optimizer_step:
+            hook(run.trainer, run.module, optimizer)
+        if self.scaler is None:
+            self.attempts[index] += 1
+            return optimizer.step()
+        result = self._scaled_step(index)
+        self._scaled[index] = True
+        return result
+
+    def _evaluated_step(self, run: "Run", index: int, closure: Any) -> Any:
+        """A step that evaluates the loss itself, maybe several times (LBFGS)."""
+        if run.world.size > 1 or self.scaler is not None:
+            raise ValueError(
+                "optimizer.step(closure) works on one process without loss scaling only: the "
+                "closure's loss is that of one rank. Call self.manual_backward(loss) and then "
+                "step() without a closure."
+            )
+        self.attempts[index] += 1
+        return self.optimizers[index].step(closure)
+
+    def zero_grad(self, index: int, set_to_none: bool = True) -> None:
+        """Clear the gradients of one optimizer."""
+        run, optimizer = self._run, self.optimizers[index]
+        if run is not None:
+            for hook in run.hooks.on_before_zero_grad:
+                hook(run.trainer, run.module, optimizer)
+        self._ready[index] = False
+        if self._sums:
+            self._sums[index].clear()
+        else:
+            optimizer.zero_grad(set_to_none=set_to_none)
+
+    def clip(self, index: int, value: float, algorithm: Clip) -> None:
+        """Clip the gradients of one optimizer, as they are over all ranks."""
+        self.complete(index)
+        self.norm = clip_gradients(_parameters(self.optimizers[index]), value, algorithm)
+
+    def end(self) -> None:
+        """The manual step is done; adapt the scale to what was found in it."""
+        if any(self._scaled):
+            self._adapt()
+
+    def _adapt(self) -> None:
+        assert self.scaler is not None
+        self.scaler.update()
+        self._scaled = [False] * len(self._scaled)
+
+    # State.
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Steps that optimizers really did; reads a counter from the device."""
+        return sum(self.attempts) - sum(int(skipped) for skipped in self._skipped)
+
+    def state(self) -> dict[str, Any]:
+        """Counters and scale, as plain values."""
+        return {
+            "attempts": list(self.attempts),
+            "skipped": [int(skipped) for skipped in self._skipped],
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def restore(self, saved: dict[str, Any], step: int) -> None:
+        """Bring counters and scale back; raises R11 when only one side has a scaler."""
+        if (saved["scaler"] is None) != (self.scaler is None):
+            there, here = ("with", "without") if self.scaler is None else ("without", "with")
+            raise RequirementError(
+                f"R11 checkpoint step {step} was trained {there} a loss scaler, the script runs "
+                f"{here} one. Use the same precision, or resume='never'."
+            )
+        self.attempts = list(saved["attempts"])
+        self._skipped = list(saved["skipped"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def clip_gradients(parameters: Any, value: float, algorithm: Clip) -> torch.Tensor | None:
+    """Clip gradients in place, sharded ones too; the norm before, if it was needed."""
+    parameters = [p for p in parameters if p.grad is not None]
+    if algorithm == "value":
+        torch.nn.utils.clip_grad_value_(parameters, value)
+        return None
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    whole = getattr(norm, "full_tensor", None)
+    if whole is not None:  # of shards
+        norm = whole()
+    torch.nn.utils.clip_grads_with_norm_(parameters, value, norm)
+    return norm
