@@ -14,7 +14,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +35,13 @@ from rekindle.checkpoint import (
 from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.objects import NotFound
-from rekindle.checkpoint.retention import Retention
+from rekindle.checkpoint.retention import Best, Retention
 from rekindle.contract import ENV_CHECKPOINT_URI, ENV_POD
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.flags import Every, Flags, cadence, retention, store_options
 from rekindle.requirement import RequirementError, code_of
+from rekindle.resolving import Target, choose, whole
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 
@@ -64,6 +65,8 @@ class Found:
     restored: Restored | None
     skipped: tuple[str, ...]
     """R16 messages about newer checkpoints that are damaged."""
+    foreign: bool = False
+    """Whether it is a checkpoint of another run, which this run's history does not contain."""
 
 
 @dataclass(kw_only=True)
@@ -75,6 +78,8 @@ class Session:
     uri: str
     every: Every | Pace | None
     page: ControlPage | None
+    options: Mapping[str, str] = field(default_factory=dict)
+    """How the store is reached."""
     fence: int = 0
     saver: Saver | None = None
     last_saved: int = -1
@@ -86,6 +91,8 @@ class Session:
     """Whether something asked, on every rank, for a save before the next step."""
     weigh: Callable[[], int] | None = None
     """Asked once, after the first step: how large what steps have made (optimizer state) is."""
+    origin: str | None = None
+    """The `ckpt_path` that this run's line of checkpoints was begun with."""
     _keep: Retention = field(default_factory=Retention)
     _told: bool = False
 
@@ -118,6 +125,7 @@ class Session:
             uri=uri,
             every=cadence(flags),
             page=page,
+            options=store_options(flags),
             fence=world.share(fence),
             _keep=retention(flags),
         )
@@ -151,6 +159,55 @@ class Session:
             raise ValueError(f"resume='must', but there is no checkpoint in {self.uri}")
         return Found(restored=None, skipped=())
 
+    def start(self, resume: str, target: Target, rule: Best | None) -> Found:
+        """Load what a `ckpt_path` means; collective.
+
+        A run that has begun so before goes on from its own newest checkpoint instead: the same
+        command is run again after every preemption, and must not throw away what was done since.
+        """
+        own = whole(target.uri) == whole(self.uri)
+        self.origin = target.text
+        flush.wait(self.store.uri)
+        self.world.barrier()
+        error: Exception | None = None
+        goes_on, refs = False, []
+        if self.world.first:
+            try:
+                goes_on = (own and target.kind == "last") or self._begun_from(target.text)
+                if not goes_on:
+                    store = self.store if own else self._other(target)
+                    refs = choose(store, target, rule)
+                    if not refs:
+                        raise FileNotFoundError(f"there is no checkpoint in {target.uri}")
+            except Exception as failure:
+                error = failure
+        self.world.agree(error)
+        goes_on, refs = self.world.share((goes_on, refs))
+        if goes_on:
+            return self.find("must" if resume == "must" else "auto")
+        store = self.store if own else self._other(target)
+        bad: str | None = None
+        for ref in refs:
+            restored, reason = self._load(ref, store)
+            if restored is not None:
+                return Found(restored=restored, skipped=(), foreign=not own)
+            bad = bad or reason
+        raise IntegrityError(
+            f"R16 what ckpt_path={target.text!r} means is damaged or gone: "
+            f"{bad or 'it was deleted.'} Choose another checkpoint, or ckpt_path='last'."
+        )
+
+    def _other(self, target: Target) -> Store:
+        return Store.open(whole(target.uri), **self.options)
+
+    def _begun_from(self, text: str) -> bool:
+        refs = self.store.commits()
+        if not refs:
+            return False
+        with contextlib.suppress(IntegrityError, NotFound):
+            return self.store.read(refs[0]).meta.get("started_from") == text
+        return False
+
     def _candidates(self) -> list[CommitRef]:
         refs: list[CommitRef] = []
         error: Exception | None = None
@@ -169,14 +226,18 @@ class Session:
         self.world.agree(error)
         return self.world.share(refs)
 
-    def _load(self, ref: CommitRef) -> tuple[Restored | None, str | None]:
+    def _load(
+        self, ref: CommitRef, store: Store | None = None
+    ) -> tuple[Restored | None, str | None]:
         """One candidate: the checkpoint, or why it is damaged, or neither when it is gone."""
+        mine = store is None or store is self.store
+        store = store or self.store
         restored: Restored | None = None
         bad: str | None = None
         error: Exception | None = None
         commit: Commit | None = None
         try:
-            commit = self.store.read(ref)
+            commit = store.read(ref)
         except IntegrityError as failure:
             bad = str(failure)
         except NotFound:
@@ -186,10 +247,10 @@ class Session:
         self.world.agree(error)
         views = self.world.gather((commit is not None, bad))
         if not all(good for good, _ in views):
-            return None, self._condemn(ref, views)
+            return None, self._condemn(ref, views, mark=mine)
         assert commit is not None
         try:
-            restored = self.store.load(commit, rank=self.world.rank, group=self.world.control)
+            restored = store.load(commit, rank=self.world.rank, group=self.world.control)
         except IntegrityError as failure:
             bad = str(failure)
         except NotFound:
@@ -200,12 +261,14 @@ class Session:
         views = self.world.gather((restored is not None, bad))
         if all(good for good, _ in views):
             return restored, None
-        return None, self._condemn(ref, views)
+        return None, self._condemn(ref, views, mark=mine)
 
-    def _condemn(self, ref: CommitRef, views: list[tuple[bool, str | None]]) -> str | None:
+    def _condemn(
+        self, ref: CommitRef, views: list[tuple[bool, str | None]], *, mark: bool
+    ) -> str | None:
         """Mark what any rank has found damaged; the reason, None if it is only gone."""
         reason = next((text for _, text in views if text is not None), None)
-        if reason is not None and self.world.first:
+        if reason is not None and self.world.first and mark:
             # Without the right to mark it, the next attempt finds out again by itself.
             with contextlib.suppress(StoreError):
                 self.store.quarantine(ref, reason)
@@ -217,7 +280,7 @@ class Session:
         self.saver = Saver(
             self.store,
             lease_fence=self.fence,
-            base=None if restored is None else restored.ref,
+            base=None if restored is None or found.foreign else restored.ref,
             rank=self.world.rank,
             world_size=self.world.size,
             retention=self._keep,
@@ -225,6 +288,11 @@ class Session:
             on_error=lambda _error: telemetry.CHECKPOINT_ERRORS.inc(),
         )
         self.last_saved = 0 if restored is None else restored.ref.step
+        if found.foreign:
+            # The end of a run has to be in its own store, even if no step is left to do.
+            self.last_saved = -1
+        if restored is not None and self.origin is None:
+            self.origin = restored.meta.get("started_from")
         self.last_time = time.monotonic()
 
     def _committed(self, ref: CommitRef, seconds: float, size: int) -> None:
