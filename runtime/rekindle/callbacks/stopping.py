@@ -74,7 +74,7 @@ class EarlyStopping(Callback):
 
     def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Judge what was just measured."""
-        if trainer.phase != "training":
+        if trainer.sanity_checking:
             return
         self._validated = True
         measured = trainer.callback_metrics.get(self.monitor) is not self._before
