@@ -172,9 +172,7 @@ def assemble(
     return run
 
 
-def _find(
-    session: Session | None, flags: Flags, start_from: str | None, console: Console
-) -> Found:
+def _find(session: Session | None, flags: Flags, start_from: str | None, console: Console) -> Found:
     """What to begin from; collective."""
     start_from = start_from or flags.start
     if session is None:

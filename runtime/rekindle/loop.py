@@ -225,13 +225,18 @@ def report(run: Run, *, last: bool = False) -> None:
 
 
 def save(
-    run: Run, *, finished: bool = False, wait: bool = False, deadline: float | None = None
+    run: Run,
+    *,
+    finished: bool = False,
+    preempted: bool = False,
+    wait: bool = False,
+    deadline: float | None = None,
 ) -> None:
     """Save the state between two steps; collective. With `wait`, until it is committed."""
     if run.session is None:
         return
     began = time.perf_counter()
-    tree, rank_tree, meta = state.collect(run, finished=finished)
+    tree, rank_tree, meta = state.collect(run, finished=finished, preempted=preempted)
     try:
         run.session.save(
             run.step,
@@ -283,7 +288,8 @@ def leave(run: Run) -> NoReturn:
     saved = False
     if run.session is not None:
         try:
-            save(run, wait=True, deadline=began + seconds - _MARGIN if limited else None)
+            limit = began + seconds - _MARGIN if limited else None
+            save(run, preempted=True, wait=True, deadline=limit)
             saved = True
         except SaveError as error:
             run.console.say(f"R17 step {run.step} could not be saved: {error}")

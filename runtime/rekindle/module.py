@@ -5,9 +5,10 @@ trainer does not wrap it: `training_step` is called directly, so that a stack tr
 user's code right below the loop.
 """
 
+import os
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
@@ -85,6 +86,43 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
 
     def prepare(self) -> None:
         """Another name of `prepare_data`."""
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: "str | os.PathLike[str]",
+        *,
+        strict: bool = True,
+        map_location: "str | torch.device | None" = None,
+        **override: Any,
+    ) -> Self:
+        """A new instance with the weights of a checkpoint; see `Trainer.fit` for forms of `path`.
+
+        Its arguments are those that `save_hyperparameters` has stored, with `override` over them.
+        The class is the one this is called on, never one that the checkpoint names, and nothing in
+        a checkpoint is run. Raises FileNotFoundError, or R16 when the checkpoint is damaged, and
+        TypeError for an argument that is stored nowhere.
+        """
+        from rekindle import resolving
+
+        restored = resolving.read(path)
+        saved = dict(restored.meta.get("hyper_parameters", {}).get("module", {}))
+        made: Self = cls(**{**saved, **override})
+        made.load_state_dict(dict(restored.state["model"]), strict=strict)
+        return made if map_location is None else made.to(map_location)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: "str | os.PathLike[str]",
+        map_location: "str | torch.device | None" = None,
+        strict: bool = True,
+        **override: Any,
+    ) -> Self:
+        """Another name of `from_checkpoint`."""
+        return cls.from_checkpoint(
+            checkpoint_path, strict=strict, map_location=map_location, **override
+        )
 
     @property
     def trainer(self) -> "Trainer":

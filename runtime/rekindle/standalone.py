@@ -7,14 +7,18 @@ run again.
 
 from typing import TYPE_CHECKING, Any
 
+from rekindle.checkpoint import Store
 from rekindle.distributed import World
 from rekindle.evaluation import evaluate, predict
+from rekindle.flags import best_rule, store_options
 from rekindle.hooks import Hooks
 from rekindle.logs import Logs
 from rekindle.module import Module
 from rekindle.precision import autocast, convert
 from rekindle.preflight import step_function
+from rekindle.resolving import choose, first_good, locate, whole
 from rekindle.sources import Stage, dealt, load, needed, step_name
+from rekindle.state import load_model
 from rekindle.telemetry import Meter
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ def run_alone(
     loaders: Any,
     world: World,
     hooks: Hooks,
+    ckpt_path: str | None = None,
     collect: bool = True,
 ) -> Any:
     """Metrics by name, or for ``predict`` the predictions (None unless `collect`); collective."""
@@ -47,6 +52,8 @@ def run_alone(
     module.to(world.device)
     convert(module, flags.precision, world.device)
     module.attach(trainer, logs)
+    if ckpt_path is not None:
+        _load_weights(trainer, module, ckpt_path, world)
     found: Any
     if stage == "predict":
         found = predict(
@@ -84,3 +91,31 @@ def run_alone(
     if datamodule is not None:
         datamodule.teardown(stage)
     return found
+
+
+def _load_weights(trainer: "Trainer", module: Module, ckpt_path: str, world: World) -> None:
+    """Give the module the weights that a `ckpt_path` means; collective."""
+    flags = trainer.flags
+    options = store_options(flags)
+    uri, _ = root(flags)
+    error: Exception | None = None
+    refs, where = [], uri
+    if world.first:
+        try:
+            target = locate(ckpt_path, root=uri, script_root=whole(flags.root), options=options)
+            where = whole(target.uri)
+            refs = choose(Store.open(where, **options), target, best_rule(flags))
+            if not refs:
+                raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: no checkpoint in {where}")
+        except Exception as failure:
+            error = failure
+    world.agree(error)
+    refs, where = world.share((refs, where))
+    try:
+        store = Store.open(where, **options)
+        restored = first_good(store, refs, lambda line: trainer.print(line))
+        load_model(module, restored.state["model"], restored.ref.step)
+        trainer.print(f"weights of step {restored.ref.step} from {where}")
+    except Exception as failure:
+        error = failure
+    world.agree(error)

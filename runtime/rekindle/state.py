@@ -106,7 +106,7 @@ def apply(run: Run, restored: Restored) -> None:
         hook(run.trainer, run.module, state)
     same_size = restored.world_size == run.world.size
     own: dict[str, Any] | None = restored.rank_state if same_size else None
-    _load_model(run.module, state["model"], step)
+    load_model(run.module, state["model"], step)
     optimizers.restore_all(run.optimization.optimizers, run.module, state["optimizers"], step)
     run.update.restore(state["loop"]["update"], step)
     schedulers = run.optimization.schedulers
@@ -157,7 +157,8 @@ def _saved_buffers(module: nn.Module, model: Mapping[str, Any]) -> dict[str, tor
     }
 
 
-def _load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
+def load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
+    """Give a module the saved parameters and buffers; R11 when they are not its own."""
     mine = module.state_dict()
     missing = sorted(set(mine) - set(saved))
     surplus = sorted(set(saved) - set(mine))

@@ -160,8 +160,14 @@ class Trainer:
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: DataModule | None = None,
+        ckpt_path: "str | os.PathLike[str] | None" = None,
     ) -> None:
         """Train until `max_epochs` or `max_steps`, from the newest checkpoint if there is one.
+
+        `ckpt_path` says where to begin instead: ``"last"``, ``"best"`` (of the first
+        `ModelCheckpoint`), ``"hpc"`` (the newest one saved because of a preemption), the URI or
+        directory of a run, one of its commit objects, or ``<run>/<alias>.ckpt``. A run that has
+        been begun so goes on from its own newest checkpoint when the same call is made again.
 
         A run that was complete before is left as it is. Raises `Preempted` (a `SystemExit`) once
         state is saved because the job has to move, `Damaged` when no checkpoint is usable.
@@ -184,6 +190,7 @@ class Trainer:
                     page=page,
                     notice=notice,
                     console=self._console,
+                    start_from=None if ckpt_path is None else os.fspath(ckpt_path),
                 )
                 if run.done:
                     self._console.say(f"training is complete already: step {run.step}")
@@ -207,9 +214,13 @@ class Trainer:
         model: Module | None = None,
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
+        ckpt_path: "str | os.PathLike[str] | None" = None,
     ) -> dict[str, float]:
-        """Run the validation loop once and return its metrics, reduced over all processes."""
-        found = self._alone("validate", model, dataloaders, datamodule)
+        """Run the validation loop once and return its metrics, reduced over all processes.
+
+        With a `ckpt_path` (see `fit`) the model gets that checkpoint's weights first.
+        """
+        found = self._alone("validate", model, dataloaders, datamodule, ckpt_path)
         self._console.say("validate: " + "  ".join(f"{n} {v:.4f}" for n, v in found.items()))
         return dict(found)
 
@@ -218,13 +229,14 @@ class Trainer:
         model: Module | None = None,
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
+        ckpt_path: "str | os.PathLike[str] | None" = None,
     ) -> dict[str, float]:
         """Run the test loop once and return its metrics, reduced over all processes.
 
         Every sample counts once on any number of processes. Without `test_step` or test data,
         those of the validation serve, with a warning.
         """
-        found = self._alone("test", model, dataloaders, datamodule)
+        found = self._alone("test", model, dataloaders, datamodule, ckpt_path)
         self._console.say("test: " + "  ".join(f"{n} {v:.4f}" for n, v in found.items()))
         return dict(found)
 
@@ -234,13 +246,16 @@ class Trainer:
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
         return_predictions: bool = True,
+        ckpt_path: "str | os.PathLike[str] | None" = None,
     ) -> list[Any] | None:
         """What `predict_step` returns for each batch, in the order of the data, on the CPU.
 
         Every process gets all of it; with `return_predictions=False` nothing is kept, and
         callbacks see each batch's output on the process that made it.
         """
-        found = self._alone("predict", model, dataloaders, datamodule, collect=return_predictions)
+        found = self._alone(
+            "predict", model, dataloaders, datamodule, ckpt_path, collect=return_predictions
+        )
         return None if found is None else list(found)
 
     def _alone(
@@ -249,10 +264,14 @@ class Trainer:
         model: Module | None,
         loaders: Any,
         datamodule: DataModule | None,
+        ckpt_path: "str | os.PathLike[str] | None",
         *,
         collect: bool = True,
     ) -> Any:
         datamodule, loaders = _separate(loaders, datamodule)
+        if model is None and ckpt_path is None and checked.best_rule(self.flags) is not None:
+            # What a fit has left in the module are its last weights, not its best ones.
+            ckpt_path = "best"
         model = model or self.module
         if model is None:
             raise ValueError(f"{stage}() got no model and there was no fit(): give one")
@@ -272,6 +291,7 @@ class Trainer:
                     loaders=loaders,
                     world=world,
                     hooks=hooks,
+                    ckpt_path=None if ckpt_path is None else os.fspath(ckpt_path),
                     collect=collect,
                 )
             self.lifecycle.move("done")
