@@ -1,0 +1,67 @@
+"""PyTorch Lightning on Rekindle: an existing script keeps its `Trainer` and gets what it lacks.
+
+>>> import lightning as L                                            # doctest: +SKIP
+>>> from rekindle.bridge import RekindleCallback, RekindlePlugin     # doctest: +SKIP
+>>> trainer = L.Trainer(                                             # doctest: +SKIP
+...     max_epochs=10,
+...     callbacks=[RekindleCallback("s3://bucket/run")],
+...     plugins=[RekindlePlugin()],
+... )
+
+`RekindleCallback` saves the whole state between two steps, in the background and without pickle;
+agrees with all ranks on the step at which a preemption notice is obeyed, and ends with exit code
+75; begins from the newest good commit; tells the pod's agent and Prometheus how far it is.
+`RekindlePlugin` lets `ckpt_path=` of any entry point name a run: ``trainer.test(ckpt_path=
+"s3://bucket/run")``. In a TrainingJob not even the import is needed: where the job names a
+checkpoint URI, Lightning finds `callbacks` through an entry point and adds the callback by itself.
+
+A resumed run is bit-equal to one that was never disturbed, with these exceptions, all of them
+Lightning's or the script's own: see `rekindle.bridge.data` (order and augmentation) and
+`rekindle.bridge.state` (metrics). DDP and single-device strategies are served, on as many processes
+as before: Lightning fixes the batch per process, so another number of them is another training.
+
+Everything that Lightning does not offer as a hook is reached in `data` and `callback` only, each
+place with its reason; written for Lightning 2.6.
+"""
+
+import os
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from rekindle.contract import ENV_CHECKPOINT_URI
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import Callback
+
+    from rekindle.bridge.callback import RekindleCallback as RekindleCallback
+    from rekindle.bridge.plugin import RekindlePlugin as RekindlePlugin
+
+_HOME = {"RekindleCallback": "callback", "RekindlePlugin": "plugin"}
+__all__ = ["RekindleCallback", "RekindlePlugin", "callbacks"]
+
+
+def callbacks() -> "list[Callback]":
+    """What Lightning adds to every `Trainer`, by its entry point ``callbacks_factory``.
+
+    Outside of a job that is nothing, at no cost: nothing else of the bridge is imported.
+    """
+    if not os.environ.get(ENV_CHECKPOINT_URI):
+        return []
+    from rekindle.bridge.callback import RekindleCallback
+
+    return [RekindleCallback(_automatic=True)]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "lightning":
+            raise
+        raise ModuleNotFoundError(
+            f"{__name__}.{name} needs Lightning, which is not installed: "
+            f"pip install 'lightning>=2.6'",
+            name=error.name,
+        ) from error

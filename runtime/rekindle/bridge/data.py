@@ -1,0 +1,216 @@
+"""Lightning's training data with a moment between two steps, and a way back to the middle.
+
+Lightning resumes in the middle of an epoch with the batch *counter* restored and the data begun
+anew: the first batches of the epoch are trained on twice, the last never. And it has no hook
+between the end of a step and the fetch of the next batch, the one moment in which model, counters
+and generators belong together. `Cut` is both: it stands in the place of Lightning's loader of
+loaders; before it fetches, it lets the bridge save or stop, and after a restart it goes forward to
+where the checkpoint was.
+
+How it goes forward depends on the loader:
+
+- one map-style `DataLoader` (nearly every script): the generators are put back to what they were
+  when the epoch's order was drawn, and the batches that were used are skipped in the sampler.
+  Nothing is read. With loader workers each sample's own draws are seeded from (seed, epoch, index),
+  because a worker's generator cannot be brought back; without workers they come from the main
+  process, whose generators are restored.
+- loaders with ``state_dict`` and ``load_state_dict`` (torchdata): Lightning restores them itself.
+- anything else (iterable datasets, several loaders at once): the batches that were used are read
+  again and thrown away. Exact if reading draws from the generators in torch, NumPy and Python only.
+
+Not exact: a sampler that goes on drawing from the global generators while it yields, and an
+iterable dataset without a length that draws in the main process, since Lightning reads it one batch
+ahead.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from rekindle import randomness
+from rekindle.loader import WorkerStart
+
+Position = dict[str, Any]
+"""Where in the epoch a rank was: ``batches`` used, and the generators when its order was drawn."""
+
+
+class Drawn(NamedTuple):
+    """An index of the dataset together with the epoch in which it is read."""
+
+    epoch: int
+    index: Any
+
+
+class Indices:
+    """A batch sampler that remembers how its pass began, and can begin one in the middle."""
+
+    def __init__(self, inner: Any, epoch: Callable[[], int], *, tag: bool) -> None:
+        self._inner, self._epoch, self._tag = inner, epoch, tag
+        self.began: dict[str, Any] | None = None
+        """All generators right before this pass drew its order; None before it did."""
+        self.go_to: tuple[dict[str, Any], int] | None = None
+        """Begin the next pass with these generators, behind that many batches."""
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch = self._epoch()
+        if self.go_to is None:
+            self.began = self._generators()
+            batches = iter(self._inner)
+        else:
+            (self.began, used), self.go_to = self.go_to, None
+            now = self._generators()
+            self._restore(self.began)
+            batches = iter(self._inner)
+            # One more than was used, because a sampler may draw as late as at its first item.
+            taken = list(islice(batches, used + 1))
+            self._restore(now)
+            batches = chain(taken[used:], batches)
+        for batch in batches:
+            yield [Drawn(epoch, index) for index in batch] if self._tag else batch
+
+    def _generators(self) -> dict[str, Any]:
+        found = randomness.states()
+        own = getattr(getattr(self._inner, "sampler", None), "generator", None)
+        if isinstance(own, torch.Generator):
+            found["sampler"] = own.get_state()
+        return found
+
+    def _restore(self, states: dict[str, Any]) -> None:
+        randomness.restore(states)
+        if "sampler" in states:
+            self._inner.sampler.generator.set_state(states["sampler"])
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getattr__(self, name: str) -> Any:
+        # Lightning looks for `sampler.set_epoch`, loaders for `batch_size`.
+        if name.startswith("__") or name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+class Seeded(Dataset[Any]):
+    """A dataset whose random draws belong to the sample, whichever worker reads it."""
+
+    def __init__(self, inner: Any, seed: int) -> None:
+        self._inner, self._seed = inner, seed
+
+    def __getitem__(self, drawn: Drawn) -> Any:
+        if isinstance(drawn.index, int):
+            randomness.seed_sample(self._seed, drawn.epoch, drawn.index)
+        return self._inner[drawn.index]
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getattr__(self, name: str) -> Any:
+        # `__getitems__` would be asked for many samples at once, past the seeding of each.
+        if name.startswith("__") or name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+class Cut(CombinedLoader):
+    """Lightning's training loader; `before` is called before every fetch."""
+
+    def __init__(
+        self, loaders: CombinedLoader, before: Callable[[], bool], epoch: Callable[[], int]
+    ) -> None:
+        """`before` tells whether training has begun; `epoch` which pass is read."""
+        super().__init__(loaders.iterables, loaders._mode)
+        self._before, self._epoch = before, epoch
+        self._indices: Indices | None = None
+        self._began: dict[str, Any] | None = None
+        self._resume: Position | None = None
+        self._generators: dict[str, Any] | None = None
+
+    def position(self, batches: int) -> Position:
+        """Where this rank is in its epoch, after so many batches."""
+        began = self._began if self._indices is None else self._indices.began
+        return {"batches": batches, "began": began}
+
+    def go_to(self, position: Position, generators: dict[str, Any]) -> None:
+        """Go on from there at the next fetch, with these generators."""
+        self._resume, self._generators = position, generators
+
+    def __iter__(self) -> "Cut":
+        self._settle()
+        self._began = randomness.states()
+        if self._indices is not None:
+            self._indices.began = None
+        super().__iter__()
+        return self
+
+    def __next__(self) -> Any:
+        running = self._before()
+        if self._resume is not None:
+            position, self._resume = self._resume, None
+            self._forward(position)
+        if running and self._generators is not None:
+            randomness.restore(self._generators)
+            self._generators = None
+        return super().__next__()
+
+    def _forward(self, position: Position) -> None:
+        began, batches = position["began"], position["batches"]
+        if began is None or self._stateful():
+            return
+        if self._indices is not None:
+            self._indices.go_to = (began, batches)
+            super().__iter__()
+            return
+        randomness.restore(began)
+        self._began = began
+        super().__iter__()
+        for _ in range(batches):
+            super().__next__()
+
+    def _stateful(self) -> bool:
+        return all(
+            hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict")
+            for loader in self.flattened
+        )
+
+    def _settle(self) -> None:
+        """Put `Indices` and `Seeded` into a plain loader; Lightning has rebuilt it by now."""
+        for loader in self.flattened:
+            if isinstance(loader, DataLoader) and loader.num_workers:
+                _deafen(loader)
+        if len(self.flattened) != 1 or self._indices is not None or self._stateful():
+            return
+        (loader,) = self.flattened
+        if (
+            not isinstance(loader, DataLoader)
+            or isinstance(loader.dataset, IterableDataset)
+            or loader.batch_sampler is None
+        ):
+            return
+        if isinstance(loader.batch_sampler, Indices):
+            # The script's own loader object, from a `fit` before this one.
+            self._indices = loader.batch_sampler
+            self._indices._epoch = self._epoch
+            return
+        workers = loader.num_workers > 0
+        self._indices = Indices(loader.batch_sampler, self._epoch, tag=workers)
+        # A DataLoader refuses these assignments because iterators may exist; none does yet.
+        object.__setattr__(loader, "batch_sampler", self._indices)
+        if workers:
+            object.__setattr__(loader, "dataset", Seeded(loader.dataset, _seed()))
+
+
+def _seed() -> int:
+    """`seed_everything`'s seed, the same after a restart; 0 for a script that never called it."""
+    told = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(told) if told.isdecimal() else 0
+
+
+def _deafen(loader: "DataLoader[Any]") -> None:
+    """Signals to the process group are for the ranks: a dead loader worker takes its rank along."""
+    if not isinstance(loader.worker_init_fn, WorkerStart):
+        loader.worker_init_fn = WorkerStart(loader.worker_init_fn)

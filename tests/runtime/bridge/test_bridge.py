@@ -1,0 +1,99 @@
+"""A script of `lightning.pytorch` with the bridge, against the real Lightning; see `scenarios`."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rekindle
+
+pytestmark = pytest.mark.processes
+
+WHOLE = ["step 0", "step 4", "step 9", "step 13", "step 19", "workers", "accumulation", "stream"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    pytest.importorskip("lightning")
+    found = tmp_path_factory.mktemp("bridge") / "results.json"
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("scenarios.py")), str(found)],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(rekindle.__file__).parents[1]),
+            "OMP_NUM_THREADS": "1",
+        },
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads(found.read_text())
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_preempted_run_that_went_on_equals_an_undisturbed_one(results, name):
+    found = results[name]
+    assert found["first"]["code"] == 75
+    assert found["first"]["step"] < found["whole"]["step"] == found["second"]["step"]
+    for what in ("weights", "rates", "metrics"):
+        assert found["second"][what] == found["whole"][what], what
+    # No validation is left out or done twice.
+    assert found["first"]["validated"] + found["second"]["validated"] == found["whole"]["validated"]
+
+
+def test_a_run_that_was_killed_ends_with_the_weights_of_an_undisturbed_one(results):
+    assert results["ends"][2] == 9
+    assert results["kill"]["weights"] == results["step 13"]["whole"]["weights"]
+
+
+def test_sigterm_to_one_of_two_ranks_ends_both_at_one_step_and_they_go_on_equal(results):
+    assert results["ends"][:2] == [0, 0]
+    (whole, first, second), (other_whole, other_first, other_second) = results["ranks"]
+    assert (first["code"], other_first["code"]) == (75, 75)
+    assert first["step"] == other_first["step"] < whole["step"]
+    assert second["weights"] == other_second["weights"] == whole["weights"]
+    assert second["metrics"] == whole["metrics"]
+    assert other_second["metrics"] == other_whole["metrics"]
+
+
+def test_a_run_that_is_complete_is_left_as_it_is(results):
+    assert results["again"]["weights"] == results["step 13"]["second"]["weights"]
+    assert results["again"]["metrics"] == results["step 13"]["second"]["metrics"]
+
+
+def test_early_stopping_stays_stopped(results):
+    stopped, again = results["early"]
+    assert stopped["step"] < 100
+    assert (again["step"], again["weights"]) == (stopped["step"], stopped["weights"])
+
+
+def test_the_page_stops_a_run_and_shows_how_far_it_is(results):
+    page = results["page"]
+    assert page["first"]["code"] == 75
+    assert page["attached"]
+    assert page["committed"] == page["progress"]["step"] == page["first"]["step"] == 14
+    assert page["progress"]["total_steps"] == 30
+    assert page["progress"]["epoch"] == 1
+    assert page["progress"]["samples"] == 56
+    assert page["progress"]["loss"] > 0
+    assert "val" in page["progress"]["metrics"]
+    assert page["restored"] == {"step": 0, "source": "scratch", "skipped": []}
+
+
+def test_the_plugin_takes_a_run_for_ckpt_path_and_the_callback_a_job_for_its_root(results):
+    # A finished run as the starting point of a new one: nothing is left to train.
+    assert results["warm"]["weights"] == results["step 13"]["whole"]["weights"]
+    assert results["tested"]["found"] == ["val"]
+    assert results["automatic"] == ["RekindleCallback"]
+    assert results["job went to"]
+
+
+def test_what_cannot_work_is_refused_in_one_line(results):
+    assert results["refused"]["flag"] == "keep_latest=0 must be an integer of at least 1"
+    assert results["refused"]["must"].startswith("resume='must', but there is no checkpoint in ")
+    assert "use strategy='ddp', torchrun or a TrainingJob" in results["refused"]["spawn"]
