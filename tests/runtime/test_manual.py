@@ -1,6 +1,8 @@
 """Modules that own their update rule: several optimizers, counted, saved, resumed bit-equal."""
 
 import copy
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import rekindle as rk
 from rekindle.precision import MixedPrecision
 
+PROGRAM = Path(__file__).parent / "program"
 REAL = torch.randn(37, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + 2
 DATA = TensorDataset(REAL)
 
@@ -201,3 +204,22 @@ def test_an_optimizer_of_somebody_else_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match="got a SGD that configure_optimizers did not return"):
         fit(tmp_path, Foreign())
+
+
+@pytest.mark.processes
+def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
+    program = runpy.run_path(str(PROGRAM / "manual.py"))
+    alone = program["main"]({"root": str(tmp_path / "alone"), "batch_size": 8})
+
+    def task(root, **flags):
+        return {"program": "manual.py", "root": root, "batch_size": 4, "flags": flags}
+
+    for whole, part, resumed in ranks(2, task("whole"), task("cut", max_steps=7), task("cut")):
+        assert (whole["step"], whole["updates"], part["step"]) == (15, 45, 7)
+        # The last step of an epoch has one batch; the other rank repeats it and adds nothing.
+        assert whole["calls"] == 15
+        assert whole["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+        for ours, theirs in zip(whole["parameters"], alone["parameters"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+        assert resumed["parameters"] == whole["parameters"]
+        assert resumed["metrics"] == whole["metrics"]

@@ -16,6 +16,9 @@ os.environ.update(
     MASTER_PORT=str(given["PORT"]),
 )
 torch.set_num_threads(1)
-program = runpy.run_path(str(Path(__file__).with_name("program.py")))
-results = [program["main"](task) for task in given["TASKS"]]
+programs = {
+    name: runpy.run_path(str(Path(__file__).with_name(name)))
+    for name in {task.get("program", "program.py") for task in given["TASKS"]}
+}
+results = [programs[task.get("program", "program.py")]["main"](task) for task in given["TASKS"]]
 Path(given["OUT"]).write_text(json.dumps(results))
