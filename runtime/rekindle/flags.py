@@ -20,16 +20,13 @@ from rekindle.checkpoint.location import ADDRESSING
 from rekindle.checkpoint.manifest import MODES
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.contract import (
-    ENV_CHECKPOINT_ADDRESSING,
-    ENV_CHECKPOINT_COMMIT,
-    ENV_CHECKPOINT_ENDPOINT,
     ENV_CHECKPOINT_EVERY,
     ENV_CHECKPOINT_EVERY_SECONDS,
     ENV_CHECKPOINT_EVERY_STEPS,
     ENV_CHECKPOINT_KEEP,
-    ENV_CHECKPOINT_REGION,
     ENV_MTBF,
 )
+from rekindle.resolving import JOBS_STORE, jobs_options
 
 DEFAULT_ROOT = "./checkpoints"
 """Where checkpoints go when neither the script nor the job says."""
@@ -48,12 +45,6 @@ STORE: Mapping[str, tuple[str, ...]] = {
 }
 """The options of `rekindle.checkpoint.Store.open`, and what is allowed where not everything is."""
 
-_JOBS_STORE = {
-    "endpoint_url": ENV_CHECKPOINT_ENDPOINT,
-    "region": ENV_CHECKPOINT_REGION,
-    "addressing": ENV_CHECKPOINT_ADDRESSING,
-    "commit": ENV_CHECKPOINT_COMMIT,
-}
 _URL = re.compile(r"^https?://[^/\s]+(/\S*)?$")
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "mps": "mps"}
 _SWITCHES = (
@@ -121,6 +112,10 @@ class Flags:
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
     precision: dtypes.Precision | dtypes.MixedPrecision = "32-true"
     callbacks: list[Any] = field(default_factory=list)
+    logger: Any = None
+    """As given; see `rekindle.loggers.journal.chosen`."""
+    profiler: Any = None
+    """As given; see `rekindle.profilers.profiler.chosen`."""
     root: str = DEFAULT_ROOT
     store: Mapping[str, str] = field(default_factory=dict)
     """What the script says of the store, by the names in `STORE`."""
@@ -296,11 +291,9 @@ def store_options(flags: Flags) -> dict[str, str]:
     The endpoint is the other way round, as the root is: it belongs to the place that the job names.
     Raises ValueError naming the variable.
     """
-    told = {
-        option: os.environ[name] for option, name in _JOBS_STORE.items() if os.environ.get(name)
-    }
+    told = jobs_options()
     for option, value in told.items():
-        _store_option(option, value, _JOBS_STORE[option])
+        _store_option(option, value, JOBS_STORE[option])
     options = {**told, **flags.store}
     if "endpoint_url" in told:
         options["endpoint_url"] = told["endpoint_url"]

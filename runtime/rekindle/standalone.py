@@ -14,6 +14,7 @@ from rekindle.flags import best_rule, store_options
 from rekindle.hooks import Hooks
 from rekindle.logs import Logs
 from rekindle.module import Module
+from rekindle.persistence import root
 from rekindle.precision import autocast, convert
 from rekindle.preflight import step_function
 from rekindle.resolving import choose, first_good, locate, whole
@@ -113,7 +114,7 @@ def _load_weights(trainer: "Trainer", module: Module, ckpt_path: str, world: Wor
     refs, where = world.share((refs, where))
     try:
         store = Store.open(where, **options)
-        restored = first_good(store, refs, lambda line: trainer.print(line))
+        restored = first_good(store, refs, trainer.print)
         load_model(module, restored.state["model"], restored.ref.step)
         trainer.print(f"weights of step {restored.ref.step} from {where}")
     except Exception as failure:
