@@ -146,7 +146,7 @@ def examine(uri: str, options: Mapping[str, str] | None = None) -> Evidence:
     )
     meta = read[0].meta
     try:
-        found = audit(meta)
+        found = audit(meta, store.objects.get)
     except (KeyError, TypeError, ValueError) as error:
         problem = f"the newest checkpoint has no ledger that can be checked: {error!r}"
         return Evidence(commits=commits, metrics=_metrics(meta), problem=problem)
@@ -158,7 +158,7 @@ def examine(uri: str, options: Mapping[str, str] | None = None) -> Evidence:
             used=found.samples_used,
             repeated=found.samples_repeated,
             missed=found.samples_missed,
-            digest_ok=found.digest_ok,
+            digest_ok=found.digest_ok is True,
         ),
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rekindle.flags import Every as Every
     from rekindle.ledger import Audit as Audit
     from rekindle.ledger import audit as audit
+    from rekindle.loaderconfig import LoaderConfig as LoaderConfig
     from rekindle.module import Module as LightningModule
     from rekindle.module import Module as Module
     from rekindle.module import StepOutput as StepOutput
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rekindle.outcome import Preempted as Preempted
     from rekindle.randomness import seed_everything as seed_everything
     from rekindle.requirement import RequirementError as RequirementError
+    from rekindle.splitting import split as split
     from rekindle.trainer import Trainer as Trainer
 
 _HOME = {
@@ -33,6 +35,7 @@ _HOME = {
     "GlobalOrder": ("rekindle.order", "GlobalOrder"),
     "LightningDataModule": ("rekindle.datamodule", "DataModule"),
     "LightningModule": ("rekindle.module", "Module"),
+    "LoaderConfig": ("rekindle.loaderconfig", "LoaderConfig"),
     "Module": ("rekindle.module", "Module"),
     "Preempted": ("rekindle.outcome", "Preempted"),
     "RequirementError": ("rekindle.requirement", "RequirementError"),
@@ -41,6 +44,7 @@ _HOME = {
     "Trainer": ("rekindle.trainer", "Trainer"),
     "seed_everything": ("rekindle.randomness", "seed_everything"),
     "audit": ("rekindle.ledger", "audit"),
+    "split": ("rekindle.splitting", "split"),
 }
 __all__ = [
     "Audit",
@@ -50,6 +54,7 @@ __all__ = [
     "GlobalOrder",
     "LightningDataModule",
     "LightningModule",
+    "LoaderConfig",
     "Module",
     "Preempted",
     "RequirementError",
@@ -58,6 +63,7 @@ __all__ = [
     "Trainer",
     "audit",
     "seed_everything",
+    "split",
 ]
 
 

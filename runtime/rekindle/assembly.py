@@ -18,6 +18,7 @@ from rekindle.console import Console
 from rekindle.contract import Restored as RestoredReport
 from rekindle.control import ControlPage
 from rekindle.distributed import World
+from rekindle.draws import Draw
 from rekindle.evaluation import evaluate
 from rekindle.flags import Flags, best_rule
 from rekindle.gradients import broadcast
@@ -25,7 +26,7 @@ from rekindle.hooks import Hooks
 from rekindle.loader import LaneSampler, Source, build, fingerprint, limited
 from rekindle.logs import Logs
 from rekindle.module import Module
-from rekindle.order import Cursor
+from rekindle.order import Cursor, Kind
 from rekindle.persistence import Found, Session
 from rekindle.precision import autocast, convert, mover, scaler_of
 from rekindle.preflight import (
@@ -97,7 +98,8 @@ def assemble(
     asked = flags.global_batch_size
     if not optimizers.automatic(module):
         asked = _manual_batch(train_source, flags, world)
-    cursor = _cursor(train_source, flags, asked, mark, world, found, console)
+    draw = _draw(train_source, flags, found)
+    cursor = _cursor(train_source, draw, flags, asked, mark, world, found, console)
     start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0})
     trainer.plan(planned_steps(start, 0, flags))
     module.to(world.device)
@@ -112,7 +114,7 @@ def assemble(
         algorithm=flags.gradient_clip_algorithm,
     )
     logs = Logs(module)
-    sampler = LaneSampler(cursor, rank=world.rank, world_size=world.size)
+    sampler = LaneSampler(cursor, rank=world.rank, world_size=world.size, draw=draw)
     run = Run(
         trainer=trainer,
         module=module,
@@ -232,8 +234,18 @@ def _manual_batch(source: Source, flags: Flags, world: World) -> int:
     return batch
 
 
+def _draw(source: Source, flags: Flags, found: Found) -> Draw | None:
+    """The order where numbers are not enough; in the seed of the run's first attempt."""
+    if source.draw is None or flags.overfit:
+        return None
+    if found.restored is None:
+        return source.draw(flags.seed)
+    return source.draw(Cursor.from_json(found.restored.meta["cursor"]).seed)
+
+
 def _cursor(
     source: Source,
+    draw: Draw | None,
     flags: Flags,
     asked: int | None,
     mark: str,
@@ -244,11 +256,14 @@ def _cursor(
     """Where to begin, in an order that the first attempt has fixed."""
     micro = source.batch_size
     batch = asked or micro * flags.accumulate_grad_batches * world.size
-    length = min(source.samples, limited(flags.limit_train_batches, source.batches) * micro)
+    positions = draw.length if draw is not None else source.positions or source.samples
+    batches = source.batches_of(positions)
+    length = min(positions, limited(flags.limit_train_batches, batches) * micro)
+    order: Kind = "shuffle" if source.shuffle and not flags.overfit else "sequential"
     if not length:
         raise ValueError(
             f"limit_train_batches={flags.limit_train_batches!r} or drop_last leaves no batch of "
-            f"{source.batches}"
+            f"{batches}"
         )
     fresh = Cursor(
         epoch=0,
@@ -258,8 +273,9 @@ def _cursor(
         seed=flags.seed,
         N=source.samples,
         length=length,
-        order="shuffle" if source.shuffle and not flags.overfit else "sequential",
+        order=order if draw is None else draw.kind,
         fingerprint=mark,
+        draw="" if draw is None else draw.mark,
         script_m=micro,
         script_G=asked,
     )

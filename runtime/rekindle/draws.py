@@ -26,11 +26,15 @@ _MASK = (1 << 64) - 1
 class Draw(Protocol):
     """How sample ids follow from positions."""
 
-    kind: Literal["weighted", "custom"]
     mark: str
     """Of its contents, where those are the same in every epoch; R12 compares it."""
     length: int
     """Positions in an epoch."""
+
+    @property
+    def kind(self) -> Literal["weighted", "custom"]:
+        """What `Cursor.order` calls it."""
+        ...
 
     def ids(self, seed: int, epoch: int, start: int, stop: int) -> Ids:
         """Sample ids at positions ``[start, stop)``."""
@@ -72,7 +76,8 @@ class Weighted:
         values ^= values >> np.uint64(31)
         uniform = (values >> np.uint64(11)).astype(np.float64) * 2.0**-53
         found = np.searchsorted(self._edges, uniform * self._edges[-1], side="right")
-        return np.minimum(found, self._last).astype(np.int64)
+        ids: Ids = np.minimum(found, self._last).astype(np.int64)
+        return ids
 
     def record(self, seed: int, epoch: int) -> tuple[str, bytes]:
         """The weights; the same in every epoch."""
@@ -141,9 +146,7 @@ class Recorded:
         return name, self._read(name)
 
 
-def read_back(
-    kind: Literal["weighted", "custom"], mark: str, length: int, read: Callable[[str], bytes]
-) -> Draw:
+def read_back(kind: str, mark: str, length: int, read: Callable[[str], bytes]) -> Draw:
     """The order with this mark, out of what `record` has given; raises ValueError if it is not."""
     if kind == "custom":
         return Recorded(mark, length, read)

@@ -11,9 +11,12 @@ included, travels with the checkpoints for `rekindle audit`.
 from collections.abc import Iterator
 from typing import Any
 
+from rekindle.checkpoint.objects import PreconditionFailed, StoreError
+from rekindle.draws import marked
 from rekindle.loader import Batch, build, take_apart
 from rekindle.order import Step
 from rekindle.preflight import check_world
+from rekindle.requirement import RequirementError
 from rekindle.run import Feed, Run
 
 
@@ -22,6 +25,7 @@ def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
 
     Batches are read where the loop asks for the next one.
     """
+    record(run)
     while run.cursor.sample < run.cursor.length:
         plan = run.sampler.cursor = run.cursor
         batches = iter(run.loader)
@@ -29,6 +33,52 @@ def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
             yield step, batches
             if run.cursor.G != plan.G or run.cursor.m != plan.m:
                 break
+
+
+def record(run: Run) -> None:
+    """Before an epoch of weights or of the script's own order: the same on all ranks, as before?
+
+    Rank 0 writes it beside the checkpoints for the audit. Collective; does nothing for orders that
+    follow from numbers.
+    """
+    draw, epoch = run.sampler.draw, run.cursor.epoch
+    if draw is None:
+        return
+    error: Exception | None = None
+    mark = ""
+    try:
+        name, contents = draw.record(run.cursor.seed, epoch)
+        mark = marked(contents)
+        if run.world.first and run.session is not None and name not in run.feed.recorded:
+            if not _written(run, name, contents):
+                raise RequirementError(
+                    f"R12 the order function gives other samples for epoch {epoch} than it gave "
+                    f"before step {run.step}. Exactly-once cannot hold. It must depend on its "
+                    f"arguments (seed, epoch) alone."
+                )
+            run.feed.recorded.add(name)
+    except Exception as failure:
+        error = failure
+    run.world.agree(error)
+    if len(set(run.world.gather(mark))) > 1:
+        raise RequirementError(
+            f"R9 the order of epoch {epoch} differs between ranks. It must depend on (seed, epoch) "
+            f"alone, or on weights that are the same everywhere."
+        )
+
+
+def _written(run: Run, name: str, contents: bytes) -> bool:
+    """Whether what is under this name are these contents, written now if need be."""
+    assert run.session is not None
+    objects = run.session.store.objects
+    try:
+        objects.put(name, contents, if_none_match=True)
+    except PreconditionFailed:
+        return objects.get(name, limit=len(contents) + 1) == contents
+    except StoreError as error:
+        # Training does not need it.
+        run.console.say(f"the order of the data cannot be recorded for an audit: {error}")
+    return True
 
 
 def resize(run: Run, *, global_batch: int | None = None, micro: int | None = None) -> None:

@@ -10,17 +10,22 @@ neither on the number of ranks nor on restarts; one wrong, missing or repeated i
 Both are saved in each commit and restored with it. Work that was lost with a crash is therefore not
 in them: they describe the surviving timeline only.
 
+When a run goes on with another dataset (``on_change="restart-epoch"``), positions begin to mean
+something else. What was recorded until then is kept as a *chapter* with the cursor that it was
+counted in, and a new one begins.
+
 `audit` holds them against the order derived anew, needs no torch, and is what the demo prints.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.order import Cursor, Ids
+from rekindle.draws import Ids, read_back
+from rekindle.order import Cursor, GlobalOrder
 
 _MASK = (1 << 64) - 1
 _CHUNK = 1 << 18
@@ -55,6 +60,8 @@ class Ledger:
         self._pending: list[tuple[int, Ids]] = []
         self._digest = 0
         self._samples = 0
+        self._past: list[dict[str, Any]] = []
+        self._since = 0
 
     def used(self, epoch: int, ids: Ids) -> None:
         """Note ids that were handed to `training_step` (hot path: one append)."""
@@ -81,17 +88,30 @@ class Ledger:
         digest, samples = 0, 0
         for part_digest, part_samples in parts:
             digest, samples = (digest + part_digest) & _MASK, samples + part_samples
-        return {
+        found: dict[str, Any] = {
             "spans": [list(span) for span in coalesced(self._spans)],
             "samples": samples,
             "digest": f"{digest:016x}",
         }
+        if self._past:
+            found |= {"past": self._past, "since": self._since}
+        return found
+
+    def turn(self, saved: dict[str, Any], cursor: Cursor) -> None:
+        """Begin a new chapter at the epoch of `cursor`; `saved` and it are what ended, restored."""
+        ended = {name: value for name, value in saved.items() if name != "past"}
+        self._past = [*saved.get("past", ()), {"cursor": cursor.to_json(), "ledger": ended}]
+        self._since = cursor.epoch
+        self._spans, self._pending = [], []
+        self._digest = self._samples = 0
 
     def restore(self, saved: dict[str, Any], *, first: bool) -> None:
         """Go on from a saved ledger; the digest so far is carried by the `first` rank alone."""
         record = Record.from_json(saved)
         self._spans = [list(span) for span in record.spans]
         self._pending = []
+        self._past = list(saved.get("past", ()))
+        self._since = record.since
         self._digest = record.digest if first else 0
         self._samples = record.samples if first else 0
 
@@ -126,6 +146,8 @@ class Record:
     spans: tuple[Span, ...]
     samples: int
     digest: int
+    since: int = 0
+    """Epoch at which it begins."""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -133,10 +155,32 @@ class Record:
         try:
             spans = tuple((int(e), int(a), int(b), int(n)) for e, a, b, n in data["spans"])
             return cls(
-                spans=spans, samples=int(data["samples"]), digest=int(str(data["digest"]), 16)
+                spans=spans,
+                samples=int(data["samples"]),
+                digest=int(str(data["digest"]), 16),
+                since=int(data.get("since", 0)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a ledger: {error!r} in {data!r:.200}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epochs:
+    """Successive epochs of which the same is true."""
+
+    first: int
+    count: int
+    expected: int
+    """Positions up to the cursor, of each epoch."""
+    used: int
+    """Positions that steps covered, each counted once."""
+    repeated: int
+    """Positions covered again, or beyond the cursor."""
+
+    @property
+    def missed(self) -> int:
+        """Positions that no step covered."""
+        return self.expected - self.used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,45 +195,68 @@ class Audit:
     """Positions covered more than once, or outside of what the cursor allows."""
     samples_missed: int
     """Positions before the cursor that no step covered."""
-    digest_ok: bool
-    """Whether the ids used are exactly those of the order."""
+    digest_ok: bool | None
+    """Whether the ids used are exactly those of the order; None when it cannot be derived anew."""
+    samples_restarted: int = 0
+    """Samples of epochs that were interrupted and begun anew on a changed dataset."""
+    epochs: tuple[Epochs, ...] = ()
 
     @property
     def exact(self) -> bool:
         """Whether every sample up to the cursor was used exactly once per epoch."""
         return (
-            self.digest_ok
+            self.digest_ok is True
             and self.samples_repeated == 0
             and self.samples_missed == 0
+            and self.samples_restarted == 0
             and self.samples_used == self.samples_expected
         )
 
 
-def audit(meta: dict[str, Any]) -> Audit:
+def audit(meta: dict[str, Any], read: Callable[[str], bytes] | None = None) -> Audit:
     """Check the ledger in a commit's ``meta`` against the order derived anew.
 
-    Takes about 50 ns per sample and epoch, and memory for a quarter of a million ids at a time.
+    `read` gives the objects of the checkpoint store by name: orders with weights, or of the
+    script's own, are recorded there. Takes about 50 ns per sample and epoch, and memory for a
+    quarter of a million ids at a time.
     """
     cursor = Cursor.from_json(meta["cursor"])
-    record = Record.from_json(meta["ledger"])
-    covered = _by_epoch(record.spans)
-    repeated = missed = 0
-    for epoch in {*covered, *range(cursor.epoch + 1)}:
-        allowed = cursor.length if epoch < cursor.epoch else cursor.sample
-        if epoch > cursor.epoch:
-            allowed = 0
-        intervals = covered.get(epoch, [])
-        total = sum(stop - start for start, stop in intervals)
-        good = _union([(start, min(stop, allowed)) for start, stop in intervals])
-        repeated += total - good
-        missed += allowed - good
+    past = meta["ledger"].get("past", ())
+    ended = [(Cursor.from_json(one["cursor"]), Record.from_json(one["ledger"])) for one in past]
+    chapters = [*ended, (cursor, Record.from_json(meta["ledger"]))]
+    epochs = [each for known, record in chapters for each in _epochs(known, record)]
+    digests = [_digest_ok(known, record, read) for known, record in chapters]
     return Audit(
-        samples_expected=cursor.epoch * cursor.length + cursor.sample,
-        samples_used=record.samples,
-        samples_repeated=repeated,
-        samples_missed=missed,
-        digest_ok=_expected_digest(cursor) == record.digest,
+        samples_expected=sum(each.count * each.expected for each in epochs),
+        samples_used=sum(record.samples for _, record in chapters),
+        samples_repeated=sum(each.count * each.repeated for each in epochs),
+        samples_missed=sum(each.count * each.missed for each in epochs),
+        digest_ok=False if False in digests else None if None in digests else True,
+        samples_restarted=sum(known.sample for known, _ in ended),
+        epochs=tuple(epochs),
     )
+
+
+def _epochs(cursor: Cursor, record: Record) -> list[Epochs]:
+    """What the spans of one chapter say, epoch by epoch."""
+    covered = _by_epoch(record.spans)
+    found: list[Epochs] = []
+    for epoch in sorted({*covered, *range(record.since, cursor.epoch + 1)}):
+        allowed = cursor.length if record.since <= epoch < cursor.epoch else 0
+        if epoch == cursor.epoch:
+            allowed = cursor.sample
+        intervals = covered.get(epoch, [])
+        good = _union([(start, min(stop, allowed)) for start, stop in intervals])
+        surplus = sum(stop - start for start, stop in intervals) - good
+        if not allowed and not surplus:
+            continue
+        one = Epochs(first=epoch, count=1, expected=allowed, used=good, repeated=surplus)
+        last = found[-1] if found else None
+        if last is not None and replace(one, first=last.first, count=last.count) == last:
+            found[-1] = replace(last, count=last.count + 1)
+        else:
+            found.append(one)
+    return found
 
 
 def _by_epoch(spans: Iterable[Span]) -> dict[int, list[tuple[int, int]]]:
@@ -209,9 +276,18 @@ def _union(intervals: list[tuple[int, int]]) -> int:
     return total
 
 
-def _expected_digest(cursor: Cursor) -> int:
-    order, digest = cursor.global_order, 0
-    for epoch in range(cursor.epoch + 1):
+def _digest_ok(cursor: Cursor, record: Record, read: Callable[[str], bytes] | None) -> bool | None:
+    draw = None
+    if cursor.order in ("weighted", "custom"):
+        if read is None:
+            return None
+        draw = read_back(cursor.order, cursor.draw, cursor.length, read)
+    return _expected_digest(cursor, cursor.order_with(draw), record.since) == record.digest
+
+
+def _expected_digest(cursor: Cursor, order: GlobalOrder, since: int) -> int:
+    digest = 0
+    for epoch in range(since, cursor.epoch + 1):
         length = cursor.length if epoch < cursor.epoch else cursor.sample
         for start in range(0, length, _CHUNK):
             ids = order.ids(epoch, start, min(start + _CHUNK, length))

@@ -19,7 +19,8 @@ takes the rank with it, in the very moment in which it should save.
 import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -31,12 +32,16 @@ from torch.utils.data import (
     RandomSampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
 from torch.utils.data.dataloader import default_collate
 from torch.utils.data.distributed import DistributedSampler
 
-from rekindle.order import Cursor, Ids
+from rekindle.draws import Custom, Draw, Ids, Weighted
+from rekindle.loaderconfig import LoaderConfig, OrderFunction
+from rekindle.order import Cursor
 from rekindle.randomness import mixed, seed_all, seed_sample, watch
 from rekindle.requirement import RequirementError
 
@@ -52,6 +57,10 @@ class Source:
     collate: Callable[[list[Any]], Any]
     options: dict[str, Any] = field(default_factory=dict)
     """Settings for the DataLoader that reads: workers, pinning, prefetching."""
+    draw: Callable[[int], Draw] | None = None
+    """Makes the order from the run's seed, where it is neither shuffled nor sequential."""
+    positions: int | None = None
+    """Samples of an epoch, when the script wants fewer than there are."""
 
     @property
     def samples(self) -> int:
@@ -61,17 +70,24 @@ class Source:
     @property
     def batches(self) -> int:
         """Batches in one pass over everything."""
-        whole, rest = divmod(self.samples, self.batch_size)
+        return self.batches_of(self.positions or self.samples)
+
+    def batches_of(self, positions: int) -> int:
+        """Batches in so many samples."""
+        whole, rest = divmod(positions, self.batch_size)
         return whole + (1 if rest and not self.drop_last else 0)
 
 
 def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
     """Keep what describes the data and its reading; refuses what has an order of its own."""
+    if isinstance(loader, tuple) and len(loader) == 2 and isinstance(loader[1], LoaderConfig):
+        return _configured(loader[0], loader[1], role)
     if isinstance(loader, Dataset) and not isinstance(loader, DataLoader):
         loader = DataLoader(loader, shuffle=role == "train")
     if not isinstance(loader, DataLoader):
         raise TypeError(
-            f"the {role} data is a {type(loader).__name__}; give a torch.utils.data.DataLoader"
+            f"the {role} data is a {type(loader).__name__}; give a torch.utils.data.DataLoader, or "
+            f"(dataset, rekindle.LoaderConfig(batch_size=...))"
         )
     dataset = loader.dataset
     if isinstance(dataset, IterableDataset):
@@ -94,28 +110,100 @@ def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
     if loader.num_workers:
         options["prefetch_factor"] = loader.prefetch_factor
         options["multiprocessing_context"] = loader.multiprocessing_context
-    shuffle = _shuffled(loader.sampler, role)
+    sampler: Any = loader.sampler
+    if type(sampler) is SubsetRandomSampler:
+        dataset = Subset(dataset, [int(index) for index in sampler.indices])
     return Source(
         dataset=dataset,
         batch_size=loader.batch_size,
-        shuffle=shuffle and role == "train",
+        shuffle=_shuffled(sampler, role) and role == "train",
         drop_last=bool(loader.drop_last) and role == "train",
         collate=loader.collate_fn,
         options=options,
+        draw=_drawn(sampler),
+        positions=_fewer(sampler),
     )
 
 
-def _shuffled(sampler: object, role: str) -> bool:
+def _shuffled(sampler: Any, role: str) -> bool:
+    """Whether the order is to be shuffled; R12 for samplers that are more than that.
+
+    Of a sampler that is known the order is made anew, with the same meaning and other numbers.
+    """
     if type(sampler) is SequentialSampler:
         return False
-    if type(sampler) is RandomSampler and not sampler.replacement:
-        return True
     if type(sampler) is DistributedSampler:
         return bool(sampler.shuffle)
+    if type(sampler) is SubsetRandomSampler:
+        return True
+    advice = "Use shuffle=True or shuffle=False"
+    if type(sampler) is RandomSampler:
+        if sampler.replacement or sampler.num_samples <= len(sampler.data_source):
+            return True
+        advice = "Use replacement=True, or at most as many samples as there are"
+    elif type(sampler) is WeightedRandomSampler:
+        if sampler.replacement and role == "train":
+            return True
+        advice = "Use replacement=True" if role == "train" else "Use shuffle=False"
     raise RequirementError(
         f"R12 the {role} DataLoader has a sampler of its own ({type(sampler).__name__}), whose "
-        f"order a resume cannot return to. Use shuffle=True or shuffle=False."
+        f"order a resume cannot return to. {advice}; an order of your own is a function of (seed, "
+        f"epoch): (dataset, rekindle.LoaderConfig(batch_size=..., order=function))."
     )
+
+
+def _drawn(sampler: Any) -> Callable[[int], Draw] | None:
+    if type(sampler) is WeightedRandomSampler:
+        return _constant(Weighted(sampler.weights, sampler.num_samples))
+    if type(sampler) is RandomSampler and sampler.replacement:
+        return _constant(Weighted(np.ones(len(sampler.data_source)), sampler.num_samples))
+    return None
+
+
+def _fewer(sampler: Any) -> int | None:
+    if type(sampler) is RandomSampler and sampler.num_samples < len(sampler.data_source):
+        return sampler.num_samples
+    return None
+
+
+def _configured(dataset: Any, config: LoaderConfig, role: str) -> Source:
+    """The same as for a DataLoader, out of what a script says without one."""
+    options: dict[str, Any] = {
+        "num_workers": config.workers,
+        "pin_memory": config.pin_memory and torch.cuda.is_available(),
+        "timeout": config.timeout,
+        "worker_init_fn": WorkerStart(config.worker_init_fn),
+        "persistent_workers": config.persistent_workers and config.workers > 0,
+    }
+    if config.workers:
+        options["prefetch_factor"] = config.prefetch_factor
+    order, draw = config.order, None
+    if role == "train" and config.weights is not None:
+        if len(config.weights) != len(dataset):
+            raise ValueError(
+                f"LoaderConfig has {len(config.weights)} weights for {len(dataset)} samples; give "
+                f"one per sample"
+            )
+        draw = _constant(Weighted(config.weights, config.num_samples))
+    elif role == "train" and callable(order):
+        draw = _asked(order, len(dataset))
+    return Source(
+        dataset=dataset,
+        batch_size=config.batch_size,
+        shuffle=role == "train" and order != "sequential",
+        drop_last=config.drop_last and role == "train",
+        collate=config.collate_fn or default_collate,
+        options=options,
+        draw=draw,
+    )
+
+
+def _constant(draw: Draw) -> Callable[[int], Draw]:
+    return lambda _seed: draw
+
+
+def _asked(function: OrderFunction, n: int) -> Callable[[int], Draw]:
+    return lambda seed: Custom(function, n, seed)
 
 
 class Share(NamedTuple):
@@ -135,14 +223,17 @@ class Batch(NamedTuple):
 class LaneSampler:
     """Yields this rank's lanes from the cursor to the end of the epoch."""
 
-    def __init__(self, cursor: Cursor, *, rank: int, world_size: int) -> None:
+    def __init__(
+        self, cursor: Cursor, *, rank: int, world_size: int, draw: Draw | None = None
+    ) -> None:
         self.cursor = cursor
         """Where the next pass begins; moved by the loop before each pass."""
+        self.draw = draw
         self._rank, self._world_size = rank, world_size
 
     def __iter__(self) -> Iterator[Share]:
         cursor, micro = self.cursor, self.cursor.m
-        blocks = cursor.global_order.stream(cursor.epoch, cursor.sample, cursor.length)
+        blocks = cursor.order_with(self.draw).stream(cursor.epoch, cursor.sample, cursor.length)
         first, ids = cursor.sample, np.empty(0, dtype=np.int64)
         for step in cursor.remaining():
             while first + len(ids) < step.stop:
@@ -292,6 +383,12 @@ def to_device(value: Any, device: torch.device) -> Any:
         return type(value)(to_device(item, device) for item in value)
     if hasattr(value, "to"):
         return value.to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = copy(value)
+        for each in fields(value):
+            # Also in frozen ones, and without running their checks again.
+            object.__setattr__(moved, each.name, to_device(getattr(value, each.name), device))
+        return moved
     return value
 
 

@@ -135,6 +135,9 @@ def check_same_data(saved: Cursor, now: Cursor, step: int) -> None:
         raise RequirementError(
             f"R12 dataset changed since step {step} (order {saved.order} -> {now.order}). {fix}"
         )
+    if saved.draw != now.draw:
+        what = "weights" if now.order == "weighted" else "samples that the order function gives"
+        raise RequirementError(f"R12 dataset changed since step {step} (other {what}). {fix}")
     if saved.fingerprint != now.fingerprint:
         raise RequirementError(
             f"R12 dataset changed since step {step} (same length, other contents: fingerprint "

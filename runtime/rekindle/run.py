@@ -51,6 +51,8 @@ class Feed:
     """Asks the DataModule for its training loader again; None without a DataModule."""
     batch_size: object = None
     """``datamodule.hparams.batch_size`` when it was asked."""
+    recorded: set[str] = field(default_factory=set)
+    """Names of the orders that are written beside the checkpoints already."""
     history: list[dict[str, int]] = field(default_factory=list)
     """From which step on which global batch, micro-batch and world size were in use."""
 

@@ -28,10 +28,12 @@ class Data(rk.DataModule):
         super().__init__()
         self.save_hyperparameters()
 
-    def train_dataloader(self):
+    def dataset(self):
         x = torch.randn(N, 2, generator=torch.Generator().manual_seed(0))
-        data = TensorDataset(x, torch.arange(N))
-        return DataLoader(data, self.hparams.batch_size, shuffle=True)
+        return TensorDataset(x, torch.arange(N))
+
+    def train_dataloader(self):
+        return DataLoader(self.dataset(), self.hparams.batch_size, shuffle=True)
 
 
 class Growing(rk.Callback):
@@ -66,7 +68,7 @@ class Witness(rk.Callback):
         return [len(ids) for at, _, ids in self.batches if at == epoch]
 
 
-def fit(root, *callbacks, stop=None, **flags):
+def fit(root, *callbacks, stop=None, data=None, **flags):
     torch.manual_seed(1)
     witness, model = Witness(stop), Net()
     trainer = rk.Trainer(
@@ -74,7 +76,7 @@ def fit(root, *callbacks, stop=None, **flags):
         callbacks=[*callbacks, witness],
         enable_progress_bar=False,
     )
-    trainer.fit(model, Data())
+    trainer.fit(model, data or Data())
     return witness, torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
@@ -157,3 +159,51 @@ def test_sizes_that_do_not_fit_are_refused_where_they_are_set(tmp_path, sizes, m
 def test_the_batch_size_is_set_while_training_only(tmp_path):
     with pytest.raises(rk.RequirementError, match=r"R10 Trainer.set_batch_size used outside"):
         rk.Trainer(max_epochs=1, root=tmp_path).set_batch_size(global_batch_size=8)
+
+
+def rotated(seed, epoch):
+    return [(i * 7 + epoch) % N for i in range(N)]
+
+
+def ordered(order, **config):
+    return Data().dataset(), rk.LoaderConfig(batch_size=4, num_workers=0, order=order, **config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"order": rotated},
+        {"order": "weighted", "weights": [i % 4 for i in range(N)], "num_samples": 70},
+    ],
+    ids=["own", "weighted"],
+)
+def test_weights_and_orders_of_a_scripts_own_resume_and_are_proven(tmp_path, config):
+    expected, weights = fit(tmp_path / "whole", data=ordered(**config))
+    first, _ = fit(tmp_path / "run", data=ordered(**config), stop=10)
+    second, again = resumed(tmp_path / "run", data=ordered(**config))
+    assert first.batches + second.batches == expected.batches
+    assert torch.equal(again, weights)
+    found = meta(tmp_path / "run")
+    objects = Store.open(str(tmp_path / "run")).objects
+    assert audit(found, objects.get).exact
+    assert audit(found).digest_ok is None
+    damaged = {"cursor": found["cursor"], "ledger": {**found["ledger"], "digest": "0"}}
+    assert audit(damaged, objects.get).digest_ok is False
+
+
+def test_other_weights_or_another_order_do_not_resume(tmp_path):
+    fit(tmp_path, data=ordered(rotated), stop=10)
+    with pytest.raises(rk.RequirementError, match="R12 .* since step 10 .other samples that the"):
+        resumed(tmp_path, data=ordered(lambda seed, epoch: rotated(seed, epoch + 1)))
+    with pytest.raises(rk.RequirementError, match=r"R12 .*order custom -> sequential"):
+        resumed(tmp_path, data=ordered("sequential"))
+
+
+def test_an_order_that_depends_on_anything_else_is_found_out_on_resume(tmp_path):
+    fit(tmp_path, data=ordered(rotated), stop=20)
+
+    def moody(seed, epoch):
+        return rotated(seed, epoch if epoch == 0 else epoch + 3)
+
+    with pytest.raises(rk.RequirementError, match="R12 the order function gives other samples"):
+        resumed(tmp_path, data=ordered(moody))

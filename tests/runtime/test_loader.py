@@ -1,4 +1,5 @@
 import random
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -157,7 +158,7 @@ class Stream(IterableDataset):
     [
         (DataLoader(Stream()), RequirementError, "R12b IterableDataset Stream"),
         (
-            DataLoader(Noisy(), sampler=WeightedRandomSampler([1.0] * 50, 50)),
+            DataLoader(Noisy(), sampler=WeightedRandomSampler([1.0] * 50, 50, replacement=False)),
             RequirementError,
             "R12 the train DataLoader has a sampler of its own",
         ),
@@ -196,6 +197,19 @@ def test_a_dataset_may_name_itself():
 
 def test_limits_are_counts_or_shares():
     assert [limited(amount, 10) for amount in (3, 30, 0.5, 1.0)] == [3, 10, 5, 10]
+
+
+@dataclass(frozen=True)
+class Pair:
+    x: torch.Tensor
+    more: dict
+
+
+def test_dataclasses_in_a_batch_are_moved_too():
+    pair = Pair(torch.zeros(2), {"inner": [Pair(torch.ones(1), {})], "text": "a"})
+    moved = to_device({"pair": pair}, torch.device("meta"))["pair"]
+    assert moved.x.device.type == moved.more["inner"][0].x.device.type == "meta"
+    assert (moved.more["text"], pair.x.device.type) == ("a", "cpu")
 
 
 def test_a_nested_batch_is_moved_and_described():
