@@ -75,6 +75,10 @@ if TYPE_CHECKING:
 class Callback:
     """Extends the loop; override any hook. The module docstring shows when each one runs."""
 
+    root: str | None = None
+    """Where checkpoints go when the trainer's flags do not say."""
+    max_seconds: float | None = None
+    """Limit on the time that training may take, beside the trainer's `max_time`."""
     optional: bool = False
     """Whether the callback may be missing in a checkpoint that is resumed (else R23)."""
 

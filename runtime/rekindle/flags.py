@@ -173,7 +173,7 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
         if values[name] == -1:
             values[name] = None
         _integer(values, name, minimum=0, optional=True)
-    values["max_time"] = _duration(values["max_time"])
+    values["max_time"] = seconds_of(values["max_time"])
     _synonyms(values)
     _refuse(values)
     for name in _SWITCHES:
@@ -232,7 +232,9 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
         callbacks = []
     values["callbacks"] = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
     # Scripts for other trainers often say it in their ModelCheckpoint alone.
-    places = [getattr(callback, "dirpath", None) for callback in values["callbacks"]]
+    places = [callback.root for callback in values["callbacks"]]
+    limits = [values["max_time"], *(callback.max_seconds for callback in values["callbacks"])]
+    values["max_time"] = min((one for one in limits if one is not None), default=None)
     values["root"] = str(next((r for r in (root, alias, *places) if r is not None), DEFAULT_ROOT))
     return Flags(**values)
 
@@ -472,8 +474,8 @@ def _trial(values: dict[str, Any]) -> None:
         }
 
 
-def _duration(value: object) -> float | None:
-    """`max_time` in seconds."""
+def seconds_of(value: object, name: str = "max_time") -> float | None:
+    """A duration in seconds, None for None; ValueError naming the argument."""
     seconds: float | None = None
     if value is None:
         return None
@@ -489,7 +491,7 @@ def _duration(value: object) -> float | None:
         seconds = timedelta(days=days, hours=hours, minutes=minutes, seconds=rest).total_seconds()
     if seconds is None or seconds <= 0:
         raise ValueError(
-            f"max_time={value!r} must be 'DD:HH:MM:SS', a timedelta or a mapping such as "
+            f"{name}={value!r} must be 'DD:HH:MM:SS', a timedelta or a mapping such as "
             f"{{'hours': 12}}, and more than nothing"
         )
     return seconds

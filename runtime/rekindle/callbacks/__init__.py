@@ -8,33 +8,47 @@ if TYPE_CHECKING:
     from rekindle.callbacks.averaging import EMA as EMA
     from rekindle.callbacks.averaging import SWA as SWA
     from rekindle.callbacks.averaging import StochasticWeightAveraging as StochasticWeightAveraging
+    from rekindle.callbacks.batchsize import BatchSizeSchedule as BatchSizeSchedule
+    from rekindle.callbacks.batchsize import (
+        GradientAccumulationScheduler as GradientAccumulationScheduler,
+    )
     from rekindle.callbacks.checkpoint import ModelCheckpoint as ModelCheckpoint
+    from rekindle.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
     from rekindle.callbacks.functions import LambdaCallback as LambdaCallback
     from rekindle.callbacks.gradients import GradNorms as GradNorms
     from rekindle.callbacks.rates import LearningRateMonitor as LearningRateMonitor
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
+    from rekindle.callbacks.timer import Timer as Timer
 
 _HOME = {
+    "BackboneFinetuning": "rekindle.callbacks.finetuning",
+    "BatchSizeSchedule": "rekindle.callbacks.batchsize",
     "Callback": "rekindle.callback",
     "EMA": "rekindle.callbacks.averaging",
     "EarlyStopping": "rekindle.callbacks.stopping",
     "GradNorms": "rekindle.callbacks.gradients",
+    "GradientAccumulationScheduler": "rekindle.callbacks.batchsize",
     "LambdaCallback": "rekindle.callbacks.functions",
     "LearningRateMonitor": "rekindle.callbacks.rates",
     "ModelCheckpoint": "rekindle.callbacks.checkpoint",
     "SWA": "rekindle.callbacks.averaging",
     "StochasticWeightAveraging": "rekindle.callbacks.averaging",
+    "Timer": "rekindle.callbacks.timer",
 }
 __all__ = [
+    "BackboneFinetuning",
+    "BatchSizeSchedule",
     "Callback",
     "EMA",
     "EarlyStopping",
     "GradNorms",
+    "GradientAccumulationScheduler",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "SWA",
     "StochasticWeightAveraging",
+    "Timer",
 ]
 
 

@@ -19,7 +19,7 @@ import torch
 from rekindle.callback import Callback
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import Every
-from rekindle.persistence import root
+from rekindle.persistence import root as root_of
 
 if TYPE_CHECKING:
     from rekindle.module import Module
@@ -85,7 +85,7 @@ class ModelCheckpoint(Callback):
         ):
             if value is not None and (type(value) is not int or value < 0):
                 raise ValueError(f"ModelCheckpoint({name}={value!r}): need an integer, 0 for never")
-        self.dirpath = None if dirpath is None else os.fspath(dirpath)
+        self.dirpath = self.root = None if dirpath is None else os.fspath(dirpath)
         self.filename = filename or "{epoch}-{step}"
         self.monitor, self.mode, self.save_top_k = monitor, mode, save_top_k
         self.verbose, self.save_last = verbose, save_last
@@ -187,7 +187,7 @@ class ModelCheckpoint(Callback):
         except KeyError:
             # Before the first validation there is no such value, and a wrong one would mislead.
             return {}
-        where, _ = root(trainer.flags)
+        where, _ = root_of(trainer.flags)
         if self.dirpath is not None and os.path.abspath(self.dirpath) != where:
             inside = os.path.relpath(os.path.abspath(self.dirpath), where)
             name = name if inside.startswith("..") else f"{inside}/{name}"

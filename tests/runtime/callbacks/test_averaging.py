@@ -5,6 +5,8 @@ from torch import nn
 from rekindle import Callback
 from rekindle.callbacks import EMA, SWA
 
+pytestmark = pytest.mark.processes
+
 
 class Weights(Callback):
     """Copies of all weights after each step, and those that a validation sees."""

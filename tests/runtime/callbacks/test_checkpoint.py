@@ -7,6 +7,8 @@ from rekindle.callbacks import ModelCheckpoint
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import retention
 
+pytestmark = pytest.mark.processes
+
 
 def commits(tmp_path):
     store = Store.open(str(tmp_path / "run"))

@@ -2,6 +2,8 @@ import pytest
 
 from rekindle.callbacks import LambdaCallback
 
+pytestmark = pytest.mark.processes
+
 
 def test_functions_are_hooks(fit):
     steps = []

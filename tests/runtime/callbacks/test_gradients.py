@@ -4,6 +4,8 @@ import torch
 from rekindle import Callback
 from rekindle.callbacks import GradNorms
 
+pytestmark = pytest.mark.processes
+
 
 class Naive(Callback):
     """What everybody writes: one read per parameter."""

@@ -4,6 +4,8 @@ import torch
 from rekindle import Callback
 from rekindle.callbacks import LearningRateMonitor
 
+pytestmark = pytest.mark.processes
+
 
 class Trace(Callback):
     """The learning rates that were used and the ones that were reported, by step."""

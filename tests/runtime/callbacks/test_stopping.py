@@ -5,6 +5,8 @@ import pytest
 from rekindle import Callback
 from rekindle.callbacks import EarlyStopping
 
+pytestmark = pytest.mark.processes
+
 
 class Values(Callback):
     """Logs values of our choice, one per validation."""

@@ -1,0 +1,110 @@
+"""Schedules of the batch size: `BatchSizeSchedule` and `GradientAccumulationScheduler`.
+
+The size is changed through `Trainer.set_batch_size`, which puts it into the data cursor: every
+sample is still used exactly once per epoch, and a run that resumes goes on with the size it had,
+whatever the schedule in the new script says about epochs that are past.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from rekindle.callback import Callback
+
+if TYPE_CHECKING:
+    from rekindle.module import Module
+    from rekindle.trainer import Trainer
+
+
+class BatchSizeSchedule(Callback):
+    """Global batch sizes by the epoch from which they hold: ``BatchSizeSchedule({0: 16, 5: 32})``.
+
+    With ``interval="step"`` the numbers are optimizer steps: ``{1000: 32}`` means that 1000 steps
+    are done before. Sizes are multiples of the micro-batch, which is the loader's `batch_size`.
+    """
+
+    # The size in force is in the data cursor.
+    optional = True
+
+    def __init__(
+        self, schedule: Mapping[int, int], interval: Literal["epoch", "step"] = "epoch"
+    ) -> None:
+        if interval not in ("epoch", "step"):
+            raise ValueError(
+                f"BatchSizeSchedule(interval={interval!r}): allowed are 'epoch' and 'step'"
+            )
+        self.schedule, self.interval = _checked("BatchSizeSchedule", schedule), interval
+        if interval == "epoch":
+            # A hook that is not needed in every step is better not there at all.
+            self.on_before_zero_grad = super().on_before_zero_grad  # type: ignore[method-assign]
+
+    def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Set the size of this epoch, or of the first step."""
+        now = trainer.current_epoch if self.interval == "epoch" else trainer.global_step
+        self._set(trainer, now)
+
+    def on_before_zero_grad(
+        self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Set the size of the next step."""
+        if trainer.global_step + 1 in self.schedule:
+            self._set(trainer, trainer.global_step + 1)
+
+    def _set(self, trainer: "Trainer", now: int) -> None:
+        if (size := _in_force(self.schedule, now)) is not None:
+            trainer.set_batch_size(global_batch_size=size)
+
+
+class GradientAccumulationScheduler(Callback):
+    """Micro-batches per process and step, by epoch: ``GradientAccumulationScheduler({4: 2})``.
+
+    The numbers are multiplied with the micro-batch and the processes that the run began with, as
+    ``Trainer(accumulate_grad_batches=...)`` is; the global batch that this gives is kept on any
+    other number of processes.
+    """
+
+    def __init__(self, scheduling: Mapping[int, int]) -> None:
+        self.scheduling = _checked("GradientAccumulationScheduler", scheduling)
+        self._unit: int | None = None
+
+    def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Take the unit; raises ValueError beside another way to say the same."""
+        flags, run = trainer.flags, trainer._run
+        if flags.accumulate_grad_batches != 1 or flags.global_batch_size is not None:
+            raise ValueError(
+                "GradientAccumulationScheduler needs accumulate_grad_batches=1 and no "
+                "global_batch_size: it decides itself"
+            )
+        if self._unit is None and run is not None:
+            self._unit = run.cursor.m * run.world.size
+
+    def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Set the size of this epoch."""
+        count = _in_force(self.scheduling, trainer.current_epoch)
+        if count is not None and self._unit is not None:
+            trainer.set_batch_size(global_batch_size=count * self._unit)
+
+    def state_dict(self) -> dict[str, int | None]:
+        """The unit, which belongs to the run and not to this attempt."""
+        return {"unit": self._unit}
+
+    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
+        """Keep it."""
+        self._unit = state_dict["unit"]
+
+
+def _checked(name: str, schedule: Mapping[int, int]) -> dict[int, int]:
+    if not schedule:
+        raise ValueError(f"{name}: the schedule is empty; give {{epoch: size}}")
+    for key, value in schedule.items():
+        if type(key) is not int or key < 0 or type(value) is not int or value < 1:
+            raise ValueError(
+                f"{name}: {{{key!r}: {value!r}}} is no entry; need a number from 0 on, and a size "
+                f"of at least 1"
+            )
+    return dict(sorted(schedule.items()))
+
+
+def _in_force(schedule: Mapping[int, int], now: int) -> int | None:
+    return next((schedule[key] for key in reversed(schedule) if key <= now), None)

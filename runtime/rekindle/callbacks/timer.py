@@ -1,0 +1,71 @@
+"""`Timer`: a limit on the time that a run may train.
+
+Ranks' clocks differ, so no rank may stop by its own. With ``interval="step"`` the limit becomes the
+trainer's `max_time`, whose end all ranks agree on as they agree on a preemption; with ``"epoch"``
+rank 0's word counts at the end of each epoch. The time of all attempts counts, and the time in
+between does not.
+"""
+
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Literal
+
+from rekindle.callback import Callback
+from rekindle.flags import seconds_of
+
+if TYPE_CHECKING:
+    from rekindle.module import Module
+    from rekindle.trainer import Trainer
+
+
+class Timer(Callback):
+    """Stop after `duration` of training: ``"DD:HH:MM:SS"``, a timedelta, or a mapping for one."""
+
+    def __init__(
+        self,
+        duration: "str | timedelta | dict[str, float] | None" = None,
+        interval: Literal["step", "epoch"] = "step",
+        verbose: bool = True,
+    ) -> None:
+        if interval not in ("step", "epoch"):
+            raise ValueError(f"Timer(interval={interval!r}): allowed are 'step' and 'epoch'")
+        self.duration, self.interval, self.verbose = (
+            seconds_of(duration, "Timer(duration=)"),
+            interval,
+            verbose,
+        )
+        self.max_seconds = self.duration if interval == "step" else None
+        self._before = 0.0
+        self._began: float | None = None
+
+    def time_elapsed(self) -> float:
+        """Seconds of training so far, over all attempts."""
+        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    def time_remaining(self) -> float | None:
+        """Seconds that are left; None without a limit."""
+        return None if self.duration is None else max(0.0, self.duration - self.time_elapsed())
+
+    def on_train_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Start the clock."""
+        self._began = time.monotonic()
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Stop the clock."""
+        self._before, self._began = self.time_elapsed(), None
+        if self.verbose and self.time_remaining() == 0.0:
+            trainer.print(f"Timer: {self.duration:g} s of training are over")
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """End here when the time is over (``interval="epoch"``)."""
+        if self.interval == "epoch" and self.duration is not None and trainer.world is not None:
+            over = trainer.world.share(self.time_elapsed() >= self.duration)
+            trainer.should_stop = trainer.should_stop or over
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time so far."""
+        return {"elapsed": self.time_elapsed()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._before = float(state_dict["elapsed"])

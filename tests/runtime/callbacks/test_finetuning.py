@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from rekindle import Callback
+from rekindle.callbacks import BackboneFinetuning
+
+pytestmark = pytest.mark.processes
+
+
+class Watch(Callback):
+    """The backbone's weights and all rates, per epoch."""
+
+    def __init__(self):
+        self.backbone, self.rates = {}, {}
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.backbone[trainer.current_epoch] = pl_module.backbone.weight.detach().clone()
+        groups = trainer.optimizers[0].param_groups
+        self.rates[trainer.current_epoch] = [group["lr"] for group in groups]
+
+
+def test_the_backbone_stands_still_and_then_follows(fit):
+    watch = Watch()
+    callback = BackboneFinetuning(2, lambda epoch: 5.0)
+    fit(callback, watch, max_epochs=5)
+    assert torch.equal(watch.backbone[0], watch.backbone[1])
+    assert not torch.equal(watch.backbone[1], watch.backbone[2])
+    assert watch.rates == {
+        0: [0.05],
+        1: [0.05],
+        2: [0.05, pytest.approx(0.005)],
+        3: [0.05, pytest.approx(0.025)],
+        4: [0.05, 0.05],
+    }
+
+
+@pytest.mark.parametrize("schedule", ["lambda", "step", "plateau", None])
+@pytest.mark.parametrize("stop", [3, 8, 12])
+def test_it_resumes_bit_equal_before_and_after(fit, same, net, schedule, stop):
+    lr = torch.optim.lr_scheduler
+
+    class Scheduled(net):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            if schedule is None:
+                return optimizer
+            made = {
+                "lambda": lambda: lr.LambdaLR(optimizer, lambda n: 0.9**n),
+                "step": lambda: lr.StepLR(optimizer, 1, 0.5),
+                "plateau": lambda: lr.ReduceLROnPlateau(optimizer, patience=0),
+            }[schedule]()
+            return {"optimizer": optimizer, "lr_scheduler": made, "monitor": "val/loss"}
+
+    expected = fit(BackboneFinetuning(1), model=Scheduled, root="whole")
+    fit(BackboneFinetuning(1), model=Scheduled, stop=stop)
+    trainer = fit(BackboneFinetuning(1), model=Scheduled)
+    assert same(trainer, expected)
+    rates = [[g["lr"] for g in t.optimizers[0].param_groups] for t in (trainer, expected)]
+    assert rates[0] == rates[1]
+
+
+def test_a_module_without_a_backbone_is_told_so(fit):
+    with pytest.raises(AttributeError, match="Net has no submodule 'encoder'"):
+        fit(BackboneFinetuning(backbone="encoder"))
+    with pytest.raises(ValueError, match="need an epoch from 1 on"):
+        BackboneFinetuning(0)
