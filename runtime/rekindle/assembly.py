@@ -24,6 +24,8 @@ from rekindle.flags import Flags, best_rule
 from rekindle.gradients import broadcast
 from rekindle.hooks import Hooks
 from rekindle.loader import LaneSampler, Source, build, fingerprint, limited
+from rekindle.loggers.journal import Journal
+from rekindle.loggers.logger import Attempt
 from rekindle.logs import Logs
 from rekindle.module import Module
 from rekindle.order import Cursor, Kind
@@ -106,6 +108,9 @@ def assemble(
     convert(module, flags.precision, world.device)
     optimization = optimizers.configure(module)
     trainer.use(optimization.optimizers)
+    bitwise = flags.data.guarantee == "bitwise"
+    if bitwise:
+        check_bitwise(module, flags, world)
     update = Update(
         optimization,
         automatic=optimizers.automatic(module),
@@ -144,6 +149,7 @@ def assemble(
         sampler=sampler,
         loader=build(train_source, sampler, cursor.seed),
         validation=dealt(validation_source, flags.limit_val_batches, world, cursor.seed),
+        journal=Journal(trainer.loggers, world, console.say),
         datamodule=datamodule,
         feed=feeding.feed_of(datamodule),
     )
@@ -156,14 +162,23 @@ def assemble(
     if found.restored is not None:
         state.apply(run, found.restored)
     feeding.note(run)
+    if found.restored is not None and not same_data(cursor, found.restored.meta):
+        feeding.turn(run, found.restored.meta)
     if session is not None:
         session.begin(found)
     if world.size > 1:
         broadcast(tensor for tensor in module.state_dict().values() if _sendable(tensor))
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        update.sum_over_ranks(trainable, first=world.first)
-        run.gradients = update.gradients
+        if not bitwise:
+            trainable = [p for p in module.parameters() if p.requires_grad]
+            update.sum_over_ranks(trainable, first=world.first)
+    if bitwise:
+        update.gradients = LaneSum(
+            module, world_size=world.size, lanes=lambda: run.cursor.lanes
+        )
+    run.gradients = update.gradients
     _announce(run, found)
+    if not run.done:
+        _open_loggers(run, found)
     for hook in hooks.on_fit_start:
         hook(trainer, module)
     if session is not None and not run.done:
@@ -284,7 +299,17 @@ def _cursor(
         return fresh
     step = int(found.restored.meta["step"])
     saved = Cursor.from_json(found.restored.meta["cursor"])
-    check_same_data(saved, fresh, step)
+    try:
+        check_same_data(saved, fresh, step)
+    except RequirementError as changed:
+        if flags.data.on_change == "fail":
+            raise
+        console.say(f"{changed} The epoch begins anew.")
+        begun = saved.epoch + (saved.sample >= saved.length)
+        saved = replace(
+            fresh, epoch=begun, seed=saved.seed, G=saved.G, m=saved.m,
+            script_m=saved.script_m, script_G=saved.script_G,
+        )
     # What a schedule has made of the sizes stays, unless the script itself has changed.
     kept = saved.G if asked == saved.script_G else asked or saved.G
     if kept != saved.G:
@@ -322,6 +347,22 @@ def _announce(run: Run, found: Found) -> None:
             metrics = run.trainer.callback_metrics
             run.page.write_metrics({name: float(value) for name, value in metrics.items()})
         run.page.write_restored(RestoredReport(step=run.step, source=source, skipped=found.skipped))
+
+
+def _open_loggers(run: Run, found: Found) -> None:
+    """Have loggers go on where the checkpoint was; collective."""
+    restored = found.restored
+    run.journal.begin(
+        Attempt(
+            root=run.trainer.default_root_dir,
+            step=run.step,
+            resumed=restored is not None,
+            now=lambda: run.step,
+        ),
+        () if restored is None else restored.meta.get("loggers", ()),
+    )
+    data = getattr(run.datamodule, "hparams", {})
+    run.journal.describe({**data, **run.module.hparams})
 
 
 def sanity_check(run: Run) -> bool:

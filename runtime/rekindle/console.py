@@ -1,14 +1,138 @@
 """What a person sees: one line per thing worth knowing, from rank 0 only.
 
-On a terminal progress is one line that is written over; anywhere else (a pod's log) it is a plain
-line at most every few seconds. Everything else is a line of its own, always.
+On a terminal progress is a bar that is drawn over; anywhere else (a pod's log) it is one line of
+JSON at most every few seconds, for people and for whoever collects logs. Everything else is a line
+of its own, always.
+
+The bar is drawn by a thread that looks at the run's counters a few times a second. So the loop does
+nothing for it, and it moves although losses are read at the log interval only.
 """
 
+import json
+import math
+import shutil
 import sys
-from typing import TextIO
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TextIO
 
 QUIET_SECONDS = 5.0
 """Between two progress lines when there is no terminal."""
+DRAW_SECONDS = 0.2
+"""Between two looks at the counters when there is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far training is."""
+
+    step: int
+    total: int | None = None
+    epoch: int = 0
+    epochs: int | None = None
+    first: int = 0
+    """Step that this attempt began at."""
+    phase: str = "training"
+    rate: float | None = None
+    """Samples per second."""
+    loss: float | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    """What was logged with ``prog_bar=True``."""
+
+    def line(self, at: float) -> str:
+        """As JSON; `at` in unix seconds."""
+        document: dict[str, object] = {
+            "time": round(at, 3),
+            "epoch": self.epoch,
+            "step": self.step,
+            "total_steps": self.total,
+            "loss": _finite(self.loss),
+            "samples_per_second": _finite(self.rate),
+            "metrics": {name: _finite(value) for name, value in self.values.items()},
+        }
+        return json.dumps({name: value for name, value in document.items() if value is not None})
+
+
+class Renderer(Protocol):
+    """Draws progress on a terminal."""
+
+    def draw(self, progress: Progress, now: float) -> None:
+        """Show it (`now` in seconds of a steady clock)."""
+
+    def say(self, text: str) -> None:
+        """Write a line, above or below what is drawn."""
+
+    def close(self) -> None:
+        """Leave the terminal as a program that says nothing more."""
+
+
+class Bar:
+    """One line that is written over, as wide as the terminal at most."""
+
+    def __init__(self, stream: TextIO, *, every: int = 1, leave: bool = False) -> None:
+        """Draw when `every` more steps are done; with `leave` each epoch keeps its line."""
+        self._stream, self._every, self._leave = stream, every, leave
+        self._open = False
+        self._drawn: Progress | None = None
+        self._began: tuple[int, float] | None = None
+
+    def draw(self, progress: Progress, now: float) -> None:
+        """Write over the line."""
+        before = self._drawn
+        if before is not None and replace(progress, step=before.step) == before:
+            ahead = progress.step - before.step
+            if 0 <= ahead < self._every and not (ahead and progress.step == progress.total):
+                return
+        if self._leave and self._open and before is not None and before.epoch != progress.epoch:
+            self._stream.write("\n")
+        self._drawn = progress
+        self._stream.write(f"\r\x1b[K{self.text(progress, now)}")
+        self._stream.flush()
+        self._open = True
+
+    def text(self, progress: Progress, now: float, width: int | None = None) -> str:
+        """The line; rates are those since the first call."""
+        if self._began is None or progress.step < self._began[0]:
+            self._began = (progress.first, now) if self._began is None else (progress.step, now)
+        first, began = self._began
+        elapsed, done = now - began, progress.step - first
+        speed = done / elapsed if elapsed > 0 and done > 0 else None
+        parts = [f"epoch {progress.epoch}"]
+        if progress.epochs is not None:
+            parts = [f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"]
+        if progress.total:
+            share = min(1.0, progress.step / progress.total)
+            parts.append(f"{progress.step}/{progress.total} {_blocks(share)} {share:4.0%}")
+            left = None if speed is None else (progress.total - progress.step) / speed
+            parts.append(f"{clock(elapsed)}<{'?' if left is None else clock(left)}")
+        else:
+            parts += [f"step {progress.step}", clock(elapsed)]
+        if speed is not None:
+            parts.append(f"{speed:.3g} steps/s")
+        if progress.rate is not None:
+            parts.append(f"{progress.rate:.0f} samples/s")
+        if progress.phase != "training":
+            parts.append(progress.phase)
+        if progress.loss is not None:
+            parts.append(f"loss {progress.loss:.4f}")
+        parts += [f"{name} {value:.4g}" for name, value in progress.values.items()]
+        return "  ".join(parts)[: (width or shutil.get_terminal_size().columns) - 1]
+
+    def say(self, text: str) -> None:
+        """Write a line; the bar comes again below it."""
+        if self._open:
+            self._stream.write("\r\x1b[K")
+            self._open = False
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """End the line."""
+        if self._open:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._open = False
 
 
 class Console:
@@ -17,36 +141,103 @@ class Console:
     def __init__(self, *, first: bool, progress: bool, stream: TextIO | None = None) -> None:
         self._first, self._show = first, progress
         self._stream = stream
-        self._open = False
         self._last = float("-inf")
+        self._lock = threading.Lock()
+        self._renderer: Renderer | None = None
+        self._make: Callable[[TextIO], Renderer] = Bar
+        self._newest: Progress | None = None
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
 
     def _out(self) -> TextIO:
         # Looked up late: whoever redirects sys.stdout wants these lines too.
         return self._stream or sys.stdout
 
+    @property
+    def draws(self) -> bool:
+        """Whether there is a terminal to draw on, and the wish to."""
+        return self._first and self._show and self._out().isatty()
+
+    def use(self, make: Callable[[TextIO], Renderer]) -> None:
+        """Draw with what `make` gives for a terminal, from now on."""
+        self._make = make
+
     def say(self, text: str) -> None:
         """Print a line."""
         if not self._first:
             return
-        if self._open:
-            self._out().write("\n")
-            self._open = False
-        print(text, file=self._out(), flush=True)
+        with self._lock:
+            if self._renderer is None:
+                print(text, file=self._out(), flush=True)
+            else:
+                self._renderer.say(text)
 
-    def progress(self, text: str, now: float, *, last: bool = False) -> None:
+    def follow(self, look: Callable[[], Progress]) -> None:
+        """Begin to draw what `look` gives, until `close`; does nothing without a terminal."""
+        if not self.draws or self._thread is not None:
+            return
+        self._end.clear()
+        self._thread = threading.Thread(
+            target=self._draw, args=(look,), name="rekindle-progress", daemon=True
+        )
+        self._thread.start()
+
+    def progress(self, progress: Progress, now: float, *, last: bool = False) -> None:
         """Show how far training is (`now` in seconds of a steady clock)."""
         if not (self._first and self._show):
             return
-        out = self._out()
-        if out.isatty():
-            out.write(f"\r\x1b[K{text}")
-            out.flush()
-            self._open = True
+        self._newest = progress
+        if self.draws:
+            with self._lock:
+                self._drawing().draw(progress, now)
         elif last or now - self._last >= QUIET_SECONDS:
             self._last = now
-            print(text, file=out, flush=True)
+            print(progress.line(time.time()), file=self._out(), flush=True)
+
+    def close(self) -> None:
+        """Stop drawing; lines may follow."""
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        with self._lock:
+            if self._renderer is not None:
+                self._renderer.close()
+                self._renderer = None
+
+    def _drawing(self) -> Renderer:
+        if self._renderer is None:
+            self._renderer = self._make(self._out())
+        return self._renderer
+
+    def _draw(self, look: Callable[[], Progress]) -> None:
+        while not self._end.wait(DRAW_SECONDS):
+            seen, known = look(), self._newest
+            if known is not None:
+                # Losses and rates are those of the last report.
+                seen = replace(seen, rate=known.rate, loss=known.loss, values=known.values)
+            with self._lock:
+                self._drawing().draw(seen, time.perf_counter())
 
 
-def numbers(values: dict[str, float], limit: int = 6) -> str:
-    """``loss 0.1234  val/acc 0.98`` for the first few."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in list(values.items())[:limit])
+def clock(seconds: float) -> str:
+    """``01:05``, ``2:00:00`` or ``3 d 02:00:00``."""
+    whole = max(0, round(seconds))
+    days, rest = divmod(whole, 86400)
+    hours, rest = divmod(rest, 3600)
+    text = f"{rest // 60:02d}:{rest % 60:02d}"
+    if days:
+        return f"{days} d {hours:02d}:{text}"
+    return f"{hours}:{text}" if hours else text
+
+
+def _blocks(share: float, width: int = 10) -> str:
+    full = int(share * width)
+    return "|" + "█" * full + " " * (width - full) + "|"
+
+
+def _finite(value: float | None) -> float | str | None:
+    """JSON has no number for what is not finite, and people must see it."""
+    if value is None or math.isfinite(value):
+        return value
+    return str(value)

@@ -15,7 +15,7 @@ Over ranks, every value is a pair (sum, weight); pairs are gathered as they are,
 different names, and a rank without a share of the data simply adds nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +43,8 @@ class Slot:
     on_step: bool
     on_epoch: bool
     prog_bar: bool
+    logger: bool
+    """Whether loggers get it."""
     metric: str | None
     """Path of the torchmetrics object that is logged, when it is one."""
     pending: list[torch.Tensor] = field(default_factory=list)
@@ -103,11 +105,12 @@ class Logs:
         on_step: bool | None,
         on_epoch: bool | None,
         batch_size: int | None,
+        logger: bool = True,
     ) -> None:
         """Keep a value (hot path)."""
         slot = self._slots.get(name)
         if slot is None:
-            slot = self._admit(name, value, prog_bar, on_step, on_epoch)
+            slot = self._admit(name, value, prog_bar, on_step, on_epoch, logger)
         weight = self.batch_size if batch_size is None else batch_size
         if slot.metric is not None:
             slot.used = True
@@ -136,7 +139,13 @@ class Logs:
                 slot.weight += weight
 
     def _admit(
-        self, name: str, value: Any, prog_bar: bool, on_step: bool | None, on_epoch: bool | None
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool,
+        on_step: bool | None,
+        on_epoch: bool | None,
+        logger: bool,
     ) -> Slot:
         check_key(name)
         path = None
@@ -161,7 +170,9 @@ class Logs:
                 f"R6 metric {name!r} is logged with on_step=False and on_epoch=False: nothing "
                 f"would be reported. Set one of them."
             )
-        slot = Slot(name=name, on_step=step, on_epoch=epoch, prog_bar=prog_bar, metric=path)
+        slot = Slot(
+            name=name, on_step=step, on_epoch=epoch, prog_bar=prog_bar, logger=logger, metric=path
+        )
         self._slots[name] = slot
         return slot
 
@@ -214,11 +225,18 @@ class Logs:
 
     def prog_bar(self) -> set[str]:
         """Reported names that were logged with `prog_bar`."""
+        return self._reported(lambda slot: slot.prog_bar)
+
+    def private(self) -> set[str]:
+        """Reported names that were logged with `logger` False."""
+        return self._reported(lambda slot: not slot.logger)
+
+    def _reported(self, chosen: Callable[[Slot], bool]) -> set[str]:
         return {
             name
             for slots in self._by_phase.values()
             for slot in slots.values()
-            if slot.prog_bar
+            if chosen(slot)
             for name in (slot.name, f"{slot.name}_step", f"{slot.name}_epoch")
         }
 
@@ -233,6 +251,7 @@ class Logs:
                     "weight": float(slot.weight),
                     "on_step": slot.on_step,
                     "prog_bar": slot.prog_bar,
+                    "logger": slot.logger,
                     "metric": slot.metric,
                 }
         return found
@@ -246,6 +265,7 @@ class Logs:
                 on_step=values["on_step"],
                 on_epoch=True,
                 prog_bar=values["prog_bar"],
+                logger=values.get("logger", True),
                 metric=values["metric"],
                 total=values["total"],
                 weight=values["weight"],

@@ -10,6 +10,7 @@ steps, where all of it belongs together; a step that was cut short by a crash ne
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -194,6 +195,7 @@ def _publish(run: Run, values: dict[str, float]) -> None:
     run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
     run.measured.update(dict.fromkeys(values, run.step))
     run.meter.metrics(values)
+    run.record(values)
     if run.page is not None and run.world.local_rank == 0:
         metrics = run.trainer.callback_metrics
         run.page.write_metrics({name: float(value) for name, value in metrics.items()})
@@ -213,15 +215,13 @@ def report(run: Run, *, last: bool = False) -> None:
     run.measured.update(dict.fromkeys(found, run.step))
     run.meter.flush(step=run.step, epoch=run.cursor.epoch, loss=loss)
     run.meter.metrics(found)
+    run.record(found)
     if run.page is not None and run.world.local_rank == 0:
         run.page.observe(loss=loss, samples_per_second=rate)
     shown = {name: value for name, value in found.items() if name in run.logs.prog_bar()}
-    total = "" if run.total_steps is None else f"/{run.total_steps}"
-    text = f"epoch {run.cursor.epoch}  step {run.step}{total}"
-    if loss is not None:
-        text += f"  loss {loss:.4f}"
-    text += "".join(f"  {name} {value:.4g}" for name, value in shown.items())
-    run.console.progress(f"{text}  {rate:.0f} samples/s", now, last=last)
+    seen = replace(run.progress(), rate=rate, loss=loss, values=shown)
+    run.console.progress(seen, now, last=last)
+    run.meter.phase("log", time.perf_counter() - now)
 
 
 def save(

@@ -17,6 +17,7 @@ from rekindle.hyperparameters import HyperparametersMixin, Recorded
 from rekindle.manual import Manual
 
 if TYPE_CHECKING:
+    from rekindle.loggers.logger import Logger
     from rekindle.logs import Logs
     from rekindle.trainer import Trainer
 
@@ -158,6 +159,7 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
         name: str,
         value: Any,
         prog_bar: bool = False,
+        logger: bool = True,
         *,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
@@ -170,17 +172,28 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
         suffixes ``_step`` and ``_epoch``. An epoch value is the mean over all samples of all ranks,
         weighted by `batch_size` (by default the true size of the batch); a step value the mean over
         the step. Values are always reduced over all ranks; `sync_dist=False` is refused, because
-        there is nothing that it would save.
+        there is nothing that it would save. With `logger` False the trainer's loggers do not get
+        the value.
         """
         logs = self._logs
         if logs is not None:
-            logs.note(name, value, prog_bar, on_step, on_epoch, batch_size)
+            logs.note(name, value, prog_bar, on_step, on_epoch, batch_size, logger)
         # Without a trainer there is nobody to log to; the module stays usable on its own.
         if not sync_dist:
             raise ValueError(
                 f"log({name!r}, sync_dist=False): values are always reduced over ranks, at no cost "
                 f"per step. Remove the argument."
             )
+
+    @property
+    def logger(self) -> "Logger | None":
+        """The trainer's first logger."""
+        return self.trainer.logger
+
+    @property
+    def loggers(self) -> "list[Logger]":
+        """The trainer's loggers."""
+        return self.trainer.loggers
 
     def log_dict(self, values: dict[str, Any], prog_bar: bool = False, **options: Any) -> None:
         """Log each entry; see `log`."""

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle.consensus import Consensus, Notice
-from rekindle.console import Console
+from rekindle.console import Console, Progress
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.flags import Flags
 from rekindle.gradients import GradientSum
 from rekindle.hooks import Hooks
+from rekindle.lanesum import LaneSum
 from rekindle.ledger import Ledger
 from rekindle.loader import Batch, LaneSampler, Source
+from rekindle.loggers.journal import Journal
 from rekindle.logs import Logs
 from rekindle.module import Module
 from rekindle.optimizers import Optimization
@@ -77,7 +79,7 @@ class Run:
     update: Update
     move: Callable[[Any], Any] | None
     """Brings a batch to the device and into the dtype; None when it is right as it comes."""
-    gradients: GradientSum | None
+    gradients: GradientSum | LaneSum | None
     """None in a world of one, where autograd alone does everything."""
     autocast: AbstractContextManager[object] | None
     training_step: StepFunction
@@ -86,6 +88,7 @@ class Run:
     sampler: LaneSampler
     loader: Iterable[Batch]
     validation: Validation | None
+    journal: Journal
     datamodule: Any = None
     feed: Feed = field(default_factory=Feed)
     ledger: Ledger = field(default_factory=Ledger)
@@ -145,6 +148,24 @@ class Run:
     def samples(self) -> int:
         """Samples used in the surviving timeline."""
         return self.cursor.epoch * self.cursor.length + self.cursor.sample
+
+    def progress(self) -> Progress:
+        """How far this run is, as far as counters tell."""
+        return Progress(
+            step=self.step,
+            total=self.total_steps,
+            epoch=self.cursor.epoch,
+            epochs=self.flags.max_epochs,
+            phase=self.trainer.phase,
+        )
+
+    def record(self, values: dict[str, float]) -> None:
+        """Give reported values to the loggers, but for those logged with ``logger=False``."""
+        kept = self.logs.private()
+        if kept:
+            values = {name: value for name, value in values.items() if name not in kept}
+        if values:
+            self.journal.record(values, step=self.step, epoch=self.cursor.epoch)
 
     def advance(self, step: Step, seconds: float) -> None:
         """Count a completed step: position, ledger and counters move together."""

@@ -79,6 +79,7 @@ def collect(
         "measured": dict(run.measured),
         "aliases": aliases,
         "total_steps": run.total_steps,
+        "loggers": run.journal.state(),
         "finished": finished,
         "preempted": preempted,
         "started_from": None if run.session is None else run.session.origin,

@@ -25,7 +25,7 @@ STEPS = Counter("rekindle_steps", "Optimizer steps done by this pod.")
 SAMPLES = Counter("rekindle_samples", "Samples handed to training_step by this pod.")
 """Samples, those of lost steps included."""
 PHASE_SECONDS = Counter("rekindle_phase_seconds", "Seconds spent per phase.", ["phase"])
-"""phase is data, forward, backward, optimizer, validation or checkpoint."""
+"""phase is data, forward, backward, optimizer, validation, checkpoint or log."""
 STEP = Gauge("rekindle_step", "Optimizer steps in the surviving timeline.", multiprocess_mode="max")
 """The global step."""
 EPOCH = Gauge("rekindle_epoch", "Epoch that is running.", multiprocess_mode="max")
@@ -71,10 +71,15 @@ class Meter:
         self.samples = 0
         """Samples of this rank since the last `flush`."""
         self.data = self.forward = self.backward = self.optimizer = 0.0
+        self._totals: dict[str, tuple[float, int]] = {}
 
     def flush(self, *, step: int, epoch: int, loss: float | None) -> None:
         """Write out and begin anew."""
         SAMPLES.inc(self.samples)
+        steps = len(self.durations)
+        for phase in ("data", "forward", "backward", "optimizer"):
+            self._add(phase, getattr(self, phase), steps)
+        self._add("steps", sum(self.durations), steps)
         if self._first:
             for seconds in self.durations:
                 STEP_SECONDS.observe(seconds)
@@ -99,9 +104,19 @@ class Meter:
             METRIC.labels(name).set(value)
 
     def phase(self, name: str, seconds: float) -> None:
-        """Add to one of the rare phases: validation, checkpoint."""
+        """Add to one of the rare phases: validation, checkpoint, log."""
+        self._add(name, seconds, 1)
         if self._first:
             PHASE_SECONDS.labels(name).inc(seconds)
+
+
+    def phases(self) -> dict[str, tuple[float, int]]:
+        """Phase -> (seconds, how often), as of the last flush; ``steps`` is the whole of them."""
+        return dict(self._totals)
+
+    def _add(self, phase: str, seconds: float, count: int) -> None:
+        total, times = self._totals.get(phase, (0.0, 0))
+        self._totals[phase] = (total + seconds, times + count)
 
 
 def committed(*, step: int, seconds: float, size: int, now: float) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle import feeding
+from rekindle import feeding, persistence
 from rekindle import flags as checked
 from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
@@ -30,16 +30,20 @@ from rekindle.datamodule import DataModule
 from rekindle.distributed import World, join
 from rekindle.flags import Every, Flags
 from rekindle.hooks import Hooks, blamed
+from rekindle.loggers.journal import chosen as chosen_loggers
 from rekindle.loop import finish, leave, train
 from rekindle.module import Module
 from rekindle.outcome import Damaged, Preempted, classify, lost_peer
 from rekindle.phase import Lifecycle, State
+from rekindle.profilers.profiler import Profiler
+from rekindle.profilers.profiler import chosen as chosen_profiler
 from rekindle.requirement import RequirementError
 from rekindle.sources import Stage
 from rekindle.standalone import run_alone
 from rekindle.switches import settings
 
 if TYPE_CHECKING:
+    from rekindle.loggers.logger import Logger
     from rekindle.run import Run
 
 _FLUSH_SECONDS = 20.0
@@ -68,9 +72,13 @@ class Trainer:
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         precision: str | int = "32-true",
         callbacks: "list[Callback] | Callback | None" = None,
+        logger: "Logger | Sequence[Logger] | bool | None" = None,
+        profiler: "Profiler | str | None" = None,
         root: "str | os.PathLike[str] | None" = None,
         default_root_dir: "str | os.PathLike[str] | None" = None,
         store: "Mapping[str, str | os.PathLike[str] | None] | None" = None,
+        data: "Mapping[str, str] | None" = None,
+        reload_dataloaders_every_n_epochs: int = 0,
         resume: Literal["auto", "must", "never"] = "auto",
         seed: int = 0,
         log_every_n_steps: int = 50,
@@ -133,16 +141,33 @@ class Trainer:
         ``"auto"``: as often as the measured cost of a save and the rate of failures suggest, at
         most 1 % of the time. The last step is always saved.
 
+        `logger` is a `rekindle.loggers.Logger`, several, or True for JSON lines under a local root;
+        they are fed by threads of their own and can neither slow training down nor end it.
+        `profiler` is ``"simple"`` (a table of phases at the end), ``"advanced"`` (cProfile),
+        ``"pytorch"`` (traces, by schedule and on SIGUSR2), or an object of `rekindle.profilers`.
+
         `store` says how an ``s3://`` root is reached, in a mapping: ``endpoint_url``, ``region``,
         ``profile`` and ``ca_bundle`` as AWS means them, ``addressing`` (``auto``, ``path`` or
         ``virtual``) and, for every root, ``commit``: ``conditional``, or ``lease`` for a server
         that ignores conditional writes (weaker: see `rekindle.checkpoint.guarded`). What is left
         out is as the job says (``spec.checkpoint``), else as the AWS environment says. An endpoint
         that the job names wins, as its root does.
+
+        `data` says what is promised about the samples, in a mapping: ``guarantee`` is ``order``
+        (default), ``bitwise`` (weights bit-equal on any number of processes) or ``relaxed``;
+        ``on_change`` is ``fail`` or ``restart-epoch`` for a dataset that is another one than the
+        checkpoint's: see `rekindle.data`. With `reload_dataloaders_every_n_epochs` the DataModule
+        is asked again for its training loader, which has to read the same dataset.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "unknown")}
         self.flags: Flags = checked.parse(given, unknown)
         self.callbacks: list[Callback] = self.flags.callbacks
+        quiet = self.flags.fast_dev_run or barebones
+        self.loggers: list[Logger] = [] if quiet else chosen_loggers(logger)
+        """Where metrics go; none in a trial run."""
+        self.profiler: Profiler = chosen_profiler(profiler)
+        if profiler is not None:
+            self.callbacks = [*self.callbacks, self.profiler]
         self.callback_metrics: dict[str, torch.Tensor] = {}
         """Newest reduced value of every logged name."""
         self.datamodule: Any = None
@@ -152,6 +177,7 @@ class Trainer:
         self._optimizers: list[torch.optim.Optimizer] | None = None
         self._run: Run | None = None
         self._planned: int | None = None
+        self._logged: list[dict[str, Any]] = []
         self._console = Console(first=True, progress=self.flags.enable_progress_bar)
 
     def fit(
@@ -178,7 +204,7 @@ class Trainer:
         _watch_errors(page, self)
         notice = Notice(page)
         try:
-            with settings(self.flags):
+            with settings(self.flags), self.profiler.around(self, "fit"):
                 self._optimizers, self._run, self._planned = None, None, None
                 run = assemble(
                     self,
@@ -198,6 +224,7 @@ class Trainer:
                     if run.step == 0 and not sanity_check(run):
                         leave(run)
                     self.lifecycle.move("training")
+                    self._console.follow(run.progress)
                     train(run)
                     finish(run)
                 self._end(run)
@@ -205,6 +232,8 @@ class Trainer:
             self._fail(error, page)
             raise
         finally:
+            self._console.close()
+            self._close_loggers(notice.seconds_left, sys.exc_info()[1])
             notice.close()
             model.attach(None, None)
             model.own_update(None)
@@ -281,7 +310,7 @@ class Trainer:
         page = ControlPage.from_environment()
         hooks = Hooks(self.callbacks, model)
         try:
-            with settings(self.flags):
+            with settings(self.flags), self.profiler.around(self, stage):
                 world = self._begin(model, datamodule)
                 found = run_alone(
                     self,
@@ -368,6 +397,14 @@ class Trainer:
             traceback.print_exception(error)
             raise Damaged from error
 
+    def _close_loggers(self, seconds: float, error: BaseException | None) -> None:
+        """Write out what loggers still have, in the time that is left."""
+        if self._run is None:
+            return
+        status = "preempted" if isinstance(error, Preempted) else "failed" if error else "finished"
+        self._logged = self._run.journal.state()
+        self._run.journal.close(status, min(_FLUSH_SECONDS, max(0.0, seconds - _PEER_SECONDS)))
+
     def _record(self, error: BaseException, page: ControlPage | None) -> Outcome:
         """Leave word of an error for people and for the agent."""
         self.lifecycle.move("failed")
@@ -420,6 +457,47 @@ class Trainer:
                 f"Call it in a hook of training."
             )
         feeding.resize(self._run, global_batch=global_batch_size, micro=micro_batch)
+
+    @property
+    def console(self) -> Console:
+        """Rank 0's voice, and its progress bar."""
+        return self._console
+
+    @property
+    def logger(self) -> "Logger | None":
+        """The first logger."""
+        return self.loggers[0] if self.loggers else None
+
+    @property
+    def log_dir(self) -> str | None:
+        """Directory of the first logger that has one, else the root if it is a directory."""
+        found = next((logger.log_dir for logger in self.loggers if logger.log_dir), None)
+        root = self.default_root_dir
+        return found or (None if "://" in root else root)
+
+    @property
+    def default_root_dir(self) -> str:
+        """Where the run's checkpoints go: an absolute path or an ``s3://`` URL."""
+        return persistence.root(self.flags)[0]
+
+    @property
+    def log_every_n_steps(self) -> int:
+        """The flag."""
+        return self.flags.log_every_n_steps
+
+    @property
+    def samples(self) -> int:
+        """Samples used in the surviving timeline, over all ranks."""
+        return 0 if self._run is None else self._run.samples
+
+    @property
+    def productive_seconds(self) -> float:
+        """Seconds spent on steps of the surviving timeline, over all attempts."""
+        return 0.0 if self._run is None else self._run.productive
+
+    def phases(self) -> dict[str, tuple[float, int]]:
+        """Phase -> (seconds, how often), of this process's last `fit`."""
+        return {} if self._run is None else self._run.meter.phases()
 
     @property
     def global_step(self) -> int:

@@ -13,17 +13,25 @@ if TYPE_CHECKING:
         GradientAccumulationScheduler as GradientAccumulationScheduler,
     )
     from rekindle.callbacks.checkpoint import ModelCheckpoint as ModelCheckpoint
+    from rekindle.callbacks.device_stats import DeviceStats as DeviceStats
+    from rekindle.callbacks.device_stats import DeviceStatsMonitor as DeviceStatsMonitor
     from rekindle.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
     from rekindle.callbacks.functions import LambdaCallback as LambdaCallback
     from rekindle.callbacks.gradients import GradNorms as GradNorms
+    from rekindle.callbacks.progress import ProgressBar as ProgressBar
+    from rekindle.callbacks.progress import RichProgressBar as RichProgressBar
+    from rekindle.callbacks.progress import TQDMProgressBar as TQDMProgressBar
     from rekindle.callbacks.rates import LearningRateMonitor as LearningRateMonitor
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
+    from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
     from rekindle.callbacks.timer import Timer as Timer
 
 _HOME = {
     "BackboneFinetuning": "rekindle.callbacks.finetuning",
     "BatchSizeSchedule": "rekindle.callbacks.batchsize",
     "Callback": "rekindle.callback",
+    "DeviceStats": "rekindle.callbacks.device_stats",
+    "DeviceStatsMonitor": "rekindle.callbacks.device_stats",
     "EMA": "rekindle.callbacks.averaging",
     "EarlyStopping": "rekindle.callbacks.stopping",
     "GradNorms": "rekindle.callbacks.gradients",
@@ -31,14 +39,20 @@ _HOME = {
     "LambdaCallback": "rekindle.callbacks.functions",
     "LearningRateMonitor": "rekindle.callbacks.rates",
     "ModelCheckpoint": "rekindle.callbacks.checkpoint",
+    "ProgressBar": "rekindle.callbacks.progress",
+    "RichProgressBar": "rekindle.callbacks.progress",
     "SWA": "rekindle.callbacks.averaging",
     "StochasticWeightAveraging": "rekindle.callbacks.averaging",
+    "TQDMProgressBar": "rekindle.callbacks.progress",
+    "ThroughputMonitor": "rekindle.callbacks.throughput",
     "Timer": "rekindle.callbacks.timer",
 }
 __all__ = [
     "BackboneFinetuning",
     "BatchSizeSchedule",
     "Callback",
+    "DeviceStats",
+    "DeviceStatsMonitor",
     "EMA",
     "EarlyStopping",
     "GradNorms",
@@ -46,8 +60,12 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ProgressBar",
+    "RichProgressBar",
     "SWA",
     "StochasticWeightAveraging",
+    "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
 ]
 
