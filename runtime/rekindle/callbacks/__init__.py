@@ -9,9 +9,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.averaging import SWA as SWA
     from rekindle.callbacks.averaging import StochasticWeightAveraging as StochasticWeightAveraging
     from rekindle.callbacks.batchsize import BatchSizeSchedule as BatchSizeSchedule
-    from rekindle.callbacks.batchsize import (
-        GradientAccumulationScheduler as GradientAccumulationScheduler,
-    )
+    from rekindle.callbacks.batchsize import GradientAccumulationScheduler as GradientAccumulationScheduler
     from rekindle.callbacks.checkpoint import ModelCheckpoint as ModelCheckpoint
     from rekindle.callbacks.device_stats import DeviceStats as DeviceStats
     from rekindle.callbacks.device_stats import DeviceStatsMonitor as DeviceStatsMonitor
@@ -21,6 +19,11 @@ if TYPE_CHECKING:
     from rekindle.callbacks.progress import ProgressBar as ProgressBar
     from rekindle.callbacks.progress import RichProgressBar as RichProgressBar
     from rekindle.callbacks.progress import TQDMProgressBar as TQDMProgressBar
+    from rekindle.callbacks.pruning import OptunaPruning as OptunaPruning
+    from rekindle.callbacks.pruning import OptunaReporter as OptunaReporter
+    from rekindle.callbacks.pruning import PruneCallback as PruneCallback
+    from rekindle.callbacks.pruning import RayPruning as RayPruning
+    from rekindle.callbacks.pruning import RayReporter as RayReporter
     from rekindle.callbacks.rates import LearningRateMonitor as LearningRateMonitor
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
     from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
@@ -39,7 +42,12 @@ _HOME = {
     "LambdaCallback": "rekindle.callbacks.functions",
     "LearningRateMonitor": "rekindle.callbacks.rates",
     "ModelCheckpoint": "rekindle.callbacks.checkpoint",
+    "OptunaPruning": "rekindle.callbacks.pruning",
+    "OptunaReporter": "rekindle.callbacks.pruning",
     "ProgressBar": "rekindle.callbacks.progress",
+    "PruneCallback": "rekindle.callbacks.pruning",
+    "RayPruning": "rekindle.callbacks.pruning",
+    "RayReporter": "rekindle.callbacks.pruning",
     "RichProgressBar": "rekindle.callbacks.progress",
     "SWA": "rekindle.callbacks.averaging",
     "StochasticWeightAveraging": "rekindle.callbacks.averaging",
@@ -60,7 +68,12 @@ __all__ = [
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "OptunaPruning",
+    "OptunaReporter",
     "ProgressBar",
+    "PruneCallback",
+    "RayPruning",
+    "RayReporter",
     "RichProgressBar",
     "SWA",
     "StochasticWeightAveraging",
