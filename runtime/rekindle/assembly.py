@@ -23,6 +23,7 @@ from rekindle.evaluation import evaluate
 from rekindle.flags import Flags, best_rule
 from rekindle.gradients import broadcast
 from rekindle.hooks import Hooks
+from rekindle.lanesum import LaneSum
 from rekindle.loader import LaneSampler, Source, build, fingerprint, limited
 from rekindle.loggers.journal import Journal
 from rekindle.loggers.logger import Attempt
@@ -36,8 +37,10 @@ from rekindle.preflight import (
     check_defined,
     check_same_data,
     check_world,
+    same_data,
     step_function,
 )
+from rekindle.requirement import RequirementError
 from rekindle.resolving import locate, whole
 from rekindle.run import Run, planned_steps
 from rekindle.sources import dealt, load
@@ -109,8 +112,16 @@ def assemble(
     optimization = optimizers.configure(module)
     trainer.use(optimization.optimizers)
     bitwise = flags.data.guarantee == "bitwise"
-    if bitwise:
-        check_bitwise(module, flags, world)
+    if bitwise and not optimizers.automatic(module):
+        raise ValueError(
+            "data['guarantee']='bitwise' needs automatic optimization: with manual optimization "
+            "the script adds up gradients itself. Use 'order'."
+        )
+    if bitwise and any(isinstance(each, torch.nn.SyncBatchNorm) for each in module.modules()):
+        raise ValueError(
+            "data['guarantee']='bitwise' and SyncBatchNorm exclude each other: its sums depend on "
+            "the number of processes. Use BatchNorm, whose statistics are merged in one order."
+        )
     update = Update(
         optimization,
         automatic=optimizers.automatic(module),

@@ -11,10 +11,11 @@ included, travels with the checkpoints for `rekindle audit`.
 from collections.abc import Iterator
 from typing import Any
 
+from rekindle import metrics
 from rekindle.checkpoint.objects import PreconditionFailed, StoreError
 from rekindle.draws import marked
-from rekindle.loader import Batch, build, take_apart
-from rekindle.order import Step
+from rekindle.loader import Batch, Source, build, fingerprint, take_apart
+from rekindle.order import Cursor, Step
 from rekindle.preflight import check_world
 from rekindle.requirement import RequirementError
 from rekindle.run import Feed, Run
@@ -106,15 +107,43 @@ def resize(run: Run, *, global_batch: int | None = None, micro: int | None = Non
 
 def follow(run: Run) -> None:
     """Before the first batch of an epoch: has a hook changed the DataModule's batch size?"""
-    if run.feed.sources is None:
+    every, sources = run.flags.reload_dataloaders_every_n_epochs, run.feed.sources
+    if sources is None:
         return
-    asked = batch_size_of(run.datamodule)
-    if asked == run.feed.batch_size:
+    asked, cursor = batch_size_of(run.datamodule), run.cursor
+    anew = every and cursor.epoch and not cursor.sample and cursor.epoch % every == 0
+    if asked == run.feed.batch_size and not anew:
         return
-    source = run.feed.sources()
-    run.feed.batch_size = asked
-    run.loader = build(source, run.sampler, run.cursor.seed)
-    resize(run, micro=source.batch_size)
+    error: Exception | None = None
+    source: Source | None = None
+    try:
+        source = sources()
+        if anew and fingerprint(source, cursor.seed) != cursor.fingerprint:
+            raise RequirementError(
+                f"R12 dataset changed since step {run.step} (the loader made anew for epoch "
+                f"{cursor.epoch} reads other samples). Exactly-once cannot hold. "
+                f"reload_dataloaders_every_n_epochs has to give the same dataset."
+            )
+    except Exception as failure:
+        error = failure
+    run.world.agree(error)
+    assert source is not None
+    run.loader = build(source, run.sampler, cursor.seed)
+    if asked != run.feed.batch_size:
+        run.feed.batch_size = asked
+        resize(run, micro=source.batch_size)
+
+
+def turn(run: Run, meta: dict[str, Any]) -> None:
+    """The dataset has changed and the script accepts it: the epoch begins anew on the new one.
+
+    What was used of the old one is closed in the ledger, and the epoch's metrics begin at zero.
+    """
+    saved = Cursor.from_json(meta["cursor"])
+    whole = saved.sample >= saved.length
+    run.ledger.turn(meta["ledger"], saved.next_epoch() if whole else saved)
+    run.logs.clear("train")
+    metrics.restore(run.module, {})
 
 
 def batch_size_of(datamodule: object) -> object:

@@ -26,6 +26,8 @@ from rekindle.contract import (
     ENV_CHECKPOINT_KEEP,
     ENV_MTBF,
 )
+from rekindle.data import DataOptions
+from rekindle.data import parse as data_options
 from rekindle.resolving import JOBS_STORE, jobs_options
 
 DEFAULT_ROOT = "./checkpoints"
@@ -119,6 +121,8 @@ class Flags:
     root: str = DEFAULT_ROOT
     store: Mapping[str, str] = field(default_factory=dict)
     """What the script says of the store, by the names in `STORE`."""
+    data: DataOptions = field(default_factory=DataOptions)
+    reload_dataloaders_every_n_epochs: int = 0
     resume: Literal["auto", "must", "never"] = "auto"
     start: str | None = None
     """A path or URI that was given as `resume`: what `fit` begins from without a `ckpt_path`."""
@@ -226,6 +230,10 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
             f"Every(seconds=...)"
         )
     _strategy(values.pop("strategy"))
+    _integer(values, "reload_dataloaders_every_n_epochs", minimum=0)
+    values["data"] = data_options(values["data"])
+    if values["data"].guarantee == "bitwise" and values["deterministic"] is None:
+        values["deterministic"] = True
     values["store"] = _store(values["store"])
     callbacks = values["callbacks"]
     if callbacks is None:

@@ -7,7 +7,7 @@ layer and the shapes; afterwards those checks cost nothing.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -121,7 +121,10 @@ def check_world(cursor: Cursor, world_size: int) -> None:
 
 def check_same_data(saved: Cursor, now: Cursor, step: int) -> None:
     """R12: the position of a checkpoint means something only in the dataset it was counted in."""
-    fix = "Exactly-once cannot hold. Restore the dataset, or resume='never'."
+    fix = (
+        "Exactly-once cannot hold. data.on_change='restart-epoch' or 'fail' (default). Or restore "
+        "the dataset."
+    )
     if saved.N != now.N:
         raise RequirementError(
             f"R12 dataset changed since step {step} ({saved.N} -> {now.N} samples). {fix}"
@@ -143,6 +146,13 @@ def check_same_data(saved: Cursor, now: Cursor, step: int) -> None:
             f"R12 dataset changed since step {step} (same length, other contents: fingerprint "
             f"{saved.fingerprint} -> {now.fingerprint}). {fix}"
         )
+
+
+def same_data(cursor: Cursor, meta: Mapping[str, Any]) -> bool:
+    """Whether a position and that of a checkpoint are in the same order of the same data."""
+    saved = Cursor.from_json(meta["cursor"])
+    names = ("N", "length", "order", "draw", "fingerprint")
+    return all(getattr(cursor, name) == getattr(saved, name) for name in names)
 
 
 def loss_of(output: Any, module: nn.Module) -> torch.Tensor:

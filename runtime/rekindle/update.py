@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rekindle.gradients import GradientSum
+from rekindle.lanesum import LaneSum
 from rekindle.optimizers import Optimization
 from rekindle.requirement import RequirementError
 
@@ -59,18 +60,16 @@ class Update:
         self._by_step = optimization.by_step
         self.by_epoch = optimization.by_epoch if automatic else ()
         """Schedulers that the loop steps at the end of an epoch."""
+        self.gradients: GradientSum | LaneSum | None = None
+        """The gradient sum of the automatic form; None in a world of one that needs none."""
         self._sums: tuple[GradientSum, ...] = ()
+        """One for each optimizer, in the manual form."""
         self._keeps = True
         self._ready = [False] * len(self.optimizers)
         """Which optimizers' gradients are summed and unscaled (manual form)."""
         self._scaled = [False] * len(self.optimizers)
         """Which optimizers have stepped since the scale was adapted (manual form)."""
         self._run: Run | None = None
-
-    @property
-    def gradients(self) -> GradientSum | None:
-        """The gradient sum of the automatic form; None in a world of one."""
-        return self._sums[0] if self._sums and self.automatic else None
 
     def sum_over_ranks(self, parameters: Sequence[torch.nn.Parameter], *, first: bool) -> None:
         """Sum gradients over all ranks from here on; `parameters` are the module's trainable ones.
@@ -79,7 +78,7 @@ class Update:
         """
         self._keeps = first
         if self.automatic:
-            self._sums = (GradientSum(parameters),)
+            self.gradients = GradientSum(parameters)
             return
         seen: set[int] = set()
         groups = []
@@ -96,8 +95,9 @@ class Update:
 
     def close(self) -> None:
         """Give the parameters their gradients back."""
-        for each in self._sums:
-            each.close()
+        for each in (self.gradients, *self._sums):
+            if each is not None:
+                each.close()
 
     def share(self, loss: torch.Tensor, size: int, samples: int) -> torch.Tensor:
         """A micro-batch's part of the step's loss, scaled if there is a scaler (hot path)."""
@@ -113,9 +113,9 @@ class Update:
         trainer, module, hooks = run.trainer, run.module, run.hooks
         optimizer, scaler = self._optimizer, self.scaler
         assert optimizer is not None
-        sums = self._sums
-        if sums:
-            sums[0].finish()
+        gradients = self.gradients
+        if gradients is not None:
+            gradients.finish()
         if scaler is not None:
             self._unscale(0)
         for hook in hooks.on_before_optimizer_step:
@@ -132,8 +132,8 @@ class Update:
             spec.step(run.step + 1, trainer.callback_metrics)
         for hook in hooks.on_before_zero_grad:
             hook(trainer, module, optimizer)
-        if sums:
-            sums[0].clear()
+        if gradients is not None:
+            gradients.clear()
         else:
             optimizer.zero_grad()
         return True
