@@ -32,8 +32,6 @@ class Progress:
     total: int | None = None
     epoch: int = 0
     epochs: int | None = None
-    first: int = 0
-    """Step that this attempt began at."""
     phase: str = "training"
     rate: float | None = None
     """Samples per second."""
@@ -93,9 +91,9 @@ class Bar:
         self._open = True
 
     def text(self, progress: Progress, now: float, width: int | None = None) -> str:
-        """The line; rates are those since the first call."""
+        """The line; speed and time are those since the first call."""
         if self._began is None or progress.step < self._began[0]:
-            self._began = (progress.first, now) if self._began is None else (progress.step, now)
+            self._began = (progress.step, now)
         first, began = self._began
         elapsed, done = now - began, progress.step - first
         speed = done / elapsed if elapsed > 0 and done > 0 else None
@@ -211,13 +209,15 @@ class Console:
         return self._renderer
 
     def _draw(self, look: Callable[[], Progress]) -> None:
-        while not self._end.wait(DRAW_SECONDS):
+        while True:
             seen, known = look(), self._newest
             if known is not None:
                 # Losses and rates are those of the last report.
                 seen = replace(seen, rate=known.rate, loss=known.loss, values=known.values)
             with self._lock:
                 self._drawing().draw(seen, time.perf_counter())
+            if self._end.wait(DRAW_SECONDS):
+                return
 
 
 def clock(seconds: float) -> str:

@@ -30,7 +30,9 @@ from rekindle.datamodule import DataModule
 from rekindle.distributed import World, join
 from rekindle.flags import Every, Flags
 from rekindle.hooks import Hooks, blamed
+from rekindle.loggers.journal import Journal
 from rekindle.loggers.journal import chosen as chosen_loggers
+from rekindle.loggers.logger import Attempt
 from rekindle.loop import finish, leave, train
 from rekindle.module import Module
 from rekindle.outcome import Damaged, Preempted, classify, lost_peer
@@ -312,17 +314,22 @@ class Trainer:
         try:
             with settings(self.flags), self.profiler.around(self, stage):
                 world = self._begin(model, datamodule)
-                found = run_alone(
-                    self,
-                    model,
-                    stage,
-                    datamodule=datamodule,
-                    loaders=loaders,
-                    world=world,
-                    hooks=hooks,
-                    ckpt_path=None if ckpt_path is None else os.fspath(ckpt_path),
-                    collect=collect,
-                )
+                journal = Journal(self.loggers, world, self._console.say)
+                with journal.briefly(self._after(), self._logged):
+                    found = run_alone(
+                        self,
+                        model,
+                        stage,
+                        datamodule=datamodule,
+                        loaders=loaders,
+                        world=world,
+                        hooks=hooks,
+                        ckpt_path=None if ckpt_path is None else os.fspath(ckpt_path),
+                        collect=collect,
+                    )
+                    if stage != "predict":
+                        journal.record(found, step=self.global_step, epoch=self.current_epoch)
+                self._logged = journal.state()
             self.lifecycle.move("done")
         except BaseException as error:
             for hook in hooks.on_exception:
@@ -396,6 +403,16 @@ class Trainer:
         if outcome.cause == Cause.INTEGRITY:
             traceback.print_exception(error)
             raise Damaged from error
+
+    def _after(self) -> Attempt:
+        """What loggers are told when a pass follows a fit, or stands alone."""
+        return Attempt(
+            root=self.default_root_dir,
+            step=self.global_step,
+            resumed=bool(self._logged),
+            repeats=False,
+            now=lambda: self.global_step,
+        )
 
     def _close_loggers(self, seconds: float, error: BaseException | None) -> None:
         """Write out what loggers still have, in the time that is left."""

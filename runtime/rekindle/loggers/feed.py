@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class Record:
     values: dict[str, float] = field(default_factory=dict)
     step: int | None = None
     hyperparameters: dict[str, Any] | None = None
+    rewind: int | None = None
+    """The step that training went back to."""
     at: float = field(default_factory=time.time)
 
 
@@ -51,6 +53,7 @@ class Feed:
         self._news: deque[str] = deque(maxlen=10)
         self._told = False
         self._known: Known = {}
+        self._written = -1
         self.dropped = 0
         """Records that found the queue full."""
         self.failed = 0
@@ -62,7 +65,7 @@ class Feed:
 
     def put(self, record: Record) -> None:
         """Hand over a record; never waits."""
-        if record.step is None and record.hyperparameters is None:
+        if record.values and record.step is None:
             record = Record(values=record.values, step=self._attempt.now(), at=record.at)
         with self._changed:
             if self._dead or self._status is not None:
@@ -107,7 +110,10 @@ class Feed:
 
     def _run(self) -> None:
         try:
-            self._known = self._logger.open(self._attempt)
+            known = self._logger.open(self._attempt)
+            # Where only the newest step is known, a `test` after training is not a repetition.
+            again = self._attempt.repeats or not isinstance(known, int)
+            self._known = known if again else {}
         except Exception as error:
             self._dead = True
             self._say(f"is not used: {_words(error)}. Training goes on without it.")
@@ -130,6 +136,11 @@ class Feed:
         if record.hyperparameters is not None:
             self._logger.write_hyperparameters(record.hyperparameters)
             return
+        if record.rewind is not None:
+            attempt = replace(self._attempt, step=record.rewind, resumed=True, repeats=True)
+            known = self._logger.rewind(attempt)
+            self._known = self._written if known is None else known
+            return
         step = record.step or 0
         known = self._known
         values = {
@@ -139,6 +150,7 @@ class Feed:
         }
         if values:
             self._logger.write(values, step, record.at)
+            self._written = max(self._written, step)
 
     def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
         try:

@@ -83,6 +83,11 @@ class DirectoryLogger(Logger):
         self._directory.mkdir(parents=True, exist_ok=True)
         return {}
 
+    def rewind(self, attempt: Attempt) -> Known:
+        """Close, and open again at the step."""
+        self.close("failed")
+        return self.open(attempt)
+
     @property
     def _directory(self) -> Path:
         assert self.log_dir is not None, "prepare() has chosen it"

@@ -6,14 +6,17 @@ with the same record after a restart is in the checkpoint's `meta`, under ``logg
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rekindle.distributed import World
-from rekindle.loggers.feed import Feed
+from rekindle.loggers.feed import Feed, Record
 from rekindle.loggers.files import JSONLLogger
 from rekindle.loggers.logger import Attempt, Logger
+
+_SECONDS = 20.0
+"""How long the end of a pass waits for its records to be written."""
 
 
 def chosen(given: object) -> list[Logger]:
@@ -58,6 +61,7 @@ class Journal:
                 feed = Feed(logger, attempt) if logger in ready else None
                 self._feeds += [] if feed is None else [feed]
                 logger.begin(feed)
+        states: list[Any] = []
         if self._loggers:
             states = self._world.share([logger.state_dict() for logger in self._loggers])
         if not self._world.first:
@@ -89,6 +93,22 @@ class Journal:
                     self._told.append(logger)
                     self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
         self._tell()
+
+    def rewind(self, step: int) -> None:
+        """Training goes back to a step within this process."""
+        for feed in self._feeds:
+            feed.put(Record(rewind=step))
+
+    @contextlib.contextmanager
+    def briefly(self, attempt: Attempt, saved: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Have the loggers open for a pass outside of training; collective."""
+        self.begin(attempt, saved)
+        status = "failed"
+        try:
+            yield
+            status = "finished"
+        finally:
+            self.close(status, _SECONDS)
 
     def state(self) -> list[dict[str, Any]]:
         """What goes into a checkpoint."""

@@ -32,6 +32,8 @@ class Attempt:
     """Step that this attempt goes on from; records of later steps belong to a lost timeline."""
     resumed: bool
     """Whether there is a checkpoint; without one nothing of before survives."""
+    repeats: bool = True
+    """Whether steps may come that were written before; not in a `test` after training."""
     now: Callable[[], int] = field(default=lambda: 0)
     """The newest step, for records that name none."""
 
@@ -107,6 +109,14 @@ class Logger:
         Returns the last step per name that is written already, or one step for all names.
         """
         return {}
+
+    def rewind(self, attempt: Attempt) -> Known | None:
+        """Training went back to `attempt.step` within this process: cut off what is later.
+
+        Returns what `open` would, or None when nothing can be cut off; then nothing is written
+        again up to the last step that was.
+        """
+        return None
 
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Write scalars; `at` is the unix time at which they were logged."""
