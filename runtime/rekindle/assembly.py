@@ -80,6 +80,7 @@ def assemble(
         raise ValueError(
             "fit() got no training data: give a DataModule, or fit(model, train_dataloaders=...)"
         )
+    trainer.train_source = train_source
     hooks = Hooks(trainer.callbacks, module)
     for hook in hooks.setup:
         hook(trainer, module, "fit")

@@ -30,6 +30,7 @@ from rekindle.datamodule import DataModule
 from rekindle.distributed import World, join
 from rekindle.flags import Every, Flags
 from rekindle.hooks import Hooks, blamed
+from rekindle.loader import Source
 from rekindle.loggers.journal import Journal
 from rekindle.loggers.journal import chosen as chosen_loggers
 from rekindle.loggers.logger import Attempt
@@ -174,6 +175,8 @@ class Trainer:
         """Newest reduced value of every logged name."""
         self.datamodule: Any = None
         self.module: Module | None = None
+        self.train_source: Source | None = None
+        """The training data as `fit` has found it, from `setup` on."""
         self.lifecycle = Lifecycle()
         self.world: World | None = None
         self._optimizers: list[torch.optim.Optimizer] | None = None

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from rekindle.callbacks.averaging import SWA as SWA
     from rekindle.callbacks.averaging import StochasticWeightAveraging as StochasticWeightAveraging
     from rekindle.callbacks.batchsize import BatchSizeSchedule as BatchSizeSchedule
-    from rekindle.callbacks.batchsize import GradientAccumulationScheduler as GradientAccumulationScheduler
+    from rekindle.callbacks.batchsize import (
+        GradientAccumulationScheduler as GradientAccumulationScheduler,
+    )
     from rekindle.callbacks.checkpoint import ModelCheckpoint as ModelCheckpoint
     from rekindle.callbacks.device_stats import DeviceStats as DeviceStats
     from rekindle.callbacks.device_stats import DeviceStatsMonitor as DeviceStatsMonitor
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.pruning import PruneCallback as PruneCallback
     from rekindle.callbacks.pruning import RayPruning as RayPruning
     from rekindle.callbacks.pruning import RayReporter as RayReporter
+    from rekindle.callbacks.rate_finder import LearningRateFinder as LearningRateFinder
     from rekindle.callbacks.rates import LearningRateMonitor as LearningRateMonitor
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
     from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
@@ -40,6 +43,7 @@ _HOME = {
     "GradNorms": "rekindle.callbacks.gradients",
     "GradientAccumulationScheduler": "rekindle.callbacks.batchsize",
     "LambdaCallback": "rekindle.callbacks.functions",
+    "LearningRateFinder": "rekindle.callbacks.rate_finder",
     "LearningRateMonitor": "rekindle.callbacks.rates",
     "ModelCheckpoint": "rekindle.callbacks.checkpoint",
     "OptunaPruning": "rekindle.callbacks.pruning",
@@ -66,6 +70,7 @@ __all__ = [
     "GradNorms",
     "GradientAccumulationScheduler",
     "LambdaCallback",
+    "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
     "OptunaPruning",

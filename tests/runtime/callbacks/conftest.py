@@ -54,7 +54,7 @@ def samples(n=20, seed=0):
 
 
 @pytest.fixture(scope="session")
-def _data():
+def data():
     return samples(), samples(8, 1)
 
 
@@ -65,7 +65,7 @@ def net():
 
 
 @pytest.fixture
-def fit(_data, tmp_path):
+def fit(data, tmp_path):
     """Train for three epochs of five steps with these callbacks; gives the trainer."""
 
     def run(*callbacks, stop=None, root="run", model=None, validation=True, **flags):
@@ -83,7 +83,7 @@ def fit(_data, tmp_path):
             },
         )
         trainer.model = model
-        train, val = _data
+        train, val = data
         loaders = DataLoader(train, 4, shuffle=True), DataLoader(val, 4) if validation else None
         if stop is None:
             trainer.fit(model, *loaders)

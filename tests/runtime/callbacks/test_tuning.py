@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import rekindle as rk
+from rekindle.callbacks import LearningRateFinder
+from rekindle.tuning import Tuner
+
+pytestmark = pytest.mark.processes
+
+
+@pytest.fixture
+def rated(net):
+    class Rated(net):
+        def __init__(self, lr=0.001, batch_size=1):
+            super().__init__()
+            self.save_hyperparameters()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), self.hparams.lr)
+
+    return Rated
+
+
+@pytest.fixture
+def tuner(tmp_path):
+    return Tuner(rk.Trainer(max_epochs=2, root=tmp_path / "run", enable_progress_bar=False))
+
+
+def copies(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_the_range_test_suggests_a_rate_and_leaves_no_trace(data, rated, tuner):
+    rk.seed_everything(1)
+    model, generator = rated(), torch.get_rng_state()
+    before = copies(model)
+    finder = tuner.lr_find(model, DataLoader(data[0], 4, shuffle=True), num_training=60)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(p.grad is None for p in model.parameters())
+    rates = finder.results["lr"]
+    assert rates[:2] == pytest.approx([1e-8, 1e-8 * 1e8 ** (1 / 59)])
+    assert 1e-4 < finder.suggestion() < 1
+    assert model.hparams.lr == finder.suggestion()
+
+
+def test_the_range_test_ends_when_the_loss_explodes(data, rated, tuner):
+    finder = tuner.lr_find(
+        rated(),
+        DataLoader(data[0], 4),
+        min_lr=0.1,
+        max_lr=1e4,
+        mode="linear",
+        early_stop_threshold=2.0,
+        update_attr=False,
+    )
+    assert len(finder.results["loss"]) < 50
+
+
+def test_a_rate_needs_a_place(data, net, tuner):
+    with pytest.raises(AttributeError, match="Net has no lr or learning_rate"):
+        tuner.lr_find(net(), DataLoader(data[0], 4))
+    with pytest.raises(ValueError, match="need 0 < min_lr < max_lr"):
+        tuner.lr_find(net(), DataLoader(data[0], 4), min_lr=2.0)
+
+
+def test_a_short_curve_suggests_nothing():
+    from rekindle.tuning import LRFinder
+
+    assert LRFinder(results={"lr": [0.1] * 9, "loss": [1.0] * 9}).suggestion() is None
+    falling = LRFinder(
+        results={"lr": [10.0**-i for i in (4, 3, 2, 1)], "loss": [3, 3, 1, math.nan]}
+    )
+    assert falling.suggestion(skip_begin=0) == pytest.approx(1e-2)
+
+
+def test_a_run_is_trained_with_the_rate_that_was_found_and_keeps_it(fit, same, rated):
+    def finder():
+        return LearningRateFinder(min_lr=1e-3, num_training_steps=30)
+
+    whole, first, second = finder(), finder(), finder()
+    expected = fit(whole, model=rated, root="whole")
+    assert expected.optimizers[0].param_groups[0]["lr"] == whole.suggested != 0.001
+    fit(first, model=rated, stop=7)
+    trainer = fit(second, model=rated)
+    assert (second.suggested, second.optimal_lr) == (first.suggested, None)
+    assert trainer.model.hparams.lr == whole.suggested
+    assert same(trainer, expected)
+
+
+@pytest.mark.parametrize(("mode", "found"), [("power", 8), ("binsearch", 11)])
+def test_the_largest_batch_that_fits_is_found(data, rated, tuner, mode, found):
+    class Large(rated):
+        def training_step(self, batch, batch_idx):
+            if len(batch[1]) > 11:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().training_step(batch, batch_idx)
+
+    model = Large()
+    before = copies(model)
+    loader = DataLoader(data[0], 4)
+    assert tuner.scale_batch_size(model, loader, mode=mode) == found
+    assert model.hparams.batch_size == found
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    with pytest.raises(ValueError, match="not even a batch of 12 fits"):
+        tuner.scale_batch_size(model, loader, init_val=12)
+
+
+def test_no_batch_is_larger_than_the_data_and_errors_are_the_users(data, rated, tuner):
+    assert tuner.scale_batch_size(rated(), DataLoader(data[0], 4)) == 20
+
+    class Broken(rated):
+        def training_step(self, batch, batch_idx):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        tuner.scale_batch_size(Broken(), DataLoader(data[0], 4))
