@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from rekindle_cli import checkpoints, interrupts
+from rekindle_cli import checkpoints, interrupts, training
 from rekindle_cli.failure import INTERRUPTED, JOB_FAILED, Failure
 
 if TYPE_CHECKING:
@@ -185,6 +185,37 @@ def why(
         print(json.dumps(query.explained_json(found, said)))
     else:
         print_sentences(said, sys.stdout)
+
+
+_HANDED_OVER = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],  # its own help knows the flags and the model's arguments
+}
+
+
+@app.command(context_settings=_HANDED_OVER)
+def fit(context: typer.Context) -> None:
+    """Train a model of yours: rekindle fit --config run.yaml module:Class; see --help."""
+    training.hand_over("fit", context.args)
+
+
+@app.command(context_settings=_HANDED_OVER)
+def validate(context: typer.Context) -> None:
+    """Run the validation loop of a model once; arguments as for fit."""
+    training.hand_over("validate", context.args)
+
+
+@app.command(context_settings=_HANDED_OVER)
+def test(context: typer.Context) -> None:
+    """Run the test loop of a model once; arguments as for fit."""
+    training.hand_over("test", context.args)
+
+
+@app.command(context_settings=_HANDED_OVER)
+def predict(context: typer.Context) -> None:
+    """Run a model over its data; callbacks write what it predicts. Arguments as for fit."""
+    training.hand_over("predict", context.args)
 
 
 @app.command()
