@@ -26,6 +26,11 @@ from torch import nn
 
 from rekindle.gradients import broadcast, layout
 
+# Its name changed in torch 2.13; the old one warns.
+_gather: Callable[..., object] = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)
+
 
 class _Rows:
     """One row of values per micro-batch of this rank, and the sum over those of all ranks."""
@@ -51,7 +56,7 @@ class _Rows:
         everyone = mine
         if world_size > 1:
             everyone = mine.new_empty(world_size, rows, self.size)
-            dist.all_gather_into_tensor(everyone.view(-1), mine.reshape(-1))
+            _gather(everyone.view(-1), mine.reshape(-1))
         everyone = everyone.view(world_size, rows, self.size)
         total = everyone[0, 0].clone()
         for lane in range(1, lanes):
