@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle import feeding, optimizers, persistence, randomness, state
+from rekindle import feeding, optimizers, persistence, placement, randomness, state
 from rekindle.checkpoint.manifest import commit_key
 from rekindle.consensus import Consensus, Notice
 from rekindle.console import Console
@@ -20,11 +20,13 @@ from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.draws import Draw
 from rekindle.evaluation import evaluate
+from rekindle.fitting import fitted
 from rekindle.flags import Flags, best_rule
 from rekindle.gradients import broadcast
 from rekindle.hooks import Hooks
 from rekindle.lanesum import LaneSum
 from rekindle.loader import LaneSampler, Source, build, fingerprint, limited
+from rekindle.lockstep import Lockstep
 from rekindle.loggers.journal import Journal
 from rekindle.loggers.logger import Attempt
 from rekindle.logs import Logs
@@ -35,10 +37,13 @@ from rekindle.precision import autocast, convert, mover, scaler_of
 from rekindle.preflight import (
     check_data,
     check_defined,
+    check_example,
     check_same_data,
+    check_same_program,
     check_world,
     same_data,
     step_function,
+    summary,
 )
 from rekindle.requirement import RequirementError
 from rekindle.resolving import locate, whole
@@ -86,6 +91,7 @@ def assemble(
         hook(trainer, module, "fit")
     error: Exception | None = None
     try:
+        check_example(module, train_source, flags.seed)
         check_defined(module, validation=validation_source is not None)
         state.keys(trainer.callbacks)
     except Exception as failure:
@@ -106,11 +112,33 @@ def assemble(
         asked = _manual_batch(train_source, flags, world)
     draw = _draw(train_source, flags, found)
     cursor = _cursor(train_source, draw, flags, asked, mark, world, found, console)
+    if world.first and flags.enable_model_summary:
+        console.say(summary(module))
     start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0})
     trainer.plan(planned_steps(start, 0, flags))
     module.to(world.device)
-    convert(module, flags.precision, world.device)
+    convert(module, flags.precision, world.device, flags.fp8_skip)
+    if _must_fit(flags, world, module):
+        size = fitted(
+            module,
+            train_source,
+            cursor,
+            world=world,
+            step=step_function(module, "training_step"),
+            autocast=autocast(flags.precision, world.device),
+            automatic=flags.micro_batch == "auto",
+        )
+        if size != cursor.m:
+            console.say(
+                f"micro_batch='auto': {cursor.m} does not fit, {size} does; global batch stays "
+                f"{cursor.G}, in {cursor.G // size} micro-batches"
+            )
+            cursor = replace(cursor, m=size)
+    sharded = placement.place(module, flags, world, console)
     optimization = optimizers.configure(module)
+    if flags.preflight:
+        schedulers = [spec.scheduler for spec in optimization.schedulers]
+        check_same_program(module, optimization.optimizers, schedulers, flags, world)
     trainer.use(optimization.optimizers)
     bitwise = flags.data.guarantee == "bitwise"
     if bitwise and not optimizers.automatic(module):
@@ -132,6 +160,7 @@ def assemble(
     )
     logs = Logs(module)
     sampler = LaneSampler(cursor, rank=world.rank, world_size=world.size, draw=draw)
+    seeds = randomness.LaneSeeds(cursor.seed)
     run = Run(
         trainer=trainer,
         module=module,
@@ -148,10 +177,12 @@ def assemble(
             notice,
             session.clock_due if session else _never,
             _never if flags.max_time is None else lambda: run.time_is_up,
+            seeds,
         ),
         session=session,
         optimization=optimization,
         update=update,
+        seeds=seeds,
         move=mover(flags.precision, world.device),
         gradients=None,
         autocast=autocast(flags.precision, world.device),
@@ -178,15 +209,15 @@ def assemble(
         feeding.turn(run, found.restored.meta)
     if session is not None:
         session.begin(found)
-    if world.size > 1:
+    if sharded:
+        update.lockstep = Lockstep()
+    elif world.size > 1:
         broadcast(tensor for tensor in module.state_dict().values() if _sendable(tensor))
         if not bitwise:
             trainable = [p for p in module.parameters() if p.requires_grad]
             update.sum_over_ranks(trainable, first=world.first)
     if bitwise:
-        update.gradients = LaneSum(
-            module, world_size=world.size, lanes=lambda: run.cursor.lanes
-        )
+        update.gradients = LaneSum(module, world_size=world.size, lanes=lambda: run.cursor.lanes)
     run.gradients = update.gradients
     _announce(run, found)
     if not run.done:
@@ -229,6 +260,13 @@ def _find(session: Session | None, flags: Flags, start_from: str | None, console
             f"starts from step 0 (resume='must' makes this an error)"
         )
     return found
+
+
+def _must_fit(flags: Flags, world: World, module: Module) -> bool:
+    """Whether to try the micro-batch on the device before training (R7)."""
+    if not optimizers.automatic(module):
+        return False
+    return flags.micro_batch == "auto" or (flags.preflight and world.device.type == "cuda")
 
 
 def _sendable(value: object) -> bool:
@@ -319,8 +357,13 @@ def _cursor(
         console.say(f"{changed} The epoch begins anew.")
         begun = saved.epoch + (saved.sample >= saved.length)
         saved = replace(
-            fresh, epoch=begun, seed=saved.seed, G=saved.G, m=saved.m,
-            script_m=saved.script_m, script_G=saved.script_G,
+            fresh,
+            epoch=begun,
+            seed=saved.seed,
+            G=saved.G,
+            m=saved.m,
+            script_m=saved.script_m,
+            script_G=saved.script_G,
         )
     # What a schedule has made of the sizes stays, unless the script itself has changed.
     kept = saved.G if asked == saved.script_G else asked or saved.G
@@ -346,6 +389,12 @@ def _announce(run: Run, found: Found) -> None:
             f"resumed at step {run.step} (epoch {run.cursor.epoch}) from {session.uri}, saved by "
             f"{restored.world_size} and now on {run.world.size} processes"
         )
+        due = run.next_validation()
+        if due is not None and not run.done:
+            step, cadence = due
+            run.console.say(
+                f"R8 resumed at step {run.step}; next validation at step {step} ({cadence})."
+            )
     if run.page is not None and run.world.local_rank == 0:
         run.page.begin(
             step=run.step,

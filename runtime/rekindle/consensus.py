@@ -24,9 +24,12 @@ import torch.distributed as dist
 
 from rekindle.control import ControlPage
 from rekindle.distributed import World
+from rekindle.randomness import LaneSeeds
 
-STOP, SAVE, END = 0, 1, 2
-"""Elements of the word: stop at an agreed step; save because time has passed; training is over."""
+STOP, SAVE, END, DREW = range(4)
+"""Elements of the word: stop at an agreed step; save because time has passed; training is over;
+`LaneSeeds.word`."""
+_WORDS = 4
 
 
 class Notice:
@@ -76,13 +79,15 @@ class Consensus:
         notice: Notice,
         save_due: Callable[[], bool],
         end_due: Callable[[], bool] = lambda: False,
+        seeds: LaneSeeds | None = None,
     ) -> None:
+        self._seeds = seeds or LaneSeeds(0)
         self._notice = notice
         self._save_due = save_due
         self._end_due = end_due
         self._control = world.control
         self._sent: tuple[Any, torch.Tensor] | None = None
-        self._free = torch.zeros(3, dtype=torch.int64)
+        self._free = torch.zeros(_WORDS, dtype=torch.int64)
         self.save = False
         """Whether to save for a reason of time, as of the last poll."""
         self.stop = False
@@ -96,19 +101,22 @@ class Consensus:
             self.save = self._save_due()
             self.end = self._end_due()
             self.stop = self._notice.given
+            self._seeds.agree(self._seeds.word)
             return self.stop
         word = self._free
         word[STOP] = self._notice.given
         word[SAVE] = self._save_due()
         word[END] = self._end_due()
+        word[DREW] = self._seeds.word
         work = dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control, async_op=True)
         previous, self._sent = self._sent, (work, word)
         if previous is None:
-            self._free = torch.zeros(3, dtype=torch.int64)
+            self._free = torch.zeros(_WORDS, dtype=torch.int64)
             return False
         previous[0].wait()
         self._free = previous[1]
-        stop, save, end = previous[1].tolist()
+        stop, save, end, drew = previous[1].tolist()
+        self._seeds.agree(drew)
         self.save = save == 1
         self.end = self.end or end == 1
         self.stop = self.stop or stop == 1

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from rekindle.relaunch import relaunch
 from rekindle.requirement import Failure, RequirementError, code_of
 
 TIMEOUT = timedelta(minutes=10)
@@ -81,19 +82,23 @@ def _headline(error: Exception) -> str:
     return text if code_of(text) else f"{type(error).__name__}: {text}"
 
 
-def join(accelerator: str, devices: int | str) -> World:
+def join(accelerator: str, devices: int | str, num_nodes: int = 1) -> World:
     """Join the process group that the environment describes; idempotent within a process.
 
-    Raises ValueError when the script asks for several processes and nothing has started them.
+    A script that was started alone and asks for several processes is started anew in all of them.
+    Raises ValueError when that is not possible.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if size == 1 and isinstance(devices, int) and devices > 1:
+    alone = "WORLD_SIZE" not in os.environ
+    if alone and num_nodes > 1:
         raise ValueError(
-            f"devices={devices}, but this process was started alone. Start the script with "
-            f"`torchrun --nproc-per-node {devices} script.py`, or as a TrainingJob."
+            f"num_nodes={num_nodes}, but this process was started alone. Start the script on every "
+            f"node with `torchrun --nnodes {num_nodes} ... script.py`, or as a TrainingJob."
         )
+    if alone and isinstance(devices, int) and devices > 1:
+        relaunch(accelerator, devices)
     device = _device(accelerator, local_rank)
     if "WORLD_SIZE" not in os.environ or size == 1:
         return World(rank=0, size=1, local_rank=local_rank, device=device, control=None)
@@ -119,6 +124,12 @@ def _device(accelerator: str, local_rank: int) -> torch.device:
             "accelerator='gpu', but torch sees no GPU here. Use accelerator='auto', or set "
             "REKINDLE_ACCELERATOR=cpu for this machine."
         )
+    if accelerator == "mps":
+        if not torch.backends.mps.is_available():
+            raise ValueError(
+                "accelerator='mps', but torch sees no Apple GPU here. Use accelerator='auto'."
+            )
+        return torch.device("mps")
     if accelerator == "cpu" or not available:
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)

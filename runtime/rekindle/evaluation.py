@@ -10,7 +10,7 @@ A validation that is cut short leaves nothing behind: it is run again from its s
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,6 +28,7 @@ from rekindle.preflight import StepFunction
 from rekindle.randomness import seed_validation
 from rekindle.requirement import RequirementError
 from rekindle.run import Validation
+from rekindle.strategies.sharding import sharded
 from rekindle.telemetry import Meter
 
 if TYPE_CHECKING:
@@ -77,12 +78,15 @@ def evaluate(
             for hook in around[place]:
                 hook(trainer, module)
         with torch.inference_mode() if inference else torch.no_grad():
-            for index, ids, read in _share(validation, world, batches, poll):
+            for index, ids, read in _share(validation, world, batches, poll, module):
                 if read is _CUT:
                     # Half of a validation must not find its way into the next one.
                     metrics.reset(module, set(logs.epoch_metrics(stage).values()))
                     return None
                 data = read if move is None else move(read)
+                if not len(ids):
+                    _untraced(trainer, module, logs, validation_step, data, autocast)
+                    continue
                 logs.batch_size = len(ids)
                 seed_validation(seed, step, index)
                 for hook in around["batch_start"]:
@@ -131,8 +135,11 @@ def predict(
         for hook in (*hooks.on_predict_start, *hooks.on_predict_epoch_start):
             hook(trainer, module)
         with torch.inference_mode() if inference else torch.no_grad():
-            for index, ids, read in _share(data, world, data.batches, lambda: False):
+            for index, ids, read in _share(data, world, data.batches, lambda: False, module):
                 batch = read if move is None else move(read)
+                if not len(ids):
+                    _untraced(trainer, module, logs, step, batch, autocast)
+                    continue
                 logs.batch_size = len(ids)
                 seed_validation(seed, trainer.global_step, index)
                 for hook in hooks.on_predict_batch_start:
@@ -155,16 +162,45 @@ def predict(
 
 
 def _share(
-    data: Validation, world: World, batches: int, poll: Callable[[], bool]
+    data: Validation, world: World, batches: int, poll: Callable[[], bool], module: Module
 ) -> Iterator[tuple[int, Any, Any]]:
-    """This rank's batches (number, ids, data); the last one is cut short when a poll says so."""
+    """This rank's batches (number, ids, data); the last one is cut short when a poll says so.
+
+    Ranks of a sharded module make equally many forward passes: one that has no batch in the last
+    round gets one without ids, its own last one or rank 0's.
+    """
     shares = iter(data.loader)
+    even, last = sharded(module), None
+    if even and batches < world.size:
+        own = [next(shares)] if world.rank < batches else []
+        shares = iter(own)
+        last = world.share(own[0][1] if world.first else None)
     for index in range(world.rank, _rounds(batches, world.size) + world.rank, world.size):
         if poll():
             yield index, None, _CUT
             return
         if index < batches:
-            yield (index, *next(shares))
+            ids, last = next(shares)
+            yield index, ids, last
+        elif even:
+            yield index, (), last
+
+
+def _untraced(
+    trainer: "Trainer",
+    module: Module,
+    logs: Logs,
+    step: StepFunction,
+    batch: Any,
+    autocast: "AbstractContextManager[object] | None",
+) -> None:
+    """Run a step for the sake of other ranks: nothing that it logs or counts is kept."""
+    kept = metrics.states(module)
+    module.attach(trainer, None)
+    with nullcontext() if autocast is None else autocast:
+        step(batch, 0)
+    module.attach(trainer, logs)
+    metrics.restore(module, kept)
 
 
 def _rounds(batches: int, world_size: int) -> int:

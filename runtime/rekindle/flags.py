@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from rekindle import precision as dtypes
+from rekindle import strategies
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.location import ADDRESSING
 from rekindle.checkpoint.manifest import MODES
@@ -151,6 +152,11 @@ class Flags:
     """None leaves torch's own settings as they are, as do the next two."""
     benchmark: bool | None = None
     detect_anomaly: bool = False
+    strategy: strategies.Strategy = field(default_factory=strategies.Strategy)
+    mesh: strategies.Mesh | None = None
+    compile: Mapping[str, Any] | None = None
+    """Options of `torch.compile`; None: do not compile."""
+    fp8_skip: tuple[str, ...] = ()
     inference_mode: bool = True
     enable_model_summary: bool = True
     enable_progress_bar: bool = True
@@ -229,7 +235,20 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
             f"checkpoint_every={every!r} must be 'auto', rekindle.Every(steps=...) or "
             f"Every(seconds=...)"
         )
-    _strategy(values.pop("strategy"))
+    values["strategy"] = strategies.parse(values["strategy"])
+    if getattr(values["strategy"], "mp", None) == "bf16":
+        if values["precision"] not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"FSDP2(mp='bf16') and precision={values['precision']!r} exclude each other; leave "
+                f"one of them out"
+            )
+        values["precision"] = "bf16-mixed"
+    values["mesh"] = strategies.parse_mesh(values["mesh"])
+    _compile(values)
+    skip = values["fp8_skip"]
+    if isinstance(skip, str) or not all(isinstance(name, str) for name in skip):
+        raise ValueError(f"fp8_skip={skip!r} must be a list of layers' names")
+    values["fp8_skip"] = tuple(skip)
     _integer(values, "reload_dataloaders_every_n_epochs", minimum=0)
     values["data"] = data_options(values["data"])
     if values["data"].guarantee == "bitwise" and values["deterministic"] is None:
@@ -352,12 +371,18 @@ def _store_option(name: str, value: object, where: str) -> None:
         )
 
 
-def _strategy(value: object) -> None:
-    if value in ("auto", "ddp"):
-        return
-    if value in ("horovod", "colossalai"):
-        raise ValueError(f"strategy={value!r} is not supported; use 'ddp'")
-    raise ValueError(f"strategy={value!r} is unknown; allowed are 'auto' and 'ddp'")
+def _compile(values: dict[str, Any]) -> None:
+    """`compile=True`, or the options of `torch.compile` in a mapping."""
+    given = values["compile"]
+    if given is False:
+        values["compile"] = None
+    elif given is True:
+        values["compile"] = {}
+    elif given is not None and not isinstance(given, Mapping):
+        raise ValueError(
+            f"compile={given!r} must be True, False or a mapping of torch.compile's options, such "
+            f"as {{'mode': 'max-autotune'}}"
+        )
 
 
 def _choice(values: dict[str, Any], name: str, allowed: dict[Any, Any]) -> None:

@@ -287,15 +287,22 @@ class Reader(Dataset[Batch]):
             where = torch.from_numpy(ids if indices is None else indices[ids])
             return Batch(ids, [tensor[where] for tensor in tensors])
         listed: list[int] = ids.tolist()
-        seen = None if self._draws else watch()
-        if seen is not None:
-            if not seen.clean:
-                seed_all(mixed(self._seed))
+        seen = watch()
+        if seen is None:
+            return Batch(ids, self._read(share.epoch, listed, full=True))
+        if not seen.clean:
+            seed_all(mixed(self._seed))
+        if not self._draws:
             batch = self._read(share.epoch, listed, full=False)
             if seen.clean:
                 return Batch(ids, batch)
             self._draws = True
-        return Batch(ids, self._read(share.epoch, listed, full=True))
+        touched = seen.touched
+        batch = self._read(share.epoch, listed, full=True)
+        # What a dataset draws is no draw of the training: workers would have done it elsewhere.
+        seen.accept()
+        seen.touched = touched
+        return Batch(ids, batch)
 
     def _read(self, epoch: int, ids: list[int], *, full: bool) -> Any:
         if self._many is not None:

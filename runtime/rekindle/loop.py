@@ -25,7 +25,6 @@ from rekindle.module import StepOutput
 from rekindle.order import Step
 from rekindle.outcome import Preempted
 from rekindle.preflight import check_loss, explaining, loss_of
-from rekindle.randomness import seed_lane
 from rekindle.run import Run
 from rekindle.telemetry import CHECKPOINT_ERRORS
 
@@ -44,6 +43,7 @@ def train(run: Run) -> None:
     trainer, module, hooks, session = run.trainer, run.module, run.hooks, run.session
     for hook in hooks.on_train_start:
         hook(trainer, module)
+    run.seeds.start()
     if run.validating:
         validate(run)
     take = take_step if run.update.automatic else take_manual_step
@@ -51,7 +51,11 @@ def train(run: Run) -> None:
         for hook in hooks.on_train_epoch_start:
             hook(trainer, module)
         feeding.follow(run)
-        for step, batches in feeding.steps(run):
+        steps = feeding.steps(run)
+        if run.update.lockstep is not None:
+            steps = run.update.lockstep.even(run, steps)
+        for step, batches in steps:
+            run.seeds.note(run.step)
             if run.consensus.poll():
                 leave(run)
             if run.consensus.end:
@@ -88,12 +92,16 @@ def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
     for lane in lanes:
         ids, batch = next(batches)
         if move is not None:
+            before, now = now, clock()
+            meter.data += now - before
             batch = move(batch)
+            before, now = now, clock()
+            meter.transfer += now - before
         before, now = now, clock()
         meter.data += now - before
         size, index = lane.stop - lane.start, lane.start // step.micro
         logs.batch_size = size
-        seed_lane(cursor.seed, run.step, lane.index)
+        run.seeds(run.step, lane.index)
         if gradients is not None:
             gradients.begin(lane.index // world.size, last=lane is lanes[-1])
         for hook in hooks.on_train_batch_start:

@@ -17,7 +17,6 @@ from rekindle.logs import flattened
 from rekindle.module import StepOutput
 from rekindle.order import Step
 from rekindle.preflight import explaining
-from rekindle.randomness import seed_lane
 from rekindle.run import Run
 
 
@@ -43,7 +42,7 @@ def take_manual_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
     run.losses = []
     logs.step, logs.batch_size = run.step, size
     update.begin(run, size, samples)
-    seed_lane(run.cursor.seed, run.step, lane)
+    run.seeds(run.step, lane)
     if not lanes:
         kept = metrics.states(module)
         _call(run, batch, index)

@@ -39,6 +39,9 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
     module docstring shows when each one runs.
     """
 
+    example_batch: Any = None
+    """What a batch looks like, with any number of samples: compared with the data (R2)."""
+
     _trainer: "weakref.ref[Trainer] | None" = None
     _logs: "Logs | None" = None
 

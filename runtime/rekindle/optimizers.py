@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from rekindle.module import Module
 from rekindle.requirement import RequirementError
+from rekindle.strategies.sharding import like
 
 _FORMS = (
     "Return an optimizer, {'optimizer': o, 'lr_scheduler': s}, or ([o], [s]), where s is a "
@@ -271,9 +272,13 @@ def restore(
         positions |= {name: index + offset for offset, name in enumerate(group["params"])}
         index += len(group["params"])
         groups.append(values)
+    parameters = {named[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
     optimizer.load_state_dict(
         {
-            "state": {positions[name]: dict(value) for name, value in saved["state"].items()},
+            "state": {
+                positions[name]: {key: like(v, parameters[name]) for key, v in values.items()}
+                for name, values in saved["state"].items()
+            },
             "param_groups": groups,
         }
     )

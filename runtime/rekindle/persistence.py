@@ -9,6 +9,7 @@ for a laptop runs unchanged on a cluster. How it is reached (`flags.store_option
 """
 
 import contextlib
+import math
 import os
 import re
 import socket
@@ -36,7 +37,7 @@ from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.objects import NotFound
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.contract import ENV_CHECKPOINT_URI, ENV_POD
+from rekindle.contract import ENV_CHECKPOINT_URI, ENV_GRACE, ENV_POD
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.flags import Every, Flags, cadence, retention, store_options
@@ -56,6 +57,16 @@ def root(flags: Flags) -> tuple[str, str | None]:
     if not job or job == wanted:
         return wanted, None
     return job, f"checkpoints go to {job}, as the job says, and not to {wanted}"
+
+
+def grace_seconds() -> float | None:
+    """Time between a notice and the end, as far as the environment tells."""
+    told = os.environ.get(ENV_GRACE)
+    if told:
+        return float(told)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT") or 30)
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +106,9 @@ class Session:
     """The `ckpt_path` that this run's line of checkpoints was begun with."""
     _keep: Retention = field(default_factory=Retention)
     _told: bool = False
+    _told_grace: bool = False
+    _tight: str | None = None
+    """A line about the grace period that nobody has seen yet."""
 
     @classmethod
     def open(cls, flags: Flags, world: World, page: ControlPage | None) -> "Session":
@@ -299,11 +313,25 @@ class Session:
         """Called from the saver's thread."""
         if isinstance(self.every, Pace):
             self.every.committed(seconds)
+        self._weigh_grace(ref.step, seconds)
         now = time.time()
         if self.world.local_rank == 0:
             telemetry.committed(step=ref.step, seconds=seconds, size=size, now=now)
             if self.page is not None:
                 self.page.committed(step=ref.step, at=now)
+
+    def _weigh_grace(self, step: int, seconds: float) -> None:
+        """R18: twice what a save has taken should fit into the time that a notice leaves."""
+        grace = grace_seconds()
+        if grace is None or 2 * seconds <= grace or self._told_grace:
+            return
+        self._told_grace = True
+        advice = math.ceil(4 * seconds / 30) * 30
+        self._tight = (
+            f"R18 emergency save needs ~{2 * seconds:.3g} s but the grace is {grace:g} s; what is "
+            f"not committed by then stays in the memory of its node only, the last durable step is "
+            f"{step}. Raise terminationGracePeriodSeconds to {advice}."
+        )
 
     def clock_due(self) -> bool:
         """Whether rank 0's clock says that it is time to save."""
@@ -352,6 +380,9 @@ class Session:
 
     def stalled(self, seconds: float) -> str | None:
         """Take note of what a save has cost; a line for people when it decides the interval."""
+        if self._tight is not None and self.world.first:
+            line, self._tight = self._tight, None
+            return line
         if not isinstance(self.every, Pace):
             return None
         self.every.stalled(seconds)

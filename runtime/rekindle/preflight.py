@@ -6,11 +6,15 @@ loss a loss) is checked on the first batch of each process, where a failure is e
 layer and the shapes; afterwards those checks cost nothing.
 """
 
+import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.module import (
@@ -18,8 +22,10 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
+from rekindle.contract import ENV_POD
 from rekindle.distributed import World
-from rekindle.loader import Source, describe, fingerprint
+from rekindle.flags import Flags
+from rekindle.loader import Reader, Share, Source, describe, fingerprint
 from rekindle.module import Module, StepOutput
 from rekindle.order import Cursor
 from rekindle.requirement import RequirementError
@@ -107,6 +113,86 @@ def check_data(source: Source, seed: int, world: World, role: str = "training") 
     if not samples:
         raise RequirementError(f"R9 the {role} dataset is empty on every rank (path missing?).")
     return mark
+
+
+def check_example(module: Module, source: Source, seed: int) -> None:
+    """R2 when the module says what its batches look like (`example_batch`) and the data differ.
+
+    The first dimension is the batch; it may have any size.
+    """
+    example = module.example_batch
+    if example is None or not source.samples:
+        return
+    batch = Reader(source, seed)[Share(0, np.zeros(1, dtype=np.int64))].data
+    if _form(batch) != _form(example):
+        raise RequirementError(
+            f"R2 the first training batch does not fit the model: "
+            f"{type(module).__name__}.example_batch is {describe(example)}, the loader yields "
+            f"{describe(batch)} (for one sample). Change the data or example_batch."
+        )
+
+
+def _form(value: Any) -> Any:
+    """Structure, dtypes and shapes without the batch dimension."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape[1:])
+    if isinstance(value, Mapping):
+        return {key: _form(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_form(item) for item in value]
+    return type(value).__name__
+
+
+def check_same_program(
+    module: Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+    schedulers: Sequence[object],
+    flags: Flags,
+    world: World,
+) -> None:
+    """R14: flags, parameters, optimizers and schedulers are the same on every rank; collective."""
+    if world.size == 1:
+        return
+    plain = {name: value for name, value in vars(flags).items() if _plain(value)}
+    shapes = [(name, str(p.dtype), tuple(p.shape)) for name, p in module.named_parameters()]
+    rules = [
+        (
+            type(optimizer).__name__,
+            [
+                {key: value for key, value in group.items() if _plain(value)}
+                for group in optimizer.param_groups
+            ],
+        )
+        for optimizer in optimizers
+    ]
+    schedules = [type(scheduler).__name__ for scheduler in schedulers]
+    text = repr((sorted(plain.items()), shapes, rules, schedules))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    views = world.gather((digest, os.environ.get(ENV_POD) or socket.gethostname()))
+    for rank, (other, pod) in enumerate(views):
+        if other != views[0][0]:
+            raise RequirementError(
+                f"R14 rank {rank} runs a different config (sha {other[:8]} vs {views[0][0][:8]} on "
+                f"rank 0: flags, parameters, optimizer or schedulers). Check image tag of pod "
+                f"{pod}."
+            )
+
+
+def _plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def summary(module: nn.Module) -> str:
+    """One line on the size of a model."""
+    total = sum(p.numel() for p in module.parameters())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    size = sum(p.numel() * p.element_size() for p in module.parameters()) / 1e6
+    return (
+        f"{type(module).__name__}: {total:,} parameters, {trained:,} of them trained, {size:,.1f} "
+        f"MB"
+    )
 
 
 def check_world(cursor: Cursor, world_size: int) -> None:

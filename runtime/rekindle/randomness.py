@@ -13,6 +13,11 @@ them these 5 µs per sample are saved: Python's and NumPy's generators are left 
 shows that reading has drawn from one of them, which two words of each generator's state tell. What
 was read is then read once more, seeded in full, and so is everything after it.
 
+A `training_step` cannot be run twice. There, `LaneSeeds` gives Python's and NumPy's generators one
+fixed state before each lane until somebody draws from them; from the second step after that on,
+they are seeded for each lane like torch's. The step is agreed on by all ranks and saved, so what is
+drawn remains a function of place alone.
+
 The states of all generators are saved all the same, per rank, for user code that draws between
 steps.
 """
@@ -27,7 +32,8 @@ from typing import Any
 import torch
 
 _MASK = (1 << 64) - 1
-_TRAINING, _VALIDATION, _SAMPLE, _START = 1, 2, 3, 4
+_TRAINING, _VALIDATION, _SAMPLE, _START, _UNUSED = 1, 2, 3, 4, 5
+_LARGE = 1 << 40
 
 
 def _after(state: int, word: int) -> int:
@@ -55,11 +61,17 @@ _python: Any = random._inst
 _seed_python = _random.Random.seed
 
 
-def seed_all(value: int) -> None:
-    """Seed torch, Python and (if it is loaded) NumPy from 64 bits."""
+def _seed_devices(value: int) -> None:
     _seed_torch(value)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(value)
+
+
+def seed_all(value: int) -> None:
+    """Seed torch, Python and (if it is loaded) NumPy from 64 bits."""
+    if _watch is not None and _watch.words() != _watch.fresh:
+        _watch.touched = True
+    _seed_devices(value)
     # As random.seed() does it, without the detour over its checks of the argument's type.
     _seed_python(_python, value)
     _python.gauss_next = None
@@ -77,7 +89,7 @@ def seed_everything(seed: int) -> int:
 
 
 def seed_lane(seed: int, step: int, lane: int) -> None:
-    """Before a `training_step`: whatever it draws is a function of these three."""
+    """As before a `training_step`: whatever is drawn next is a function of these three."""
     seed_all(_after(_after(_begun(seed, _TRAINING), step), lane))
 
 
@@ -92,10 +104,10 @@ def seed_sample(seed: int, epoch: int, sample: int, *, full: bool = True) -> Non
     Without `full`, torch's generator only; see `Watch`.
     """
     value = _after(_begun(seed, _SAMPLE, epoch), sample)
-    if full or torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if full:
         seed_all(value)
     else:
-        _seed_torch(value)
+        _seed_devices(value)
 
 
 def seed_start(seed: int, rank: int, attempt: int) -> None:
@@ -155,12 +167,14 @@ class Watch:
         self._generator = self._numpy.get_bit_generator()
         where = id(_python) + object.__basicsize__  # int index, uint32 state[624]
         there = self._generator.ctypes.state_address  # uint32 key[624], int position
-        self._words = [
-            ctypes.c_uint32.from_address(address)
-            for address in (where, where + 4, there + 4 * 624, there)
-        ]
+        self._python, self._keys = (
+            memoryview((ctypes.c_uint32 * 625).from_address(address)).cast("B").cast("I")
+            for address in (where, there)
+        )
         self.fresh = self.words()
         """The words as the newest seeding left them."""
+        self.touched = False
+        """Whether a seeding has found the words changed since the one before it."""
         self.usable = (
             type(self._generator).__name__ == "MT19937"
             and _random.Random.__basicsize__ >= object.__basicsize__ + 4 * 625
@@ -170,14 +184,16 @@ class Watch:
     @property
     def clean(self) -> bool:
         """Whether nobody has drawn since the newest seeding."""
-        return self.words() == self.fresh and (
-            self._numpy.get_bit_generator() is self._generator  # a script may exchange it
-        )
+        return self.words() == self.fresh
+
+    def accept(self) -> None:
+        """What was drawn since the newest seeding does not count."""
+        self.fresh = self.words()
 
     def words(self) -> tuple[int, ...]:
-        """Position and first word of each generator."""
-        a, b, c, d = self._words
-        return (a.value, b.value, c.value, d.value)
+        """Position and second word of each generator; a seed does not show in the first one."""
+        python, keys = self._python, self._keys
+        return (python[0], python[2], keys[624], keys[1])
 
     def _tried(self) -> bool:
         before, kept = _python.getstate(), self._numpy.get_state()
@@ -187,11 +203,9 @@ class Watch:
                 _seed_python(_python, 1)
                 self._numpy.seed(1)
                 fresh = self.words()
-                firsts = (_python.getstate()[1][0], int(self._numpy.get_state()[1][0]))
+                told = (_python.getstate()[1][1], int(self._numpy.get_state()[1][1]))
                 draw()
-                seen.append(
-                    (fresh[1::2] == firsts, *map(int.__eq__, fresh[::2], self.words()[::2]))
-                )
+                seen.append((fresh[1::2] == told, *map(int.__eq__, fresh[::2], self.words()[::2])))
             return seen == [(True, False, True), (True, True, False)]
         finally:
             _python.setstate(before)
@@ -207,3 +221,65 @@ def watch() -> Watch | None:
     if _watch is None:
         _watch = Watch()
     return _watch if _watch.usable else None
+
+
+class LaneSeeds:
+    """Seeds all generators before each `training_step`; see the module's docstring."""
+
+    def __init__(self, seed: int) -> None:
+        self._begun = _begun(seed, _TRAINING)
+        self._base = mixed(seed, _UNUSED)
+        self._watch = watch()
+        self._words: tuple[int, ...] = ()
+        self._wanted: int | None = None
+        self._started = False
+        self.since: int | None = 0 if self._watch is None else None
+        """The step from which on all generators are seeded for each lane; None: not yet."""
+
+    def start(self) -> None:
+        """Training begins: what was drawn before does not count."""
+        self._started = True
+        if self._watch is not None:
+            self._watch.accept()
+            self._watch.touched = False
+
+    def __call__(self, step: int, lane: int) -> None:
+        """Before a `training_step` (hot path)."""
+        value = _after(_after(self._begun, step), lane)
+        watch = self._watch
+        if watch is None or (self.since is not None and step >= self.since):
+            seed_all(value)
+            return
+        if watch.words() != self._words:
+            seed_all(self._base)
+            self._words = watch.fresh
+        _seed_devices(value)
+
+    def note(self, step: int) -> None:
+        """Between steps, with `step` of them done: has somebody drawn? (hot path)"""
+        watch = self._watch
+        if watch is None or self.since is not None or self._wanted is not None:
+            return
+        if self._started and (watch.touched or not watch.clean):
+            self._wanted = step + 1
+
+    @property
+    def word(self) -> int:
+        """What this rank has noted, as a number whose maximum over all ranks is to be agreed on."""
+        return 0 if self._wanted is None or self.since is not None else _LARGE - self._wanted
+
+    def agree(self, word: int) -> None:
+        """Take the maximum of all ranks' words; they all get it before the step that it names."""
+        if word and self.since is None:
+            self.since = _LARGE - word
+
+    def state(self, step: int) -> int | None:
+        """What to save, of this rank."""
+        self.note(step)
+        return self._wanted if self.since is None else self.since
+
+    def restore(self, saved: list[int | None]) -> None:
+        """Go on from what all ranks have saved."""
+        known = [step for step in saved if step is not None]
+        if known and self._watch is not None:
+            self.since = min(known)

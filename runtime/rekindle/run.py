@@ -29,6 +29,7 @@ from rekindle.optimizers import Optimization
 from rekindle.order import Cursor, Step
 from rekindle.persistence import Session
 from rekindle.preflight import StepFunction
+from rekindle.randomness import LaneSeeds
 from rekindle.telemetry import Meter
 from rekindle.update import Update
 
@@ -77,6 +78,7 @@ class Run:
     session: Session | None
     optimization: Optimization
     update: Update
+    seeds: LaneSeeds
     move: Callable[[Any], Any] | None
     """Brings a batch to the device and into the dtype; None when it is right as it comes."""
     gradients: GradientSum | LaneSum | None
@@ -132,6 +134,29 @@ class Run:
             or (flags.max_steps is not None and self.step >= flags.max_steps)
             or (flags.max_epochs is not None and self.cursor.epoch >= flags.max_epochs)
         )
+
+    def next_validation(self) -> tuple[int, str] | None:
+        """The step after which the next validation is due, and how often there is one (R8)."""
+        if self.validation is None or not self.validation.batches:
+            return None
+        cursor, flags = self.cursor, self.flags
+        interval, epochs = flags.val_check_interval, flags.check_val_every_n_epoch
+        if isinstance(interval, float):
+            interval = max(1, int(cursor.steps_per_epoch * interval))
+        if interval is not None and epochs is None:
+            return (self.step // interval + 1) * interval, f"every {interval} steps"
+        every = epochs or 1
+        told = "at the end of every epoch" if every == 1 else f"at the end of every {every}th epoch"
+        if interval is not None:
+            told = f"every {interval} steps of {'an' if every == 1 else f'every {every}th'} epoch"
+        here, first, last = cursor.steps, self.step - cursor.steps, cursor.steps + cursor.steps_left
+        for epoch in range(cursor.epoch, cursor.epoch + every + 1):
+            if (epoch + 1) % every == 0:
+                due = last if interval is None else (here // interval + 1) * interval
+                if here < due <= last:
+                    return first + due, told
+            first, here, last = first + last, 0, cursor.steps_per_epoch
+        return None
 
     @property
     def time_is_up(self) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from torch.utils.data import Subset
 
+from rekindle import cpus
 from rekindle.datamodule import DataModule
 from rekindle.distributed import World
 from rekindle.flags import Flags
@@ -103,6 +104,7 @@ def load(
             None if train is None else _micro(take_apart(train, "train"), flags),
             None if evaluation is None else take_apart(evaluation, "validation"),
         )
+        sources = (_workers(sources[0], world), _workers(sources[1], world))
         if world.first:
             _warn_if_shared(*sources)
     except Exception as failure:
@@ -115,6 +117,23 @@ def _micro(source: Source, flags: Flags) -> Source:
     if not isinstance(flags.micro_batch, int):
         return source
     return replace(source, batch_size=flags.micro_batch)
+
+
+def _workers(source: Source | None, world: World) -> Source | None:
+    """R3: no more workers than processors; they would only take each other's time."""
+    if source is None or not source.options.get("num_workers"):
+        return source
+    asked = source.options["num_workers"]
+    count, limit = cpus.usable()
+    if asked <= count:
+        return source
+    if world.first:
+        warnings.warn(
+            f"R3 num_workers={asked} but this pod may use {count} CPUs ({limit}); using {count}. "
+            f"Set num_workers={count} to silence.",
+            stacklevel=2,
+        )
+    return replace(source, options={**source.options, "num_workers": count})
 
 
 def _substituted(datamodule: Any, stage: str, world: World) -> Any:

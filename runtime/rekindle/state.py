@@ -12,6 +12,7 @@ rank 0's on every rank, because the store deals one tree out over all ranks.
 What the store needs to know without reading tensors is in `meta`: position, ledger, metrics.
 """
 
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,10 +22,12 @@ from torch import nn
 
 from rekindle import logs, metrics, optimizers, randomness
 from rekindle.callback import Callback
-from rekindle.checkpoint import Restored
+from rekindle.checkpoint import CommitRef, Restored, encoding
+from rekindle.checkpoint.tensors import flatten, rebuild
 from rekindle.gradients import broadcast
 from rekindle.requirement import RequirementError
 from rekindle.run import Run
+from rekindle.strategies.sharding import like
 
 
 def collect(
@@ -36,7 +39,7 @@ def collect(
     named = [callback.aliases(run.trainer) for callback in run.trainer.callbacks]
     aliases = {name: about for names in named for name, about in names.items()}
     own_logs, own_metrics = run.logs.state(), metrics.states(module)
-    parts = world.gather((run.ledger.own(), own_logs, own_metrics))
+    parts = world.gather((run.ledger.own(), own_logs, own_metrics, run.seeds.state(run.step)))
     model = dict(module.state_dict())
     rank_state: dict[str, Any] = {"rng": randomness.states()}
     if world.size > 1:
@@ -59,6 +62,7 @@ def collect(
             "validating": run.validating,
             "stopped": run.stopped,
             "update": run.update.state(),
+            "drawn_since": [part[3] for part in parts],
         },
         "logs": logs.merged([part[1] for part in parts]),
         "metrics": metrics.merged(module, [part[2] for part in parts]),
@@ -127,6 +131,7 @@ def apply(run: Run, restored: Restored) -> None:
     run.elapsed = float(loop.get("elapsed_seconds", 0.0))
     # What was saved is the same on all ranks, so they agree without a word.
     run.expired = run.flags.max_time is not None and run.elapsed >= run.flags.max_time
+    run.seeds.restore(loop.get("drawn_since", []))
     run.reported = run.step
     run.ledger.restore(restored.meta["ledger"], first=run.world.first)
     run.feed.history = [dict(entry) for entry in restored.meta.get("history", ())]
@@ -179,7 +184,62 @@ def load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
                 f"R11 checkpoint step {step}: {name} has shape {list(saved[name].shape)}, the "
                 f"model's has {list(value.shape)}. Use the same model, or resume='never'."
             )
-    module.load_state_dict(dict(saved))
+    module.load_state_dict({name: like(saved[name], value) for name, value in mine.items()})
+
+
+def rehearse(run: Run) -> None:
+    """Save and restore the run in memory, and refuse (R23) what is not the same afterwards.
+
+    For `fast_dev_run`: the first real restore would find it out after hours. Collective.
+    """
+    before, restored, rank_before = [], [], None
+    tree, rank_tree, meta = collect(run, finished=False)
+    for one in (tree, rank_tree):
+        flat = flatten(one)
+        if flat.boxes:
+            # Shards are put together by the store, which is not used here.
+            return
+        kept = {name: tensor.detach().clone() for name, tensor in flat.tensors.items()}
+        before.append((flat.tree, kept))
+        restored.append(rebuild(json.loads(json.dumps(flat.tree)), dict(kept)))
+    apply(
+        run,
+        Restored(
+            ref=CommitRef(step=run.step, fence=0),
+            state=restored[0],
+            rank_state=restored[1],
+            meta=encoding.decode(json.loads(json.dumps(encoding.encode(meta)))),
+            world_size=run.world.size,
+        ),
+    )
+    again, rank_before, _ = collect(run, finished=False)
+    for (old, kept), one in zip(before, (again, rank_before), strict=True):
+        new = flatten(one)
+        name = _difference(old, new.tree, "") or _changed(kept, new.tensors)
+        if name is not None:
+            raise RequirementError(
+                f"R23 state {name!r} is another one after a save and a restore (fast_dev_run has "
+                f"tried it in memory). Let load_state_dict bring back all that state_dict gives."
+            )
+
+
+def _difference(old: Any, new: Any, path: str) -> str | None:
+    """Path of the first difference between two stored trees."""
+    if isinstance(old, dict) and isinstance(new, dict) and set(old) == set(new):
+        parts = [(f"{path}.{key}".lstrip("."), old[key], new[key]) for key in old]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        parts = [(f"{path}[{n}]", *pair) for n, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return None if old == new or path == "loop.elapsed_seconds" else path or "state"
+    return next((found for p, a, b in parts if (found := _difference(a, b, p))), None)
+
+
+def _changed(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> str | None:
+    for name in old:
+        one, other = old[name], new[name]
+        if one.dtype != other.dtype or not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            return name
+    return None
 
 
 def keys(callbacks: list[Callback]) -> dict[str, Callback]:

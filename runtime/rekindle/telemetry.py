@@ -25,7 +25,8 @@ STEPS = Counter("rekindle_steps", "Optimizer steps done by this pod.")
 SAMPLES = Counter("rekindle_samples", "Samples handed to training_step by this pod.")
 """Samples, those of lost steps included."""
 PHASE_SECONDS = Counter("rekindle_phase_seconds", "Seconds spent per phase.", ["phase"])
-"""phase is data, forward, backward, optimizer, validation, checkpoint or log."""
+"""phase is data, transfer (to the device), forward, backward, comm_wait (for the sum over ranks),
+optimizer, validation, checkpoint or log."""
 STEP = Gauge("rekindle_step", "Optimizer steps in the surviving timeline.", multiprocess_mode="max")
 """The global step."""
 EPOCH = Gauge("rekindle_epoch", "Epoch that is running.", multiprocess_mode="max")
@@ -60,6 +61,10 @@ CHECKPOINT_ERRORS = Counter("rekindle_checkpoint_errors", "Saves that were not c
 """Training goes on after these; an alert should not."""
 
 
+PHASES = ("data", "transfer", "forward", "backward", "comm_wait", "optimizer")
+"""The phases of a step; together they are its time."""
+
+
 class Meter:
     """Collects what the loop measures and writes it out at the log interval."""
 
@@ -70,28 +75,32 @@ class Meter:
         """Seconds of the steps since the last `flush`."""
         self.samples = 0
         """Samples of this rank since the last `flush`."""
-        self.data = self.forward = self.backward = self.optimizer = 0.0
+        self.data = self.transfer = self.forward = self.backward = self.optimizer = 0.0
+        self.comm_wait = 0.0
+        """Part of `optimizer` until the next `flush`."""
         self._totals: dict[str, tuple[float, int]] = {}
 
     def flush(self, *, step: int, epoch: int, loss: float | None) -> None:
         """Write out and begin anew."""
         SAMPLES.inc(self.samples)
         steps = len(self.durations)
-        for phase in ("data", "forward", "backward", "optimizer"):
+        self.optimizer -= self.comm_wait
+        for phase in PHASES:
             self._add(phase, getattr(self, phase), steps)
         self._add("steps", sum(self.durations), steps)
         if self._first:
             for seconds in self.durations:
                 STEP_SECONDS.observe(seconds)
             STEPS.inc(len(self.durations))
-            for phase in ("data", "forward", "backward", "optimizer"):
+            for phase in PHASES:
                 PHASE_SECONDS.labels(phase).inc(getattr(self, phase))
             STEP.set(step)
             EPOCH.set(epoch)
             if loss is not None:
                 LOSS.set(loss)
         self.samples, self.durations = 0, []
-        self.data = self.forward = self.backward = self.optimizer = 0.0
+        self.data = self.transfer = self.forward = self.backward = self.optimizer = 0.0
+        self.comm_wait = 0.0
 
     def metrics(self, values: dict[str, float]) -> None:
         """Export logged metrics, up to the bound."""

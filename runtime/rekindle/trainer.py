@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle import feeding, persistence
+from rekindle import feeding, persistence, state
 from rekindle import flags as checked
 from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
@@ -28,6 +28,7 @@ from rekindle.contract import Cause, Outcome
 from rekindle.control import ControlPage
 from rekindle.datamodule import DataModule
 from rekindle.distributed import World, join
+from rekindle.fitting import explained
 from rekindle.flags import Every, Flags
 from rekindle.hooks import Hooks, blamed
 from rekindle.loader import Source
@@ -38,11 +39,13 @@ from rekindle.loop import finish, leave, train
 from rekindle.module import Module
 from rekindle.outcome import Damaged, Preempted, classify, lost_peer
 from rekindle.phase import Lifecycle, State
+from rekindle.precision import MixedPrecision
 from rekindle.profilers.profiler import Profiler
 from rekindle.profilers.profiler import chosen as chosen_profiler
 from rekindle.requirement import RequirementError
 from rekindle.sources import Stage
 from rekindle.standalone import run_alone
+from rekindle.strategies import Strategy
 from rekindle.switches import settings
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ class Trainer:
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
-        precision: str | int = "32-true",
+        precision: "str | int | MixedPrecision" = "32-true",
         callbacks: "list[Callback] | Callback | None" = None,
         logger: "Logger | Sequence[Logger] | bool | None" = None,
         profiler: "Profiler | str | None" = None,
@@ -105,7 +108,10 @@ class Trainer:
         device: str | None = None,
         devices: int | str = "auto",
         num_nodes: int = 1,
-        strategy: Literal["auto", "ddp"] = "auto",
+        strategy: "str | Strategy" = "auto",
+        mesh: "Mapping[str, int] | None" = None,
+        compile: "bool | Mapping[str, Any]" = False,
+        fp8_skip: "Sequence[str]" = (),
         sync_batchnorm: bool = False,
         use_distributed_sampler: bool = True,
         deterministic: 'bool | Literal["warn"] | None' = None,
@@ -231,10 +237,15 @@ class Trainer:
                     self.lifecycle.move("training")
                     self._console.follow(run.progress)
                     train(run)
+                    if self.flags.fast_dev_run:
+                        state.rehearse(run)
                     finish(run)
                 self._end(run)
-        except BaseException as error:
+        except BaseException as found:
+            error = found if self._run is None else explained(found, self._run.cursor)
             self._fail(error, page)
+            if error is not found:
+                raise error from found
             raise
         finally:
             self._console.close()
@@ -360,8 +371,15 @@ class Trainer:
 
     def _begin(self, model: Module, datamodule: Any) -> World:
         self.module, self.datamodule = model, datamodule
-        self.world = join(self.flags.accelerator, self.flags.devices)
-        self._console = Console(first=self.world.first, progress=self.flags.enable_progress_bar)
+        flags = self.flags
+        self.world = join(flags.accelerator, flags.devices, flags.num_nodes)
+        self._console = Console(first=self.world.first, progress=flags.enable_progress_bar)
+        asked = flags.devices if isinstance(flags.devices, int) else None
+        if asked is not None and asked * flags.num_nodes != self.world.size:
+            self._console.say(
+                f"devices={asked}, num_nodes={flags.num_nodes}: the launcher has started "
+                f"{self.world.size} processes, and that is what counts"
+            )
         model.attach(self, None)
         return self.world
 

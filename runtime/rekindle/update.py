@@ -16,6 +16,7 @@ as a step of the run, because its samples are consumed; `optimizer_steps` counts
 steps are counted on the device, and read when somebody asks.
 """
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +28,7 @@ from rekindle.optimizers import Optimization
 from rekindle.requirement import RequirementError
 
 if TYPE_CHECKING:
+    from rekindle.lockstep import Lockstep
     from rekindle.run import Run
 
 Clip = Literal["norm", "value"]
@@ -69,6 +71,8 @@ class Update:
         """Which optimizers' gradients are summed and unscaled (manual form)."""
         self._scaled = [False] * len(self.optimizers)
         """Which optimizers have stepped since the scale was adapted (manual form)."""
+        self.lockstep: Lockstep | None = None
+        """Set when all ranks must make equally many forward passes."""
         self._run: Run | None = None
 
     def sum_over_ranks(self, parameters: Sequence[torch.nn.Parameter], *, first: bool) -> None:
@@ -114,8 +118,12 @@ class Update:
         optimizer, scaler = self._optimizer, self.scaler
         assert optimizer is not None
         gradients = self.gradients
+        if self.lockstep is not None:
+            self.lockstep.complete(run)
         if gradients is not None:
+            began = time.perf_counter()
             gradients.finish()
+            run.meter.comm_wait += time.perf_counter() - began
         if scaler is not None:
             self._unscale(0)
         for hook in hooks.on_before_optimizer_step:

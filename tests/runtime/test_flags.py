@@ -34,8 +34,8 @@ def test_an_unknown_flag_is_answered_with_the_closest_one():
         ({"accelerator": "tpu"}, "'tpu' is not supported; use 'cpu', 'gpu'"),
         ({"accelerator": "npu"}, "allowed are 'auto', 'cpu'"),
         ({"devices": 0}, "devices=0"),
-        ({"strategy": "horovod"}, "not supported; use 'ddp'"),
-        ({"strategy": "fsdp"}, "strategy='fsdp' is unknown"),
+        ({"strategy": "horovod"}, "not supported; use 'ddp' or 'fsdp2'"),
+        ({"strategy": "fsdp3"}, "strategy='fsdp3' is unknown; allowed are 'auto', 'ddp', 'fsdp2'"),
         ({"root": "a", "default_root_dir": "b"}, "both name the same thing"),
     ],
 )

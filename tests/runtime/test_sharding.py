@@ -1,0 +1,66 @@
+"""A model in shares trains what a whole one trains, and checkpoints know no difference."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.processes
+
+PROGRAM = Path(__file__).parent / "program" / "sharded.py"
+
+
+def task(strategy, root=None, **more):
+    flags = more.pop("flags", {})
+    return {
+        "program": "sharded.py", "strategy": strategy, "root": root or strategy, "flags": flags,
+        **more,
+    }  # fmt: skip
+
+
+def same(one, other, tolerance=1e-5):
+    for a, b in zip(one["parameters"], other["parameters"], strict=True):
+        assert a == pytest.approx(b, abs=tolerance)
+    return True
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    program = runpy.run_path(str(PROGRAM))
+    return program["main"]({**task("ddp"), "root": str(tmp_path_factory.mktemp("alone") / "run")})
+
+
+def test_two_ranks_with_a_share_each_train_what_one_process_trains(ranks, alone):
+    found = ranks(
+        2,
+        task("fsdp2", validate=True),
+        task("bf16"),
+        task("named"),
+        task("fsdp2", "cut", flags={"max_steps": 7}, drop=0.2),
+        task("fsdp2", "cut", drop=0.2),
+        task("fsdp2", "uncut", drop=0.2),
+    )
+    for sharded, half, named, _, resumed, uncut in found:
+        assert same(sharded, alone)
+        assert sharded["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+        assert sharded["tested"]["val/error"] == pytest.approx(alone["metrics"]["val/error"])
+        assert sharded["own"] < 0.6 * alone["own"]
+        assert sharded["calls"] > 1.5 * half["calls"], "activations are computed twice"
+        assert half["seen"] == ["torch.bfloat16"]
+        assert same(half, alone, 0.05)
+        assert same(named, alone)
+        assert resumed["parameters"] == uncut["parameters"]
+
+
+def test_a_run_moves_between_strategies_and_numbers_of_ranks(ranks, alone, tmp_path):
+    first = ranks(2, task("fsdp2", "moved", flags={"max_steps": 5}))
+    assert first[0][0]["step"] == 5
+    for (rank,) in ranks(3, task("plain", "moved", flags={"max_steps": 8})):
+        assert rank["step"] == 8
+    program = runpy.run_path(str(PROGRAM))
+    (result,) = [program["main"]({**task("ddp"), "root": str(tmp_path / "moved")})]
+    assert result["step"] == alone["step"] == 12
+    assert same(result, alone)
+    whole = task("ddp", "back", flags={"max_steps": 5})
+    for _, back in ranks(2, whole, task("deepspeed", "back")):
+        assert same(back, alone)
