@@ -105,6 +105,10 @@ class Callback:
         """Which checkpoints have to stay, besides those that the trainer's flags name."""
         return None
 
+    def predicted(self, batch_idx: int, ids: Any) -> tuple[Any] | None:
+        """The output of a batch of `predict`, if it is known already; it is not computed then."""
+        return None
+
     def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
         """Before anything else; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
 

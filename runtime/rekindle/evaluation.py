@@ -140,6 +140,11 @@ def predict(
                 if not len(ids):
                     _untraced(trainer, module, logs, step, batch, autocast)
                     continue
+                kept = [one for c in trainer.callbacks if (one := c.predicted(index, ids))]
+                if kept:
+                    if collect:
+                        found.append((index, kept[0][0]))
+                    continue
                 logs.batch_size = len(ids)
                 seed_validation(seed, trainer.global_step, index)
                 for hook in hooks.on_predict_batch_start:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
     from rekindle.callbacks.functions import LambdaCallback as LambdaCallback
     from rekindle.callbacks.gradients import GradNorms as GradNorms
+    from rekindle.callbacks.prediction import PredictionWriter as PredictionWriter
     from rekindle.callbacks.progress import ProgressBar as ProgressBar
     from rekindle.callbacks.progress import RichProgressBar as RichProgressBar
     from rekindle.callbacks.progress import TQDMProgressBar as TQDMProgressBar
@@ -48,6 +49,7 @@ _HOME = {
     "ModelCheckpoint": "rekindle.callbacks.checkpoint",
     "OptunaPruning": "rekindle.callbacks.pruning",
     "OptunaReporter": "rekindle.callbacks.pruning",
+    "PredictionWriter": "rekindle.callbacks.prediction",
     "ProgressBar": "rekindle.callbacks.progress",
     "PruneCallback": "rekindle.callbacks.pruning",
     "RayPruning": "rekindle.callbacks.pruning",
@@ -75,6 +77,7 @@ __all__ = [
     "ModelCheckpoint",
     "OptunaPruning",
     "OptunaReporter",
+    "PredictionWriter",
     "ProgressBar",
     "PruneCallback",
     "RayPruning",
