@@ -1,10 +1,21 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
+import rekindle as rk
 from rekindle import seed_everything
-from rekindle.randomness import mixed, restore, seed_lane, seed_sample, seed_validation, states
+from rekindle.randomness import (
+    LaneSeeds,
+    mixed,
+    restore,
+    seed_lane,
+    seed_sample,
+    seed_validation,
+    states,
+    watch,
+)
 
 
 def drawn():
@@ -49,3 +60,64 @@ def test_states_of_all_generators_come_back():
     drawn()
     restore(saved)
     assert (drawn(), random.gauss(0, 1), float(np.random.standard_normal())) == first
+
+
+class Drawing(rk.Module):
+    """Draws from Python and NumPy from its third step on, and writes down what it got."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.drawn = {}
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx >= 4:  # two lanes in a step
+            self.drawn[batch_idx] = (random.random(), float(np.random.rand()), torch.rand(1).item())
+        return self.layer(batch[0]).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def drawn_by(root, steps):
+    model = Drawing()
+    trainer = rk.Trainer(
+        max_steps=steps, root=root, accumulate_grad_batches=2, enable_progress_bar=False
+    )
+    data = torch.utils.data.TensorDataset(torch.ones(16, 1))
+    trainer.fit(model, torch.utils.data.DataLoader(data, 1))
+    return model.drawn
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 6])
+def test_what_a_training_step_draws_is_the_same_after_any_resume(tmp_path, stop):
+    whole = drawn_by(tmp_path / "whole", 8)
+    parts = drawn_by(tmp_path / "parts", stop) | drawn_by(tmp_path / "parts", 8)
+    assert parts == whole
+    assert whole[4][:2] == whole[7][:2], "until all ranks know that somebody draws: one state"
+    assert len({values[:2] for values in whole.values()}) == len(whole) - 3
+    assert len({values[2] for values in whole.values()}) == len(whole)
+
+
+def test_ranks_agree_on_the_first_step_that_is_seeded_in_full():
+    ranks = [LaneSeeds(0) for _ in range(3)]
+    for seeds in ranks:
+        seeds.start()
+    ranks[1](6, 0)
+    random.random()
+    ranks[1].note(7)
+    word = max(seeds.word for seeds in ranks)
+    for seeds in ranks:
+        seeds.agree(word)
+    assert [seeds.since for seeds in ranks] == [8, 8, 8]
+    restored = LaneSeeds(0)
+    restored.restore([seeds.state(7) for seeds in ranks])
+    assert restored.since == 8
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: np.random.rand(312)])
+def test_a_watch_sees_every_draw(draw):
+    seed_lane(1, 2, 3)
+    assert watch().clean
+    draw()
+    assert not watch().clean
