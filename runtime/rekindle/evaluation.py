@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from rekindle import metrics
 from rekindle.distributed import World
@@ -241,9 +242,13 @@ def reduce(module: Module, logs: Logs, world: World, phase: Phase) -> dict[str, 
     for _, named in parts:
         paths |= named
     owned = metrics.owned(module) if paths else {}
+    summed: set[int] = set()
+    if world.size > 1 and paths:
+        logged = [owned[path] for path in sorted(set(paths.values()))]
+        summed = metrics.sum_over_ranks(logged, dist.all_reduce)
     for name, path in paths.items():
         try:
-            values[name] = metrics.value_of(owned[path])
+            values[name] = metrics.value_of(owned[path], summed=id(owned[path]) in summed)
         except ValueError as error:
             raise RequirementError(f"R6 metric {name!r}: {error}.") from error
     metrics.reset(module, set(paths.values()))

@@ -55,6 +55,7 @@ def test_ranks_train_what_one_process_trains_and_resume_bit_equal(fit, ranks, tm
     assert close(whole[0], alone)
     assert once_per_epoch(whole, 103)
     assert whole[0]["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+    assert whole[0]["accuracies"] == alone["accuracies"], "counts are exact"
     # All ranks agree one poll after one of them got the notice.
     assert {(r["exit"], r["step"]) for r in stopped} == {(75, 4)}
     assert [r["weights"] for r in resumed] == [r["weights"] for r in whole]
