@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from rekindle_cli import checkpoints, interrupts, training
+from rekindle_cli import auditing, checkpoints, interrupts, training
 from rekindle_cli.failure import INTERRUPTED, JOB_FAILED, Failure
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 
 app.add_typer(checkpoints.app)
+auditing.add_to(app)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let the operator log what it does.")]

@@ -5,23 +5,28 @@ which runs in a process of its own. Exit codes: 0 done, 1 damage was found, 2 so
 corrected first. With ``--json`` standard output has one JSON object.
 """
 
-import contextlib
-import functools
-import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rekindle_cli.failure import JOB_FAILED, Failure
+from rekindle_cli.storeargs import (
+    Json,
+    Name,
+    Options,
+    Uri,
+    command,
+    opened,
+    plain_errors,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from rekindle.checkpoint.retention import Best
-    from rekindle.checkpoint.store import Store
 
 app = typer.Typer(
     name="checkpoints",
@@ -30,93 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Uri = Annotated[str, typer.Argument(help="s3://bucket/prefix or file:///directory.", metavar="URI")]
-Name = Annotated[
-    str,
-    typer.Argument(help="A step, STEP-ATTEMPT, the name of a pin, or 'latest'.", metavar="STEP"),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Options = dict[str, str]
-"""What was given of `_STORE_OPTIONS`: arguments of `rekindle.checkpoint.Store.open`."""
 
-_STORE_OPTIONS = {
-    "endpoint_url": Annotated[str | None, typer.Option(help="Of an S3 that is not AWS.")],
-    "region": Annotated[str | None, typer.Option(help="Else from the environment or the profile.")],
-    "profile": Annotated[str | None, typer.Option(help="Of the shared AWS configuration.")],
-    "ca_bundle": Annotated[str | None, typer.Option(help="PEM file of a private CA.")],
-    "addressing": Annotated[str | None, typer.Option(help="auto, path or virtual.")],
-    "commit": Annotated[
-        str | None,
-        typer.Option(help="conditional, or lease for servers that ignore conditional writes."),
-    ],
-}
-
-
-def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command that has all options of a store, and hands those given on as `options`.
-
-    Typer reads a function's signature, so that is where the options are put: one list of them.
-    """
-
-    def wrapped(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def run(*args: Any, **given: Any) -> None:
-            values = {option: given.pop(option) for option in _STORE_OPTIONS}
-            options = {option: value for option, value in values.items() if value}
-            function(*args, **given, options=options)
-
-        signature = inspect.signature(function)
-        own = [value for key, value in signature.parameters.items() if key != "options"]
-        added = [
-            inspect.Parameter(
-                option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-            )
-            for option, annotation in _STORE_OPTIONS.items()
-        ]
-        run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {
-            parameter.name: parameter.annotation for parameter in (*own, *added)
-        } | {"return": None}
-        app.command(name)(run)
-        return function
-
-    return wrapped
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Errors of the store become messages."""
-    from rekindle.checkpoint.checksum import ChecksumUnavailable
-    from rekindle.checkpoint.location import InvalidLocation
-    from rekindle.checkpoint.manifest import IntegrityError, VersionError
-    from rekindle.checkpoint.objects import StoreError
-
-    try:
-        yield
-    except (
-        InvalidLocation,
-        IntegrityError,
-        VersionError,
-        StoreError,
-        ChecksumUnavailable,
-        ValueError,
-    ) as error:
-        raise Failure(str(error)) from error
-    except OSError as error:
-        raise Failure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
-
-
-def _open(uri: str, options: Options) -> "Store":
-    from rekindle.checkpoint.store import Store
-
-    return Store.open(uri, **options)
-
-
-def _print(document: dict[str, Any]) -> None:
-    print(json.dumps(document), flush=True)
-
-
-@_command("ls")
+@command(app, "ls")
 def list_(
     uri: Uri,
     as_json: Json = False,
@@ -126,18 +46,18 @@ def list_(
     """List all checkpoints, newest first, also those that no restore would take."""
     from rekindle_cli import inventory, tables
 
-    with _plain_errors():
-        store = _open(uri, options)
+    with plain_errors():
+        store = opened(uri, options)
         found = inventory.entries(store)
     if as_json:
-        _print({"uri": store.uri, "checkpoints": [inventory.entry_json(one) for one in found]})
+        print_json({"uri": store.uri, "checkpoints": [inventory.entry_json(one) for one in found]})
     elif found:
         tables.show(inventory.HEADER, [inventory.row(one) for one in found], sys.stdout)
     else:
         print(f"{store.uri} holds no checkpoint.")
 
 
-@_command()
+@command(app)
 def show(
     uri: Uri,
     step: Name = "latest",
@@ -152,8 +72,8 @@ def show(
     from rekindle_cli import inventory, tables
     from rekindle_cli.view import print_rows
 
-    with _plain_errors():
-        store = _open(uri, options)
+    with plain_errors():
+        store = opened(uri, options)
         ref = inventory.resolve(store, step)
         entry = next((one for one in inventory.entries(store) if one.ref == ref), None)
         if entry is None:
@@ -167,7 +87,7 @@ def show(
                 {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes}
                 for t in commit.tensors
             ]
-        _print(document)
+        print_json(document)
         return
     rows = inventory.details(entry)
     if commit is not None:
@@ -178,7 +98,7 @@ def show(
         tables.show(("TENSOR", "DTYPE", "SHAPE", "SIZE"), inventory.tensor_rows(commit), sys.stdout)
 
 
-@_command()
+@command(app)
 def verify(
     uri: Uri,
     step: Annotated[
@@ -197,8 +117,8 @@ def verify(
     from rekindle_cli.wording import count
 
     reports = []
-    with _plain_errors():
-        store = _open(uri, options)
+    with plain_errors():
+        store = opened(uri, options)
         if step is None:
             refs = sorted(store.listed(), reverse=True)
         else:
@@ -220,7 +140,7 @@ def verify(
                 for damage in report.damage:
                     print(f"  {damage.key}: {damage.what}", flush=True)
     if as_json:
-        _print(
+        print_json(
             {
                 "uri": store.uri,
                 "checkpoints": [
@@ -237,7 +157,7 @@ def verify(
     raise typer.Exit(JOB_FAILED if any(report.damage for report in reports) else 0)
 
 
-@_command()
+@command(app)
 def diff(
     uri: Uri,
     before: Name,
@@ -255,14 +175,14 @@ def diff(
     from rekindle_cli import inventory, tables
     from rekindle_cli.wording import count
 
-    with _plain_errors():
-        store = _open(uri, options)
-        second = _open(other, options) if other else store
+    with plain_errors():
+        store = opened(uri, options)
+        second = opened(other, options) if other else store
         pair = [(store, before), (second, after)]
         old, new = (where.read(inventory.resolve(where, name)) for where, name in pair)
         found = difference(old, new)
     if as_json:
-        _print(
+        print_json(
             {
                 "before": inventory.ref_json(old.ref),
                 "after": inventory.ref_json(new.ref),
@@ -284,7 +204,7 @@ def diff(
         tables.show(("META", "BEFORE", "AFTER"), lines, sys.stdout)
 
 
-@_command()
+@command(app)
 def export(
     uri: Uri,
     step: Name,
@@ -301,20 +221,22 @@ def export(
     from rekindle_cli import inventory
     from rekindle_cli.wording import count
 
-    with _plain_errors():
-        store = _open(uri, options)
+    with plain_errors():
+        store = opened(uri, options)
         commit = store.read(inventory.resolve(store, step))
         written = exporting.export(store.objects, commit, out, prefix=prefix)
         beside = f"{out.removesuffix('.safetensors')}.json"
         with open(beside, "w", encoding="utf-8") as file:
             json.dump(exporting.skeleton(commit), file)
     if as_json:
-        _print({**inventory.ref_json(commit.ref), "tensors": written, "file": out, "json": beside})
+        print_json(
+            {**inventory.ref_json(commit.ref), "tensors": written, "file": out, "json": beside}
+        )
     else:
         print(f"{out}: {count(written, 'tensor')} of step {commit.ref.step}; the rest: {beside}")
 
 
-@_command("import")
+@command(app, "import")
 def import_(
     source: Annotated[
         str, typer.Argument(help="A .ckpt or .pt file, or a DCP directory.", metavar="SOURCE")
@@ -331,11 +253,11 @@ def import_(
     from rekindle_cli import importing
     from rekindle_cli.wording import count
 
-    with _plain_errors():
-        _open(uri, {})  # a wrong URI is said before torch is started
+    with plain_errors():
+        opened(uri, {})  # a wrong URI is said before torch is started
     found = importing.load(source, uri, step=step, options=options)
     if as_json:
-        _print(found)
+        print_json(found)
     else:
         tensors = count(int(found["tensors"]), "tensor")
         print(f"{uri}: step {found['step']} from {found['kind']} {source}, {tensors}")
@@ -361,7 +283,7 @@ def _best(texts: list[str]) -> "tuple[Best, ...]":
     return tuple(rules)
 
 
-@_command()
+@command(app)
 def prune(
     uri: Uri,
     latest: Annotated[int, typer.Option(min=1, help="Keep so many of the newest.")] = 3,
@@ -382,8 +304,8 @@ def prune(
     from rekindle_cli.wording import count
 
     rules = _best(best or [])
-    with _plain_errors():
-        store = _open(uri, options)
+    with plain_errors():
+        store = opened(uri, options)
         policy = Retention(latest=latest, best=rules, every=every, hourly=hourly)
         line = store.line()
         # What the newest attempt resumed from is its way back until it has commits of its own.
@@ -393,7 +315,7 @@ def prune(
         if not dry_run:
             sweep(store, store.newest_fence())
     if as_json:
-        _print(
+        print_json(
             {
                 "uri": store.uri,
                 "dry_run": dry_run,
@@ -416,7 +338,7 @@ def prune(
     )
 
 
-@_command()
+@command(app)
 def pin(
     uri: Uri,
     step: Name,
@@ -429,17 +351,17 @@ def pin(
     """Keep a checkpoint whatever the policy says; a pin of that name moves here."""
     from rekindle_cli import inventory
 
-    with _plain_errors():
-        store = _open(uri, options)
+    with plain_errors():
+        store = opened(uri, options)
         ref = inventory.resolve(store, step)
         set_ = store.pin(ref, name=name, note=note)
     if as_json:
-        _print({"pin": set_, **inventory.ref_json(ref)})
+        print_json({"pin": set_, **inventory.ref_json(ref)})
     else:
         print(f"pin {set_}: step {ref.step} of attempt {ref.fence}")
 
 
-@_command()
+@command(app)
 def unpin(
     uri: Uri,
     name: Annotated[str, typer.Argument(help="Of the pin, or its step.", metavar="NAME")],
@@ -448,8 +370,8 @@ def unpin(
     options: Options,
 ) -> None:
     """Take a pin away; the checkpoint then stays only as long as the policy says."""
-    with _plain_errors():
-        store = _open(uri, options)
+    with plain_errors():
+        store = opened(uri, options)
         pins = store.pins()
         chosen = [pin for pin, content in pins.items() if name in {pin, str(content.ref.step)}]
         if not chosen:
@@ -458,6 +380,6 @@ def unpin(
         for one in chosen:
             store.unpin(one)
     if as_json:
-        _print({"unpinned": chosen})
+        print_json({"unpinned": chosen})
     else:
         print(f"unpinned {', '.join(chosen)}")
