@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from rekindle.callback import Callback
+from rekindle.gradients import GradientSum
+from rekindle.lanesum import LaneSum
 
 if TYPE_CHECKING:
     from rekindle.module import Module
@@ -90,11 +92,7 @@ class BackboneFinetuning(Callback):
         self._last = epoch
         if self._group is None:
             self._unfreeze(trainer, pl_module)
-            run = trainer._run
-            if run is not None and run.world.size > 1:
-                run.update.close()
-                trained = [p for p in pl_module.parameters() if p.requires_grad]
-                run.update.sum_over_ranks(trained, first=run.world.first)
+            _sum_more(trainer, pl_module)
         else:
             groups = trainer.optimizers[0].param_groups
             rate, other = groups[self._group]["lr"] * self.factor(epoch), groups[0]["lr"]
@@ -142,6 +140,20 @@ def unfreeze(modules: "nn.Module | Iterable[nn.Module]") -> None:
     for module in [modules] if isinstance(modules, nn.Module) else modules:
         for parameter in module.parameters():
             parameter.requires_grad = True
+
+
+def _sum_more(trainer: "Trainer", module: "Module") -> None:
+    """Let the sum of gradients over ranks take in the parameters that train from here on."""
+    run = trainer._run
+    if run is None or run.gradients is None:
+        return
+    run.gradients.close()
+    if isinstance(run.gradients, LaneSum):
+        size = run.world.size
+        run.gradients = LaneSum(module, world_size=size, lanes=lambda: run.cursor.lanes)
+    else:
+        run.gradients = GradientSum(p for p in module.parameters() if p.requires_grad)
+    run.update.gradients = run.gradients
 
 
 def _include(scheduler: Any, optimizer: torch.optim.Optimizer, rate: float) -> None:
