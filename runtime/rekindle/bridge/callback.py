@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.utilities import CombinedLoader
@@ -312,7 +312,11 @@ class _Fit:
         It would go through the end of the newest step once more: skip a validation that was done,
         but step the plateau schedulers and count the batch again.
         """
-        loop = self.loop.epoch_loop
+        loop, restored = self.loop.epoch_loop, self.found.restored
+        callbacks = _of(self.trainer).callbacks
+        if restored and any(isinstance(c, GradientAccumulationScheduler) for c in callbacks):
+            # It acts at the start of an epoch, which Lightning does not repeat.
+            self.trainer.accumulate_grad_batches = restored.meta["accumulate_grad_batches"]
         del loop.on_run_start
         loop.on_run_start(data_fetcher)
         loop._restarting = False
@@ -383,7 +387,7 @@ class _Fit:
 
     def batch_done(self, outputs: Any) -> None:
         """After a batch."""
-        self.loss = outputs["loss"] if isinstance(outputs, Mapping) else None
+        self.loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if self.pending:
             state.merge(self.trainer, self.pending)
 
@@ -492,6 +496,7 @@ class _Fit:
             "finished": finished,
             "stopped": finished and trainer.should_stop,
             "samples": self.samples,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "productive_seconds": self.productive,
             "stall_seconds": self.stall,
         }

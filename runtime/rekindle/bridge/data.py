@@ -36,7 +36,8 @@ from rekindle import randomness
 from rekindle.loader import WorkerStart
 
 Position = dict[str, Any]
-"""Where in the epoch a rank was: ``batches`` used, and the generators when its order was drawn."""
+"""Where in the epoch a rank was: ``batches`` used, the generators when its order was drawn, and the
+script's own generator now."""
 
 
 class Drawn(NamedTuple):
@@ -73,17 +74,20 @@ class Indices:
         for batch in batches:
             yield [Drawn(epoch, index) for index in batch] if self._tag else batch
 
+    @property
+    def own(self) -> torch.Generator | None:
+        """The generator that the script gave to its sampler."""
+        found = getattr(getattr(self._inner, "sampler", None), "generator", None)
+        return found if isinstance(found, torch.Generator) else None
+
     def _generators(self) -> dict[str, Any]:
-        found = randomness.states()
-        own = getattr(getattr(self._inner, "sampler", None), "generator", None)
-        if isinstance(own, torch.Generator):
-            found["sampler"] = own.get_state()
-        return found
+        own = self.own
+        return randomness.states() | ({} if own is None else {"sampler": own.get_state()})
 
     def _restore(self, states: dict[str, Any]) -> None:
         randomness.restore(states)
-        if "sampler" in states:
-            self._inner.sampler.generator.set_state(states["sampler"])
+        if self.own is not None and "sampler" in states:
+            self.own.set_state(states["sampler"])
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -132,8 +136,14 @@ class Cut(CombinedLoader):
 
     def position(self, batches: int) -> Position:
         """Where this rank is in its epoch, after so many batches."""
-        began = self._began if self._indices is None else self._indices.began
-        return {"batches": batches, "began": began}
+        if self._indices is None:
+            return {"batches": batches, "began": self._began, "own": None}
+        own = self._indices.own
+        return {
+            "batches": batches,
+            "began": self._indices.began,
+            "own": None if own is None else own.get_state(),
+        }
 
     def go_to(self, position: Position, generators: dict[str, Any]) -> None:
         """Go on from there at the next fetch, with these generators."""
@@ -159,11 +169,14 @@ class Cut(CombinedLoader):
 
     def _forward(self, position: Position) -> None:
         began, batches = position["began"], position["batches"]
-        if began is None or self._stateful():
-            return
         if self._indices is not None:
-            self._indices.go_to = (began, batches)
-            super().__iter__()
+            if began is not None:
+                self._indices.go_to = (began, batches)
+                super().__iter__()
+            if self._indices.own is not None and position["own"] is not None:
+                self._indices.own.set_state(position["own"])
+            return
+        if began is None or self._stateful():
             return
         randomness.restore(began)
         self._began = began

@@ -17,7 +17,13 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    WeightAveraging,
+)
+from lightning.pytorch.utilities import CombinedLoader
+from torch.optim.swa_utils import get_ema_avg_fn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MeanMetric
 
@@ -60,7 +66,7 @@ class Net(pl.LightningModule):
         self.validated = 0
 
     def training_step(self, batch, batch_idx):
-        x, y = batch
+        x, y = batch if isinstance(batch[0], torch.Tensor) else batch[batch_idx % 2]
         loss = torch.nn.functional.mse_loss(self.layers(x), y)
         self.seen(loss.detach())
         self.log("loss", loss, on_step=True, on_epoch=True)
@@ -81,10 +87,38 @@ class Net(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": plateau}
 
 
+class Duel(Net):
+    """Manual optimization with two optimizers, as a GAN has it."""
+
+    def __init__(self, notice=None, **more):
+        super().__init__(notice, **more)
+        self.automatic_optimization = False
+        self.other = torch.nn.Linear(8, 1)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        features = self.layers[:3](x)
+        first, second = self.optimizers()
+        for optimizer, head in ((first, self.layers[3]), (second, self.other)):
+            optimizer.zero_grad()
+            self.manual_backward((head(features.detach()) - y).square().mean())
+            optimizer.step()
+        self.notice(self)
+
+    def configure_optimizers(self):
+        return [
+            torch.optim.Adam(self.layers[3].parameters(), lr=0.05),
+            torch.optim.SGD(self.other.parameters(), lr=0.05, momentum=0.9),
+        ]
+
+
 def fit(root, *, notice=None, data=None, ckpt_path=None, bridge=None, plugins=(), **flags):
     """What one `fit` has come to."""
     pl.seed_everything(7, verbose=False)
-    module = Net(notice, every=5 if flags.get("val_check_interval", 5) == 5 else 10)
+    kind = flags.pop("kind", Net)
+    # Callbacks have state: each fit gets its own.
+    more = [make() for make in flags.pop("more", ())]
+    module = kind(notice, every=5 if flags.get("val_check_interval", 5) == 5 else 10)
     callback = RekindleCallback(root, **(bridge or {}))
     trainer = pl.Trainer(
         **{
@@ -97,7 +131,7 @@ def fit(root, *, notice=None, data=None, ckpt_path=None, bridge=None, plugins=()
             "val_check_interval": 5,
             "log_every_n_steps": 1,
             **flags,
-            "callbacks": [callback, *flags.get("callbacks", [])],
+            "callbacks": [callback, *more],
             "plugins": list(plugins),
         }
     )
@@ -156,10 +190,28 @@ def everything(folder):
     results["stream"] = disturbed(
         f"{folder}/i", 13, make=lambda: DataLoader(Stream(), 4), val_check_interval=1.0
     )
+    results["own generator"] = disturbed(
+        f"{folder}/g",
+        9,
+        make=lambda: DataLoader(
+            Noisy(), 4, shuffle=True, generator=torch.Generator().manual_seed(3)
+        ),
+    )
+    results["two loaders"] = disturbed(
+        f"{folder}/t", 13, make=lambda: CombinedLoader([loader(0)(), loader(0)()], "min_size")
+    )
+    results["reloading"] = disturbed(f"{folder}/r", 13, reload_dataloaders_every_n_epochs=1)
+    results["averaging"] = disturbed(
+        f"{folder}/m", 13, more=[lambda: WeightAveraging(avg_fn=get_ema_avg_fn(0.9))]
+    )
+    results["changing accumulation"] = disturbed(
+        f"{folder}/c", 12, more=[lambda: GradientAccumulationScheduler({0: 1, 1: 2})]
+    )
+    results["manual"] = disturbed(f"{folder}/d", 26, kind=Duel)
     results["again"] = fit(f"{folder}/13/cut")
     stopper = {"max_epochs": 50}
-    early = lambda: [EarlyStopping("val", patience=2, check_on_train_epoch_end=False)]  # noqa: E731
-    results["early"] = [fit(f"{folder}/e", callbacks=early(), **stopper) for _ in range(2)]
+    stopper["more"] = [lambda: EarlyStopping("val", patience=2, check_on_train_epoch_end=False)]
+    results["early"] = [fit(f"{folder}/e", **stopper) for _ in range(2)]
     results["page"] = page(f"{folder}/page")
     results["kill"] = fit(f"{folder}/kill")
     results["warm"] = fit(f"{folder}/x", ckpt_path=f"{folder}/13/cut", plugins=[RekindlePlugin()])

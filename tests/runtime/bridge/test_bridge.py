@@ -12,7 +12,22 @@ import rekindle
 
 pytestmark = pytest.mark.processes
 
-WHOLE = ["step 0", "step 4", "step 9", "step 13", "step 19", "workers", "accumulation", "stream"]
+WHOLE = [
+    "step 0",
+    "step 4",
+    "step 9",
+    "step 13",
+    "step 19",
+    "workers",
+    "accumulation",
+    "stream",
+    "own generator",
+    "two loaders",
+    "reloading",
+    "averaging",
+    "changing accumulation",
+    "manual",
+]
 
 
 @pytest.fixture(scope="module")
