@@ -105,10 +105,21 @@ def test_ranks_agree_on_saves_by_the_clock_of_one_of_them(ranks, tmp_path):
     assert int(commits[-1].name[:12]) == 10
 
 
-def test_a_refusal_is_the_same_on_all_ranks(ranks):
-    few = {**task("few"), "flags": {**FLAGS, "global_batch_size": 4}}
+def test_a_refusal_is_the_same_on_all_ranks(ranks, tmp_path):
+    few = {**task("few"), "flags": {**FLAGS, "global_batch_size": 8}}
     nowhere = task("../" * 30 + "proc/nowhere")
-    for results in zip(*ranks(2, few, nowhere), strict=True):
-        messages = {result["error"].partition(": ")[2] for result in results}
+    expected = [
+        "R9 training dataset differs between ranks: rank 0 has 103 samples, rank 2 has 9 (path "
+        "missing?).",
+        "R9 training dataset differs between ranks: rank 0 has 103 samples, rank 1 has 99 (path "
+        "missing?).",
+        "R13 global_batch=8 with micro_batch=4 gives 2 micro-batches; world size 3 would leave 1 "
+        "ranks idle. Lower micro_batch (the loader's batch_size) or the number of processes.",
+        "R5 cannot write checkpoints to file:///proc/nowhere: ",
+    ]
+    results = ranks(3, task("a", short={2: 9}), task("b", short={1: 99, 2: 98}), few, nowhere)
+    for found, message in zip(zip(*results, strict=True), expected, strict=True):
+        messages = {result["error"].partition(": ")[2] for result in found}
         assert len(messages) == 1
-        assert messages.pop().split()[0] in {"R13", "R5"}
+        assert messages.pop().startswith(message)
+        assert all(result["step"] == 0 for result in found)

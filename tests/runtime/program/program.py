@@ -142,7 +142,8 @@ def main(task):
         **{**flags, **task.get("flags", {})},
     )
     workers = task.get("workers", 0)
-    data = Samples(task.get("n", 103))
+    short = task.get("short", {})
+    data = Samples(short.get(int(os.environ.get("RANK", "0")), task.get("n", 103)))
     if task.get("tensors"):
         # Nothing is drawn while reading these, so the model's own draws stand alone.
         data = TensorDataset(data.x, (data.x.sum(1) > 0).float(), torch.arange(len(data)))
