@@ -36,7 +36,7 @@ from torch.utils.data import (
     TensorDataset,
     WeightedRandomSampler,
 )
-from torch.utils.data.dataloader import default_collate
+from torch.utils.data.dataloader import default_collate, default_convert
 from torch.utils.data.distributed import DistributedSampler
 
 from rekindle.draws import Custom, Draw, Ids, Weighted
@@ -95,10 +95,10 @@ def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
             f"R12b IterableDataset {type(dataset).__name__} has no position that a resume could "
             f"return to. Give a map-style dataset (with __getitem__ and __len__)."
         )
-    if loader.batch_size is None or loader.batch_sampler is None:
+    if loader.batch_size is None and loader.batch_sampler is not None:
         raise TypeError(
-            f"the {role} DataLoader has no batch_size (batch_size=None or a batch_sampler): "
-            f"batches are cut by the trainer, give batch_size="
+            f"the {role} DataLoader has a batch_sampler: batches are cut by the trainer, give "
+            f"batch_size=, or batch_size=None for a dataset whose items are batches already"
         )
     options: dict[str, Any] = {
         "num_workers": loader.num_workers,
@@ -115,10 +115,10 @@ def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
         dataset = Subset(dataset, [int(index) for index in sampler.indices])
     return Source(
         dataset=dataset,
-        batch_size=loader.batch_size,
+        batch_size=loader.batch_size or 1,
         shuffle=_shuffled(sampler, role) and role == "train",
         drop_last=bool(loader.drop_last) and role == "train",
-        collate=loader.collate_fn,
+        collate=loader.collate_fn if loader.batch_size else Whole(loader.collate_fn),
         options=options,
         draw=_drawn(sampler),
         positions=_fewer(sampler),
@@ -232,18 +232,24 @@ class LaneSampler:
         self._rank, self._world_size = rank, world_size
 
     def __iter__(self) -> Iterator[Share]:
-        cursor, micro = self.cursor, self.cursor.m
-        blocks = cursor.order_with(self.draw).stream(cursor.epoch, cursor.sample, cursor.length)
+        cursor = self.cursor
+        epoch, length, batch, micro = cursor.epoch, cursor.length, cursor.G, cursor.m
+        stride = self._world_size * micro
         first, ids = cursor.sample, np.empty(0, dtype=np.int64)
-        for step in cursor.remaining():
-            while first + len(ids) < step.stop:
-                ids = np.concatenate([ids[step.start - first :], next(blocks)[1]])
-                first = step.start
-            begin = step.start + self._rank * micro
-            for start in range(begin, step.stop, self._world_size * micro):
-                yield Share(
-                    cursor.epoch, ids[start - first : min(start + micro, step.stop) - first]
-                )
+        for _, more in cursor.order_with(self.draw).stream(epoch, cursor.sample, length):
+            ids = np.concatenate([ids, more])
+            # Whole steps; what is left of the block waits for the next one. Cut all at once: one
+            # step at a time, NumPy's code would not stay in the processor's caches.
+            stop = first + len(ids)
+            stop = stop if stop == length else stop - (stop - cursor.sample) % batch
+            shares = [
+                Share(epoch, ids[at - first : min(at + micro, end) - first])
+                for start in range(first, stop, batch)
+                for end in (min(start + batch, stop),)
+                for at in range(start + self._rank * micro, end, stride)
+            ]
+            yield from shares
+            first, ids = stop, ids[stop - first :]
 
 
 class BatchSampler:
@@ -270,6 +276,7 @@ class Reader(Dataset[Batch]):
         self._collate = source.collate
         self._seed = seed
         self._tensors = _tensors(source)
+        self._ready = _ready(source)
         self._draws = False
         """Whether reading has drawn from Python's or NumPy's generator; see `randomness.Watch`."""
         # A dataset that fetches many samples at once (as those over a database do) is seeded once
@@ -287,6 +294,12 @@ class Reader(Dataset[Batch]):
             where = torch.from_numpy(ids if indices is None else indices[ids])
             return Batch(ids, [tensor[where] for tensor in tensors])
         listed: list[int] = ids.tolist()
+        if self._ready is not None:
+            item = self._ready[listed[0]]
+            plain = type(item) is torch.Tensor or (
+                type(item) is list and all([type(part) is torch.Tensor for part in item])
+            )
+            return Batch(ids, item if plain else self._collate([item]))
         seen = watch()
         if seen is None:
             return Batch(ids, self._read(share.epoch, listed, full=True))
@@ -324,6 +337,25 @@ def _tensors(source: Source) -> tuple[tuple[torch.Tensor, ...], Ids | None] | No
         indices = np.asarray(dataset.indices, dtype=np.int64)
         dataset = dataset.dataset
     return (dataset.tensors, indices) if type(dataset) is TensorDataset else None
+
+
+class Whole:
+    """The collate function of a dataset whose items are batches already."""
+
+    def __init__(self, convert: Callable[[Any], Any]) -> None:
+        self.convert = convert
+
+    def __call__(self, items: list[Any]) -> Any:
+        """The only item, converted."""
+        return self.convert(items[0])
+
+
+def _ready(source: Source) -> Sequence[Any] | None:
+    """A list of batches: it cannot draw, so nothing is seeded to read it."""
+    collate = source.collate
+    if type(collate) is Whole and collate.convert is default_convert:
+        return source.dataset if type(source.dataset) in (list, tuple) else None
+    return None
 
 
 def _same(batch: Any) -> Any:

@@ -152,11 +152,13 @@ class Step(NamedTuple):
 
     def lanes_of(self, rank: int, world_size: int) -> list[Lane]:
         """The lanes that a rank runs; may be none in the last step of an epoch."""
-        lanes = []
-        for index in range(rank, self.lanes, world_size):
-            start = self.start + index * self.micro
-            lanes.append(Lane(index, start, min(start + self.micro, self.stop)))
-        return lanes
+        start, stop, micro = self
+        if world_size == 1 and stop - start <= micro:
+            return [Lane(0, start, stop)]
+        return [
+            Lane(index, start + index * micro, min(start + (index + 1) * micro, stop))
+            for index in range(rank, self.lanes, world_size)
+        ]
 
 
 def steps(*, length: int, global_batch: int, micro: int, start: int = 0) -> Iterator[Step]:
@@ -251,8 +253,11 @@ class Cursor:
         if step.start != self.sample:
             raise ValueError(f"step at {step.start} does not follow position {self.sample}")
         # Every step does this; dataclasses.replace() would check all fields again, in 20 µs.
+        values = self.__dict__.copy()
+        values["sample"] = step.stop
+        values["steps"] += 1
         moved = object.__new__(type(self))
-        moved.__dict__.update(self.__dict__, sample=step.stop, steps=self.steps + 1)
+        object.__setattr__(moved, "__dict__", values)
         return moved
 
     def resized(self, *, G: int, m: int) -> Self:

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "runtime"))
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import rekindle as rk
 from rekindle.loader import LaneSampler
@@ -45,8 +45,8 @@ BATCHES = 64
 SAMPLES = 10_000_000
 
 
-class Ready(Dataset):
-    """Batches that lie in memory, as often as a run needs them."""
+class Ready:
+    """Batches that lie in memory, and how many steps a run takes with them."""
 
     def __init__(self, steps: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -58,12 +58,6 @@ class Ready(Dataset):
             )
             for _ in range(BATCHES)
         ]
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.batches[index % BATCHES]
 
 
 class Stored:
@@ -79,9 +73,9 @@ class Stored:
         return (self.data.batches[index % BATCHES] for index in range(self.data.steps))
 
 
-def only(items: list) -> object:
-    """The one item of a batch that is a whole batch already."""
-    return items[0]
+def loader_of(data: Ready) -> DataLoader:
+    """The batches as a loader gives them out that has nothing left to do."""
+    return DataLoader(list(Stored(data)), batch_size=None)
 
 
 def network() -> nn.Module:
@@ -145,7 +139,7 @@ def with_rekindle(data: Ready, logs: int) -> float:
             enable_progress_bar=False,
             accelerator="cpu",
         )
-        trainer.fit(model, DataLoader(data, batch_size=1, collate_fn=only))
+        trainer.fit(model, loader_of(data))
     assert trainer.global_step == data.steps
     return model.took / data.steps * 1e6
 

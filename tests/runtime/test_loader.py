@@ -102,6 +102,15 @@ def test_what_was_drawn_before_does_not_reach_a_sample():
     assert values[0] == values[1] == values[2]
 
 
+@pytest.mark.parametrize("make", [list, tuple, lambda items: TensorDataset(torch.stack(items))])
+def test_items_may_be_batches_already(make):
+    data = make([torch.full((2, 1), float(n)) for n in range(5)])
+    read = lanes(DataLoader(data, batch_size=None), G=2, sample=1)
+    given = list(DataLoader(data, batch_size=None))
+    assert len(read) == 4
+    assert all(repr(batch) == repr(given[int(ids[0])]) for ids, batch in read)
+
+
 def test_epochs_augment_differently():
     loader = DataLoader(Noisy(), 4, shuffle=False)
     source_order = [lanes(loader, epoch=epoch)[0].data["id"].tolist() for epoch in (0, 1)]
@@ -162,8 +171,7 @@ class Stream(IterableDataset):
             RequirementError,
             "R12 the train DataLoader has a sampler of its own",
         ),
-        (DataLoader(Noisy(), batch_size=None), TypeError, "has no batch_size"),
-        (DataLoader(Noisy(), batch_sampler=[[0, 1]]), TypeError, "has no batch_size"),
+        (DataLoader(Noisy(), batch_sampler=[[0, 1]]), TypeError, "has a batch_sampler"),
         ([1, 2], TypeError, "the train data is a list"),
     ],
 )
