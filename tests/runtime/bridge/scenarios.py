@@ -183,7 +183,7 @@ def loader(workers):
 
 def everything(folder):
     results = {}
-    for stop in (0, 4, 9, 13, 19):
+    for stop in (0, 4, 9, 13, 19, 23):
         results[f"step {stop}"] = disturbed(f"{folder}/{stop}", stop)
     results["workers"] = disturbed(f"{folder}/w", 13, make=loader(2))
     results["accumulation"] = disturbed(f"{folder}/a", 7, accumulate_grad_batches=3)

@@ -18,6 +18,7 @@ WHOLE = [
     "step 9",
     "step 13",
     "step 19",
+    "step 23",
     "workers",
     "accumulation",
     "stream",
