@@ -49,6 +49,7 @@ from rekindle.requirement import RequirementError
 from rekindle.resolving import locate, whole
 from rekindle.run import Run, planned_steps
 from rekindle.sources import dealt, load
+from rekindle.strategies.statistics import synchronised
 from rekindle.telemetry import Meter
 from rekindle.update import Update
 
@@ -146,7 +147,10 @@ def assemble(
             "data['guarantee']='bitwise' needs automatic optimization: with manual optimization "
             "the script adds up gradients itself. Use 'order'."
         )
-    if bitwise and any(isinstance(each, torch.nn.SyncBatchNorm) for each in module.modules()):
+    if bitwise and (
+        flags.sync_batchnorm
+        or any(isinstance(each, torch.nn.SyncBatchNorm) for each in module.modules())
+    ):
         raise ValueError(
             "data['guarantee']='bitwise' and SyncBatchNorm exclude each other: its sums depend on "
             "the number of processes. Use BatchNorm, whose statistics are merged in one order."
@@ -209,13 +213,14 @@ def assemble(
         feeding.turn(run, found.restored.meta)
     if session is not None:
         session.begin(found)
-    if sharded:
+    even = sharded or (world.size > 1 and synchronised(module))
+    if even:
         update.lockstep = Lockstep()
-    elif world.size > 1:
+    if world.size > 1 and not sharded:
         broadcast(tensor for tensor in module.state_dict().values() if _sendable(tensor))
         if not bitwise:
             trainable = [p for p in module.parameters() if p.requires_grad]
-            update.sum_over_ranks(trainable, first=world.first)
+            update.sum_over_ranks(trainable, first=world.first, overlap=not even)
     if bitwise:
         update.gradients = LaneSum(module, world_size=world.size, lanes=lambda: run.cursor.lanes)
     run.gradients = update.gradients

@@ -81,8 +81,14 @@ class GradientSum:
     """Sums the gradients of a module's parameters over all ranks of the default group."""
 
     def __init__(
-        self, parameters: Iterable[torch.nn.Parameter], *, limit: int = BUCKET_BYTES
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        *,
+        limit: int = BUCKET_BYTES,
+        overlap: bool = True,
     ) -> None:
+        """Without `overlap` nothing is sent before `finish`: another backward pass may follow."""
+        self._overlap = overlap
         self._parameters = list(parameters)
         self._layout = layout(((p.numel(), p.dtype) for p in self._parameters), limit=limit)
         self._flat: list[torch.Tensor] = []
@@ -128,7 +134,7 @@ class GradientSum:
 
     def begin(self, _position: int, *, last: bool) -> None:
         """Before the forward pass of this rank's micro-batch number `position` of the step."""
-        if last:
+        if last and self._overlap:
             self.arm()
 
     def arm(self) -> None:

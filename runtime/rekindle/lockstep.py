@@ -16,6 +16,7 @@ from rekindle.loader import Batch
 from rekindle.order import Step
 from rekindle.preflight import loss_of
 from rekindle.run import Run
+from rekindle.strategies.statistics import muted
 
 
 class Lockstep:
@@ -58,12 +59,13 @@ class Lockstep:
         kept = metrics.states(run.module)
         run.module.attach(run.trainer, None)
         run.seeds(run.step, step.lanes - over + world.rank)
-        if run.autocast is None:
-            output = run.training_step(batch, 0)
-        else:
-            with run.autocast:
+        with muted():
+            if run.autocast is None:
                 output = run.training_step(batch, 0)
-        loss = loss_of(output, run.module)
-        torch.autograd.backward(run.update.share(loss, 0, step.stop - step.start))
+            else:
+                with run.autocast:
+                    output = run.training_step(batch, 0)
+            loss = loss_of(output, run.module)
+            torch.autograd.backward(run.update.share(loss, 0, step.stop - step.start))
         run.module.attach(run.trainer, run.logs)
         metrics.restore(run.module, kept)

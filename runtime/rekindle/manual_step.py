@@ -18,6 +18,7 @@ from rekindle.module import StepOutput
 from rekindle.order import Step
 from rekindle.preflight import explaining
 from rekindle.run import Run
+from rekindle.strategies.statistics import muted
 
 
 def take_manual_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
@@ -45,7 +46,8 @@ def take_manual_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
     run.seeds(run.step, lane)
     if not lanes:
         kept = metrics.states(module)
-        _call(run, batch, index)
+        with muted():
+            _call(run, batch, index)
         metrics.restore(module, kept)
         output = None
     else:

@@ -4,8 +4,13 @@ All of it happens in place. The module stays the user's object, and names in its
 same, so that a checkpoint does not tell whether its writer had sharded or compiled anything.
 """
 
-import torch
+from collections.abc import Callable
+from typing import Any
 
+import torch
+from torch import nn
+
+from rekindle import metrics
 from rekindle.console import Console
 from rekindle.distributed import World
 from rekindle.flags import Flags
@@ -13,10 +18,14 @@ from rekindle.gradients import broadcast
 from rekindle.module import Module
 from rekindle.strategies import FSDP2
 from rekindle.strategies.sharding import recompute, shard
+from rekindle.strategies.statistics import synchronise
 
 
 def place(module: Module, flags: Flags, world: World, console: Console) -> bool:
-    """Change the module as the flags say; whether it is sharded then. Collective."""
+    """Change the module as the flags say; whether it is sharded then. Collective.
+
+    Raises ValueError for flags that exclude each other or the number of processes.
+    """
     strategy, mesh = flags.strategy, flags.mesh
     for line in strategy.notices:
         console.say(line)
@@ -25,18 +34,51 @@ def place(module: Module, flags: Flags, world: World, console: Console) -> bool:
             f"mesh={{'dp': {mesh.dp}, 'tp': {mesh.tp}}} is for {mesh.dp * mesh.tp} processes, "
             f"there are {world.size}. Change the mesh or the number of processes."
         )
-    sharded = isinstance(strategy, FSDP2)
+    sharded = isinstance(strategy, FSDP2) or (mesh is not None and mesh.tp > 1)
+    if sharded and flags.data.guarantee == "bitwise":
+        raise ValueError(
+            "data['guarantee']='bitwise' needs the whole gradient on each process: use "
+            "strategy='ddp', or the guarantee 'order'."
+        )
     if sharded and not (module.automatic_optimization and module.automatic):
         raise ValueError(
             "manual optimization works with strategy='ddp'; a sharded model sums its gradients in "
             "each backward pass. Use strategy='ddp'."
         )
+    if flags.sync_batchnorm and world.size > 1:
+        synchronise(module)
     if isinstance(strategy, FSDP2):
-        if world.size == 1:
-            recompute(module, strategy.ac)
-            return False
-        broadcast(
-            t for t in module.state_dict().values() if isinstance(t, torch.Tensor) and t.numel()
-        )
-        shard(module, strategy, mesh, world.size, world.device)
-    return sharded
+        recompute(module, strategy.ac)
+    if flags.compile is not None:
+        compile_parts(module, dict(flags.compile))
+    if sharded and world.size > 1:
+        broadcast(value for value in module.state_dict().values() if _sendable(value))
+        cut = strategy if isinstance(strategy, FSDP2) else FSDP2()
+        shard(module, cut, mesh, world.size, world.device)
+    return sharded and world.size > 1
+
+
+def compile_parts(module: nn.Module, options: dict[str, Any]) -> None:
+    """Compile each network that the module holds, in place, whichever way a step calls it.
+
+    Not the steps themselves: logging and metrics would break their graph in pieces.
+    """
+    for child in module.children():
+        if metrics.is_metric(child):
+            continue
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            compile_parts(child, options)
+        else:
+            # What Module.compile() does, but that leaves torch's own containers as they are.
+            child._compiled_call_impl = torch.compile(_call_of(child), **options)
+
+
+def _call_of(module: nn.Module) -> Callable[..., Any]:
+    def call(*arguments: Any, **named: Any) -> Any:
+        return module._call_impl(*arguments, **named)  # type: ignore[no-untyped-call]
+
+    return call
+
+
+def _sendable(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.numel() > 0

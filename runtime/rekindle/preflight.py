@@ -292,8 +292,12 @@ def check_loss(loss: torch.Tensor, module: Module) -> None:
 def explaining(module: nn.Module, batch: Any) -> Iterator[None]:
     """Turn a shape error in a layer into R2, with the layer and the batch in it.
 
-    Follows the forward calls with global hooks, so it is for the first batch only.
+    Follows the forward calls with global hooks, so it is for the first batch only, and not for
+    compiled networks: hooks would be compiled with them.
     """
+    if any(child._compiled_call_impl or hasattr(child, "_orig_mod") for child in module.modules()):
+        yield
+        return
     stack: list[tuple[nn.Module, Any]] = []
 
     def enter(child: nn.Module, args: Any) -> None:

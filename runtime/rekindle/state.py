@@ -25,6 +25,7 @@ from rekindle.callback import Callback
 from rekindle.checkpoint import CommitRef, Restored, encoding
 from rekindle.checkpoint.tensors import flatten, rebuild
 from rekindle.gradients import broadcast
+from rekindle.optimizers import plain
 from rekindle.requirement import RequirementError
 from rekindle.run import Run
 from rekindle.strategies.sharding import like
@@ -40,7 +41,7 @@ def collect(
     aliases = {name: about for names in named for name, about in names.items()}
     own_logs, own_metrics = run.logs.state(), metrics.states(module)
     parts = world.gather((run.ledger.own(), own_logs, own_metrics, run.seeds.state(run.step)))
-    model = dict(module.state_dict())
+    model = {plain(name): value for name, value in module.state_dict().items()}
     rank_state: dict[str, Any] = {"rng": randomness.states()}
     if world.size > 1:
         rank_state |= {"logs": own_logs, "metrics": own_metrics}
@@ -98,7 +99,7 @@ def collect(
 def frozen(run: Run) -> list[str]:
     """Tensors of the state that no step changes, as far as can be known beforehand."""
     return [
-        f"model.{name}"
+        f"model.{plain(name)}"
         for name, parameter in run.module.named_parameters()
         if not parameter.requires_grad
     ]
@@ -139,7 +140,7 @@ def apply(run: Run, restored: Restored) -> None:
         run.logs.restore(own["logs"])
         metrics.restore(run.module, own["metrics"])
         with torch.no_grad():
-            named = dict(run.module.named_buffers())
+            named = {plain(name): buffer for name, buffer in run.module.named_buffers()}
             for name, saved in own.get("buffers", {}).items():
                 named[name].copy_(saved)
     elif run.world.first:
@@ -159,13 +160,16 @@ def apply(run: Run, restored: Restored) -> None:
 
 def _saved_buffers(module: nn.Module, model: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return {
-        name: buffer for name, buffer in module.named_buffers() if name in model and buffer.numel()
+        plain(name): buffer
+        for name, buffer in module.named_buffers()
+        if plain(name) in model and buffer.numel()
     }
 
 
 def load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
     """Give a module the saved parameters and buffers; R11 when they are not its own."""
-    mine = module.state_dict()
+    original = {plain(name): name for name in module.state_dict()}
+    mine = {plain(name): value for name, value in module.state_dict().items()}
     missing = sorted(set(mine) - set(saved))
     surplus = sorted(set(saved) - set(mine))
     if missing or surplus:
@@ -184,7 +188,9 @@ def load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
                 f"R11 checkpoint step {step}: {name} has shape {list(saved[name].shape)}, the "
                 f"model's has {list(value.shape)}. Use the same model, or resume='never'."
             )
-    module.load_state_dict({name: like(saved[name], value) for name, value in mine.items()})
+    module.load_state_dict(
+        {original[name]: like(saved[name], value) for name, value in mine.items()}
+    )
 
 
 def rehearse(run: Run) -> None:

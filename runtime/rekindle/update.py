@@ -75,14 +75,16 @@ class Update:
         """Set when all ranks must make equally many forward passes."""
         self._run: Run | None = None
 
-    def sum_over_ranks(self, parameters: Sequence[torch.nn.Parameter], *, first: bool) -> None:
+    def sum_over_ranks(
+        self, parameters: Sequence[torch.nn.Parameter], *, first: bool, overlap: bool = True
+    ) -> None:
         """Sum gradients over all ranks from here on; `parameters` are the module's trainable ones.
 
         Raises ValueError when two optimizers share a parameter.
         """
         self._keeps = first
         if self.automatic:
-            self.gradients = GradientSum(parameters)
+            self.gradients = GradientSum(parameters, overlap=overlap)
             return
         seen: set[int] = set()
         groups = []

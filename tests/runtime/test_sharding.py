@@ -26,11 +26,16 @@ def same(one, other, tolerance=1e-5):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    program = runpy.run_path(str(PROGRAM))
-    return program["main"]({**task("ddp"), "root": str(tmp_path_factory.mktemp("alone") / "run")})
+    return train(tmp_path_factory.mktemp("alone"))
 
 
-def test_two_ranks_with_a_share_each_train_what_one_process_trains(ranks, alone):
+def train(path, root="run", **more):
+    """In this process."""
+    return runpy.run_path(str(PROGRAM))["main"]({**task("ddp", **more), "root": str(path / root)})
+
+
+def test_two_ranks_with_a_share_each_train_what_one_process_trains(ranks, alone, tmp_path):
+    four = {"global_batch_size": 4}
     found = ranks(
         2,
         task("fsdp2", validate=True),
@@ -39,8 +44,10 @@ def test_two_ranks_with_a_share_each_train_what_one_process_trains(ranks, alone)
         task("fsdp2", "cut", flags={"max_steps": 7}, drop=0.2),
         task("fsdp2", "cut", drop=0.2),
         task("fsdp2", "uncut", drop=0.2),
+        task("ddp", "synced", n=38, norm=True, flags={**four, "sync_batchnorm": True}),
     )
-    for sharded, half, named, _, resumed, uncut in found:
+    normed = train(tmp_path, n=38, norm=True, batch_size=4, flags=four)
+    for sharded, half, named, _, resumed, uncut, synced in found:
         assert same(sharded, alone)
         assert sharded["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
         assert sharded["tested"]["val/error"] == pytest.approx(alone["metrics"]["val/error"])
@@ -50,6 +57,10 @@ def test_two_ranks_with_a_share_each_train_what_one_process_trains(ranks, alone)
         assert same(half, alone, 0.05)
         assert same(named, alone)
         assert resumed["parameters"] == uncut["parameters"]
+        # Statistics over two batches of two are those of one batch of four.
+        assert same(synced, normed, 1e-4)
+        for ours, theirs in zip(synced["buffers"], normed["buffers"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-3)
 
 
 def test_a_run_moves_between_strategies_and_numbers_of_ranks(ranks, alone, tmp_path):
@@ -57,8 +68,7 @@ def test_a_run_moves_between_strategies_and_numbers_of_ranks(ranks, alone, tmp_p
     assert first[0][0]["step"] == 5
     for (rank,) in ranks(3, task("plain", "moved", flags={"max_steps": 8})):
         assert rank["step"] == 8
-    program = runpy.run_path(str(PROGRAM))
-    (result,) = [program["main"]({**task("ddp"), "root": str(tmp_path / "moved")})]
+    result = train(tmp_path, "moved")
     assert result["step"] == alone["step"] == 12
     assert same(result, alone)
     whole = task("ddp", "back", flags={"max_steps": 5})
