@@ -440,8 +440,8 @@ class Trainer:
         if self._run is None:
             return
         status = "preempted" if isinstance(error, Preempted) else "failed" if error else "finished"
-        self._logged = self._run.journal.state()
         self._run.journal.close(status, min(_FLUSH_SECONDS, max(0.0, seconds - _PEER_SECONDS)))
+        self._logged = self._run.journal.state()
 
     def _record(self, error: BaseException, page: ControlPage | None) -> Outcome:
         """Leave word of an error for people and for the agent."""

@@ -37,12 +37,16 @@ class Stage:
         """Log every step of a range; give the loggers."""
         made = [make() for make in self.make]
         journal = Journal(made, world(), self.lines.append)
+        now = [resume or 0]
         journal.begin(
-            Attempt(root=str(self.root), step=resume or 0, resumed=resume is not None),
+            Attempt(
+                root=str(self.root), step=now[0], resumed=resume is not None, now=lambda: now[0]
+            ),
             () if resume is None else self.saved,
         )
         journal.describe(hparams or {})
         for step in steps:
+            now[0] = step
             journal.record({"loss": 1 / step, "train/acc": step / 10}, step=step, epoch=step // 4)
             if step == save_at:
                 self.settled(made)
@@ -51,9 +55,13 @@ class Stage:
         return made
 
     def settled(self, made):
-        """Wait until names that a service gives are known, as they are at any real checkpoint."""
+        """Wait until everything is written, as it is at nearly any real checkpoint."""
+        limit = time.monotonic() + SECONDS
         for logger in made:
-            logger.ready()
+            assert logger.ready()
+            while logger._feed.waiting():
+                assert time.monotonic() < limit
+                time.sleep(0.001)
 
 
 def lines(path):
@@ -385,3 +393,62 @@ def test_mlflow_holds_every_step_once_over_a_crash_and_a_resume(tmp_path, monkey
     steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "train/acc")]
     assert steps == list(range(1, 10))
     assert stage.lines == []
+
+
+@pytest.mark.parametrize("cuts", [True, False])
+def test_a_rollback_within_the_process_repeats_no_step(tmp_path, cuts):
+    class Keeping(loggers.Logger):
+        def __init__(self):
+            self.steps = []
+
+        def write(self, metrics, step, at):
+            self.steps.append(step)
+
+    logger = loggers.JSONLLogger() if cuts else Keeping()
+    journal = Journal([logger], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    for step in (1, 2, 3, 4, 5):
+        journal.record({"loss": 1.0}, step=step, epoch=0)
+    journal.rewind(3)
+    for step in (4, 5, 6):
+        journal.record({"loss": 2.0}, step=step, epoch=0)
+    journal.close("finished", SECONDS)
+    if cuts:
+        rows = lines(tmp_path / "logs/version_0/metrics.jsonl")
+        assert [(row["step"], row["loss"]) for row in rows] == [
+            (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)
+        ]  # fmt: skip
+    else:
+        assert logger.steps == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("kind", [loggers.JSONLLogger, loggers.CSVLogger])
+def test_what_waits_at_a_checkpoint_is_written_by_the_attempt_that_resumes(tmp_path, kind):
+    class Late(kind):
+        there, may = threading.Event(), threading.Event()
+
+        def write(self, metrics, step, at):
+            if step == 3 and self is first:
+                self.there.set()
+                assert self.may.wait(SECONDS)
+            super().write(metrics, step, at)
+
+    stage = Stage(tmp_path, Late)
+    now, first = [0], Late()
+    journal = Journal([first], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False, now=lambda: now[0]))
+    for now[0] in (1, 2, 3, 4, 5):
+        journal.record({"loss": 1.0}, step=now[0], epoch=0)
+    assert Late.there.wait(SECONDS)
+    stage.saved = json.loads(json.dumps(journal.state()))
+    assert [entry["step"] for entry in stage.saved[0]["waiting"]] == [3, 4, 5]
+    stage.attempt([6, 7], resume=5)
+    path = tmp_path / "logs/version_0" / kind.FILE
+    text = path.read_text().splitlines()
+    if kind is loggers.JSONLLogger:
+        found = [json.loads(line)["step"] for line in text]
+    else:
+        found = [int(line.split(",")[0]) for line in text[1:]]
+    assert found == [1, 2, 3, 4, 5, 6, 7]
+    Late.may.set()
+    journal.close("failed", SECONDS)

@@ -8,9 +8,13 @@ that is truly stuck loses any.
 Errors of a logger end here as well. One that cannot be opened is given up, one that fails to write
 a record is tried with the next. Whoever owns the feed asks for `news` and tells people.
 
+What waits when a checkpoint is made goes into it (`waiting`), and is written by the attempt that
+resumes: a killed process loses no record of a step that its checkpoint has.
+
 The thread is a daemon: a logger that hangs cannot keep the process from ending.
 """
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -23,6 +27,9 @@ if TYPE_CHECKING:
 
 CAPACITY = 10_000
 """Records that may wait."""
+
+_SAVED = 1000
+"""Waiting records that a checkpoint holds, at most."""
 
 Known = Mapping[str, int] | int
 """Last step that is written already: per name, or one for all names."""
@@ -37,7 +44,11 @@ class Record:
     hyperparameters: dict[str, Any] | None = None
     rewind: int | None = None
     """The step that training went back to."""
+    now: int | None = None
+    """The run's step when the record was handed over; `step` may be any number of a script's."""
     at: float = field(default_factory=time.time)
+    again: bool = False
+    """Whether the attempt before left it over."""
 
 
 class Feed:
@@ -52,7 +63,10 @@ class Feed:
         self._dead = False
         self._news: deque[str] = deque(maxlen=10)
         self._told = False
+        self._writing: Record | None = None
         self._known: Known = {}
+        self._again: dict[str, int] = {}
+        """Last step per name of what the attempt before left over."""
         self._written = -1
         self.dropped = 0
         """Records that found the queue full."""
@@ -65,8 +79,10 @@ class Feed:
 
     def put(self, record: Record) -> None:
         """Hand over a record; never waits."""
-        if record.values and record.step is None:
-            record = Record(values=record.values, step=self._attempt.now(), at=record.at)
+        if record.values and record.now is None:
+            now = self._attempt.now()
+            step = now if record.step is None else record.step
+            record = replace(record, step=step, now=now)
         with self._changed:
             if self._dead or self._status is not None:
                 return
@@ -79,6 +95,12 @@ class Feed:
                 return
             self._waiting.append(record)
             self._changed.notify()
+
+    def waiting(self) -> list[Record]:
+        """What is not known to be written, oldest first."""
+        with self._changed:
+            first = [] if self._writing is None else [self._writing]
+            return [*first, *itertools.islice(self._waiting, _SAVED)]
 
     def opened(self, timeout: float = 60.0) -> bool:
         """Whether the logger is open; waits until that is known."""
@@ -128,9 +150,11 @@ class Feed:
 
     def _next(self) -> Record | None:
         with self._changed:
+            self._writing = None
             while not self._waiting and self._status is None:
                 self._changed.wait()
-            return self._waiting.popleft() if self._waiting else None
+            self._writing = self._waiting.popleft() if self._waiting else None
+            return self._writing
 
     def _write(self, record: Record) -> None:
         if record.hyperparameters is not None:
@@ -142,15 +166,18 @@ class Feed:
             self._known = self._written if known is None else known
             return
         step = record.step or 0
-        known = self._known
-        values = {
-            name: value
-            for name, value in record.values.items()
-            if step > (known if isinstance(known, int) else known.get(name, -1))
-        }
+        values = {n: v for n, v in record.values.items() if step > self._reached(n)}
+        if record.again:
+            self._again.update(dict.fromkeys(values, step))
         if values:
             self._logger.write(values, step, record.at)
             self._written = max(self._written, step)
+
+    def _reached(self, name: str) -> int:
+        """The last step that is written already."""
+        known = self._known
+        before = known if isinstance(known, int) else known.get(name, -1)
+        return before if not self._again else max(before, self._again.get(name, -1))
 
     def _guarded(self, call: Callable[..., None], *arguments: object) -> None:
         try:

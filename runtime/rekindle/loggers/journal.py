@@ -43,7 +43,7 @@ class Journal:
 
     def __init__(self, loggers: Sequence[Logger], world: World, say: Callable[[str], None]) -> None:
         self._loggers, self._world, self._say = list(loggers), world, say
-        self._feeds: list[Feed] = []
+        self._feeds: dict[str, Feed] = {}
         self._told: list[Logger] = []
         self._described = False
 
@@ -57,9 +57,14 @@ class Journal:
                 logger.load_state_dict(dict(before[name]["state"]))
         if self._world.first:
             ready = [logger for logger in self._loggers if self._prepared(logger, attempt)]
-            for logger in self._loggers:
-                feed = Feed(logger, attempt) if logger in ready else None
-                self._feeds += [] if feed is None else [feed]
+            for name, logger in zip(names, self._loggers, strict=True):
+                feed = None
+                if logger in ready:
+                    waiting = before.get(name, {}).get("waiting", ())
+                    feed = Feed(logger, _earlier(attempt, waiting))
+                    for record in waiting:
+                        feed.put(Record(**record, again=True))
+                    self._feeds[name] = feed
                 logger.begin(feed)
         states: list[Any] = []
         if self._loggers:
@@ -70,7 +75,7 @@ class Journal:
                 with contextlib.suppress(ValueError):
                     logger.prepare(replace(attempt, resumed=True))
                 logger.begin(None)
-        self._described = any(entry.get("described") for entry in saved)
+        self._described = bool(saved) and all(entry.get("described") for entry in saved)
 
     def describe(self, hyperparameters: Mapping[str, Any]) -> None:
         """Log the run's hyperparameters, unless an attempt before has done so."""
@@ -96,7 +101,7 @@ class Journal:
 
     def rewind(self, step: int) -> None:
         """Training goes back to a step within this process."""
-        for feed in self._feeds:
+        for feed in self._feeds.values():
             feed.put(Record(rewind=step))
 
     @contextlib.contextmanager
@@ -112,22 +117,31 @@ class Journal:
 
     def state(self) -> list[dict[str, Any]]:
         """What goes into a checkpoint."""
-        return [
-            {"logger": name, "state": logger.state_dict(), "described": self._described}
-            for name, logger in zip(_names(self._loggers), self._loggers, strict=True)
-        ]
+        found = []
+        for name, logger in zip(_names(self._loggers), self._loggers, strict=True):
+            waiting = self._feeds[name].waiting() if name in self._feeds else []
+            told = not any(record.hyperparameters for record in waiting)
+            found.append(
+                {
+                    "logger": name,
+                    "state": logger.state_dict(),
+                    "described": self._described and told,
+                    "waiting": [_saved(record) for record in waiting if record.values],
+                }
+            )
+        return found
 
     def close(self, status: str, seconds: float) -> None:
         """Write out what is waiting and close all loggers, in at most `seconds` together."""
         limit = time.monotonic() + seconds
-        for feed in self._feeds:
+        for feed in self._feeds.values():
             feed.close(status)
-        for feed in self._feeds:
+        for feed in self._feeds.values():
             feed.wait(max(0.0, limit - time.monotonic()))
         self._tell()
         for logger in self._loggers:
             logger.end()
-        self._feeds = []
+        self._feeds = {}
 
     def _prepared(self, logger: Logger, attempt: Attempt) -> bool:
         try:
@@ -140,9 +154,18 @@ class Journal:
         return True
 
     def _tell(self) -> None:
-        for feed in self._feeds:
+        for feed in self._feeds.values():
             for line in feed.news():
                 self._say(line)
+
+
+def _earlier(attempt: Attempt, waiting: Sequence[Mapping[str, Any]]) -> Attempt:
+    """The attempt of a logger that has to go back for what was waiting."""
+    return replace(attempt, step=min([attempt.step, *(int(r["now"]) - 1 for r in waiting)]))
+
+
+def _saved(record: Record) -> dict[str, Any]:
+    return {"values": record.values, "step": record.step, "at": record.at, "now": record.now}
 
 
 def _names(loggers: Sequence[Logger]) -> list[str]:
