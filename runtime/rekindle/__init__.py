@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from rekindle.module import Module as LightningModule
     from rekindle.module import Module as Module
     from rekindle.module import StepOutput as StepOutput
+    from rekindle.optimizers import OptimizerConfig as OptimizerConfig
+    from rekindle.optimizers import SchedulerSpec as SchedulerSpec
     from rekindle.order import GlobalOrder as GlobalOrder
     from rekindle.outcome import Preempted as Preempted
+    from rekindle.precision import MixedPrecision as MixedPrecision
     from rekindle.randomness import seed_everything as seed_everything
     from rekindle.requirement import RequirementError as RequirementError
     from rekindle.splitting import split as split
+    from rekindle.streams import ShardedStream as ShardedStream
     from rekindle.trainer import Trainer as Trainer
 
 _HOME = {
@@ -36,14 +40,18 @@ _HOME = {
     "LightningDataModule": ("rekindle.datamodule", "DataModule"),
     "LightningModule": ("rekindle.module", "Module"),
     "LoaderConfig": ("rekindle.loaderconfig", "LoaderConfig"),
+    "MixedPrecision": ("rekindle.precision", "MixedPrecision"),
     "Module": ("rekindle.module", "Module"),
+    "OptimizerConfig": ("rekindle.optimizers", "OptimizerConfig"),
     "Preempted": ("rekindle.outcome", "Preempted"),
     "RequirementError": ("rekindle.requirement", "RequirementError"),
+    "SchedulerSpec": ("rekindle.optimizers", "SchedulerSpec"),
+    "ShardedStream": ("rekindle.streams", "ShardedStream"),
     "StepOutput": ("rekindle.module", "StepOutput"),
     "Store": ("rekindle.checkpoint", "Store"),
     "Trainer": ("rekindle.trainer", "Trainer"),
-    "seed_everything": ("rekindle.randomness", "seed_everything"),
     "audit": ("rekindle.ledger", "audit"),
+    "seed_everything": ("rekindle.randomness", "seed_everything"),
     "split": ("rekindle.splitting", "split"),
 }
 __all__ = [
@@ -55,9 +63,13 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "LoaderConfig",
+    "MixedPrecision",
     "Module",
+    "OptimizerConfig",
     "Preempted",
     "RequirementError",
+    "SchedulerSpec",
+    "ShardedStream",
     "StepOutput",
     "Store",
     "Trainer",
@@ -67,7 +79,13 @@ __all__ = [
 ]
 
 
+_PACKAGES = ("callbacks", "loggers", "profilers", "strategies")
+"""Importing these is free as well, so ``rekindle.callbacks.Timer`` works without an import."""
+
+
 def __getattr__(name: str) -> object:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _HOME[name]
