@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle import feeding, optimizers, persistence, placement, randomness, state
+from rekindle import deferred, feeding, optimizers, persistence, placement, randomness, state
 from rekindle.checkpoint.manifest import commit_key
 from rekindle.consensus import Consensus, Notice
 from rekindle.console import Console
@@ -90,6 +90,7 @@ def assemble(
     hooks = Hooks(trainer.callbacks, module)
     for hook in hooks.setup:
         hook(trainer, module, "fit")
+    deferred.configure(module, world.device)
     error: Exception | None = None
     try:
         check_example(module, train_source, flags.seed)

@@ -85,6 +85,13 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
             f"optimizer, for example torch.optim.AdamW(self.parameters())."
         )
 
+    def configure_model(self) -> None:
+        """Build layers here instead of in `__init__` to have them built without memory.
+
+        Runs once, before `configure_optimizers`. What it builds gets its values on the device of
+        the run, the same ones that a model built directly would have; see `rekindle.deferred`.
+        """
+
     def prepare_data(self) -> None:
         """Download what the model needs; runs on one process only, before `setup`."""
 
@@ -107,11 +114,12 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
         a checkpoint is run. Raises FileNotFoundError, or R16 when the checkpoint is damaged, and
         TypeError for an argument that is stored nowhere.
         """
-        from rekindle import resolving
+        from rekindle import deferred, resolving
 
         restored = resolving.read(path)
         saved = dict(restored.meta.get("hyper_parameters", {}).get("module", {}))
         made: Self = cls(**{**saved, **override})
+        deferred.configure(made, torch.device("cpu"))
         made.load_state_dict(dict(restored.state["model"]), strict=strict)
         return made if map_location is None else made.to(map_location)
 

@@ -7,6 +7,7 @@ run again.
 
 from typing import TYPE_CHECKING, Any
 
+from rekindle import deferred
 from rekindle.checkpoint import Store
 from rekindle.distributed import World
 from rekindle.evaluation import evaluate, predict
@@ -50,6 +51,7 @@ def run_alone(
     step = step_function(module, step_name(module, stage, world))
     for hook in hooks.setup:
         hook(trainer, module, stage)
+    deferred.configure(module, world.device)
     module.to(world.device)
     convert(module, flags.precision, world.device)
     module.attach(trainer, logs)
