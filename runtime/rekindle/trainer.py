@@ -24,7 +24,7 @@ from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
 from rekindle.consensus import Notice
 from rekindle.console import Console
-from rekindle.contract import Cause, Outcome
+from rekindle.contract import Cause, ExitCode, Outcome
 from rekindle.control import ControlPage
 from rekindle.datamodule import DataModule
 from rekindle.distributed import World, join
@@ -181,6 +181,7 @@ class Trainer:
         """Newest reduced value of every logged name."""
         self.datamodule: Any = None
         self.module: Module | None = None
+        self._stopping: str | None = None
         self.train_source: Source | None = None
         """The training data as `fit` has found it, from `setup` on."""
         self.lifecycle = Lifecycle()
@@ -217,6 +218,7 @@ class Trainer:
         try:
             with settings(self.flags), self.profiler.around(self, "fit"):
                 self._optimizers, self._run, self._planned = None, None, None
+                self._stopping = None
                 run = assemble(
                     self,
                     model,
@@ -395,6 +397,17 @@ class Trainer:
             run.session.close(_FLUSH_SECONDS)
         run.update.close()
         run.world.barrier()
+        if self._stopping is not None and run.page is not None and run.world.local_rank == 0:
+            run.page.write_outcome(
+                Outcome(
+                    cause=Cause.COMPLETED,
+                    code=ExitCode.DONE,
+                    message=f"training is complete: {self._stopping}",
+                    step=run.step,
+                    rank=run.world.rank,
+                    at=time.time(),
+                )
+            )
         self.lifecycle.move("done")
 
     def _fail(self, error: BaseException, page: ControlPage | None) -> None:
@@ -605,6 +618,12 @@ class Trainer:
                 f"in a hook."
             )
         self._run.stopped = value
+
+    def stop(self, reason: str) -> None:
+        """End training as `should_stop` does, and say why, to people and in the job's status."""
+        self.should_stop = True
+        self._stopping = reason
+        self._console.say(f"{reason}; training ends at step {self.global_step}")
 
     @property
     def measured(self) -> "Mapping[str, int]":

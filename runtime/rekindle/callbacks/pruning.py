@@ -67,8 +67,8 @@ class PruneCallback(Callback):
                 error = failure
         trainer.world.agree(error)
         if trainer.world.share(stop):
-            self.pruned = trainer.should_stop = True
-            trainer.print(f"pruned at step {step}: {self.monitor} = {float(value):.5g}")
+            self.pruned = True
+            trainer.stop(f"pruned by the search: {self.monitor} = {float(value):.5g}")
 
     def raise_if_pruned(self) -> None:
         """Tell the search in its own way; call it after `fit`."""

@@ -4,7 +4,8 @@ A value is judged once, after the validation that measured it or at the end of t
 that merely lies there, from a step that was judged before, does not cost patience.
 
 All ranks hold the same reduced values. The first one's verdict is shared all the same: a rank that
-went on alone would wait for the others for ever.
+went on alone would wait for the others for ever. The reason is printed and becomes the message of
+the job's status; Prometheus shows the patience that is used up.
 """
 
 import math
@@ -100,13 +101,14 @@ class EarlyStopping(Callback):
             return
         self._judged = measured
         reason = self._judge(float(value))
-        if trainer.world is not None:
-            reason = trainer.world.share(reason)
+        run = trainer._run
+        if run is not None:
+            reason = run.world.share(reason)
+            run.meter.metrics({f"early_stopping/{self.monitor}/wait": float(self.wait_count)})
         if reason is None:
             return
         self.stopping_reason, self.stopped_epoch = reason, trainer.current_epoch
-        trainer.should_stop = True
-        trainer.print(f"EarlyStopping at step {trainer.global_step}: {reason}")
+        trainer.stop(f"EarlyStopping: {reason}")
 
     def _judge(self, value: float) -> str | None:
         """Take the value into account; why to stop, or None."""

@@ -53,14 +53,15 @@ class Timer(Callback):
     def on_train_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Stop the clock."""
         self._before, self._began = self.time_elapsed(), None
-        if self.verbose and self.time_remaining() == 0.0:
+        if self.verbose and self.interval == "step" and self.time_remaining() == 0.0:
             trainer.print(f"Timer: {self.duration:g} s of training are over")
 
     def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """End here when the time is over (``interval="epoch"``)."""
-        if self.interval == "epoch" and self.duration is not None and trainer.world is not None:
-            over = trainer.world.share(self.time_elapsed() >= self.duration)
-            trainer.should_stop = trainer.should_stop or over
+        if self.interval != "epoch" or self.duration is None or trainer.world is None:
+            return
+        if trainer.world.share(self.time_elapsed() >= self.duration):
+            trainer.stop(f"Timer: {self.duration:g} s of training are over")
 
     def state_dict(self) -> dict[str, Any]:
         """The time so far."""

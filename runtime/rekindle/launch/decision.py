@@ -214,7 +214,8 @@ def outcome_of(
 ) -> Outcome | None:
     """Say how the workers of a round ended; ``now`` in unix seconds.
 
-    ``left`` is what workers have left behind, earliest first; ``why`` is what asked them to stop.
+    ``left`` is what workers have left behind, earliest first: how they failed, or why training is
+    complete before its limits; ``why`` is what asked them to stop.
     None when they were ended only because the round goes on elsewhere.
     """
     base = Outcome(
@@ -225,9 +226,10 @@ def outcome_of(
         checkpoint=checkpoint,
         at=now,
     )
+    ends = [outcome for outcome in left if outcome.cause == Cause.COMPLETED]
     if end.phase is AgentPhase.DONE:
-        return base
-    failure = _failure(base, exits, first_rank, left, oom)
+        return replace(base, message=ends[0].message) if ends else base
+    failure = _failure(base, exits, first_rank, [one for one in left if one not in ends], oom)
     if end.saved is None:
         if end.phase is AgentPhase.WAITING:
             return None

@@ -72,7 +72,7 @@ def test_each_step_is_reported_once_over_a_resume(fit, capsys):
     assert fit(Curve(9), prune).global_step == 10
     assert first.told + second.told == [(5, 9), (10, 8)]
     prune.raise_if_pruned()
-    assert "pruned at step 10: score = 8" in capsys.readouterr().out
+    assert "pruned by the search: score = 8; training ends at step 10" in capsys.readouterr().out
     again = PruneCallback(second, "score")
     fit(Curve(9), again)
     assert again.pruned

@@ -43,7 +43,23 @@ def test_training_ends_for_a_reason_that_is_said(fit, capsys, values, arguments,
     else:
         assert reason in callback.stopping_reason
         assert callback.stopped_epoch == epochs - 1
-        assert f"EarlyStopping at step {5 * epochs}: " in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert f"EarlyStopping: {callback.stopping_reason}; training ends at step" in said
+
+
+def test_the_reason_reaches_the_jobs_status_and_prometheus(fit, tmp_path, monkeypatch):
+    from prometheus_client import REGISTRY
+
+    from rekindle.control import ControlPage
+
+    agent = ControlPage(tmp_path, create=True)
+    monkeypatch.setenv("REKINDLE_RUN_DIR", str(tmp_path))
+    fit(Values(1, 2, 3), EarlyStopping("v", patience=2))
+    (outcome,) = agent.outcomes()
+    assert (outcome.cause, outcome.code, outcome.step) == ("Completed", 0, 15)
+    assert outcome.message.startswith("training is complete: EarlyStopping: v did not improve on 1")
+    name = {"name": "early_stopping/v/wait"}
+    assert REGISTRY.get_sample_value("rekindle_metric", name) == 2
 
 
 def test_patience_survives_a_resume(fit):

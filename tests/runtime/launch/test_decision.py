@@ -167,6 +167,13 @@ def test_exit_codes_and_signals_are_put_into_words(exits, oom, cause, code, word
     assert (found.step, found.checkpoint, found.at) == (7, 5, 9.0)
 
 
+def test_a_worker_may_say_why_training_is_complete_and_that_is_no_failure():
+    early = outcome(0, Cause.COMPLETED, message="training is complete: no patience left", at=1.0)
+    assert ended(End(AgentPhase.DONE), left=[early]).message == early.message
+    found = ended(End(FAILED), exits=(None, 3), left=[early])
+    assert (found.cause, found.rank) == (Cause.USER_ERROR, 5)
+
+
 def test_a_workers_own_words_win_and_own_errors_before_lost_peers():
     peer = outcome(1, Cause.PEER_LOST, at=1.0)
     own = outcome(1, message="the reason", rank=5, at=2.0)
