@@ -322,16 +322,14 @@ class FakeExperiment:
         self.rows, self.parameters, self.ended = [], {}, 0
 
     def log_metrics(self, values, step, epoch):
-        self.rows.append((step, epoch, values["loss"]))
-
-    def log_parameter(self, name, value):
-        self.parameters[name] = value
+        if "loss" in values:
+            self.rows.append((step, epoch, values["loss"]))
 
     def log_parameters(self, values):
         self.parameters.update(values)
 
-    def get_parameter(self, name):
-        return self.parameters.get(name)
+    def get_metrics_summary(self):
+        return [{"name": "loss", "stepCurrent": self.rows[-1][0]}, {"name": "x"}]
 
     def end(self):
         self.ended += 1
@@ -344,14 +342,15 @@ def test_comet_goes_on_with_the_same_experiment_and_repeats_no_step(tmp_path, mo
         asked.append(options)
         return server.setdefault(experiment_key, FakeExperiment())
 
-    comet = types.SimpleNamespace(start=start, ExperimentConfig=dict)
+    api = types.SimpleNamespace(get_experiment_by_key=server.get)
+    comet = types.SimpleNamespace(start=start, ExperimentConfig=dict, API=lambda api_key: api)
     monkeypatch.setitem(sys.modules, "comet_ml", comet)
     stage = Stage(tmp_path, lambda: loggers.CometLogger(project="p", name="n"))
     stage.attempt(range(1, 8), save_at=4, hparams={"a": {"b": 1}})
     stage.attempt(range(5, 10), resume=4)
     (experiment,) = server.values()
     assert [step for step, _, _ in experiment.rows] == list(range(1, 10))
-    assert experiment.parameters == {"a/b": 1, "rekindle/last_step": 9}
+    assert experiment.parameters == {"a/b": 1}
     assert asked[0]["mode"] == "get_or_create"
     assert (asked[0]["project_name"], asked[0]["experiment_config"]) == ("p", {"name": "n"})
 
@@ -452,3 +451,12 @@ def test_what_waits_at_a_checkpoint_is_written_by_the_attempt_that_resumes(tmp_p
     assert found == [1, 2, 3, 4, 5, 6, 7]
     Late.may.set()
     journal.close("failed", SECONDS)
+
+
+def test_options_that_a_logger_does_not_have_are_refused_when_it_is_made(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "tensorboard", types.SimpleNamespace())
+    with pytest.raises(ValueError, match=r"WandbLogger\(log_model='all'\) is not supported"):
+        loggers.WandbLogger(log_model="all")
+    with pytest.raises(TypeError, match="TensorBoardLogger has no option 'log_graph'; it has "):
+        loggers.TensorBoardLogger(log_graph=True)

@@ -1,8 +1,8 @@
 """Comet: one experiment, under the same key in every attempt.
 
-Comet takes nothing back and is slow to ask. The last step that was written is kept at the
-experiment itself, as its parameter ``rekindle/last_step``; what is not beyond it is not written
-again after a resume.
+Comet takes nothing back. An attempt that resumes asks the server, once, how far each metric has
+come; what is not beyond that was written by the attempt before and is not written again. Offline
+there is nobody to ask: the archives of two attempts may hold a step both.
 """
 
 import secrets
@@ -10,8 +10,6 @@ from typing import Any
 
 from rekindle.loggers.feed import Known
 from rekindle.loggers.logger import Attempt, Logger, Mute, flat, required
-
-_LAST = "rekindle/last_step"
 
 
 class CometLogger(Logger):
@@ -70,8 +68,7 @@ class CometLogger(Logger):
             **{key: value for key, value in self._where.items() if value is not None},
         )
         again = attempt.resumed or self._given
-        last = self._experiment.get_parameter(_LAST) if again else None
-        return -1 if last is None else int(last)
+        return self._written() if again and self._where["online"] is not False else {}
 
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Log metrics."""
@@ -79,7 +76,6 @@ class CometLogger(Logger):
         self._experiment.log_metrics(
             metrics, step=step, epoch=None if epoch is None else int(epoch)
         )
-        self._experiment.log_parameter(_LAST, step)
 
     def write_hyperparameters(self, values: dict[str, Any]) -> None:
         """Log parameters."""
@@ -96,3 +92,12 @@ class CometLogger(Logger):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the same experiment, unless the script names one."""
         self._key = self._given or state_dict.get("key")
+
+    def _written(self) -> dict[str, int]:
+        found = self._module.API(api_key=self._where["api_key"]).get_experiment_by_key(self._key)
+        metrics = [] if found is None else found.get_metrics_summary() or []
+        return {
+            entry["name"]: int(entry["stepCurrent"])
+            for entry in metrics
+            if entry.get("stepCurrent") is not None
+        }

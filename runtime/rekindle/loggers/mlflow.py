@@ -8,7 +8,7 @@ by the attempt before and is not written again.
 import os
 import re
 import time
-from typing import Any
+from typing import Any, Literal
 
 from rekindle.loggers.feed import Known
 from rekindle.loggers.logger import Attempt, Logger, Mute, flat, required
@@ -32,12 +32,19 @@ class MLFlowLogger(Logger):
         prefix: str = "",
         artifact_location: str | None = None,
         run_id: str | None = None,
+        log_model: Literal[False] = False,
     ) -> None:
         """`run_id` goes on with a run of MLflow; `save_dir` is for MLflow's file store.
 
         Without `tracking_uri` and `save_dir`, MLflow's own settings decide where the server is.
+        Models are not logged: they are in the run's checkpoints, once.
         Raises ModuleNotFoundError when mlflow is not installed.
         """
+        if log_model:
+            raise ValueError(
+                f"MLFlowLogger(log_model={log_model!r}) is not supported: checkpoints stay in the "
+                f"run's root, where `rekindle.Store` reads them"
+            )
         self._module = required("mlflow", "mlflow", "MLFlowLogger")
         if tracking_uri is None and save_dir is not None:
             tracking_uri = f"file://{os.path.abspath(os.fspath(save_dir))}"

@@ -12,6 +12,8 @@ from rekindle.loggers.feed import Known
 from rekindle.loggers.files import DirectoryLogger
 from rekindle.loggers.logger import Attempt, Mute, flat, required
 
+_OPTIONS = ("max_queue", "flush_secs", "filename_suffix")
+
 
 class TensorBoardLogger(DirectoryLogger):
     """Writes scalars and hyperparameters as TensorBoard events; needs the package tensorboard."""
@@ -24,10 +26,16 @@ class TensorBoardLogger(DirectoryLogger):
         prefix: str = "",
         **options: Any,
     ) -> None:
-        """`options` go to `torch.utils.tensorboard.SummaryWriter`.
+        """`options` are ``max_queue``, ``flush_secs`` and ``filename_suffix`` of the writer.
 
         Raises ModuleNotFoundError when tensorboard is not installed.
         """
+        for option in options:
+            if option not in _OPTIONS:
+                raise TypeError(
+                    f"TensorBoardLogger has no option {option!r}; it has save_dir, name, version, "
+                    f"prefix, {', '.join(_OPTIONS)}"
+                )
         super().__init__(save_dir, name, version, prefix)
         required("tensorboard", "tensorboard", "TensorBoardLogger")
         self._options = options

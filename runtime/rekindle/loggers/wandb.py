@@ -8,7 +8,7 @@ written again.
 
 import os
 import secrets
-from typing import Any
+from typing import Any, Literal
 
 from rekindle.loggers.feed import Known
 from rekindle.loggers.logger import Attempt, Logger, Mute, required
@@ -28,12 +28,19 @@ class WandbLogger(Logger):
         id: str | None = None,
         project: str | None = None,
         prefix: str = "",
+        log_model: Literal[False] = False,
         **options: Any,
     ) -> None:
         """`options` go to `wandb.init`; `version` and `id` both name the run's id.
 
+        Models are not logged: they are in the run's checkpoints, once.
         Raises ModuleNotFoundError when wandb is not installed.
         """
+        if log_model:
+            raise ValueError(
+                f"WandbLogger(log_model={log_model!r}) is not supported: checkpoints stay in the "
+                f"run's root, where `rekindle.Store` reads them"
+            )
         self._module = required("wandb", "wandb", "WandbLogger")
         self._given = id or version
         self._id = self._given
