@@ -187,6 +187,13 @@ def _check(trainer: "pl.Trainer") -> None:
             "this Trainer comes from `pytorch_lightning`; write `import lightning.pytorch as pl` "
             "for RekindleCallback (the two packages have different classes)"
         )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if started > trainer.world_size:
+        raise ValueError(
+            f"{started} processes were started, and the Trainer was made for {trainer.world_size}: "
+            f"as under torchrun, give Trainer(num_nodes=, devices=, strategy='ddp') the numbers of "
+            f"GROUP_WORLD_SIZE and LOCAL_WORLD_SIZE"
+        )
     strategy = trainer.strategy
     name = type(strategy).__name__
     if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):

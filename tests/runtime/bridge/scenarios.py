@@ -4,9 +4,12 @@ Importing Lightning takes four seconds, so it is done once: the ranks and the vi
 this process, taken before it computes anything. Prints one JSON object.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -221,7 +224,20 @@ def everything(folder):
     results["automatic"] = [type(callback).__name__ for callback in callbacks()]
     results["job"] = fit(f"{folder}/script", max_epochs=1)
     results["job went to"] = Path(folder, "job", "commit").is_dir()
+    del os.environ["REKINDLE_CHECKPOINT_URI"]
+    results["example"] = example()
     return results
+
+
+def example():
+    """What the plain script among the examples prints last."""
+    script = Path(__file__).parents[3] / "runtime" / "examples" / "lightning_script" / "train.py"
+    before, sys.argv = sys.argv, [str(script), "--epochs", "4"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        runpy.run_path(str(script), run_name="__main__")
+    sys.argv = before
+    return out.getvalue().strip().splitlines()[-1]
 
 
 def page(folder):
@@ -271,6 +287,12 @@ def refused(folder):
         RekindleCallback(f"{folder}/refused").setup(spawned, Net(), "fit")
     except ValueError as error:
         said["spawn"] = str(error)
+    os.environ["WORLD_SIZE"] = "2"
+    try:
+        fit(f"{folder}/refused")
+    except ValueError as error:
+        said["alone"] = str(error)
+    del os.environ["WORLD_SIZE"]
     return said
 
 

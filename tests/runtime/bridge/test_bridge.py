@@ -1,5 +1,6 @@
 """A script of `lightning.pytorch` with the bridge, against the real Lightning; see `scenarios`."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -33,7 +34,8 @@ WHOLE = [
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    pytest.importorskip("lightning")
+    if importlib.util.find_spec("lightning") is None:
+        pytest.skip("Lightning is not installed")
     found = tmp_path_factory.mktemp("bridge") / "results.json"
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("scenarios.py")), str(found)],
@@ -113,3 +115,12 @@ def test_what_cannot_work_is_refused_in_one_line(results):
     assert results["refused"]["flag"] == "keep_latest=0 must be an integer of at least 1"
     assert results["refused"]["must"].startswith("resume='must', but there is no checkpoint in ")
     assert "use strategy='ddp', torchrun or a TrainingJob" in results["refused"]["spawn"]
+    assert results["refused"]["alone"].startswith(
+        "2 processes were started, and the Trainer was made for 1: "
+    )
+
+
+def test_the_example_is_a_script_that_knows_nothing_of_this(results):
+    words, accuracy = results["example"].rsplit(" ", 1)
+    assert words == "validation accuracy"
+    assert float(accuracy) > 0.9
