@@ -124,6 +124,8 @@ def test_traces_are_written_by_schedule_and_on_a_signal(tmp_path):
     assert any("aten::linear" in str(event.get("name")) for event in events)
     assert "aten::" in (tmp_path / "t/look-step2-rank0.txt").read_text()
     assert signal.getsignal(signal.SIGUSR2) == before
+    fit(tmp_path / "simple", profiler="simple", callbacks=[Ask()], max_epochs=3)
+    assert (tmp_path / "simple/run/profiler/trace-step8-rank0.json").exists()
     default = PyTorchProfiler(wait=0, warmup=0, active=1, on_signal=False)
     fit(tmp_path / "root", profiler=default)
     assert (tmp_path / "root/run/profiler/trace-step1-rank0.json").exists()

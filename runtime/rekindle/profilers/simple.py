@@ -4,16 +4,20 @@ The loop measures its phases always (they are exported to Prometheus), so this c
 Data, forward, backward and optimizer are measured end to end: together they are the time of the
 steps. On a GPU the host only hands work over, so a phase is the time until it was handed over, and
 the wait for the device shows where the host first needs a result.
+
+When the table is not enough, SIGUSR2 has the next three steps traced: see `PyTorchProfiler`.
 """
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rekindle.profilers.profiler import Profiler
+from rekindle.profilers.traces import PyTorchProfiler
 
 if TYPE_CHECKING:
+    from rekindle.module import Module
     from rekindle.trainer import Trainer
 
 
@@ -25,6 +29,7 @@ class SimpleProfiler(Profiler):
         self.seconds: dict[str, float] = {}
         """Phase or section -> seconds, of the last call."""
         self.counts: dict[str, int] = {}
+        self._traces = PyTorchProfiler(dirpath, filename, active=0)
 
     @contextmanager
     def around(self, trainer: "Trainer", stage: str) -> Iterator[None]:
@@ -32,13 +37,20 @@ class SimpleProfiler(Profiler):
         self.seconds, self.counts = {}, {}
         began = time.perf_counter()
         try:
-            yield
+            with self._traces.around(trainer, stage):
+                yield
         finally:
             total = time.perf_counter() - began
             measured = trainer.phases() if stage == "fit" else {}
             self.seconds = {**{n: s for n, (s, _) in measured.items()}, **self.seconds}
             self.counts = {**{n: c for n, (_, c) in measured.items()}, **self.counts}
             self._report(trainer, stage, self.table(stage, total))
+
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+    ) -> None:
+        """Move on with a trace, if one was asked for."""
+        self._traces.on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     @contextmanager
     def _section(self, name: str) -> Iterator[None]:
