@@ -20,6 +20,7 @@ from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.draws import Draw
 from rekindle.evaluation import evaluate
+from rekindle.finite import Finite
 from rekindle.fitting import fitted
 from rekindle.flags import Flags, best_rule
 from rekindle.gradients import broadcast
@@ -31,7 +32,7 @@ from rekindle.loggers.journal import Journal
 from rekindle.loggers.logger import Attempt
 from rekindle.logs import Logs
 from rekindle.module import Module
-from rekindle.order import Cursor, Kind
+from rekindle.order import ENDLESS, Cursor, Kind
 from rekindle.persistence import Found, Session
 from rekindle.precision import autocast, convert, mover, scaler_of
 from rekindle.preflight import (
@@ -50,6 +51,7 @@ from rekindle.resolving import locate, whole
 from rekindle.run import Run, planned_steps
 from rekindle.sources import dealt, load
 from rekindle.strategies.statistics import synchronised
+from rekindle.streams import Streaming, refuse_stateless, stateful
 from rekindle.telemetry import Meter
 from rekindle.update import Update
 
@@ -113,14 +115,16 @@ def assemble(
     if not optimizers.automatic(module):
         asked = _manual_batch(train_source, flags, world)
     draw = _draw(train_source, flags, found)
-    cursor = _cursor(train_source, draw, flags, asked, mark, world, found, console)
+    copies = placement.copies(flags, world)
+    cursor = _cursor(train_source, draw, flags, asked, mark, copies, found, console)
+    stream = _stream(train_source, flags, cursor, world, found)
     if world.first and flags.enable_model_summary:
         console.say(summary(module))
-    start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0})
+    start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0, "before": 0})
     trainer.plan(planned_steps(start, 0, flags))
     module.to(world.device)
     convert(module, flags.precision, world.device, flags.fp8_skip)
-    if _must_fit(flags, world, module):
+    if stream is None and _must_fit(flags, world, module):
         size = fitted(
             module,
             train_source,
@@ -164,13 +168,16 @@ def assemble(
         algorithm=flags.gradient_clip_algorithm,
     )
     logs = Logs(module)
-    sampler = LaneSampler(cursor, rank=world.rank, world_size=world.size, draw=draw)
+    sampler = LaneSampler(cursor, rank=copies.rank, world_size=copies.size, draw=draw)
     seeds = randomness.LaneSeeds(cursor.seed)
+    finite = None
+    if flags.nonfinite is not None and update.automatic and update.scaler is None:
+        finite = Finite(module.parameters(), world.device)
     run = Run(
         trainer=trainer,
         module=module,
         flags=flags,
-        world=world,
+        world=copies,
         hooks=hooks,
         logs=logs,
         console=console,
@@ -183,11 +190,13 @@ def assemble(
             session.clock_due if session else _never,
             _never if flags.max_time is None else lambda: run.time_is_up,
             seeds,
+            finite.late if finite is not None and not finite.here else lambda: None,
         ),
         session=session,
         optimization=optimization,
         update=update,
         seeds=seeds,
+        finite=finite,
         move=mover(flags.precision, world.device),
         gradients=None,
         autocast=autocast(flags.precision, world.device),
@@ -195,11 +204,11 @@ def assemble(
         validation_step=step_function(module, "validation_step"),
         cursor=cursor,
         sampler=sampler,
-        loader=build(train_source, sampler, cursor.seed),
-        validation=dealt(validation_source, flags.limit_val_batches, world, cursor.seed),
+        loader=() if stream is not None else build(train_source, sampler, cursor.seed),
+        validation=dealt(validation_source, flags.limit_val_batches, copies, cursor.seed),
         journal=Journal(trainer.loggers, world, console.say),
         datamodule=datamodule,
-        feed=feeding.feed_of(datamodule),
+        feed=feeding.feed_of(datamodule, stream),
     )
     module.attach(trainer, logs)
     module.own_update(update, tuple(spec.scheduler for spec in optimization.schedulers))
@@ -314,6 +323,43 @@ def _draw(source: Source, flags: Flags, found: Found) -> Draw | None:
     return source.draw(Cursor.from_json(found.restored.meta["cursor"]).seed)
 
 
+def _stream(
+    source: Source, flags: Flags, cursor: Cursor, world: World, found: Found
+) -> Streaming | None:
+    """The stream that iterable data is read by; R12b if its position cannot be stored."""
+    if not source.streamed:
+        return None
+    if flags.data.guarantee != "relaxed" and not stateful(source.dataset):
+        done = found.restored
+        seconds = 0.0 if done is None else float(done.state["loop"]["productive_seconds"])
+        raise refuse_stateless(source.dataset, items=cursor.sample, seconds=seconds)
+    ends = flags.max_steps or flags.max_samples or flags.max_time
+    if getattr(source.dataset, "exhaustion", None) == "repeat" and not ends:
+        raise ValueError(
+            f"{type(source.dataset).__name__}.exhaustion='repeat' never ends an epoch: give "
+            f"max_steps= (or max_samples=, max_time=)"
+        )
+    if flags.micro_batch == "auto" or flags.overfit:
+        raise ValueError(
+            f"micro_batch='auto' and overfit_batches need a dataset with a length; "
+            f"{type(source.dataset).__name__} is a stream. Remove them."
+        )
+    limit = flags.limit_train_batches
+    if isinstance(limit, float) and limit < 1.0:
+        raise ValueError(
+            f"limit_train_batches={limit} is a share of a length that a stream does not have; give "
+            f"a number of batches"
+        )
+    return Streaming(
+        source,
+        world,
+        seed=cursor.seed,
+        lanes=cursor.lanes,
+        micro=cursor.m,
+        limit=limit * source.batch_size if isinstance(limit, int) else ENDLESS,
+    )
+
+
 def _cursor(
     source: Source,
     draw: Draw | None,
@@ -330,7 +376,11 @@ def _cursor(
     positions = draw.length if draw is not None else source.positions or source.samples
     batches = source.batches_of(positions)
     length = min(positions, limited(flags.limit_train_batches, batches) * micro)
+    if source.streamed:
+        length = ENDLESS
     order: Kind = "shuffle" if source.shuffle and not flags.overfit else "sequential"
+    if source.streamed:
+        order = "stream"
     if not length:
         raise ValueError(
             f"limit_train_batches={flags.limit_train_batches!r} or drop_last leaves no batch of "
@@ -365,6 +415,7 @@ def _cursor(
         saved = replace(
             fresh,
             epoch=begun,
+            before=saved.before + saved.sample,
             seed=saved.seed,
             G=saved.G,
             m=saved.m,

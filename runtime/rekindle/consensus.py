@@ -26,10 +26,10 @@ from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.randomness import LaneSeeds
 
-STOP, SAVE, END, DREW = range(4)
+STOP, SAVE, END, DREW, BAD = range(5)
 """Elements of the word: stop at an agreed step; save because time has passed; training is over;
-`LaneSeeds.word`."""
-_WORDS = 4
+`LaneSeeds.word`; gradients of a step that was done were not finite."""
+_WORDS = 5
 
 
 class Notice:
@@ -80,7 +80,13 @@ class Consensus:
         save_due: Callable[[], bool],
         end_due: Callable[[], bool] = lambda: False,
         seeds: LaneSeeds | None = None,
+        late: Callable[[], int | None] = lambda: None,
     ) -> None:
+        self._late = late
+        self.bad: int | None = None
+        """This rank's view of a step that turned out bad; see `finite`."""
+        self.back = False
+        """Whether some rank has one, as of the last poll."""
         self._seeds = seeds or LaneSeeds(0)
         self._notice = notice
         self._save_due = save_due
@@ -102,12 +108,17 @@ class Consensus:
             self.end = self._end_due()
             self.stop = self._notice.given
             self._seeds.agree(self._seeds.word)
+            self.bad = self._late()
+            self.back = self.bad is not None
             return self.stop
         word = self._free
         word[STOP] = self._notice.given
         word[SAVE] = self._save_due()
         word[END] = self._end_due()
         word[DREW] = self._seeds.word
+        if self.bad is None:
+            self.bad = self._late()
+        word[BAD] = self.bad is not None
         work = dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control, async_op=True)
         previous, self._sent = self._sent, (work, word)
         if previous is None:
@@ -115,7 +126,8 @@ class Consensus:
             return False
         previous[0].wait()
         self._free = previous[1]
-        stop, save, end, drew = previous[1].tolist()
+        stop, save, end, drew, bad = previous[1].tolist()
+        self.back = bad == 1
         self._seeds.agree(drew)
         self.save = save == 1
         self.end = self.end or end == 1

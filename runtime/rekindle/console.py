@@ -43,7 +43,8 @@ class Progress:
         """As JSON; `at` in unix seconds."""
         document: dict[str, object] = {
             "time": round(at, 3),
-            "epoch": self.epoch,
+            "epoch": self.epoch if self.phase == "training" else None,
+            "phase": None if self.phase == "training" else self.phase,
             "step": self.step,
             "total_steps": self.total,
             "loss": _finite(self.loss),
@@ -98,7 +99,9 @@ class Bar:
         elapsed, done = now - began, progress.step - first
         speed = done / elapsed if elapsed > 0 and done > 0 else None
         parts = [f"epoch {progress.epoch}"]
-        if progress.epochs is not None:
+        if progress.counts_batches:
+            parts = []
+        elif progress.epochs is not None:
             parts = [f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"]
         if progress.total:
             share = min(1.0, progress.step / progress.total)
@@ -106,9 +109,9 @@ class Bar:
             left = None if speed is None else (progress.total - progress.step) / speed
             parts.append(f"{clock(elapsed)}<{'?' if left is None else clock(left)}")
         else:
-            parts += [f"step {progress.step}", clock(elapsed)]
+            parts += [f"{word} {progress.step}", clock(elapsed)]
         if speed is not None:
-            parts.append(f"{speed:.3g} steps/s")
+            parts.append(f"{speed:.3g} {word}{'es' if word == 'batch' else 's'}/s")
         if progress.rate is not None:
             parts.append(f"{progress.rate:.0f} samples/s")
         if progress.phase != "training":

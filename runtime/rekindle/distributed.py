@@ -11,7 +11,7 @@ they are read by machines that did not write them.
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -56,7 +56,7 @@ class World:
         if self.control is None:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.control)
+        dist.broadcast_object_list(box, group_src=0, group=self.control)
         return box[0]
 
     def agree(self, error: Exception | None) -> None:
@@ -70,6 +70,21 @@ class World:
             raise error
         if failures:
             raise RequirementError(failures[0].message)
+
+    def of_copies(self, parts: int) -> "World":
+        """This process among those that see other data, when `parts` neighbours see the same.
+
+        Collective over all processes.
+        """
+        if parts == 1:
+            return self
+        groups = [
+            dist.new_group(list(range(part, self.size, parts)), backend="gloo", timeout=TIMEOUT)
+            for part in range(parts)
+        ]
+        size = self.size // parts
+        own = groups[self.rank % parts] if size > 1 else None
+        return replace(self, rank=self.rank // parts, size=size, control=own)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

@@ -9,6 +9,7 @@ included, travels with the checkpoints for `rekindle audit`.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from rekindle import metrics
@@ -19,6 +20,7 @@ from rekindle.order import Cursor, Step
 from rekindle.preflight import check_world
 from rekindle.requirement import RequirementError
 from rekindle.run import Feed, Run
+from rekindle.streams import Streaming
 
 
 def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
@@ -26,6 +28,9 @@ def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
 
     Batches are read where the loop asks for the next one.
     """
+    if run.feed.stream is not None:
+        yield from _streamed(run, run.feed.stream)
+        return
     record(run)
     while run.cursor.sample < run.cursor.length:
         plan = run.sampler.cursor = run.cursor
@@ -34,6 +39,38 @@ def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
             yield step, batches
             if run.cursor.G != plan.G or run.cursor.m != plan.m:
                 break
+
+
+def _streamed(run: Run, stream: Streaming) -> Iterator[tuple[Step, Iterator[Batch]]]:
+    """The same for iterable data, whose end shows only when it is reached.
+
+    So one step is read ahead: validation at the end of an epoch is due with its last step.
+    """
+    stream.begin(run.cursor.epoch)
+    while run.cursor.sample < run.cursor.length:
+        plan = run.cursor
+        ahead = stream.read(plan.sample)
+        if ahead is None:
+            if not plan.sample:
+                raise ValueError(
+                    f"{type(stream.source.dataset).__name__} gave no samples for a step of epoch "
+                    f"{plan.epoch}"
+                )
+            run.cursor = replace(plan, length=plan.sample)
+        while ahead is not None:
+            step = ahead
+            ahead = None if step.stop >= stream.limit else stream.read(step.stop)
+            if ahead is None:
+                run.cursor = replace(run.cursor, length=step.stop)
+            yield step, iter(step.batches)
+            if run.cursor.m != plan.m:
+                stream.rewind(run.cursor.m)
+                break
+    if stream.dropped:
+        run.console.say(
+            f"epoch {run.cursor.epoch} ended with its first lane (exhaustion='min'): "
+            f"{stream.dropped} samples of other lanes were read and not used"
+        )
 
 
 def record(run: Run) -> None:
@@ -96,6 +133,11 @@ def resize(run: Run, *, global_batch: int | None = None, micro: int | None = Non
     if cursor == before:
         return
     check_world(cursor, run.world.size)
+    if run.feed.stream is not None and cursor.lanes != before.lanes:
+        raise ValueError(
+            f"a stream is read in {before.lanes} micro-batches per step, each with a position of "
+            f"its own; change micro_batch (or hparams.batch_size), which keeps their number"
+        )
     run.cursor = cursor
     run.trainer.plan(run.total_steps)
     run.console.say(
@@ -128,7 +170,8 @@ def follow(run: Run) -> None:
         error = failure
     run.world.agree(error)
     assert source is not None
-    run.loader = build(source, run.sampler, cursor.seed)
+    if run.feed.stream is None:
+        run.loader = build(source, run.sampler, cursor.seed)
     if asked != run.feed.batch_size:
         run.feed.batch_size = asked
         resize(run, micro=source.batch_size)
@@ -152,11 +195,12 @@ def batch_size_of(datamodule: object) -> object:
     return None if hparams is None else hparams.get("batch_size")
 
 
-def feed_of(datamodule: Any) -> Feed:
+def feed_of(datamodule: Any, stream: Streaming | None = None) -> Feed:
     """The feed of a run that begins, its loaders just taken apart."""
     if datamodule is None:
-        return Feed()
+        return Feed(stream=stream)
     return Feed(
+        stream=stream,
         sources=lambda: take_apart(datamodule.train_dataloader(), "train"),
         batch_size=batch_size_of(datamodule),
     )

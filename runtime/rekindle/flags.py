@@ -113,6 +113,7 @@ class Flags:
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = None
     gradient_clip_algorithm: Literal["norm", "value"] = "norm"
+    nonfinite: Literal["stop", "skip", "rollback"] | None = "stop"
     precision: dtypes.Precision | dtypes.MixedPrecision = "32-true"
     callbacks: list[Any] = field(default_factory=list)
     logger: Any = None
@@ -214,6 +215,8 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):
         raise ValueError(f"gradient_clip_val={clip!r} must be a number above 0, or None")
     _choice(values, "gradient_clip_algorithm", {"norm": "norm", "value": "value"})
+    policies = {name: name for name in ("stop", "skip", "rollback")}
+    _choice(values, "nonfinite", {**policies, None: None})
     if isinstance(values["resume"], str | os.PathLike) and "/" in str(values["resume"]):
         values["start"], values["resume"] = os.fspath(values["resume"]), "auto"
     _choice(values, "resume", {"auto": "auto", "must": "must", "never": "never"})

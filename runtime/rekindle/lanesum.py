@@ -106,6 +106,11 @@ class LaneSum:
         else:
             self._close_row()
             self._buffers.reset()
+        # Of lanes of a stream that have ended in between, nothing may be left from steps before.
+        for skipped in range(self._position + 1, position):
+            for each in self._rows:
+                each.row(skipped).zero_()
+            self._buffers.skip(skipped)
         self._position = position
         self._used = [False] * len(self._parameters)
         self._views = [torch.empty(0)] * len(self._parameters)
@@ -215,6 +220,11 @@ class _Buffers:
             self._first = {
                 i: buffer.clone() for i, buffer in enumerate(now) if not buffer.is_floating_point()
             }
+
+    def skip(self, position: int) -> None:
+        """There is no such micro-batch in this step."""
+        for each in self._rows.values():
+            each.row(position).zero_()
 
     def merge(self, lanes: int, own: int, world_size: int) -> None:
         """Apply the mean of all changes; collective."""

@@ -226,6 +226,8 @@ def audit(meta: dict[str, Any], read: Callable[[str], bytes] | None = None) -> A
     chapters = [*ended, (cursor, Record.from_json(meta["ledger"]))]
     epochs = [each for known, record in chapters for each in _epochs(known, record)]
     digests = [_digest_ok(known, record, read) for known, record in chapters]
+    if cursor.order == "stream":
+        digests[-1] = _stream_digest_ok(meta.get("stream"), chapters[-1][1])
     return Audit(
         samples_expected=sum(each.count * each.expected for each in epochs),
         samples_used=sum(record.samples for _, record in chapters),
@@ -242,10 +244,13 @@ def _epochs(cursor: Cursor, record: Record) -> list[Epochs]:
     covered = _by_epoch(record.spans)
     found: list[Epochs] = []
     for epoch in sorted({*covered, *range(record.since, cursor.epoch + 1)}):
+        intervals = covered.get(epoch, [])
         allowed = cursor.length if record.since <= epoch < cursor.epoch else 0
+        if allowed and cursor.order == "stream":
+            # How long an epoch of a stream was is known from its steps alone.
+            allowed = max((stop for _, stop in intervals), default=0)
         if epoch == cursor.epoch:
             allowed = cursor.sample
-        intervals = covered.get(epoch, [])
         good = _union([(start, min(stop, allowed)) for start, stop in intervals])
         surplus = sum(stop - start for start, stop in intervals) - good
         if not allowed and not surplus:
@@ -278,11 +283,29 @@ def _union(intervals: list[tuple[int, int]]) -> int:
 
 def _digest_ok(cursor: Cursor, record: Record, read: Callable[[str], bytes] | None) -> bool | None:
     draw = None
+    if cursor.order == "stream":
+        return None
     if cursor.order in ("weighted", "custom"):
         if read is None:
             return None
         draw = read_back(cursor.order, cursor.draw, cursor.length, read)
     return _expected_digest(cursor, cursor.order_with(draw), record.since) == record.digest
+
+
+def _stream_digest_ok(account: dict[str, Any] | None, record: Record) -> bool | None:
+    """Whether the ids used are the first so many of each shard, every shard once per epoch."""
+    if account is None or account.get("stateless"):
+        return None
+    digest = 0
+    for first, count, shards in account["epochs"]:
+        if len({shard for shard, _ in shards}) < len(shards):
+            return False
+        for epoch in range(first, first + count):
+            for shard, samples in shards:
+                for start in range(0, samples, _CHUNK):
+                    numbers = np.arange(start, min(start + _CHUNK, samples), dtype=np.int64)
+                    digest = (digest + digest_of(epoch, numbers + (shard << 32))) & _MASK
+    return digest == record.digest
 
 
 def _expected_digest(cursor: Cursor, order: GlobalOrder, since: int) -> int:

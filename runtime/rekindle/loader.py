@@ -41,7 +41,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from rekindle.draws import Custom, Draw, Ids, Weighted
 from rekindle.loaderconfig import LoaderConfig, OrderFunction
-from rekindle.order import Cursor
+from rekindle.order import ENDLESS, Cursor
 from rekindle.randomness import mixed, seed_all, seed_sample, watch
 from rekindle.requirement import RequirementError
 
@@ -63,9 +63,14 @@ class Source:
     """Samples of an epoch, when the script wants fewer than there are."""
 
     @property
+    def streamed(self) -> bool:
+        """Whether the dataset can only be iterated over; see `rekindle.streams`."""
+        return isinstance(self.dataset, IterableDataset)
+
+    @property
     def samples(self) -> int:
         """Length of the dataset."""
-        return len(self.dataset)
+        return ENDLESS if self.streamed else len(self.dataset)
 
     @property
     def batches(self) -> int:
@@ -90,11 +95,7 @@ def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
             f"(dataset, rekindle.LoaderConfig(batch_size=...))"
         )
     dataset = loader.dataset
-    if isinstance(dataset, IterableDataset):
-        raise RequirementError(
-            f"R12b IterableDataset {type(dataset).__name__} has no position that a resume could "
-            f"return to. Give a map-style dataset (with __getitem__ and __len__)."
-        )
+    _check_stream(dataset, role, loader.drop_last)
     if loader.batch_size is None and loader.batch_sampler is not None:
         raise TypeError(
             f"the {role} DataLoader has a batch_sampler: batches are cut by the trainer, give "
@@ -116,13 +117,31 @@ def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
     return Source(
         dataset=dataset,
         batch_size=loader.batch_size or 1,
-        shuffle=_shuffled(sampler, role) and role == "train",
+        shuffle=not isinstance(dataset, IterableDataset)
+        and _shuffled(sampler, role)
+        and role == "train",
         drop_last=bool(loader.drop_last) and role == "train",
         collate=loader.collate_fn if loader.batch_size else Whole(loader.collate_fn),
         options=options,
         draw=_drawn(sampler),
         positions=_fewer(sampler),
     )
+
+
+def _check_stream(dataset: object, role: str, drop_last: bool) -> None:
+    if not isinstance(dataset, IterableDataset):
+        return
+    if role != "train":
+        raise RequirementError(
+            f"R12b IterableDataset {type(dataset).__name__} has no length by which the {role} data "
+            f"could be shared out over processes. Give a map-style dataset (with __getitem__ and "
+            f"__len__)."
+        )
+    if drop_last:
+        raise ValueError(
+            f"drop_last=True and the stream {type(dataset).__name__}: a short batch at the end "
+            f"counts with its true size. Remove drop_last."
+        )
 
 
 def _shuffled(sampler: Any, role: str) -> bool:
@@ -177,7 +196,13 @@ def _configured(dataset: Any, config: LoaderConfig, role: str) -> Source:
     }
     if config.workers:
         options["prefetch_factor"] = config.prefetch_factor
+    _check_stream(dataset, role, config.drop_last)
     order, draw = config.order, None
+    if isinstance(dataset, IterableDataset) and order != "shuffle":
+        raise ValueError(
+            f"LoaderConfig(order={order!r}) is for datasets with a length; the order of a stream "
+            f"is its own"
+        )
     if role == "train" and config.weights is not None:
         if len(config.weights) != len(dataset):
             raise ValueError(
@@ -455,6 +480,9 @@ def fingerprint(source: Source, seed: int) -> str:
     own = getattr(dataset, "fingerprint", None)
     if isinstance(own, str):
         return own
+    if source.streamed:
+        text = f"{type(dataset).__qualname__}/{getattr(dataset, 'num_shards', None)}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
     digest = hashlib.sha256(str(samples).encode())
     inner = dataset
     while isinstance(inner, Subset):

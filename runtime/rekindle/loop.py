@@ -25,6 +25,7 @@ from rekindle.module import StepOutput
 from rekindle.order import Step
 from rekindle.outcome import Preempted
 from rekindle.preflight import check_loss, explaining, loss_of
+from rekindle.rollback import go_back, late, pass_over, refuse
 from rekindle.run import Run
 from rekindle.telemetry import CHECKPOINT_ERRORS
 
@@ -61,12 +62,21 @@ def train(run: Run) -> None:
             if run.consensus.end:
                 run.expired = True
                 break
+            if run.consensus.back:
+                run.back = late(run)
+            if run.back is not None:
+                go_back(run, run.back)
+                break
             if session is not None and session.due(run.step, run.consensus.save):
                 save(run)
-            take(run, step, batches)
+            done = run.step
+            if run.skipped and run.leaves_out(step):
+                pass_over(run, step, batches)
+            else:
+                take(run, step, batches)
             if run.step % run.flags.log_every_n_steps == 0:
                 report(run)
-            if run.validation_due:
+            if run.validation_due and (run.step > done or run.flags.val_check_interval is None):
                 validate(run)
             if run.done:
                 break
@@ -131,7 +141,9 @@ def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
         meter.samples += size
         before, now = now, clock()
         meter.backward += now - before
-    update.finish(run)
+    if not update.finish(run):
+        refuse(run, step)
+        return
     end = clock()
     meter.optimizer += end - now
     meter.durations.append(end - began)

@@ -117,6 +117,8 @@ def configure(module: Module) -> Optimization:
                 f"automatic_optimization = False and call self.optimizers().step(closure)."
             )
         _check_parameters(module, optimizer, name)
+        if not manual and any(hasattr(p, "placements") for p in module.parameters()):
+            _one_by_one(module, optimizer)
     specs = tuple(_spec(scheduler, name) for scheduler in schedulers)
     for spec in specs:
         if getattr(spec.scheduler, "optimizer", None) not in optimizers:
@@ -152,6 +154,14 @@ def _taken_apart(found: Any, name: str) -> tuple[list[Any], list[Any]]:
             return [o for own, _ in parts for o in own], [s for _, own in parts for s in own]
         return list(found), []
     return [found], []
+
+
+def _one_by_one(module: Module, optimizer: torch.optim.Optimizer) -> None:
+    """Have no batched operations over shares on different meshes: torch has none for them."""
+    if len({getattr(parameter, "device_mesh", None) for parameter in module.parameters()}) > 1:
+        for group in optimizer.param_groups:
+            if "foreach" in group:
+                group["foreach"] = False
 
 
 def _check_parameters(module: Module, optimizer: torch.optim.Optimizer, name: str) -> None:

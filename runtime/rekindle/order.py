@@ -31,8 +31,11 @@ ROUNDS = 6
 """Rounds of the Feistel network; four would already pass for random, two more cost nothing."""
 _FIRST_BLOCK, _LARGEST_BLOCK = 512, 16384
 
-Kind = Literal["shuffle", "sequential", "weighted", "custom"]
-"""``weighted`` and ``custom`` need a `rekindle.draws.Draw` beside the numbers."""
+Kind = Literal["shuffle", "sequential", "weighted", "custom", "stream"]
+"""``weighted`` and ``custom`` need a `rekindle.draws.Draw` beside the numbers; ``stream`` has an
+order of its own (`rekindle.streams`), of which only positions are counted."""
+ENDLESS = 1 << 62
+"""Length of an epoch whose end is not known yet."""
 
 
 class EpochOrder:
@@ -198,6 +201,8 @@ class Cursor:
     """Mark of the weights or of the script's own order; see `rekindle.draws`."""
     steps: int = -1
     """Optimizer steps done in this epoch; -1: what `sample` and G give."""
+    before: int = -1
+    """Samples used in the epochs before this one; -1: that many times `length`."""
     script_m: int | None = None
     """The loader's batch size when m was chosen: a schedule's m outlives a restart until the script
     itself says something else."""
@@ -217,6 +222,8 @@ class Cursor:
             )
         if self.steps < 0:
             object.__setattr__(self, "steps", -(-self.sample // self.G))
+        if self.before < 0:
+            object.__setattr__(self, "before", self.epoch * self.length if self.epoch else 0)
 
     @property
     def lanes(self) -> int:
@@ -266,7 +273,11 @@ class Cursor:
 
     def next_epoch(self) -> Self:
         """The cursor at the start of the next epoch."""
-        return replace(self, epoch=self.epoch + 1, sample=0, steps=0)
+        length = ENDLESS if self.order == "stream" else self.length
+        used = self.before + self.sample
+        return replace(
+            self, epoch=self.epoch + 1, sample=0, steps=0, before=used, length=length
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

@@ -44,6 +44,8 @@ from rekindle.flags import Every, Flags, cadence, retention, store_options
 from rekindle.requirement import RequirementError, code_of
 from rekindle.resolving import Target, choose, whole
 
+_BACK_SECONDS = 120.0
+"""How long going back waits for the save in flight."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -341,6 +343,33 @@ class Session:
             and self.every.seconds is not None
             and time.monotonic() - self.last_time >= self.every.seconds
         )
+
+    def back(self, step: int) -> Found:
+        """Load the newest good checkpoint of `step` or before, and go on from there; collective.
+
+        What was saved after it is no part of the run any more: it goes on under a fence of its own.
+        """
+        self.close(_BACK_SECONDS)
+        flush.wait(self.store.uri)
+        self.world.barrier()
+        for ref in self._candidates():
+            restored = self._load(ref)[0] if ref.step <= step else None
+            if restored is None:
+                continue
+            fence, error = 0, None
+            if self.world.first:
+                try:
+                    owner = os.environ.get(ENV_POD) or socket.gethostname()
+                    fence = self.store.acquire(owner=owner).fence
+                except Exception as failure:
+                    error = failure
+            self.world.agree(error)
+            self.fence = self.world.share(fence)
+            found = Found(restored=restored, skipped=())
+            self.begin(found)
+            self.pending = restored.ref.step
+            return found
+        return Found(restored=None, skipped=())
 
     def due(self, step: int, agreed: bool) -> bool:
         """Whether to save before the next step; `agreed` is the ranks' word about the clock."""

@@ -21,6 +21,22 @@ from rekindle.strategies.sharding import recompute, shard
 from rekindle.strategies.statistics import synchronise
 
 
+def copies(flags: Flags, world: World) -> World:
+    """This process among those that see other samples; ValueError for a mesh of another size.
+
+    Processes that hold parts of the same layers see the same ones. Collective.
+    """
+    mesh = flags.mesh
+    if mesh is None:
+        return world
+    if mesh.dp * mesh.tp != world.size:
+        raise ValueError(
+            f"mesh={{'dp': {mesh.dp}, 'tp': {mesh.tp}}} is for {mesh.dp * mesh.tp} processes, "
+            f"there are {world.size}. Change the mesh or the number of processes."
+        )
+    return world.of_copies(mesh.tp)
+
+
 def place(module: Module, flags: Flags, world: World, console: Console) -> bool:
     """Change the module as the flags say; whether it is sharded then. Collective.
 
@@ -29,11 +45,6 @@ def place(module: Module, flags: Flags, world: World, console: Console) -> bool:
     strategy, mesh = flags.strategy, flags.mesh
     for line in strategy.notices:
         console.say(line)
-    if mesh is not None and mesh.dp * mesh.tp != world.size:
-        raise ValueError(
-            f"mesh={{'dp': {mesh.dp}, 'tp': {mesh.tp}}} is for {mesh.dp * mesh.tp} processes, "
-            f"there are {world.size}. Change the mesh or the number of processes."
-        )
     sharded = isinstance(strategy, FSDP2) or (mesh is not None and mesh.tp > 1)
     if sharded and flags.data.guarantee == "bitwise":
         raise ValueError(

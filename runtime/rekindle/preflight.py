@@ -121,7 +121,7 @@ def check_example(module: Module, source: Source, seed: int) -> None:
     The first dimension is the batch; it may have any size.
     """
     example = module.example_batch
-    if example is None or not source.samples:
+    if example is None or not source.samples or source.streamed:
         return
     batch = Reader(source, seed)[Share(0, np.zeros(1, dtype=np.int64))].data
     if _form(batch) != _form(example):
@@ -215,7 +215,7 @@ def check_same_data(saved: Cursor, now: Cursor, step: int) -> None:
         raise RequirementError(
             f"R12 dataset changed since step {step} ({saved.N} -> {now.N} samples). {fix}"
         )
-    if saved.length != now.length:
+    if saved.length != now.length and now.order != "stream":
         raise RequirementError(
             f"R12 dataset changed since step {step} ({saved.length} -> {now.length} samples used "
             f"per epoch: limit_train_batches, drop_last or batch size). {fix}"
@@ -237,7 +237,9 @@ def check_same_data(saved: Cursor, now: Cursor, step: int) -> None:
 def same_data(cursor: Cursor, meta: Mapping[str, Any]) -> bool:
     """Whether a position and that of a checkpoint are in the same order of the same data."""
     saved = Cursor.from_json(meta["cursor"])
-    names = ("N", "length", "order", "draw", "fingerprint")
+    names = ["N", "order", "draw", "fingerprint"]
+    if cursor.order != "stream":
+        names.append("length")
     return all(getattr(cursor, name) == getattr(saved, name) for name in names)
 
 

@@ -5,6 +5,7 @@ it. It decides little itself: when training is done, when validation is due, how
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from rekindle.consensus import Consensus, Notice
 from rekindle.console import Console, Progress
 from rekindle.control import ControlPage
 from rekindle.distributed import World
+from rekindle.finite import Finite, Window
 from rekindle.flags import Flags
 from rekindle.gradients import GradientSum
 from rekindle.hooks import Hooks
@@ -30,6 +32,7 @@ from rekindle.order import Cursor, Step
 from rekindle.persistence import Session
 from rekindle.preflight import StepFunction
 from rekindle.randomness import LaneSeeds
+from rekindle.streams import Streaming
 from rekindle.telemetry import Meter
 from rekindle.update import Update
 
@@ -46,10 +49,20 @@ class Validation:
     """Over all ranks."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Back:
+    """A wish to go back to a checkpoint and to leave a window out."""
+
+    reason: str
+    window: Window
+
+
 @dataclass(kw_only=True)
 class Feed:
     """How the training data gets to the loop, and what has changed in that; see `feeding`."""
 
+    stream: Streaming | None = None
+    """Iterable data; None for a dataset with a length."""
     sources: Callable[[], Source] | None = None
     """Asks the DataModule for its training loader again; None without a DataModule."""
     batch_size: object = None
@@ -79,6 +92,8 @@ class Run:
     optimization: Optimization
     update: Update
     seeds: LaneSeeds
+    finite: Finite | None
+    """Looks at gradients; None when nobody wants to know, or a loss scaler does it."""
     move: Callable[[Any], Any] | None
     """Brings a batch to the device and into the dtype; None when it is right as it comes."""
     gradients: GradientSum | LaneSum | None
@@ -113,6 +128,12 @@ class Run:
     """Whether `max_time` has passed, as all ranks have agreed."""
     measured: dict[str, int] = field(default_factory=dict)
     """The step at which each value in `trainer.callback_metrics` was taken."""
+    back: Back | None = None
+    """Where to go back to before the next step."""
+    skipped: list[Window] = field(default_factory=list)
+    """What this run has left out."""
+    recent: deque[tuple[int, int, int, int]] = field(default_factory=lambda: deque(maxlen=64))
+    """Step, epoch, start and stop of the newest steps."""
     losses: list[tuple[torch.Tensor, int]] = field(default_factory=list)
     """Loss and samples of each lane of the newest step."""
     reported: int = 0
@@ -172,7 +193,7 @@ class Run:
     @property
     def samples(self) -> int:
         """Samples used in the surviving timeline."""
-        return self.cursor.epoch * self.cursor.length + self.cursor.sample
+        return self.cursor.before + self.cursor.sample
 
     def progress(self) -> Progress:
         """How far this run is, as far as counters tell."""
@@ -192,9 +213,40 @@ class Run:
         if values:
             self.journal.record(values, step=self.step, epoch=self.cursor.epoch)
 
+    def window(self, step: Step) -> Window:
+        """The samples of the step that comes next."""
+        cursor = self.cursor
+        first = self.samples - cursor.sample + step.start
+        return Window(
+            step=self.step, epoch=cursor.epoch, start=step.start, stop=step.stop, first=first
+        )
+
+    def window_of(self, done: int) -> Window:
+        """The samples of a step that was done lately, after `done` others."""
+        for step, epoch, start, stop in self.recent:
+            if step == done:
+                first = self.samples - self.cursor.sample + start
+                first -= (self.cursor.epoch - epoch) * self.cursor.length
+                return Window(step=step, epoch=epoch, start=start, stop=stop, first=first)
+        raise ValueError(f"step {done + 1} is not one of the last {self.recent.maxlen}")
+
+    def leaves_out(self, step: Step) -> bool:
+        """Whether a step is not to be done."""
+        return any(w.holds(self.cursor.epoch, step.start, step.stop) for w in self.skipped)
+
+    def leave_out(self, step: Step) -> None:
+        """Move past a step that was not done: its samples count as used, the step does not."""
+        self.ledger.covered(self.cursor.epoch, step.start, step.stop)
+        if self.feed.stream is not None:
+            self.feed.stream.completed(step)
+        self.cursor = self.cursor.after(step)
+
     def advance(self, step: Step, seconds: float) -> None:
         """Count a completed step: position, ledger and counters move together."""
+        self.recent.append((self.step, self.cursor.epoch, step.start, step.stop))
         self.ledger.covered(self.cursor.epoch, step.start, step.stop)
+        if self.feed.stream is not None:
+            self.feed.stream.completed(step)
         self.cursor = self.cursor.after(step)
         self.step += 1
         self.productive += seconds
@@ -227,12 +279,12 @@ class Run:
 def planned_steps(cursor: Cursor, step: int, flags: Flags) -> int | None:
     """Optimizer steps of the whole run, given that `step` of them led to the cursor."""
     limits = [flags.max_steps] if flags.max_steps is not None else []
-    if flags.max_epochs is not None:
+    if flags.max_epochs is not None and cursor.order != "stream":
         left = flags.max_epochs - cursor.epoch
         whole = max(0, left - 1) * cursor.steps_per_epoch
         limits.append(step + whole + (cursor.steps_left if left > 0 else 0))
     if flags.max_samples is not None:
-        missing = max(0, flags.max_samples - cursor.epoch * cursor.length - cursor.sample)
+        missing = max(0, flags.max_samples - cursor.before - cursor.sample)
         left = cursor.length - cursor.sample
         if missing <= left:
             limits.append(step + -(-missing // cursor.G))

@@ -16,6 +16,7 @@ from rekindle.hooks import Hooks
 from rekindle.logs import Logs
 from rekindle.module import Module
 from rekindle.persistence import root
+from rekindle.placement import copies
 from rekindle.precision import autocast, convert
 from rekindle.preflight import step_function
 from rekindle.resolving import choose, first_good, locate, whole
@@ -41,6 +42,7 @@ def run_alone(
 ) -> Any:
     """Metrics by name, or for ``predict`` the predictions (None unless `collect`); collective."""
     flags, logs = trainer.flags, Logs(module)
+    world = copies(flags, world)
     _, source = load(module, datamodule, {"evaluation": loaders}, world, flags, stage)
     limits = {
         "validate": flags.limit_val_batches,

@@ -24,6 +24,7 @@ from rekindle import logs, metrics, optimizers, randomness
 from rekindle.callback import Callback
 from rekindle.checkpoint import CommitRef, Restored, encoding
 from rekindle.checkpoint.tensors import flatten, rebuild
+from rekindle.finite import Window
 from rekindle.gradients import broadcast
 from rekindle.optimizers import plain
 from rekindle.requirement import RequirementError
@@ -63,6 +64,7 @@ def collect(
             "validating": run.validating,
             "stopped": run.stopped,
             "update": run.update.state(),
+            "skipped": [window.to_json() for window in run.skipped],
             "drawn_since": [part[3] for part in parts],
         },
         "logs": logs.merged([part[1] for part in parts]),
@@ -71,6 +73,8 @@ def collect(
     }
     if run.datamodule is not None:
         state["datamodule"] = run.datamodule.state_dict()
+    if run.feed.stream is not None:
+        state["stream"] = run.feed.stream.saved()
     for hook in run.hooks.on_save_checkpoint:
         hook(run.trainer, module, state)
     meta = {
@@ -80,6 +84,7 @@ def collect(
         "ledger": run.ledger.totals(part[0] for part in parts),
         "world_size": world.size,
         "history": [dict(entry) for entry in run.feed.history],
+        "guarantee": run.flags.data.guarantee,
         "metrics": {name: float(value) for name, value in run.trainer.callback_metrics.items()},
         "measured": dict(run.measured),
         "aliases": aliases,
@@ -93,6 +98,8 @@ def collect(
             "datamodule": dict(getattr(run.datamodule, "hparams", {})),
         },
     }
+    if run.feed.stream is not None:
+        meta["stream"] = run.feed.stream.account(state["stream"])
     return state, rank_state, meta
 
 
@@ -132,9 +139,14 @@ def apply(run: Run, restored: Restored) -> None:
     run.elapsed = float(loop.get("elapsed_seconds", 0.0))
     # What was saved is the same on all ranks, so they agree without a word.
     run.expired = run.flags.max_time is not None and run.elapsed >= run.flags.max_time
+    saved_windows = [Window(**window) for window in loop.get("skipped", [])]
+    # A run that goes back within this process does not forget why.
+    run.skipped = saved_windows + [w for w in run.skipped if w not in saved_windows]
     run.seeds.restore(loop.get("drawn_since", []))
     run.reported = run.step
     run.ledger.restore(restored.meta["ledger"], first=run.world.first)
+    if run.feed.stream is not None:
+        run.feed.stream.restore(state["stream"])
     run.feed.history = [dict(entry) for entry in restored.meta.get("history", ())]
     if own is not None and run.world.size > 1:
         run.logs.restore(own["logs"])

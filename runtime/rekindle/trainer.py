@@ -43,6 +43,7 @@ from rekindle.precision import MixedPrecision
 from rekindle.profilers.profiler import Profiler
 from rekindle.profilers.profiler import chosen as chosen_profiler
 from rekindle.requirement import RequirementError
+from rekindle.run import Back
 from rekindle.sources import Stage
 from rekindle.standalone import run_alone
 from rekindle.strategies import Strategy
@@ -76,6 +77,7 @@ class Trainer:
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        nonfinite: Literal["stop", "skip", "rollback"] | None = "stop",
         precision: "str | int | MixedPrecision" = "32-true",
         callbacks: "list[Callback] | Callback | None" = None,
         logger: "Logger | Sequence[Logger] | bool | None" = None,
@@ -131,6 +133,11 @@ class Trainer:
         `accumulate_grad_batches` times processes, fixed by the first attempt of a run and kept on
         any other number of processes. `val_check_interval` counts optimizer steps within the epoch
         (a share of the epoch as float), or over all epochs with `check_val_every_n_epoch=None`.
+        `nonfinite` says what happens when a gradient is not finite (R20): ``stop`` with an error
+        before the optimizer uses it, ``skip`` the samples of that step, ``rollback`` to the newest
+        checkpoint and skip them, None to let it pass; see `rekindle.finite`. With 16-bit precision
+        the loss scaler skips such steps in any case.
+
         Limits count batches of the whole dataset, whatever the number of processes.
 
         Training ends at the first of `max_epochs`, `max_steps`, `max_samples` (at the end of the
@@ -634,6 +641,23 @@ class Trainer:
         """Save before the next step, or at the end; ask on every rank alike, in a hook."""
         if self._run is not None and self._run.session is not None:
             self._run.session.wanted = True
+
+    def roll_back(self, reason: str, *, step: int | None = None) -> None:
+        """Go back to the newest checkpoint before a step, and leave that step's samples out.
+
+        For callbacks that find out late that a step has done harm; call it on every rank in the
+        same step. `step` is the number of steps that were done before the bad one (by default it is
+        the newest one). Happens before the next step; `reason` begins the line that people see.
+        Raises ValueError for a step that was not one of the last 64.
+        """
+        run = self._run
+        if run is None:
+            raise RequirementError(
+                f"R10 Trainer.roll_back called outside of fit (phase={self.phase.upper()}). Call "
+                f"it in a hook."
+            )
+        window = run.window_of(run.step - 1 if step is None else step)
+        run.back = Back(reason=reason, window=window)
 
     def print(self, *values: object, sep: str = " ") -> None:
         """Print once, on rank 0."""

@@ -128,6 +128,9 @@ class Update:
             run.meter.comm_wait += time.perf_counter() - began
         if scaler is not None:
             self._unscale(0)
+        elif run.finite is not None and not run.finite.good(run.step):
+            self._clear(gradients)
+            return False
         for hook in hooks.on_before_optimizer_step:
             hook(trainer, module, optimizer)
         if self._clip is not None:
@@ -142,11 +145,14 @@ class Update:
             spec.step(run.step + 1, trainer.callback_metrics)
         for hook in hooks.on_before_zero_grad:
             hook(trainer, module, optimizer)
+        self._clear(gradients)
+        return True
+
+    def _clear(self, gradients: GradientSum | LaneSum | None) -> None:
         if gradients is not None:
             gradients.clear()
-        else:
-            optimizer.zero_grad()
-        return True
+        elif self._optimizer is not None:
+            self._optimizer.zero_grad()
 
     def _unscale(self, index: int) -> None:
         optimizer = self.optimizers[index]
@@ -293,9 +299,25 @@ def clip_gradients(parameters: Any, value: float, algorithm: Clip) -> torch.Tens
     if algorithm == "value":
         torch.nn.utils.clip_grad_value_(parameters, value)
         return None
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    gradients = [p.grad for p in parameters]
+    meshes = {getattr(gradient, "device_mesh", None) for gradient in gradients}
+    if len(meshes) > 1:
+        return _clip_on_meshes(gradients, value)
+    norm = torch.nn.utils.get_total_norm(gradients)
     whole = getattr(norm, "full_tensor", None)
     if whole is not None:  # of shards
         norm = whole()
     torch.nn.utils.clip_grads_with_norm_(parameters, value, norm)
+    return norm
+
+
+def _clip_on_meshes(gradients: list[Any], value: float) -> torch.Tensor:
+    """Clip by norm where torch's batched operations do not go: shares on different meshes."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    norm = torch.linalg.vector_norm(
+        torch.stack([getattr(each, "full_tensor", lambda each=each: each)() for each in norms])
+    )
+    factor = (value / (norm + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        getattr(gradient, "to_local", lambda gradient=gradient: gradient)().mul_(factor)
     return norm

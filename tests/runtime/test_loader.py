@@ -165,7 +165,6 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize(
     ("loader", "error", "message"),
     [
-        (DataLoader(Stream()), RequirementError, "R12b IterableDataset Stream"),
         (
             DataLoader(Noisy(), sampler=WeightedRandomSampler([1.0] * 50, 50, replacement=False)),
             RequirementError,
@@ -178,6 +177,13 @@ class Stream(IterableDataset):
 def test_data_with_an_order_of_its_own_is_refused(loader, error, message):
     with pytest.raises(error, match=message):
         take_apart(loader, "train")
+
+
+def test_a_stream_has_no_length_to_validate_by():
+    with pytest.raises(
+        RequirementError, match="R12b IterableDataset Stream has no length by which"
+    ):
+        take_apart(DataLoader(Stream()), "validation")
 
 
 def test_a_fingerprint_tells_datasets_apart():

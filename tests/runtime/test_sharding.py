@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from rekindle import audit
+from rekindle.checkpoint import Store
+
 pytestmark = pytest.mark.processes
+
+
+def newest(path):
+    store = Store.open(str(path))
+    return store.read(store.commits()[0])
+
 
 PROGRAM = Path(__file__).parent / "program" / "sharded.py"
 
@@ -61,6 +70,19 @@ def test_two_ranks_with_a_share_each_train_what_one_process_trains(ranks, alone,
         assert same(synced, normed, 1e-4)
         for ours, theirs in zip(synced["buffers"], normed["buffers"], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_layers_are_cut_across_processes_by_the_plan_of_the_module(ranks, alone, tmp_path):
+    cut = task("auto", "cut", flags={"mesh": {"dp": 1, "tp": 2}, "max_steps": 7})
+    both = task("auto", "both", flags={"mesh": {"dp": 2, "tp": 1}})
+    rest = {**cut, "flags": {"mesh": {"dp": 1, "tp": 2}}}
+    for first, second, replicated in ranks(2, cut, rest, both):
+        assert first["own"] < 0.7 * alone["own"]
+        assert (first["step"], second["step"]) == (7, 12)
+        assert same(second, alone)
+        assert same(replicated, alone)
+        assert second["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+    assert audit(newest(tmp_path / "cut").meta).exact
 
 
 def test_a_run_moves_between_strategies_and_numbers_of_ranks(ranks, alone, tmp_path):

@@ -66,6 +66,7 @@ class Net(rk.Module):
 
 
 STRATEGIES = {
+    "auto": lambda: "auto",
     "ddp": lambda: "ddp",
     "fsdp2": lambda: FSDP2(wrap={Block}, ac={Block}),
     "plain": lambda: "fsdp",
