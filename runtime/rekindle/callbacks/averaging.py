@@ -19,6 +19,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rekindle.callback import Callback
@@ -71,10 +72,11 @@ class EMA(Callback):
         named = {n: p.detach() for n, p in module.named_parameters() if p.is_floating_point()}
         saved, self.shadow = self.shadow, {}
         for name, parameter in named.items():
-            self.shadow[name] = parameter.clone()
-            if name in saved and saved[name].shape == parameter.shape:
-                self.shadow[name].copy_(saved[name])
-        self._pairs = (list(self.shadow.values()), list(named.values()))
+            shadow = saved.get(name)
+            if shadow is None or shadow.shape != parameter.shape:
+                shadow = parameter.clone()
+            self.shadow[name] = _like(parameter, shadow)
+        self._pairs = ([_here(s) for s in self.shadow.values()], [_here(p) for p in named.values()])
 
     def on_before_zero_grad(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
@@ -138,6 +140,21 @@ class EMA(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self.updates, self.shadow = state_dict["updates"], dict(state_dict["shadow"])
+
+
+def _here(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a sharded tensor, in the same memory; any other one as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
+    """A restored tensor where the parameter is, and sharded as it is."""
+    saved = saved.to(device=parameter.device, dtype=parameter.dtype, copy=True)
+    if not isinstance(parameter, DTensor) or isinstance(saved, DTensor):
+        return saved
+    mesh, placements = parameter.device_mesh, parameter.placements
+    # Every rank has all of it, so nothing has to be sent.
+    return distribute_tensor(saved, mesh, placements, src_data_rank=None)
 
 
 class SWA(Callback):
@@ -224,7 +241,7 @@ class SWA(Callback):
                 if name not in self.average:
                     self.average[name] = weight.detach().clone()
                     continue
-                old = self.average[name].to(weight.device)
+                old = _like(weight.detach(), self.average[name])
                 self.average[name] = self._combine(old, weight.detach(), self.n_averaged)
         self.n_averaged += 1
 
@@ -234,7 +251,7 @@ class SWA(Callback):
             return
         with torch.no_grad():
             for name, weight in pl_module.named_parameters():
-                weight.copy_(self.average[name])
+                weight.copy_(_like(weight.detach(), self.average[name]))
         _renew_statistics(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:

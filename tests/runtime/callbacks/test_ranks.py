@@ -29,12 +29,19 @@ def near(values):
 def test_two_ranks_do_what_one_does(ranks, alone, tmp_path):
     tasks = [task(name) for name in TOOLS]
     tasks += [task("finetuning", root="bitwise", flags={"data": {"guarantee": "bitwise"}})]
+    tasks += [task("averages", root="sharded", flags={"strategy": "fsdp"})]
+    tasks += [task("monitors", root="sharded-monitors", flags={"strategy": "fsdp"})]
+    tasks += [task("averages", root="resumed", flags={"strategy": "fsdp", "max_epochs": 2})]
+    tasks += [task("averages", root="resumed", flags={"strategy": "fsdp"})]
     tasks += [task("prediction", predict=True), task("prediction", predict=True)]
     one, two = ranks(2, *tasks)
-    assert [result["step"] for result in one] == [15, 15, 11, 5, 10, 5, 15, 15, 15, 15]
+    steps = [result["step"] for result in one]
+    assert steps == [15, 15, 11, 5, 10, 5, 15, 15, 15, 11, 10, 15, 15, 15]
     for mine, theirs, given in zip(one, two, tasks, strict=True):
         assert mine == theirs, given
-        lonely = alone({**given, "root": str(tmp_path / f"alone-{given['root']}")})
+        flags = {k: v for k, v in given.get("flags", {}).items() if k != "strategy"}
+        root = str(tmp_path / f"alone-{given['root']}")
+        lonely = alone({**given, "root": root, "flags": flags})
         assert mine["step"] == lonely["step"], given
         for key in ("weights", "shadow", "metrics", "predicted"):
             assert mine[key] == near(lonely[key]), given

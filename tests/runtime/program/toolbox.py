@@ -60,6 +60,12 @@ def callbacks(task):
     }[task["toolbox"]]()
 
 
+def whole(tensor):
+    """All of a tensor, which may be spread over the ranks."""
+    tensor = tensor.detach()
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).flatten().tolist()
+
+
 def main(task):
     import os
 
@@ -79,12 +85,8 @@ def main(task):
     predicted = trainer.predict(model, DataLoader(data, 4)) if task.get("predict") else []
     return {
         "step": trainer.global_step,
-        "weights": [value for p in model.parameters() for value in p.detach().flatten().tolist()],
-        "shadow": [
-            v
-            for s in getattr(used[0], "shadow", {}).values()
-            for v in s.sum(0, True)[0].flatten().tolist()
-        ],
+        "weights": [value for p in model.parameters() for value in whole(p)],
+        "shadow": [v for s in getattr(used[0], "shadow", {}).values() for v in whole(s)],
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "predicted": [value for output in predicted for value in output.tolist()],
         "best": getattr(used[0], "best_model_path", ""),
