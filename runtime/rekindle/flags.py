@@ -29,6 +29,7 @@ from rekindle.contract import (
 )
 from rekindle.data import DataOptions
 from rekindle.data import parse as data_options
+from rekindle.plugins import named
 from rekindle.resolving import JOBS_STORE, jobs_options
 
 DEFAULT_ROOT = "./checkpoints"
@@ -260,6 +261,7 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     callbacks = values["callbacks"]
     if callbacks is None:
         callbacks = []
+    callbacks = named("callback", callbacks)
     values["callbacks"] = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
     # Scripts for other trainers often say it in their ModelCheckpoint alone.
     places = [callback.root for callback in values["callbacks"]]

@@ -79,8 +79,8 @@ class Trainer:
         gradient_clip_algorithm: Literal["norm", "value"] = "norm",
         nonfinite: Literal["stop", "skip", "rollback"] | None = "stop",
         precision: "str | int | MixedPrecision" = "32-true",
-        callbacks: "list[Callback] | Callback | None" = None,
-        logger: "Logger | Sequence[Logger] | bool | None" = None,
+        callbacks: "list[Callback | str] | Callback | str | None" = None,
+        logger: "Logger | Sequence[Logger | str] | str | bool | None" = None,
         profiler: "Profiler | str | None" = None,
         root: "str | os.PathLike[str] | None" = None,
         default_root_dir: "str | os.PathLike[str] | None" = None,
@@ -159,6 +159,9 @@ class Trainer:
 
         `logger` is a `rekindle.loggers.Logger`, several, or True for JSON lines under a local root;
         they are fed by threads of their own and can neither slow training down nor end it.
+        Loggers, callbacks, profilers and strategies of other packages may be given by the names
+        that those have registered; see `rekindle.plugins`.
+
         `profiler` is ``"simple"`` (a table of phases at the end), ``"advanced"`` (cProfile),
         ``"pytorch"`` (traces, by schedule and on SIGUSR2), or an object of `rekindle.profilers`.
 

@@ -14,6 +14,7 @@ from rekindle.distributed import World
 from rekindle.loggers.feed import Feed, Record
 from rekindle.loggers.files import JSONLLogger
 from rekindle.loggers.logger import Attempt, Logger
+from rekindle.plugins import named
 
 _SECONDS = 20.0
 """How long the end of a pass waits for its records to be written."""
@@ -21,6 +22,7 @@ _SECONDS = 20.0
 
 def chosen(given: object) -> list[Logger]:
     """What the trainer's flag `logger` means; raises TypeError for anything else."""
+    given = named("logger", given, ())
     if given is None or given is False:
         return []
     if given is True:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rekindle.callback import Callback
+from rekindle.plugins import named
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -68,6 +69,7 @@ _NAMED = {
 def chosen(given: object) -> Profiler:
     """What the trainer's flag `profiler` means; raises ValueError or TypeError."""
     names = ", ".join(map(repr, _NAMED))
+    given = named("profiler", given, _NAMED)
     if given is None:
         return Profiler()
     if isinstance(given, Profiler):

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from rekindle.plugins import named
+
 Policy = Collection[type[nn.Module]] | Callable[..., bool]
 """Which submodules: their classes, or a function as torch's wrap policies are."""
 
@@ -231,6 +233,7 @@ _GONE = {
 
 def parse(given: object) -> Strategy:
     """What a script wrote, checked; raises ValueError with what to use instead."""
+    given = named("strategy", given, {*_NAMES, *_GONE})
     if isinstance(given, Strategy):
         return given
     if isinstance(given, str) and given in _NAMES:
