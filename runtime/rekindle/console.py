@@ -33,6 +33,8 @@ class Progress:
     epoch: int = 0
     epochs: int | None = None
     phase: str = "training"
+    unit: str = "step"
+    """What `step` counts: steps of a run, or a pass's ``batch``."""
     rate: float | None = None
     """Samples per second."""
     loss: float | None = None
@@ -41,10 +43,11 @@ class Progress:
 
     def line(self, at: float) -> str:
         """As JSON; `at` in unix seconds."""
+        if self.unit != "step":
+            return json.dumps({"time": round(at, 3), "phase": self.phase, "batches": self.step})
         document: dict[str, object] = {
             "time": round(at, 3),
-            "epoch": self.epoch if self.phase == "training" else None,
-            "phase": None if self.phase == "training" else self.phase,
+            "epoch": self.epoch,
             "step": self.step,
             "total_steps": self.total,
             "loss": _finite(self.loss),
@@ -99,7 +102,7 @@ class Bar:
         elapsed, done = now - began, progress.step - first
         speed = done / elapsed if elapsed > 0 and done > 0 else None
         parts = [f"epoch {progress.epoch}"]
-        if progress.counts_batches:
+        if progress.unit != "step":
             parts = []
         elif progress.epochs is not None:
             parts = [f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"]
@@ -109,9 +112,9 @@ class Bar:
             left = None if speed is None else (progress.total - progress.step) / speed
             parts.append(f"{clock(elapsed)}<{'?' if left is None else clock(left)}")
         else:
-            parts += [f"{word} {progress.step}", clock(elapsed)]
+            parts += [f"{progress.unit} {progress.step}", clock(elapsed)]
         if speed is not None:
-            parts.append(f"{speed:.3g} {word}{'es' if word == 'batch' else 's'}/s")
+            parts.append(f"{speed:.3g} {progress.unit}/s")
         if progress.rate is not None:
             parts.append(f"{progress.rate:.0f} samples/s")
         if progress.phase != "training":

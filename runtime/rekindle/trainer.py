@@ -22,6 +22,7 @@ from rekindle import feeding, persistence, state
 from rekindle import flags as checked
 from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
+from rekindle.callbacks.progress import PassProgress
 from rekindle.consensus import Notice
 from rekindle.console import Console
 from rekindle.contract import Cause, ExitCode, Outcome
@@ -336,7 +337,7 @@ class Trainer:
             datamodule = self.datamodule
         self.lifecycle.begin(stage)
         page = ControlPage.from_environment()
-        hooks = Hooks(self.callbacks, model)
+        hooks = Hooks([*self.callbacks, PassProgress()], model)
         try:
             with settings(self.flags), self.profiler.around(self, stage):
                 world = self._begin(model, datamodule)
@@ -363,6 +364,7 @@ class Trainer:
             self._record(error, page)
             raise
         finally:
+            self._console.close()
             model.attach(None, None)
         return found
 

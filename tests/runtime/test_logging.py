@@ -252,7 +252,7 @@ def test_the_bar_shows_time_and_speed_since_this_attempt_began():
         phase="validating",
     )  # fmt: skip
     assert bar.text(seen, 105.0, width=200) == (
-        "epoch 2/3  350/1000 |███       |  35%  00:05<01:05  10 steps/s  640 samples/s  "
+        "epoch 2/3  350/1000 |███       |  35%  00:05<01:05  10 step/s  640 samples/s  "
         "validating  loss 0.5000  acc 0.98"
     )
     assert len(bar.text(seen, 106.0, width=40)) == 39
@@ -340,3 +340,22 @@ def test_importing_the_trainer_imports_no_service_and_no_bar():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_long_pass_shows_how_far_it_is(tmp_path, terminal, monkeypatch, stage):
+    monkeypatch.setattr("rekindle.callbacks.progress.DRAW_SECONDS", 0.0)
+
+    class Tested(Net):
+        def test_step(self, batch, batch_idx):
+            self.log("x", 1.0)
+
+        def predict_step(self, batch, batch_idx):
+            return batch_idx
+
+    run = trainer(tmp_path, enable_progress_bar=True)
+    getattr(run, stage)(Tested(), DataLoader(DATA, 8))
+    out = terminal()
+    drawn = re.findall(r"\r\x1b\[Kbatch (\d)  00:00.*?(\w+ing)\b", out)
+    phase = {"validate": "validating", "test": "testing", "predict": "predicting"}[stage]
+    assert drawn == [(str(number), phase) for number in (1, 2, 3, 4)]

@@ -3,10 +3,11 @@
 A progress bar costs the loop nothing: see `rekindle.console`.
 """
 
+import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rekindle.callback import Callback
-from rekindle.console import Bar, Progress, Renderer
+from rekindle.console import DRAW_SECONDS, Bar, Progress, Renderer
 
 if TYPE_CHECKING:
     from rekindle.module import Module
@@ -23,6 +24,26 @@ class ProgressBar(Callback):
     def renderer(self, stream: TextIO) -> Renderer:
         """What draws on a terminal."""
         raise NotImplementedError(f"{type(self).__name__} has no renderer(self, stream)")
+
+
+class PassProgress(Callback):
+    """Shows how far a `validate`, `test` or `predict` is; the trainer adds it by itself."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def on_validation_batch_end(
+        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw now and then."""
+        now = time.perf_counter()
+        if now - self._last >= DRAW_SECONDS:
+            self._last = now
+            seen = Progress(step=batch_idx + 1, unit="batch", phase=trainer.phase)
+            trainer.console.progress(seen, now)
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
 
 
 class TQDMProgressBar(ProgressBar):
@@ -94,8 +115,8 @@ class _Rich:
         shown = {
             "completed": progress.step,
             "total": progress.total,
-            "description": f"epoch {progress.epoch}"
-            + ("" if progress.phase == "training" else f" {progress.phase}"),
+            "description": (f"epoch {progress.epoch} " if progress.unit == "step" else "")
+            + ("" if progress.phase == "training" else progress.phase),
             "values": "  ".join(f"{name} {text}" for name, text in texts.items() if text),
         }
         if self._task is None:
