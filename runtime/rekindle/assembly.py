@@ -25,6 +25,7 @@ from rekindle.fitting import fitted
 from rekindle.flags import Flags, best_rule
 from rekindle.gradients import broadcast
 from rekindle.hooks import Hooks
+from rekindle.hooktimes import HookTimes
 from rekindle.lanesum import LaneSum
 from rekindle.loader import LaneSampler, Source, build, fingerprint, limited
 from rekindle.lockstep import Lockstep
@@ -179,6 +180,7 @@ def assemble(
         flags=flags,
         world=copies,
         hooks=hooks,
+        hook_times=HookTimes(hooks),
         logs=logs,
         console=console,
         meter=Meter(first=world.local_rank == 0),
@@ -444,7 +446,7 @@ def _announce(run: Run, found: Found) -> None:
         source = f"{session.uri.rstrip('/')}/{commit_key(restored.ref)}"
         run.console.say(
             f"resumed at step {run.step} (epoch {run.cursor.epoch}) from {session.uri}, saved by "
-            f"{restored.world_size} and now on {run.world.size} processes"
+            f"{restored.world_size} and now on {run.trainer.world_size} processes"
         )
         due = run.next_validation()
         if due is not None and not run.done:

@@ -314,7 +314,7 @@ def clip_gradients(parameters: Any, value: float, algorithm: Clip) -> torch.Tens
 def _clip_on_meshes(gradients: list[Any], value: float) -> torch.Tensor:
     """Clip by norm where torch's batched operations do not go: shares on different meshes."""
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
-    norm = torch.linalg.vector_norm(
+    norm: torch.Tensor = torch.linalg.vector_norm(
         torch.stack([getattr(each, "full_tensor", lambda each=each: each)() for each in norms])
     )
     factor = (value / (norm + 1e-6)).clamp(max=1.0)

@@ -63,7 +63,16 @@ def _forkserver():
 @pytest.fixture
 def ranks(_forkserver, tmp_path):
     """Run tasks, one after the other, on ranks of their own; gives [rank][task] results."""
+    return _runner(_forkserver, tmp_path)
 
+
+@pytest.fixture(scope="module")
+def ranks_of_module(_forkserver, tmp_path_factory):
+    """The same for several tests that look at results of one start."""
+    return _runner(_forkserver, tmp_path_factory.mktemp("ranks"))
+
+
+def _runner(_forkserver, tmp_path):
     def run(world_size, *tasks, fails=False):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -119,6 +119,8 @@ def held(value: Any, path: str) -> tuple[torch.Tensor, Box | None]:
     for dim in copies:
         replica = replica * value.device_mesh.size(dim) + coordinate[dim]
         replicas *= value.device_mesh.size(dim)
+    siblings, own = _siblings(value.device_mesh)
+    replica, replicas = replica * siblings + own, replicas * siblings
     return local, Box(
         shape=tuple(value.shape),
         offsets=offsets,
@@ -126,6 +128,19 @@ def held(value: Any, path: str) -> tuple[torch.Tensor, Box | None]:
         replica=replica,
         replicas=replicas,
     )
+
+
+def _siblings(mesh: Any) -> tuple[int, int]:
+    """How many meshes like this one share the ranks out among them, and the number of this one.
+
+    A tensor cut over one dimension of a mesh exists once for each index of the other dimension.
+    """
+    ranks = mesh.mesh.flatten().tolist()
+    siblings = torch.distributed.get_world_size() // len(ranks)
+    if siblings <= 1:
+        return 1, 0
+    contiguous = ranks[-1] - ranks[0] == len(ranks) - 1
+    return siblings, ranks[0] // len(ranks) if contiguous else ranks[0]
 
 
 def named(tree: encoding.Tree) -> dict[str, torch.Tensor]:

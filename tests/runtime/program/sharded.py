@@ -96,6 +96,7 @@ def main(task):
     whole = [getattr(p.detach(), "full_tensor", p.detach)() for p in model.parameters()]
     tested = trainer.validate(model, DataLoader(data, 5)) if task.get("validate") else {}
     return {
+        "root": task["root"],
         "step": trainer.global_step,
         "own": sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in model.parameters()),
         "calls": model.net[1].calls,
