@@ -57,6 +57,15 @@ NAMES = (
 )
 """Every hook of `Callback`; a module has most of them."""
 
+STEP_HOOKS = (
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
+"""Those that run in every step."""
 _STATE = ("state_dict", "load_state_dict")
 
 
@@ -111,6 +120,21 @@ class Hooks:
                 found.append(_without_owner(getattr(module, name)))
             setattr(self, name, tuple(found))
 
+    def each(self, wrap: Callable[[str, Hook], Hook]) -> "Hooks":
+        """The same with those of `STEP_HOOKS` wrapped, given ``Class.hook`` and the callable."""
+        other = object.__new__(Hooks)
+        other.__dict__.update(self.__dict__)
+        for name in STEP_HOOKS:
+            found = getattr(self, name)
+            wrapped = [wrap(f"{_owner(hook)}.{name}", hook) for hook in found]
+            setattr(other, name, tuple(wrapped))
+        return other
+
+
+def _owner(hook: Hook) -> str:
+    owner = getattr(hook, "__self__", None)
+    return type(owner).__name__ if owner is not None else getattr(hook, "__qualname__", "?")
+
 
 def _overridden(instance: object, base: type, name: str) -> bool:
     own = getattr(type(instance), name, None)
@@ -123,6 +147,7 @@ def _without_owner(method: Hook) -> Hook:
     def call(_trainer: object, _module: object, *arguments: Any) -> None:
         method(*arguments)
 
+    call.__qualname__ = _owner(method)
     return call
 
 

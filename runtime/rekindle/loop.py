@@ -70,6 +70,8 @@ def train(run: Run) -> None:
             if session is not None and session.due(run.step, run.consensus.save):
                 save(run)
             done = run.step
+            if run.hook_times.active:
+                run.hooks = run.hook_times.of(done)
             if run.skipped and run.leaves_out(step):
                 pass_over(run, step, batches)
             else:
@@ -233,6 +235,9 @@ def report(run: Run, *, last: bool = False) -> None:
     run.reported, run.reported_at = run.step, now
     run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in found.items()})
     run.measured.update(dict.fromkeys(found, run.step))
+    line = run.hook_times.complaint(run.meter.step_seconds)
+    if line is not None:
+        run.console.say(line)
     run.meter.flush(step=run.step, epoch=run.cursor.epoch, loss=loss)
     run.meter.metrics(found)
     run.record(found)

@@ -21,6 +21,7 @@ from rekindle.finite import Finite, Window
 from rekindle.flags import Flags
 from rekindle.gradients import GradientSum
 from rekindle.hooks import Hooks
+from rekindle.hooktimes import HookTimes
 from rekindle.lanesum import LaneSum
 from rekindle.ledger import Ledger
 from rekindle.loader import Batch, LaneSampler, Source
@@ -82,6 +83,7 @@ class Run:
     flags: Flags
     world: World
     hooks: Hooks
+    hook_times: HookTimes
     logs: Logs
     console: Console
     meter: Meter

@@ -80,6 +80,11 @@ class Meter:
         """Part of `optimizer` until the next `flush`."""
         self._totals: dict[str, tuple[float, int]] = {}
 
+    @property
+    def step_seconds(self) -> float:
+        """Mean duration of the steps since the last `flush`; 0 without one."""
+        return sum(self.durations) / len(self.durations) if self.durations else 0.0
+
     def flush(self, *, step: int, epoch: int, loss: float | None) -> None:
         """Write out and begin anew."""
         SAMPLES.inc(self.samples)
@@ -117,7 +122,6 @@ class Meter:
         self._add(name, seconds, 1)
         if self._first:
             PHASE_SECONDS.labels(name).inc(seconds)
-
 
     def phases(self) -> dict[str, tuple[float, int]]:
         """Phase -> (seconds, how often), as of the last flush; ``steps`` is the whole of them."""

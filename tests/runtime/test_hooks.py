@@ -1,9 +1,13 @@
+import re
+import time
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
 from rekindle.hooks import NAMES, Hooks
+from rekindle.hooktimes import HookTimes
 
 GOLDEN = """
 setup
@@ -170,3 +174,41 @@ def test_an_exception_is_shown_to_callbacks(tmp_path):
         fit(tmp_path, Net(), Failing())
     assert seen == ["stop here"]
     assert raised.value.__notes__ == ["raised in callback Failing.on_train_start"]
+
+
+class Slow(rk.Callback):
+    def on_after_backward(self, trainer, pl_module):
+        if pl_module.layer.weight.grad.norm().item() >= 0:
+            time.sleep(0.002)
+
+
+def test_a_slow_callback_is_named_with_what_it_costs(tmp_path, capsys):
+    data = DataLoader(TensorDataset(torch.ones(24, 1)), 1)
+    flags = {"enable_progress_bar": False, "enable_checkpointing": False, "log_every_n_steps": 4}
+    rk.Trainer(max_epochs=1, callbacks=[Slow()], root=tmp_path, **flags).fit(Net(), data)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "R26" in line]
+    assert len(lines) == 1
+    told = r"R26 callbacks use \d+% of step time: Slow.on_after_backward (\d\.\d) ms/step"
+    assert 2.0 <= float(re.search(told, lines[0])[1]) < 9.9
+    assert lines[0].endswith("Use every=100.")
+
+
+def test_hooks_that_wait_for_the_device_are_said_to(tmp_path):
+    times = HookTimes(Hooks([Slow()], Net()))
+    module = Net()
+    module.layer(torch.ones(1, 1)).backward()
+    for step in range(16):
+        for hook in times.of(step).on_after_backward:
+            hook(None, module)
+    told = times.complaint(0.004)
+    assert "Slow.on_after_backward 2." in told
+    assert told.endswith(" ms/step (host syncs). Use every=100.")
+    assert times.complaint(0.004) is None, "once is enough"
+
+
+def test_hooks_that_cost_little_are_not_mentioned():
+    times = HookTimes(Hooks([recorder(rk.Callback, [])()], Net()))
+    for step in range(16):
+        for hook in times.of(step).on_after_backward:
+            hook(None, None)
+    assert times.complaint(0.004) is None
