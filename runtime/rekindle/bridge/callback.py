@@ -29,6 +29,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
@@ -260,6 +261,8 @@ class _Fit:
         """Batches of the epoch, as of the last look."""
         self.marked = self.reported_at = 0.0
         self.reported = 0
+        self.total: int | None = None
+        """Optimizer steps of the whole run."""
         self._closed = False
         loop: Any = trainer.fit_loop
         loop._data_source = _Source(loop._data_source, self._make_cut)
@@ -364,13 +367,17 @@ class _Fit:
         self.session.begin(self.found)
         self.begun = True
         self.step = self.reported = trainer.global_step
-        tree, rank_tree, meta = self._collect(finished=False, tell=True)
+        # Asked once: it makes loaders when there are none, and refuses changing accumulation.
+        with contextlib.suppress(MisconfigurationException):
+            total = trainer.estimated_stepping_batches
+            self.total = int(total) if 0 <= total < float("inf") else None
+        tree, rank_tree, _ = self._collect(finished=False, tell=True)
         self.session.prepare(tree, rank_tree, None)
-        self._announce(meta["total_steps"])
+        self._announce()
         self.marked = self.reported_at = time.perf_counter()
         self.running = True
 
-    def _announce(self, total: int | None) -> None:
+    def _announce(self) -> None:
         restored, source = self.found.restored, "scratch"
         if restored is not None:
             source = f"{self.session.uri.rstrip('/')}/{commit_key(restored.ref)}"
@@ -381,7 +388,7 @@ class _Fit:
             self.page.begin(
                 step=self.step,
                 samples=self.samples,
-                total_steps=total,
+                total_steps=self.total,
                 epoch=self._epoch(),
                 productive=self.productive,
                 stall=self.stall,
@@ -493,13 +500,12 @@ class _Fit:
         rank_tree["rng"] = randomness.states()
         assert self.cut is not None
         rank_tree["data"] = self.cut.position(self.loop.epoch_loop.batch_progress.current.completed)
-        total = trainer.estimated_stepping_batches
         meta = {
             "step": trainer.global_step,
             "epoch": self._epoch(),
             "world_size": self.world.size,
             "metrics": self._metrics(),
-            "total_steps": None if total == float("inf") else int(total),
+            "total_steps": self.total,
             "finished": finished,
             "stopped": finished and trainer.should_stop,
             "samples": self.samples,
