@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.pruning import RayReporter as RayReporter
     from rekindle.callbacks.rate_finder import LearningRateFinder as LearningRateFinder
     from rekindle.callbacks.rates import LearningRateMonitor as LearningRateMonitor
+    from rekindle.callbacks.spike import SpikeGuard as SpikeGuard
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
     from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
     from rekindle.callbacks.timer import Timer as Timer
@@ -56,6 +57,7 @@ _HOME = {
     "RayReporter": "rekindle.callbacks.pruning",
     "RichProgressBar": "rekindle.callbacks.progress",
     "SWA": "rekindle.callbacks.averaging",
+    "SpikeGuard": "rekindle.callbacks.spike",
     "StochasticWeightAveraging": "rekindle.callbacks.averaging",
     "TQDMProgressBar": "rekindle.callbacks.progress",
     "ThroughputMonitor": "rekindle.callbacks.throughput",
@@ -84,6 +86,7 @@ __all__ = [
     "RayReporter",
     "RichProgressBar",
     "SWA",
+    "SpikeGuard",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
     "ThroughputMonitor",

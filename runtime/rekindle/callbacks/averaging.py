@@ -139,7 +139,13 @@ class EMA(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.updates, self.shadow = state_dict["updates"], dict(state_dict["shadow"])
+        self.updates, self._step = state_dict["updates"], -1
+        if not self._pairs[0]:
+            self.shadow = dict(state_dict["shadow"])
+            return
+        # A run that goes back in its own process; what is bound stays bound.
+        for name, saved in state_dict["shadow"].items():
+            self.shadow[name].copy_(_like(self.shadow[name], saved))
 
 
 def _here(tensor: torch.Tensor) -> torch.Tensor:

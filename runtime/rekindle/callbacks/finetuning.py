@@ -80,9 +80,11 @@ class BackboneFinetuning(Callback):
         self, trainer: "Trainer", pl_module: "Module", checkpoint: dict[str, Any]
     ) -> None:
         """Make the optimizer what it was when this was saved."""
-        saved = checkpoint["callbacks"].get(self.state_key, {})
-        if saved.get("group") is not None:
+        group = checkpoint["callbacks"].get(self.state_key, {}).get("group")
+        if group is not None and self._group is None:
             self._unfreeze(trainer, pl_module)
+        elif group is None and self._group is not None:
+            self._refreeze(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Unfreeze, or set the rate of this epoch."""
@@ -117,6 +119,18 @@ class BackboneFinetuning(Callback):
         for spec in run.optimization.schedulers if run is not None else ():
             _include(spec.scheduler, optimizer, rate)
 
+    def _refreeze(self, trainer: "Trainer", module: "Module") -> None:
+        """Undo `_unfreeze`, for a run that goes back in its own process."""
+        freeze(self._part(module), train_bn=self.train_bn)
+        optimizer, run = trainer.optimizers[0], trainer._run
+        if self._group:
+            for parameter in optimizer.param_groups.pop(self._group)["params"]:
+                optimizer.state.pop(parameter, None)
+            for spec in run.optimization.schedulers if run is not None else ():
+                _exclude(spec.scheduler, optimizer)
+        self._group = None
+        _sum_more(trainer, module)
+
     def state_dict(self) -> dict[str, Any]:
         """Whether the backbone trains, and which epoch's rate is set."""
         return {"group": self._group, "epoch": self._last}
@@ -143,7 +157,7 @@ def unfreeze(modules: "nn.Module | Iterable[nn.Module]") -> None:
 
 
 def _sum_more(trainer: "Trainer", module: "Module") -> None:
-    """Let the sum of gradients over ranks take in the parameters that train from here on."""
+    """Let the sum of gradients over ranks take in exactly the parameters that train now."""
     run = trainer._run
     if run is None or run.gradients is None:
         return
@@ -167,3 +181,13 @@ def _include(scheduler: Any, optimizer: torch.optim.Optimizer, rate: float) -> N
     scheduler.base_lrs.append(rate)
     if isinstance(scheduler, LambdaLR):
         scheduler.lr_lambdas.append(scheduler.lr_lambdas[-1])
+
+
+def _exclude(scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+    """Undo `_include`."""
+    if getattr(scheduler, "optimizer", None) is not optimizer:
+        return
+    lists = ("min_lrs",) if isinstance(scheduler, ReduceLROnPlateau) else ("base_lrs", "lr_lambdas")
+    for name in lists:
+        if hasattr(scheduler, name):
+            getattr(scheduler, name).pop()

@@ -82,7 +82,9 @@ class PruneCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self._reported, self.pruned = state_dict["reported"], state_dict["pruned"]
+        # A run that goes back in its own process does not tell a step twice either.
+        self._reported = max(self._reported, state_dict["reported"])
+        self.pruned = state_dict["pruned"]
 
 
 class OptunaReporter:

@@ -68,5 +68,6 @@ class Timer(Callback):
         return {"elapsed": self.time_elapsed()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self._before = float(state_dict["elapsed"])
+        """Go on from there; a run that goes back in its own process keeps its own count."""
+        if self._began is None:
+            self._before = float(state_dict["elapsed"])

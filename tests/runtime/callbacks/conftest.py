@@ -68,7 +68,7 @@ def net():
 def fit(data, tmp_path):
     """Train for three epochs of five steps with these callbacks; gives the trainer."""
 
-    def run(*callbacks, stop=None, root="run", model=None, validation=True, **flags):
+    def run(*callbacks, stop=None, root="run", model=None, validation=True, shuffle=True, **flags):
         rk.seed_everything(1)
         model = (model or Net)()
         trainer = rk.Trainer(
@@ -84,7 +84,7 @@ def fit(data, tmp_path):
         )
         trainer.model = model
         train, val = data
-        loaders = DataLoader(train, 4, shuffle=True), DataLoader(val, 4) if validation else None
+        loaders = DataLoader(train, 4, shuffle=shuffle), DataLoader(val, 4) if validation else None
         if stop is None:
             trainer.fit(model, *loaders)
         else:
