@@ -220,6 +220,7 @@ def everything(folder):
     results["warm"] = fit(f"{folder}/x", ckpt_path=f"{folder}/13/cut", plugins=[RekindlePlugin()])
     results["tested"] = tested(f"{folder}/13/cut")
     results["refused"] = refused(folder)
+    results["damaged"] = damaged(f"{folder}/kill")
     os.environ["REKINDLE_CHECKPOINT_URI"] = f"file://{folder}/job"
     results["automatic"] = [type(callback).__name__ for callback in callbacks()]
     results["job"] = fit(f"{folder}/script", max_epochs=1)
@@ -282,6 +283,10 @@ def refused(folder):
             fit(f"{folder}/refused", **task)
         except Exception as error:
             said[name] = str(error)
+    try:
+        fit(f"{folder}/ranks/cut")
+    except Exception as error:
+        said["ranks"] = str(error)
     spawned = pl.Trainer(accelerator="cpu", strategy="ddp_spawn", devices=2, logger=False)
     try:
         RekindleCallback(f"{folder}/refused").setup(spawned, Net(), "fit")
@@ -294,6 +299,21 @@ def refused(folder):
         said["alone"] = str(error)
     del os.environ["WORLD_SIZE"]
     return said
+
+
+def damaged(root):
+    """Fits after the newest checkpoint has lost its content, and after all have."""
+
+    def empty(pattern):
+        for path in Path(root, "data").glob(pattern):
+            path.write_bytes(bytes(path.stat().st_size))
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        empty("000000000030-*/*")
+        first = fit(root)
+    empty("*/*")
+    return {"said": said.getvalue(), "first": first, "second": fit(root)["code"]}
 
 
 def killed(folder):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,9 +116,21 @@ def test_what_cannot_work_is_refused_in_one_line(results):
     assert results["refused"]["flag"] == "keep_latest=0 must be an integer of at least 1"
     assert results["refused"]["must"].startswith("resume='must', but there is no checkpoint in ")
     assert "use strategy='ddp', torchrun or a TrainingJob" in results["refused"]["spawn"]
+    assert results["refused"]["ranks"].startswith(
+        "R13 checkpoint step 15 was written by 2 processes"
+    )
     assert results["refused"]["alone"].startswith(
         "2 processes were started, and the Trainer was made for 1: "
     )
+
+
+def test_damaged_checkpoints_are_passed_over_and_none_left_is_an_error_of_integrity(results):
+    damaged = results["damaged"]
+    assert "R16 checkpoint" in damaged["said"]
+    # How many there are depends on what was on its way when the run was killed.
+    assert re.search(r"Falling back to step (12|15) \((18|15) steps lost\)", damaged["said"])
+    assert damaged["first"]["weights"] == results["step 13"]["whole"]["weights"]
+    assert damaged["second"] == 70
 
 
 def test_the_example_is_a_script_that_knows_nothing_of_this(results):
