@@ -358,7 +358,7 @@ def _stream(
         seed=cursor.seed,
         lanes=cursor.lanes,
         micro=cursor.m,
-        limit=limit * source.batch_size if isinstance(limit, int) else ENDLESS,
+        limit=limit if isinstance(limit, int) else ENDLESS,
     )
 
 

@@ -59,7 +59,8 @@ def _streamed(run: Run, stream: Streaming) -> Iterator[tuple[Step, Iterator[Batc
             run.cursor = replace(plan, length=plan.sample)
         while ahead is not None:
             step = ahead
-            ahead = None if step.stop >= stream.limit else stream.read(step.stop)
+            enough = (run.cursor.steps + 1) * plan.lanes >= stream.limit
+            ahead = None if enough else stream.read(step.stop)
             if ahead is None:
                 run.cursor = replace(run.cursor, length=step.stop)
             yield step, iter(step.batches)

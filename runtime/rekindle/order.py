@@ -275,9 +275,7 @@ class Cursor:
         """The cursor at the start of the next epoch."""
         length = ENDLESS if self.order == "stream" else self.length
         used = self.before + self.sample
-        return replace(
-            self, epoch=self.epoch + 1, sample=0, steps=0, before=used, length=length
-        )
+        return replace(self, epoch=self.epoch + 1, sample=0, steps=0, before=used, length=length)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""

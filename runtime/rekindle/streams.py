@@ -296,7 +296,7 @@ class Streaming:
         micro: int,
         limit: int = ENDLESS,
     ) -> None:
-        """`limit`: samples after which an epoch ends anyway.
+        """`limit`: micro-batches after which an epoch ends anyway, at the end of the step.
 
         Raises R13 for a stream that cannot fill so many lanes.
         """
@@ -517,5 +517,5 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
-def _same(item: Item) -> Item:
+def _same(item: Any) -> Any:
     return item

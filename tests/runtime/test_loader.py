@@ -180,9 +180,7 @@ def test_data_with_an_order_of_its_own_is_refused(loader, error, message):
 
 
 def test_a_stream_has_no_length_to_validate_by():
-    with pytest.raises(
-        RequirementError, match="R12b IterableDataset Stream has no length by which"
-    ):
+    with pytest.raises(RequirementError, match="R12b IterableDataset Stream has no length by"):
         take_apart(DataLoader(Stream()), "validation")
 
 
