@@ -1,5 +1,6 @@
 """Loggers, progress and speed as a script meets them: through the trainer."""
 
+import io
 import json
 import os
 import pty
@@ -359,3 +360,33 @@ def test_a_long_pass_shows_how_far_it_is(tmp_path, terminal, monkeypatch, stage)
     drawn = re.findall(r"\r\x1b\[Kbatch (\d)  00:00.*?(\w+ing)\b", out)
     phase = {"validate": "validating", "test": "testing", "predict": "predicting"}[stage]
     assert drawn == [(str(number), phase) for number in (1, 2, 3, 4)]
+
+
+def test_a_rollback_cuts_off_what_was_logged_after_its_checkpoint(tmp_path, capsys):
+    class Later(Net):
+        bad = True
+
+        def on_before_optimizer_step(self, optimizer):
+            if self.trainer.global_step == 5 and self.bad:
+                self.bad = False
+                self.trainer.roll_back("made to")
+
+    flags = {"checkpoint_every": rk.Every(steps=2), "nonfinite": "rollback"}
+    run = trainer(tmp_path, logger=True, max_epochs=1, log_every_n_steps=1, **flags)
+    fit(run, Later())
+    assert "rolled back to 4" in capsys.readouterr().out
+    rows = lines(tmp_path / "run/logs/version_0/metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 8))
+
+
+def test_a_bar_is_drawn_again_when_enough_steps_or_news_have_come():
+    stream = io.StringIO()
+    bar = console.Bar(stream, every=3, leave=True)
+    for step in range(8):
+        bar.draw(console.Progress(step=step, total=7), float(step))
+    bar.draw(console.Progress(step=7, total=7, loss=1.0), 8.0)
+    assert re.findall(r"(\d)/7 ", stream.getvalue()) == ["0", "3", "6", "7", "7"]
+    bar.draw(console.Progress(step=7, total=7, epoch=1), 9.0)
+    assert stream.getvalue().count("\n") == 1
+    bar.close()
+    assert stream.getvalue().endswith("\n")
