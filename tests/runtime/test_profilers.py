@@ -64,7 +64,8 @@ def test_phases_of_the_simple_profiler_sum_to_the_time_of_the_steps(tmp_path):
     assert parts == pytest.approx(found["steps"], rel=0.05)
     # The first step is not measured from outside, but is no longer than the rest of five.
     outside = watch.ends[-1] - watch.ends[0]
-    assert outside <= found["steps"] * 1.05 + 0.01
+    # Between steps a busy machine may do something else.
+    assert outside <= found["steps"] * 1.05 + 0.25
     assert found["data"] >= 24 * 0.001
     assert found["forward"] >= found["nap"] >= 6 * 0.003
     assert profiler.counts["nap"] == profiler.counts["forward"] == 6
