@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rekindle.datamodule import DataModule as DataModule
     from rekindle.datamodule import DataModule as LightningDataModule
     from rekindle.flags import Every as Every
+    from rekindle.following import follow as follow
     from rekindle.ledger import Audit as Audit
     from rekindle.ledger import audit as audit
     from rekindle.loaderconfig import LoaderConfig as LoaderConfig
@@ -51,6 +52,7 @@ _HOME = {
     "Store": ("rekindle.checkpoint", "Store"),
     "Trainer": ("rekindle.trainer", "Trainer"),
     "audit": ("rekindle.ledger", "audit"),
+    "follow": ("rekindle.following", "follow"),
     "seed_everything": ("rekindle.randomness", "seed_everything"),
     "split": ("rekindle.splitting", "split"),
 }
@@ -74,6 +76,7 @@ __all__ = [
     "Store",
     "Trainer",
     "audit",
+    "follow",
     "seed_everything",
     "split",
 ]

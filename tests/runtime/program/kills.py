@@ -169,7 +169,20 @@ class Kill(rk.Callback):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(case, root, kill=None, every=3, slow=None):
+class Wait(rk.Callback):
+    """Holds training before one step, until a file exists."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, Path(path)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        limit = time.monotonic() + DEADLINE
+        while trainer.global_step == self.step and not self.path.exists():
+            assert time.monotonic() < limit, f"nobody made {self.path}"
+            time.sleep(0.001)
+
+
+def run(case, root, kill=None, every=3, slow=None, wait=None):
     rk.seed_everything(1)
     given = CASES[case]()
     model, data = given.pop("model"), given.pop("data", None) or TensorDataset(Noisy(50).x)
@@ -182,6 +195,8 @@ def run(case, root, kill=None, every=3, slow=None):
         callbacks.append(Kill(root, *kill))
     if slow is not None:
         callbacks.append(LambdaCallback(on_train_batch_start=lambda *_: time.sleep(slow)))
+    if wait is not None:
+        callbacks.append(Wait(*wait))
     trainer = rk.Trainer(
         root=root,
         callbacks=callbacks,
