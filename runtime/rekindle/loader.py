@@ -39,6 +39,7 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import default_collate, default_convert
 from torch.utils.data.distributed import DistributedSampler
 
+from rekindle import workerend
 from rekindle.draws import Custom, Draw, Ids, Weighted
 from rekindle.loaderconfig import LoaderConfig, OrderFunction
 from rekindle.order import ENDLESS, Cursor
@@ -392,6 +393,7 @@ class WorkerStart:
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
         self._then = then
+        workerend.at_exit()
 
     def __call__(self, worker: int) -> None:
         """Run in the worker, before it reads anything."""

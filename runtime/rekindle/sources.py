@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
 from torch.utils.data import Subset
 
 from rekindle import cpus
@@ -107,6 +108,8 @@ def load(
         sources = (_workers(sources[0], world), _workers(sources[1], world))
         if world.first:
             _warn_if_shared(*sources)
+            if stage == "fit":
+                _warn_of_pinning(train, evaluation)
     except Exception as failure:
         error = failure
     world.agree(error)
@@ -193,6 +196,17 @@ def _warn_if_shared(train: Source | None, validation: Source | None) -> None:
             stacklevel=2,
         )
         return
+
+
+def _warn_of_pinning(*loaders: Any) -> None:
+    """Pinned memory is for transfers to a device."""
+    if torch.cuda.is_available() or not any(getattr(one, "pin_memory", False) for one in loaders):
+        return
+    warnings.warn(
+        "DataLoader(pin_memory=True) has no effect here: there is no accelerator that memory could "
+        "be copied to. Leave it out, or ignore this where the script also runs on GPUs.",
+        stacklevel=2,
+    )
 
 
 def _whole(dataset: Any) -> Any:

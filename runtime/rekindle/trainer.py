@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle import feeding, persistence, state
+from rekindle import feeding, persistence, state, workerend
 from rekindle import flags as checked
 from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
@@ -263,6 +263,9 @@ class Trainer:
         finally:
             self._console.close()
             self._close_loggers(notice.seconds_left, sys.exc_info()[1])
+            if self._run is not None:
+                workerend.close(self._run.loader)
+                workerend.close(getattr(self._run.validation, "loader", None))
             notice.close()
             model.attach(None, None)
             model.own_update(None)

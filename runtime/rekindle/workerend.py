@@ -1,0 +1,46 @@
+"""The end of loader workers.
+
+Workers are deaf to SIGTERM (see `rekindle.loader`), which is also how Python ends them when the
+interpreter exits: a script whose workers are still there would wait for them for ever. So they are
+ended when `fit` is over, the way DataLoader does it itself; and what is left when the interpreter
+exits, of a loader that a caught error holds on to, is killed.
+"""
+
+import atexit
+import multiprocessing
+import signal
+from typing import Any
+
+_registered: list[bool] = []
+
+
+def close(loader: Any) -> None:
+    """End the workers that a loader keeps between two passes; it can be used again."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
+
+
+def at_exit() -> None:
+    """See to it that no worker outlives the interpreter; once per process."""
+    if not _registered:
+        _registered.append(True)
+        # Registered after multiprocessing's own function, so run before it.
+        atexit.register(_kill)
+
+
+def _kill() -> None:
+    from torch.utils.data._utils.worker import _worker_loop
+
+    left = [
+        child
+        for child in multiprocessing.active_children()
+        if getattr(child, "_target", None) is _worker_loop
+    ]
+    if left:
+        # torch's handler would call the death of a worker an error.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in left:
+        child.kill()
+        child.join(5)

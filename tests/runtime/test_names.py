@@ -1,0 +1,84 @@
+"""Scripts written for Lightning find everything under its name."""
+
+import subprocess
+import sys
+
+import pytest
+
+import rekindle as L
+
+
+@pytest.mark.parametrize(
+    ("package", "names"),
+    [
+        (
+            "callbacks",
+            ["ModelCheckpoint", "EarlyStopping", "LearningRateMonitor", "RichProgressBar"],
+        ),
+        ("loggers", ["WandbLogger", "MLFlowLogger", "CometLogger", "TensorBoardLogger"]),
+        ("strategies", ["FSDPStrategy", "DeepSpeedStrategy", "DDPStrategy"]),
+        ("profilers", ["AdvancedProfiler", "SimpleProfiler", "PyTorchProfiler"]),
+    ],
+)
+def test_the_packages_of_lightning_are_ours(package, names):
+    from importlib import import_module
+
+    alias = import_module(f"rekindle.pytorch.{package}")
+    assert alias is import_module(f"rekindle.{package}") is getattr(L, package)
+    assert all(callable(getattr(alias, name)) for name in names)
+
+
+def test_the_main_names_are_there_under_both_spellings():
+    import rekindle.pytorch as pl
+
+    assert L.LightningModule is L.Module is pl.LightningModule
+    assert L.LightningDataModule is L.DataModule is pl.LightningDataModule
+    assert (pl.Trainer, pl.Callback) == (L.Trainer, L.Callback)
+    assert "Trainer" in dir(pl)
+    with pytest.raises(AttributeError, match="no attribute 'LightningCLI'"):
+        _ = pl.LightningCLI
+
+
+@pytest.mark.processes
+def test_a_script_with_persistent_workers_ends_even_after_an_error(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "run")],
+        env={"PYTHONPATH": ":".join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "the end"), done.stderr
+    assert "killed by signal" not in done.stderr
+
+
+SCRIPT = """
+import sys, torch
+import rekindle as rk
+from torch.utils.data import DataLoader
+
+class Net(rk.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(()))
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == 3:
+            raise ValueError("kept")
+        return self.w * batch.sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+trainer = rk.Trainer(max_epochs=2, root=sys.argv[1], enable_progress_bar=False)
+loader = DataLoader(torch.ones(8, 1), 2, num_workers=1, persistent_workers=True)
+try:
+    trainer.fit(Net(), loader)
+except ValueError as error:
+    kept = error
+held = iter(DataLoader(torch.ones(8, 1), 2, num_workers=1))
+print("the end")
+"""
