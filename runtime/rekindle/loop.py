@@ -84,6 +84,9 @@ def train(run: Run) -> None:
                 break
         if run.cursor.sample >= run.cursor.length:
             end_epoch(run)
+        if run.back is not None and run.done:
+            # What was wrong with the last steps is put right before they become the result.
+            go_back(run, run.back)
     report(run, last=True)
     for hook in hooks.on_train_end:
         hook(trainer, module)

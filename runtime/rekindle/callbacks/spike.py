@@ -5,10 +5,11 @@ it leaves are worse, and the optimizer's moments carry it on. So the run goes ba
 from before that step and replays the data without the step's samples
 (`Trainer.roll_back`, which also bounds how often).
 
-Nothing waits for the loss. It is looked at one step later, when it has long been computed, and on
+No step waits for its loss. It is looked at one step later, when it has long been computed, and on
 several ranks its sum travels meanwhile, so they learn of a spike two steps later, all in the same
-step. "Far above" is measured in median absolute deviations over the newest losses: unlike a mean
-and a variance, these are not moved by the spike itself.
+step; only at the end of an epoch the newest losses are waited for. "Far above" is measured in
+median absolute deviations over the newest losses: unlike a mean and a variance, these are not moved
+by the spike itself.
 """
 
 import math
@@ -67,11 +68,12 @@ class SpikeGuard(Callback):
         """Step, and its weighted sum and weight on their way to the host."""
         self._sent: tuple[int, torch.Tensor, Any] | None = None
         """The same on its way between ranks."""
+        self._going_back = False
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """What is on its way from an earlier `fit` says nothing about this one."""
         if trainer.global_step == 0:
-            self._read = self._sent = None
+            self._read, self._sent, self._going_back = None, None, False
             self._recent.clear()
 
     def on_before_zero_grad(
@@ -94,18 +96,35 @@ class SpikeGuard(Callback):
             else:
                 self._sent = step, pair, dist.all_reduce(pair, group=group, async_op=True)
         if arrived is not None:
-            total, weight = arrived[1].tolist()
-            self._look(trainer, arrived[0], total / weight if weight else math.nan)
+            self._look(trainer, *arrived)
 
-    def _look(self, trainer: "Trainer", step: int, loss: float) -> None:
-        recent = self._recent
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Look at the last steps now: at the end of a run no step follows them. Collective."""
+        run = trainer._run
+        assert run is not None
+        sent, self._sent = self._sent, None
+        read, self._read = self._read, None
+        if sent is not None:
+            step, pair, work = sent
+            if work is not None:
+                work.wait()
+            self._look(trainer, step, pair)
+        if read is not None:
+            pair = read[1].value()
+            if run.world.control is not None:
+                dist.all_reduce(pair, group=run.world.control)
+            self._look(trainer, read[0], pair)
+
+    def _look(self, trainer: "Trainer", step: int, pair: torch.Tensor) -> None:
+        total, weight = pair.tolist()
+        loss, recent = total / weight if weight else math.nan, self._recent
         middle, limit = math.nan, math.inf
         if len(recent) >= self.warmup:
             middle = median(recent)
             spread = _SIGMAS * median(abs(value - middle) for value in recent)
             limit = middle + self.threshold * max(spread, self.floor * abs(middle))
-        # What is no number is not for this guard: see R20.
-        if not math.isfinite(loss):
+        # What is no number is not for this guard (see R20), and what follows a spike is its doing.
+        if not math.isfinite(loss) or self._going_back:
             return
         if loss <= limit:
             recent.append(loss)
@@ -113,6 +132,7 @@ class SpikeGuard(Callback):
         self.spikes.append(step)
         reason = f"loss {loss:.4g} is a spike, the median of {len(recent)} steps is {middle:.4g}"
         if self.action == "rollback":
+            self._going_back = True
             trainer.roll_back(reason, step=step)
         elif self.action == "stop":
             trainer.stop(f"SpikeGuard: {reason}, in step {step + 1}")
@@ -146,7 +166,7 @@ class SpikeGuard(Callback):
         self._recent.clear()
         self._recent.extend(state_dict["recent"])
         self.spikes = list(state_dict["spikes"])
-        self._read = self._sent = None
+        self._read, self._sent, self._going_back = None, None, False
         if (sent := state_dict.get("sent")) is not None:
             self._sent = sent[0], torch.tensor(sent[1:], dtype=torch.float64), None
         if (read := state_dict.get("read")) is not None:

@@ -124,3 +124,15 @@ def test_a_spike_is_undone_and_its_samples_are_left_out(fit, jumpy, capsys, ever
     for shadow, mean in zip(ema.shadow.values(), expected, strict=True):
         assert torch.allclose(shadow, mean, atol=1e-6)
     assert len(trainer.optimizers[0].param_groups) == 2
+
+
+def test_a_spike_in_the_last_step_is_undone_as_well(fit, net, data):
+    class Late(net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * 1000 if batch_idx == 4 and self.trainer.current_epoch == 1 else loss
+
+    flags = {"checkpoint_every": Every(steps=2), "shuffle": False, "max_epochs": 2}
+    trainer = fit(guard(), model=Late, **flags)
+    assert trainer.global_step == 9
+    assert [(w.epoch, w.start, w.stop) for w in trainer._run.skipped] == [(1, 16, 20)]

@@ -16,6 +16,7 @@ from rekindle.callbacks import (
     ModelCheckpoint,
     PredictionWriter,
     PruneCallback,
+    SpikeGuard,
     Timer,
 )
 
@@ -30,7 +31,10 @@ class Net(rk.Module):
         return self.head(torch.tanh(self.backbone(x)))[:, 0]
 
     def training_step(self, batch, batch_idx):
-        return nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
+        loss = nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
+        return loss * 1000 if self.jumps and self.current_epoch and batch_idx == 5 else loss
+
+    jumps = False
 
     def validation_step(self, batch, batch_idx):
         self.log("val/loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
@@ -56,6 +60,7 @@ def callbacks(task):
         "pruning": lambda: [PruneCallback(Slow() if first else None, "val/loss")],
         "timer": lambda: [Timer({"microseconds": 1}, interval="epoch")],
         "checkpoint": lambda: [ModelCheckpoint(monitor="val/loss", save_top_k=2)],
+        "spike": lambda: [SpikeGuard(warmup=4, window=8)],
         "prediction": lambda: [PredictionWriter(task["root"] + "-out")],
     }[task["toolbox"]]()
 
@@ -74,11 +79,13 @@ def main(task):
     x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(x, (x.sum(1) > 0).float())
     model, used = Net(), callbacks(task)
+    model.jumps = task["toolbox"] == "spike"
     trainer = rk.Trainer(
         root=task["root"],
         callbacks=used,
         enable_progress_bar=False,
         log_every_n_steps=1,
+        checkpoint_every=rk.Every(steps=1) if model.jumps else None,
         **{"max_epochs": 3, "global_batch_size": 4, **task.get("flags", {})},
     )
     trainer.fit(model, DataLoader(data, 2, shuffle=True), DataLoader(data, 4))
