@@ -112,6 +112,7 @@ def assemble(
         if notice_line is not None:
             console.say(notice_line)
     found = _find(session, flags, start_from, console)
+    _check_ours(found)
     asked = flags.global_batch_size
     if not optimizers.automatic(module):
         asked = _manual_batch(train_source, flags, world)
@@ -314,6 +315,19 @@ def _manual_batch(source: Source, flags: Flags, world: World) -> int:
             f"the number of processes, here {batch}. Remove the flag."
         )
     return batch
+
+
+def _check_ours(found: Found) -> None:
+    """Refuse what has no place in the data, which only this trainer's checkpoints have."""
+    restored = found.restored
+    if restored is not None and "cursor" not in restored.meta:
+        by = "was imported from another tool"
+        if "lightning" in restored.state:
+            by = "belongs to a script of Lightning (rekindle.bridge)"
+        raise RequirementError(
+            f"R11 checkpoint step {restored.ref.step} {by} and tells no place in the data to go on "
+            f"from. Give this run a root of its own, or resume='never'."
+        )
 
 
 def _draw(source: Source, flags: Flags, found: Found) -> Draw | None:
