@@ -187,6 +187,7 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
         _integer(values, name, minimum=0, optional=True)
     values["max_time"] = seconds_of(values["max_time"])
     _synonyms(values)
+    _plugins(values)
     _refuse(values)
     for name in _SWITCHES:
         if type(values[name]) is not bool:
@@ -453,6 +454,22 @@ def _synonyms(values: dict[str, Any]) -> None:
     if values["val_check_interval"] is not None:
         raise ValueError("give val_every= or val_check_interval=, not both")
     values["val_check_interval"], values["check_val_every_n_epoch"] = every.steps, None
+
+
+def _plugins(values: dict[str, Any]) -> None:
+    """A `MixedPrecision` among the plugins is the precision; others are refused after this."""
+    given = values["plugins"]
+    listed = list(given) if isinstance(given, list | tuple) else [given]
+    found = [each for each in listed if isinstance(each, dtypes.MixedPrecision)]
+    if not found:
+        return
+    if len(found) > 1 or values["precision"] not in ("32-true", found[0].precision):
+        raise ValueError(
+            f"plugins={found!r} and precision={values['precision']!r} both name a precision; give "
+            f"one of them"
+        )
+    values["precision"] = found[0]
+    values["plugins"] = [each for each in listed if each is not found[0]]
 
 
 def _refuse(values: dict[str, Any]) -> None:

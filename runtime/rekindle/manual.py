@@ -118,13 +118,13 @@ class Manual:
         object.__setattr__(self, "_schedulers", schedulers)
         object.__setattr__(self, "_wrapped", wrapped)
 
-    def _connected(self, call: str) -> Updating:
+    def _connected(self, call: str, *, reading: bool = False) -> Updating:
         if self._updating is None:
             raise RuntimeError(
                 f"R10 {type(self).__name__}.{call}() used outside of fit(). Call it in "
                 f"training_step, or in a hook after on_fit_start."
             )
-        if self.automatic_optimization and self.automatic:
+        if not reading and self.automatic_optimization and self.automatic:
             raise RuntimeError(
                 f"{type(self).__name__}.{call}() is for manual optimization. Set "
                 f"self.automatic_optimization = False in __init__, or return the loss."
@@ -132,13 +132,16 @@ class Manual:
         return self._updating
 
     def optimizers(self) -> "ManualOptimizer | list[ManualOptimizer]":
-        """The optimizer, or all of them in a list when there are several."""
-        self._connected("optimizers")
+        """The optimizer, or all of them in a list when there are several.
+
+        With automatic optimization they are there to be looked at: they refuse to step.
+        """
+        self._connected("optimizers", reading=True)
         return self._wrapped[0] if len(self._wrapped) == 1 else list(self._wrapped)
 
     def lr_schedulers(self) -> Any:
         """The scheduler, a list of several, or None; in the manual form you step them yourself."""
-        self._connected("lr_schedulers")
+        self._connected("lr_schedulers", reading=True)
         found = list(self._schedulers)
         return (found[0] if len(found) == 1 else found) if found else None
 

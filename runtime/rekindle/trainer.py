@@ -121,7 +121,7 @@ class Trainer:
         benchmark: bool | None = None,
         detect_anomaly: bool = False,
         inference_mode: bool = True,
-        plugins: None = None,
+        plugins: "MixedPrecision | Sequence[MixedPrecision] | None" = None,
         barebones: bool = False,
         enable_model_summary: bool = True,
         enable_progress_bar: bool = True,

@@ -208,6 +208,11 @@ class Update:
     def step(self, index: int, closure: Any = None) -> Any:
         """Step one optimizer on the gradients of all ranks."""
         run, optimizer = self._run, self.optimizers[index]
+        if self.automatic:
+            raise RuntimeError(
+                "the trainer steps this optimizer itself. Set self.automatic_optimization = False "
+                "in __init__ to do it in training_step, or only return the loss."
+            )
         if run is None:
             raise RuntimeError("an optimizer's step() is for training_step, during fit()")
         if closure is not None:

@@ -188,10 +188,17 @@ def test_an_automatic_module_is_told_how_to_become_manual(tmp_path):
             super().__init__()
             self.automatic_optimization = True
 
+        def training_step(self, batch, batch_idx):
+            assert self.optimizers().param_groups[0]["lr"] == 0.1
+            assert self.lr_schedulers() is None
+            with pytest.raises(RuntimeError, match="the trainer steps this optimizer itself"):
+                self.optimizers().step()
+            self.manual_backward(self.critic_loss(batch[0]))
+
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.1)
 
-    with pytest.raises(RuntimeError, match=r"Half.optimizers\(\) is for manual optimization. Set"):
+    with pytest.raises(RuntimeError, match=r"Half.manual_backward\(\) is for manual optimization"):
         fit(tmp_path, Half())
     with pytest.raises(RuntimeError, match=r"R10 Gan.optimizers\(\) used outside of fit"):
         Gan().optimizers()

@@ -98,6 +98,14 @@ def test_a_scaled_run_with_skipped_steps_resumes_bit_equal(tmp_path, stop):
         assert torch.equal(one, other)
 
 
+def test_a_scaler_may_come_as_a_plugin(tmp_path):
+    plugin = MixedPrecision("16-mixed", "cpu", GradScaler("cpu", init_scale=1024.0))
+    net, _ = fit(tmp_path, plugins=[plugin], max_steps=1)
+    assert {product for _, _, product in net.seen} == {torch.float16}
+    with pytest.raises(ValueError, match="both name a precision"):
+        rk.Trainer(plugins=plugin, precision=64)
+
+
 def test_gradients_are_clipped_after_unscaling(tmp_path):
     norms = []
 

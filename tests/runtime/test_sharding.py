@@ -38,6 +38,7 @@ TASKS = {
     "synced": task("ddp", "synced", n=38, norm=True, flags={**FOUR, "sync_batchnorm": True}),
     "whole part": task("ddp", "back", flags={"max_steps": 5}),
     "then deepspeed": task("deepspeed", "back"),
+    "scaled": task("fsdp2", "scaled", scaled=True),
     "layers": task("auto", "layers", flags={"mesh": {"dp": 1, "tp": 2}, "max_steps": 7}),
     "more layers": task("auto", "layers", flags={"mesh": {"dp": 1, "tp": 2}}, validate=True),
     "copies": task("auto", "copies", flags={"mesh": {"dp": 2, "tp": 1}}),
@@ -73,6 +74,13 @@ def test_activations_are_computed_twice_where_the_policy_says_so(two):
 def test_shares_are_gathered_in_bfloat16_when_asked(two, alone):
     assert [result["seen"] for result in two["half"]] == [["torch.bfloat16"]] * 2
     assert same(two["half"], alone, 0.05)
+
+
+def test_a_step_that_overflows_on_one_share_is_skipped_on_all(two, tmp_path):
+    alone = train(tmp_path, scaled=True)
+    assert 0 < alone["updates"] < alone["step"], "the first scales are far too large"
+    assert [result["updates"] for result in two["scaled"]] == [alone["updates"]] * 2
+    assert same(two["scaled"], alone, 0.02)
 
 
 def test_a_sharded_run_with_dropout_resumes_bit_equal(two):

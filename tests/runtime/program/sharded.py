@@ -82,6 +82,11 @@ STRATEGIES = {
 }  # fmt: skip
 
 
+def scaled():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=4)
+    return rk.MixedPrecision("16-mixed", "cpu", scaler)
+
+
 def main(task):
     rk.seed_everything(1 + int(os.environ.get("RANK", "0")))
     model = Net(task.get("drop", 0.0), task.get("norm", False))
@@ -89,6 +94,8 @@ def main(task):
     data = TensorDataset(x, x.sum(1, keepdim=True))
     flags = {"max_epochs": 3, "enable_progress_bar": False, "gradient_clip_val": 0.5}
     flags |= {"global_batch_size": 12, "root": task["root"], "num_sanity_val_steps": 0}
+    if task.get("scaled"):
+        flags["precision"] = scaled()
     trainer = rk.Trainer(**flags | task.get("flags", {}), strategy=STRATEGIES[task["strategy"]]())
     trainer.fit(
         model, DataLoader(data, task.get("batch_size", 2), shuffle=True), DataLoader(data, 5)
@@ -98,6 +105,7 @@ def main(task):
     return {
         "root": task["root"],
         "step": trainer.global_step,
+        "updates": trainer.optimizer_steps,
         "own": sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in model.parameters()),
         "calls": model.net[1].calls,
         "seen": sorted(model.seen),
