@@ -163,7 +163,7 @@ def test_a_callback_writes_through_the_logger(tmp_path):
         def on_train_epoch_end(self, trainer, pl_module):
             assert pl_module.logger is trainer.logger is pl_module.loggers[0]
             trainer.logger.log_metrics({"own": torch.tensor(2.5)})
-            trainer.logger.log_metrics({"own": 3.5}, step=99)
+            trainer.logger.experiment.log_metrics({"own": 3.5}, step=99)
 
     fit(trainer(tmp_path, logger=[Collecting(rows)], callbacks=[Own()], max_epochs=1))
     assert [(step, v["own"]) for step, v in rows if "own" in v] == [(8, 2.5), (99, 3.5)]

@@ -57,7 +57,9 @@ class ThroughputMonitor(Callback):
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Note when the run began, and find the device's peak."""
         if self._began is None:
-            self._began = time.time()
+            assert trainer.world is not None
+            # What is saved has to be the same on every rank.
+            self._began = trainer.world.share(time.time())
         if self._flops is not None and self._peak is None:
             self._peak = peak(pl_module.device)
 

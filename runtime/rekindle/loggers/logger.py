@@ -80,8 +80,11 @@ class Logger:
 
     @property
     def experiment(self) -> Any:
-        """The object that the records are given to; on ranks that do not write one that is mute."""
-        return Mute()
+        """What the records are given to, for more than scalars; mute on ranks that do not write.
+
+        Raises RuntimeError outside of a run.
+        """
+        return self if self.ready() else Mute()
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand over scalars of a step (by default the newest one)."""
