@@ -64,7 +64,7 @@ def test_a_limit_of_test_batches_is_kept(tmp_path):
 
 
 def test_validation_stands_in_for_a_test_and_says_so(tmp_path):
-    with pytest.warns(UserWarning) as said:
+    with pytest.warns(UserWarning, match="uses val") as said:
         values = trainer(tmp_path).test(Net(), Data())
     assert values == {"mean": pytest.approx(4.5)}
     first, second = sorted(str(one.message) for one in said)
