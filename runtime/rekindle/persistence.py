@@ -293,16 +293,7 @@ class Session:
     def begin(self, found: Found) -> None:
         """Make the saver, on top of what was found."""
         restored = found.restored
-        self.saver = Saver(
-            self.store,
-            lease_fence=self.fence,
-            base=None if restored is None or found.foreign else restored.ref,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            retention=self._keep,
-            on_commit=self._committed,
-            on_error=lambda _error: telemetry.CHECKPOINT_ERRORS.inc(),
-        )
+        self._make(None if restored is None or found.foreign else restored.ref)
         self.last_saved = 0 if restored is None else restored.ref.step
         if found.foreign:
             # The end of a run has to be in its own store, even if no step is left to do.
@@ -310,6 +301,18 @@ class Session:
         if restored is not None and self.origin is None:
             self.origin = restored.meta.get("started_from")
         self.last_time = time.monotonic()
+
+    def _make(self, base: CommitRef | None) -> None:
+        self.saver = Saver(
+            self.store,
+            lease_fence=self.fence,
+            base=base,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            retention=self._keep,
+            on_commit=self._committed,
+            on_error=lambda _error: telemetry.CHECKPOINT_ERRORS.inc(),
+        )
 
     def _committed(self, ref: CommitRef, seconds: float, size: int) -> None:
         """Called from the saver's thread."""
@@ -356,20 +359,38 @@ class Session:
             restored = self._load(ref)[0] if ref.step <= step else None
             if restored is None:
                 continue
-            fence, error = 0, None
-            if self.world.first:
-                try:
-                    owner = os.environ.get(ENV_POD) or socket.gethostname()
-                    fence = self.store.acquire(owner=owner).fence
-                except Exception as failure:
-                    error = failure
-            self.world.agree(error)
-            self.fence = self.world.share(fence)
+            self._refence()
             found = Found(restored=restored, skipped=())
             self.begin(found)
             self.pending = restored.ref.step
             return found
         return Found(restored=None, skipped=())
+
+    def renew(self, step: int) -> None:
+        """Make it possible to save at `step` once more, if that was done already; collective.
+
+        The position may move while the step does not: when samples are left out. A commit is named
+        by its step and its fence, so the next one needs a fence of its own.
+        """
+        if self.saver is None or self.last_saved != step:
+            return
+        self.close(_BACK_SECONDS)
+        flush.wait(self.store.uri)
+        base = self.saver.last_commit
+        self._refence()
+        self._make(self.world.share(base))
+        self.last_saved = -1
+
+    def _refence(self) -> None:
+        fence, error = 0, None
+        if self.world.first:
+            try:
+                owner = os.environ.get(ENV_POD) or socket.gethostname()
+                fence = self.store.acquire(owner=owner).fence
+            except Exception as failure:
+                error = failure
+        self.world.agree(error)
+        self.fence = self.world.share(fence)
 
     def due(self, step: int, agreed: bool) -> bool:
         """Whether to save before the next step; `agreed` is the ranks' word about the clock."""

@@ -35,7 +35,7 @@ def refuse(run: Run, step: Step) -> None:
             f"such a window out, nonfinite='rollback' also goes back to the last checkpoint."
         )
     _leave_out(run, window, reason)
-    run.leave_out(step)
+    _move_past(run, step)
     allowed = f"({len(run.skipped)} of {ALLOWED} allowed)"
     run.console.say(f"{reason}; skipped that window {allowed}.")
 
@@ -98,4 +98,10 @@ def pass_over(run: Run, step: Step, batches: Iterator[Batch]) -> None:
     """Read a window that is left out, and do nothing with it."""
     for _ in step.lanes_of(run.world.rank, run.world.size):
         run.ledger.used(run.cursor.epoch, next(batches).ids)
+    _move_past(run, step)
+
+
+def _move_past(run: Run, step: Step) -> None:
+    if run.session is not None:
+        run.session.renew(run.step)
     run.leave_out(step)
