@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import types
 import typing
@@ -229,6 +230,9 @@ def _one_of(node: Node, options: Sequence[Any], where: str) -> Any:
     """The first that the value is exactly, else the first that it can be."""
     errors = []
     exact = [option for option in options if option is type(node.value)]
+    if isinstance(node.value, str) and _names_a_class(node.value):
+        # Also where a text is allowed: `callbacks: [EMA]` means the class.
+        exact = [option for option in options if _is_made(option)] + exact
     for option in [*exact, *(option for option in options if option not in exact)]:
         try:
             found = _converted(node, option, where)
@@ -241,6 +245,22 @@ def _one_of(node: Node, options: Sequence[Any], where: str) -> Any:
         # It has the form of one of them, whose complaint tells more than a list of types.
         raise errors[0]
     return _NO
+
+
+_CLASS_NAME = re.compile(r"^([A-Za-z_][\w.]*|\S+\.py):[A-Za-z_][\w.]*$")
+
+
+def _names_a_class(text: str) -> bool:
+    return bool(_CLASS_NAME.match(text)) or any(text in _own_names(one) for one in PACKAGES)
+
+
+def _is_made(option: Any) -> bool:
+    """Whether values of a type are objects that a configuration names by their class."""
+    return (
+        inspect.isclass(option)
+        and option not in (*_SCALARS, type(None), Any, object)
+        and option.__module__.partition(".")[0] not in sys.stdlib_module_names
+    )
 
 
 def _literal(node: Node, allowed: Sequence[Any]) -> Any:
@@ -379,29 +399,36 @@ def _from_path(path: Path) -> Any:
 
 
 def _own(name: str, place: str, where: str) -> Any:
-    known: list[str] = []
     for package in PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            continue
-        module = importlib.import_module(package)
-        names = list(getattr(module, "__all__", []))
-        if name in names:
-            return getattr(module, name)
-        known += names
+        if name in _own_names(package):
+            return getattr(importlib.import_module(package), name)
+    known = [one for package in PACKAGES for one in _own_names(package)]
     raise ConfigError(
         f"{place}: {where}: Rekindle has no class {name!r} (one of yours is written module:Class); "
         f"{hint(name, known)}"
     )
 
 
+def _own_names(package: str) -> list[str]:
+    if importlib.util.find_spec(package) is None:
+        return []
+    return list(getattr(importlib.import_module(package), "__all__", []))
+
+
+def _alternatives(annotation: Any) -> list[str]:
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is Literal:
+        return [repr(one) for one in arguments]
+    if typing.get_origin(annotation) in (Union, types.UnionType):
+        return [word for one in arguments for word in _alternatives(one)]
+    return [described(annotation)]
+
+
 def described(annotation: Any) -> str:
     """A type in words: ``int or None``."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (Union, types.UnionType):
-        words = list(dict.fromkeys(described(one) for one in arguments))
-        return ", ".join(words[:-1]) + f" or {words[-1]}" if len(words) > 1 else words[0]
-    if origin is Literal:
-        words = [repr(one) for one in arguments]
+    if origin in (Union, types.UnionType, Literal):
+        words = list(dict.fromkeys(_alternatives(annotation)))
         return ", ".join(words[:-1]) + f" or {words[-1]}" if len(words) > 1 else words[0]
     if annotation in (None, type(None)):
         return "None"

@@ -97,6 +97,9 @@ def test_objects_are_mappings_with_a_class_or_mere_names():
     ema, stopping = schema.made(found)
     assert type(ema).__name__ == "EMA"
     assert stopping.monitor == "val"
+    # Where texts are allowed as well, a class's name still means the class.
+    (ema, word) = schema.made(convert(node(["EMA", "mine"]), list[Callback | str], "x"))
+    assert (type(ema).__name__, word) == ("EMA", "mine")
     own = convert(node({"class": f"{PROGRAM}:Witness", "word": "hi"}), listed, "x")
     assert schema.made(own).word == "hi"
     assert schema.made(convert(node({"width": 2, "names": ["a"]}), Box | None, "x")) == Box(
