@@ -293,6 +293,9 @@ class FakeRun:
             update=lambda values, **_: self.kept["config"].update(values)
         )
 
+    def watch(self, models, **options):
+        self.kept["watched"] = (models, options["log"])
+
     def define_metric(self, name, **options):
         self.kept.setdefault("axes", {})[name] = options
 
@@ -460,3 +463,19 @@ def test_options_that_a_logger_does_not_have_are_refused_when_it_is_made(monkeyp
         loggers.WandbLogger(log_model="all")
     with pytest.raises(TypeError, match="TensorBoardLogger has no option 'log_graph'; it has "):
         loggers.TensorBoardLogger(log_graph=True)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_wandb_watches_a_model_from_the_begin_of_the_run_on(tmp_path, monkeypatch, early):
+    server = {}
+    monkeypatch.setattr(FakeRun, "server", server)
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=FakeRun))
+    logger, model = loggers.WandbLogger(), torch.nn.Linear(1, 1)
+    if early:
+        logger.watch(model, log="all")
+    journal = Journal([logger], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    if not early:
+        logger.watch(model, log="all")
+    assert server[logger.version]["watched"] == (model, "all")
+    journal.close("finished", SECONDS)

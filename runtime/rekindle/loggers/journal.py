@@ -67,7 +67,10 @@ class Journal:
                     for record in waiting:
                         feed.put(Record(**record, again=True))
                     self._feeds[name] = feed
-                logger.begin(feed)
+                try:
+                    logger.begin(feed)
+                except Exception as error:
+                    self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
         states: list[Any] = []
         if self._loggers:
             states = self._world.share([logger.state_dict() for logger in self._loggers])

@@ -10,7 +10,7 @@ import os
 import secrets
 from typing import Any, Literal
 
-from rekindle.loggers.feed import Known
+from rekindle.loggers.feed import Feed, Known
 from rekindle.loggers.logger import Attempt, Logger, Mute, required
 
 _STEP = "trainer/global_step"
@@ -48,6 +48,7 @@ class WandbLogger(Logger):
         self._directory = None if save_dir is None else os.fspath(save_dir)
         self._options = {**({"mode": "offline"} if offline else {}), **options}
         self._run: Any = None
+        self._watched: list[dict[str, Any]] = []
         self.prefix = f"{prefix}/" if prefix else ""
 
     @property
@@ -69,6 +70,28 @@ class WandbLogger(Logger):
     def experiment(self) -> Any:
         """The `wandb.Run`."""
         return self._run if self.ready() else Mute()
+
+    def watch(
+        self,
+        model: Any,
+        log: str | None = "gradients",
+        log_freq: int = 100,
+        log_graph: bool = True,
+    ) -> None:
+        """Have W&B follow a model's gradients or parameters, from the begin of the run on."""
+        options = {"models": model, "log": log, "log_freq": log_freq, "log_graph": log_graph}
+        if self._running:
+            self.experiment.watch(**options)
+        else:
+            self._watched.append(options)
+
+    def begin(self, feed: Feed | None) -> None:
+        """A run begins (called by the trainer); waits for W&B if there is a model to watch."""
+        super().begin(feed)
+        watched, self._watched = self._watched, []
+        # Here and not in the feed's thread: it puts hooks into a model that is not running yet.
+        for options in watched:
+            self.experiment.watch(**options)
 
     def prepare(self, attempt: Attempt) -> None:
         """Choose an id, so that the first checkpoint can name it."""
