@@ -19,6 +19,16 @@ class DataModule(HyperparametersMixin, metaclass=Recorded):
     Processes that do not run it wait for those that do, for as long as it takes.
     """
 
+    def __getattr__(self, name: str) -> Any:
+        # Only asked for what is missing, so it costs nothing while all is well.
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise AttributeError(
+            f"R10 {type(self).__name__} has no attribute {name!r}: datasets are made in "
+            f"setup(stage), which comes before any loader. The trainer calls it; without one, call "
+            f"setup('fit') first."
+        )
+
     def prepare_data(self) -> None:
         """Download and unpack; runs on one process only, before `setup`. Assign no attributes."""
 

@@ -136,6 +136,17 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
             checkpoint_path, strict=strict, map_location=map_location, **override
         )
 
+    def export(self, uri: "str | os.PathLike[str]", format: str = "safetensors") -> None:
+        """Write parameters and buffers to one file, for programs that know nothing of Rekindle.
+
+        `uri` is a path or an ``s3://`` URL of the file. Raises ValueError for other formats.
+        """
+        if format != "safetensors":
+            raise ValueError(f"export(format={format!r}): allowed is 'safetensors'")
+        from rekindle import weights
+
+        weights.write(self.state_dict(), os.fspath(uri))
+
     @property
     def trainer(self) -> "Trainer":
         """The trainer that runs this module; raises RuntimeError when none does."""

@@ -216,3 +216,35 @@ def test_preparations_run_once_and_before_setup(tmp_path):
 
     trainer(tmp_path).fit(Downloading(), Prepared())
     assert calls == ["model", "data", "data too", "fit"]
+
+
+def test_a_loader_before_setup_says_what_comes_first():
+    class Late(rk.DataModule):
+        def setup(self, stage):
+            self.samples = DATA
+
+        def train_dataloader(self):
+            return DataLoader(self.samples, 4)
+
+    data = Late()
+    message = r"R10 Late has no attribute 'samples': datasets are made in setup\(stage\)"
+    with pytest.raises(AttributeError, match=message):
+        data.train_dataloader()
+    assert not hasattr(data, "samples")
+    data.setup("fit")
+    assert len(data.train_dataloader()) == 3
+
+
+def test_a_model_works_without_a_trainer_and_can_be_exported(tmp_path):
+    from safetensors.torch import load_file
+
+    model = Net().eval()
+    with torch.no_grad():
+        expected = model(DATA.tensors[0])
+    model.export(tmp_path / "model.safetensors")
+    other = nn.Linear(1, 1)
+    found = load_file(tmp_path / "model.safetensors")
+    other.load_state_dict({name.removeprefix("linear."): t for name, t in found.items()})
+    assert torch.equal(other(DATA.tensors[0]), expected)
+    with pytest.raises(ValueError, match=r"export\(format='onnx'\): allowed is 'safetensors'"):
+        model.export(tmp_path / "model.onnx", format="onnx")
