@@ -31,6 +31,8 @@ from rekindle.telemetry import CHECKPOINT_ERRORS
 
 _LOSS = "\0loss"
 """Key of the loss among gathered values; no user can log it."""
+_NORM = "\0norm"
+"""The same for the norm of the gradient before it was clipped."""
 _TRIES = 3
 _MARGIN = 1.0
 """Seconds kept free before a deadline, for the way out."""
@@ -230,9 +232,15 @@ def report(run: Run, *, last: bool = False) -> None:
     """Read what was noted since the last report, the one wait for the device; collective."""
     if run.step == run.reported:
         return
-    own = run.logs.take_steps(run.reported, [(_LOSS, loss, size) for loss, size in run.losses])
+    noted = [(_LOSS, loss, size) for loss, size in run.losses]
+    if run.update.norm is not None:
+        noted.append((_NORM, run.update.norm, 1))
+    own = run.logs.take_steps(run.reported, noted)
     found = newest(run.world.gather(own))
     loss = found.pop(_LOSS, None)
+    if _NORM in found:
+        # Clipping has computed it anyway; a script's own value of this name is left alone.
+        found.setdefault("grad_norm", found.pop(_NORM))
     now = time.perf_counter()
     rate = (run.step - run.reported) * run.cursor.G / max(1e-9, now - run.reported_at)
     run.reported, run.reported_at = run.step, now

@@ -116,8 +116,9 @@ def test_gradients_are_clipped_after_unscaling(tmp_path):
         def on_before_zero_grad(self, optimizer):
             norms.append(float(nn.utils.get_total_norm(p.grad for p in self.parameters())))
 
-    fit(tmp_path, Watched(), max_steps=1, **scaled())
+    _, trainer = fit(tmp_path, Watched(), max_steps=1, **scaled())
     before, after = norms
+    assert float(trainer.callback_metrics["grad_norm"]) == pytest.approx(before)
     assert 0.1 < before < 20, "a scaled gradient would be a thousand times as large"
     assert after == pytest.approx(0.1, rel=1e-3)
 

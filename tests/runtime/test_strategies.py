@@ -132,6 +132,7 @@ def test_a_mesh_is_for_so_many_processes(tmp_path):
         fit(tmp_path, mesh={"dp": 2, "tp": 2})
 
 
+@pytest.mark.processes
 def test_a_compiled_model_trains_the_same_and_its_checkpoint_names_no_wrapper(tmp_path):
     graphs = []
 
