@@ -33,7 +33,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
-from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities import CombinedLoader, rank_zero_warn
 
 from rekindle import randomness
 from rekindle.bridge import state
@@ -100,7 +100,14 @@ class RekindleCallback(Callback):
         self._fit = None
         if stage != "fit" or self._stands_by(trainer) or _of(trainer).fast_dev_run:
             return
-        _check(trainer)
+        try:
+            _check(trainer)
+        except (TypeError, ValueError) as error:
+            if not self._automatic:
+                raise
+            # Nobody asked for it, and the script may well look after itself.
+            rank_zero_warn(f"checkpoints of the job are not used here: {error}")
+            return
         page = ControlPage.from_environment()
         try:
             self._fit = _Fit(self, trainer, page)

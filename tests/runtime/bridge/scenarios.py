@@ -292,6 +292,10 @@ def refused(folder):
         RekindleCallback(f"{folder}/refused").setup(spawned, Net(), "fit")
     except ValueError as error:
         said["spawn"] = str(error)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        RekindleCallback(_automatic=True).setup(spawned, Net(), "fit")
+    said["aside"] = str(caught[-1].message)
     os.environ["WORLD_SIZE"] = "2"
     try:
         fit(f"{folder}/refused")

@@ -116,6 +116,8 @@ def test_what_cannot_work_is_refused_in_one_line(results):
     assert results["refused"]["flag"] == "keep_latest=0 must be an integer of at least 1"
     assert results["refused"]["must"].startswith("resume='must', but there is no checkpoint in ")
     assert "use strategy='ddp', torchrun or a TrainingJob" in results["refused"]["spawn"]
+    # A callback that nobody asked for gets out of the way instead.
+    assert results["refused"]["aside"].startswith("checkpoints of the job are not used here: ")
     assert results["refused"]["ranks"].startswith(
         "R13 checkpoint step 15 was written by 2 processes"
     )
