@@ -122,6 +122,7 @@ def whole(tmp_path_factory):
     return model
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("stop", [3, 14])
 def test_a_stopped_gan_resumes_bit_equal(tmp_path, whole, stop):
     fit(tmp_path, Gan(), max_steps=stop)

@@ -48,12 +48,14 @@ def test_a_preempted_run_resumes_bit_equal(fit, whole, tmp_path, stop):
     assert audit(newest(tmp_path / "run").meta).exact
 
 
+@pytest.mark.processes
 def test_dropout_alone_resumes_bit_equal(fit, whole):
     expected = whole(tensors=True)
     fit(tensors=True, stop_at=31)
     assert fit(tensors=True)["weights"] == expected["weights"]
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("fail", random.Random(5).sample(range(6, 27), 3))
 def test_a_crashed_run_resumes_from_its_last_checkpoint_bit_equal(fit, whole, tmp_path, fail):
     expected = whole(**ACCUMULATING)
@@ -65,6 +67,7 @@ def test_a_crashed_run_resumes_from_its_last_checkpoint_bit_equal(fit, whole, tm
     assert audit(newest(tmp_path / "run").meta).exact
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("schedule", "norm"),
     [("plateau", True), ("multistep", False), ("onecycle", True), ("lambda", False)],
@@ -80,6 +83,7 @@ def test_schedulers_and_running_statistics_resume_bit_equal(fit, whole, schedule
     assert fit(**task)["weights"] == expected["weights"]
 
 
+@pytest.mark.processes
 def test_five_preemptions_are_one_run(fit, whole):
     expected = whole(**ACCUMULATING)
     used = []
@@ -140,6 +144,7 @@ def test_a_complete_run_is_left_alone(fit):
     assert (again["weights"], again["metrics"]) == (first["weights"], first["metrics"])
 
 
+@pytest.mark.processes
 def test_a_complete_run_goes_on_when_the_script_asks_for_more(fit, whole):
     fit(flags={"max_steps": 40, "max_epochs": None})
     more = fit(flags={"max_steps": 70, "max_epochs": None})

@@ -140,6 +140,7 @@ def test_an_epoch_of_shards_is_every_sample_once(tmp_path, exhaustion):
         assert len(model.epoch(0)) == 40 * 24
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("stop", [1, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize(
     "make",
