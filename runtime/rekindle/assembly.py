@@ -119,7 +119,7 @@ def assemble(
     draw = _draw(train_source, flags, found)
     copies = placement.copies(flags, world)
     cursor = _cursor(train_source, draw, flags, asked, mark, copies, found, console)
-    stream = _stream(train_source, flags, cursor, world, found)
+    stream = _stream(train_source, flags, cursor, copies, found)
     if world.first and flags.enable_model_summary:
         console.say(summary(module))
     start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0, "before": 0})

@@ -42,6 +42,17 @@ def test_bitwise_weights_are_equal_on_one_to_five_ranks(fit, ranks, tmp_path):
     assert sizes == [5, 1]
 
 
+@pytest.mark.processes
+def test_augmentation_and_weights_are_equal_for_any_workers_before_and_after(fit):
+    task = {"flags": {"accumulate_grad_batches": 3, "max_epochs": 2}}
+    whole = fit(**task, root="whole")
+    first = fit(**task, stop_at=5, workers=2)
+    second = fit(**task, workers=1)
+    assert (first["exit"], second["exit"]) == (75, 0)
+    assert second["weights"] == whole["weights"]
+    assert first["used"] + second["used"] == whole["used"]
+
+
 class Net(rk.Module):
     """Half of it is used by few batches only."""
 
@@ -168,3 +179,51 @@ def test_a_chapter_that_ended_is_carried_on(tmp_path):
         (1, 2, 60),
         (3, 1, 61),
     ]
+
+
+def test_a_changed_split_refuses_to_resume(tmp_path):
+    data = TensorDataset(torch.randn(60, 3, generator=torch.Generator().manual_seed(2)))
+
+    def fit(seed):
+        part = rk.split(data, [0.8, 0.2], seed=seed)[0]
+        trainer = rk.Trainer(max_steps=5 + seed, root=tmp_path, enable_progress_bar=False)
+        trainer.fit(Net(), DataLoader(part, 4, shuffle=True))
+
+    fit(seed=0)
+    with pytest.raises(rk.RequirementError, match="R12 .*same length, other contents"):
+        fit(seed=1)
+
+
+class Reloaded(rk.DataModule):
+    """Counts how often its training loader is asked for."""
+
+    def __init__(self, changing=False):
+        super().__init__()
+        self.asked, self.changing = 0, changing
+
+    def train_dataloader(self):
+        self.asked += 1
+        seed = self.asked if self.changing else 2
+        data = torch.randn(20, 3, generator=torch.Generator().manual_seed(seed))
+        return DataLoader(TensorDataset(data), 4, shuffle=True)
+
+
+def test_loaders_are_made_anew_every_so_many_epochs(tmp_path):
+    def fit(root, every, data):
+        trainer = rk.Trainer(
+            max_epochs=5,
+            root=tmp_path / root,
+            reload_dataloaders_every_n_epochs=every,
+            enable_progress_bar=False,
+        )
+        torch.manual_seed(1)
+        model = Net()
+        trainer.fit(model, data)
+        return model
+
+    plain, often = Reloaded(), Reloaded()
+    once, again = fit("once", 0, plain), fit("often", 2, often)
+    assert (plain.asked, often.asked) == (1, 3)
+    assert torch.equal(once.one.weight, again.one.weight)
+    with pytest.raises(rk.RequirementError, match="R12 .*the loader made anew for epoch 1 reads"):
+        fit("other", 1, Reloaded(changing=True))
