@@ -126,7 +126,7 @@ def assemble(
     trainer.plan(planned_steps(start, 0, flags))
     module.to(world.device)
     convert(module, flags.precision, world.device, flags.fp8_skip)
-    if stream is None and _must_fit(flags, world, module):
+    if _must_fit(flags, world, module, stream is not None):
         size = fitted(
             module,
             train_source,
@@ -134,6 +134,7 @@ def assemble(
             world=world,
             step=step_function(module, "training_step"),
             autocast=autocast(flags.precision, world.device),
+            move=mover(flags.precision, world.device),
             automatic=flags.micro_batch == "auto",
         )
         if size != cursor.m:
@@ -280,9 +281,19 @@ def _find(session: Session | None, flags: Flags, start_from: str | None, console
     return found
 
 
-def _must_fit(flags: Flags, world: World, module: Module) -> bool:
+def _must_fit(flags: Flags, world: World, module: Module, streamed: bool) -> bool:
     """Whether to try the micro-batch on the device before training (R7)."""
-    if not optimizers.automatic(module):
+    reasons = {
+        "manual optimization": not optimizers.automatic(module),
+        "a sharded model": flags.strategy.shards or flags.mesh is not None,
+        "a stream": streamed,
+    }
+    if found := [name for name, true in reasons.items() if true]:
+        if flags.micro_batch == "auto":
+            raise ValueError(
+                f"micro_batch='auto' is not supported with {found[0]}, of which no batch can be "
+                f"tried before training; give a number"
+            )
         return False
     return flags.micro_batch == "auto" or (flags.preflight and world.device.type == "cuda")
 

@@ -8,14 +8,16 @@ With `micro_batch="auto"` the size is halved until it fits on every rank. The gl
 what it is, so there are more micro-batches in a step, and the samples of a step are the same.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 from rekindle import metrics, randomness
 from rekindle.distributed import World
-from rekindle.loader import Reader, Share, Source, to_device
+from rekindle.loader import Reader, Share, Source
 from rekindle.module import Module
 from rekindle.order import Cursor
 from rekindle.preflight import StepFunction, loss_of
@@ -32,6 +34,7 @@ def fitted(
     world: World,
     step: StepFunction,
     autocast: AbstractContextManager[object] | None,
+    move: Callable[[Any], Any] | None,
     automatic: bool,
 ) -> int:
     """The micro-batch to train with: the cursor's, or with `automatic` the largest half that fits.
@@ -40,7 +43,7 @@ def fitted(
     """
     size, peak = cursor.m, 0.0
     while True:
-        fits, peak = _try(module, source, cursor, size, step, autocast)
+        fits, peak = _try(module, source, cursor, size, step, autocast, move)
         if all(world.gather(fits)):
             break
         if size % 2:
@@ -71,17 +74,21 @@ def _try(
     size: int,
     step: StepFunction,
     autocast: AbstractContextManager[object] | None,
+    move: Callable[[Any], Any] | None,
 ) -> tuple[bool, float]:
     """Whether one pass fits, and the most memory it took (0 where nobody counts)."""
     device = module.device
-    ids = cursor.global_order.ids(0, 0, min(size, cursor.length))
+    # Any samples will do; an order of the script's own is not asked for one.
+    ids = np.arange(min(size, source.samples), dtype=np.int64)
     generators, states = randomness.states(), metrics.states(module)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     batch: Any = None
     loss: torch.Tensor | None = None
     peak = 0.0
     try:
-        batch = to_device(Reader(source, cursor.seed)[Share(0, ids)].data, device)
+        batch = Reader(source, cursor.seed)[Share(0, ids)].data
+        if move is not None:
+            batch = move(batch)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         with autocast or nullcontext():

@@ -323,3 +323,26 @@ def test_a_micro_batch_of_ones_own_replaces_the_loaders(tmp_path):
     model = Net()
     fit(tmp_path, model, micro_batch=2, global_batch_size=4, max_epochs=1)
     assert [len(batch) for batch in model.seen] == [2] * 10
+
+
+def test_r7_what_cannot_be_tried_beforehand_is_refused(tmp_path):
+    class Manual(Net):
+        automatic_optimization = False
+
+    message = "micro_batch='auto' is not supported with manual optimization.*give a number"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, Manual(), micro_batch="auto")
+    with pytest.raises(ValueError, match="not supported with a sharded model"):
+        fit(tmp_path, micro_batch="auto", strategy="fsdp")
+
+
+def test_r7_a_trial_pass_has_the_dtype_of_training(tmp_path):
+    dtypes = set()
+
+    class Double(Net):
+        def training_step(self, batch, batch_idx):
+            dtypes.add(batch[0].dtype)
+            return super().training_step(batch, batch_idx)
+
+    fit(tmp_path, Double(), micro_batch="auto", precision="64-true", max_steps=1)
+    assert dtypes == {torch.float64}
