@@ -148,11 +148,12 @@ def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
         meter.samples += size
         before, now = now, clock()
         meter.backward += now - before
-    if not update.finish(run):
-        refuse(run, step)
-        return
+    applied = update.finish(run)
     end = clock()
     meter.optimizer += end - now
+    if not applied:
+        refuse(run, step)
+        return
     meter.durations.append(end - began)
     run.advance(step, end - began)
     for outputs, batch, index in done:
