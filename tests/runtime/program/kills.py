@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 
 import rekindle as rk
-from rekindle.callbacks import EMA, SWA, LambdaCallback
+from rekindle.callbacks import EMA, SWA, BatchSizeSchedule, LambdaCallback
 from rekindle.precision import MixedPrecision
 
 DEADLINE = 20.0
@@ -52,6 +52,16 @@ class Noisy(Dataset):
 
     def __getitem__(self, index):
         return (self.x[index] + 0.1 * torch.randn(4),)
+
+
+class Stream(rk.ShardedStream):
+    """Shards of different lengths, without a state of their own; every read draws."""
+
+    num_shards = 7
+
+    def open(self, shard, state):
+        for number in range(5 + shard):
+            yield (torch.full((4,), shard + number / 10) + 0.1 * torch.randn(4),)
 
 
 class Net(rk.Module):
@@ -147,6 +157,21 @@ CASES = {
         "model": Net(norm=True), "callbacks": [SWA(swa_lrs=0.02, swa_epoch_start=1)]
     },
     "several optimizers": lambda: {"model": Rivals()},
+    "weighted order": lambda: {
+        "model": Net(dropout=0.2),
+        "order": {"sampler": WeightedRandomSampler(torch.arange(50.0) + 1, 50)},
+    },
+    "stream": lambda: {
+        "model": Net(dropout=0.2), "data": Stream(), "order": {}, "accumulate_grad_batches": 3
+    },
+    "bitwise": lambda: {
+        "model": Net(dropout=0.2, norm=True),
+        "accumulate_grad_batches": 3,
+        "promise": {"guarantee": "bitwise"},
+    },
+    "batch sizes": lambda: {
+        "model": Net(dropout=0.2), "callbacks": [BatchSizeSchedule({0: 4, 1: 8, 2: 16})]
+    },
     "BatchNorm": lambda: {"model": Net(norm=True), "validate": True},
     "mid-validation": lambda: {"model": Net(dropout=0.2, norm=True), "validate": True},
 }  # fmt: skip
@@ -188,8 +213,12 @@ def run(case, root, kill=None, every=3, slow=None, wait=None):
     model, data = given.pop("model"), given.pop("data", None) or TensorDataset(Noisy(50).x)
     validation = DataLoader(TensorDataset(Noisy(20).x), 5) if given.pop("validate", 0) else None
     workers = given.pop("workers", 0)
-    how = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
-    train = DataLoader(data, 4, shuffle=True, **how)
+    how = {
+        **given.pop("order", {"shuffle": True}),
+        "num_workers": workers,
+        "multiprocessing_context": "fork" if workers else None,
+    }
+    train = DataLoader(data, 4, **how)
     callbacks = given.pop("callbacks", [])
     if kill is not None:
         callbacks.append(Kill(root, *kill))
@@ -202,6 +231,7 @@ def run(case, root, kill=None, every=3, slow=None, wait=None):
         callbacks=callbacks,
         checkpoint_every=rk.Every(steps=every) if every else None,
         enable_progress_bar=False,
+        data=given.pop("promise", None),
         **{"max_epochs": 3, **given},
     )
     trainer.fit(model, train, validation)
