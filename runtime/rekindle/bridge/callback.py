@@ -506,7 +506,11 @@ class _Fit:
         rank_tree = state.own(trainer, self.world)
         rank_tree["rng"] = randomness.states()
         assert self.cut is not None
-        rank_tree["data"] = self.cut.position(self.loop.epoch_loop.batch_progress.current.completed)
+        # With max_steps Lightning takes up the epoch in which it stopped, else it begins another.
+        rank_tree["data"] = self.cut.position(
+            self.loop.epoch_loop.batch_progress.current.completed,
+            ended=finished and not self.loop._iteration_based_training(),
+        )
         meta = {
             "step": trainer.global_step,
             "epoch": self._epoch(),

@@ -36,8 +36,8 @@ from rekindle import randomness
 from rekindle.loader import WorkerStart
 
 Position = dict[str, Any]
-"""Where in the epoch a rank was: ``batches`` used, the generators when its order was drawn, and the
-script's own generator now."""
+"""Where in the epoch a rank was: ``batches`` used, whether it had ``ended``, the generators when
+its order was drawn (``began``), and the script's ``own`` generator now."""
 
 
 class Drawn(NamedTuple):
@@ -134,13 +134,14 @@ class Cut(CombinedLoader):
         self._resume: Position | None = None
         self._generators: dict[str, Any] | None = None
 
-    def position(self, batches: int) -> Position:
-        """Where this rank is in its epoch, after so many batches."""
+    def position(self, batches: int, *, ended: bool) -> Position:
+        """Where this rank is in its epoch, after so many batches; `ended` if it is over."""
         if self._indices is None:
-            return {"batches": batches, "began": self._began, "own": None}
+            return {"batches": batches, "ended": ended, "began": self._began, "own": None}
         own = self._indices.own
         return {
             "batches": batches,
+            "ended": ended,
             "began": self._indices.began,
             "own": None if own is None else own.get_state(),
         }
@@ -151,6 +152,10 @@ class Cut(CombinedLoader):
 
     def __iter__(self) -> "Cut":
         self._settle()
+        if self._iterator is not None and self._resume is not None:
+            # Nothing was left of the epoch that the checkpoint was in; this is another one.
+            self._resume = None
+            self._bring_back()
         self._began = randomness.states()
         if self._indices is not None:
             self._indices.began = None
@@ -161,11 +166,24 @@ class Cut(CombinedLoader):
         running = self._before()
         if self._resume is not None:
             position, self._resume = self._resume, None
-            self._forward(position)
-        if running and self._generators is not None:
+            if position["ended"]:
+                self._next_epoch()
+            else:
+                self._forward(position)
+        if running:
+            self._bring_back()
+        return super().__next__()
+
+    def _next_epoch(self) -> None:
+        """Begin the pass as it would have begun right after the one that the checkpoint ended."""
+        self._bring_back()
+        if not self._stateful():
+            iter(self)
+
+    def _bring_back(self) -> None:
+        if self._generators is not None:
             randomness.restore(self._generators)
             self._generators = None
-        return super().__next__()
 
     def _forward(self, position: Position) -> None:
         began, batches = position["began"], position["batches"]

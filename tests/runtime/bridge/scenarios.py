@@ -211,6 +211,8 @@ def everything(folder):
         f"{folder}/c", 12, more=[lambda: GradientAccumulationScheduler({0: 1, 1: 2})]
     )
     results["manual"] = disturbed(f"{folder}/d", 26, kind=Duel)
+    fit(f"{folder}/longer", max_epochs=2)
+    results["longer"] = fit(f"{folder}/longer")
     results["again"] = fit(f"{folder}/13/cut")
     stopper = {"max_epochs": 50}
     stopper["more"] = [lambda: EarlyStopping("val", patience=2, check_on_train_epoch_end=False)]

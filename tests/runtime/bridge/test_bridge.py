@@ -85,6 +85,11 @@ def test_a_run_that_is_complete_is_left_as_it_is(results):
     assert results["again"]["metrics"] == results["step 13"]["second"]["metrics"]
 
 
+def test_a_finished_run_that_gets_more_epochs_equals_one_that_had_them_from_the_start(results):
+    for what in ("weights", "rates", "metrics"):
+        assert results["longer"][what] == results["step 13"]["whole"][what], what
+
+
 def test_early_stopping_stays_stopped(results):
     stopped, again = results["early"]
     assert stopped["step"] < 100
