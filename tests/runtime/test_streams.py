@@ -143,8 +143,8 @@ def test_an_epoch_of_shards_is_every_sample_once(tmp_path, exhaustion):
 @pytest.mark.parametrize(
     ("make", "stop"),
     [
-        (Shards, 4),  # shards were dealt again
-        (Shards, 5),  # the end of an epoch
+        (Shards, 3),  # unopened shards are dealt again right after it
+        (Shards, 9),  # the end of an epoch
         (lambda: Shards(stateful=False), 6),
         (Whole, 2),
         (lambda: Shards(exhaustion="min"), 3),
