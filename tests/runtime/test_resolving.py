@@ -1,6 +1,7 @@
 """What `ckpt_path`, `resume` and `load_from_checkpoint` understand, and what they answer."""
 
 import pickle
+import shutil
 import warnings
 
 import pytest
@@ -55,10 +56,17 @@ def fit(root, model=None, ckpt_path=None, **flags):
     return runner, model
 
 
+@pytest.fixture(scope="module")
+def _finished(tmp_path_factory):
+    root = tmp_path_factory.mktemp("finished") / "run"
+    fit(root)
+    return root
+
+
 @pytest.fixture
-def run(tmp_path):
-    """A finished run of 6 steps with commits at 2, 4 and 6."""
-    fit(tmp_path / "run")
+def run(_finished, tmp_path):
+    """A finished run of 6 steps with commits at 2, 4 and 6, of this test alone."""
+    shutil.copytree(_finished, tmp_path / "run")
     return tmp_path / "run"
 
 
