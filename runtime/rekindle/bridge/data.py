@@ -18,9 +18,10 @@ How it goes forward depends on the loader:
 - anything else (iterable datasets, several loaders at once): the batches that were used are read
   again and thrown away. Exact if reading draws from the generators in torch, NumPy and Python only.
 
-Not exact: a sampler that goes on drawing from the global generators while it yields, and an
-iterable dataset without a length that draws in the main process, since Lightning reads it one batch
-ahead.
+Not exact: a sampler that goes on drawing from the global generators while it yields; what a
+``collate_fn`` draws in loader workers; augmentation when the workers go from none to some or back;
+and an iterable dataset without a length that draws in the main process, since Lightning reads it
+one batch ahead.
 """
 
 import os
