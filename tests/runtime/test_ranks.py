@@ -123,3 +123,20 @@ def test_a_refusal_is_the_same_on_all_ranks(ranks, tmp_path):
         assert len(messages) == 1
         assert messages.pop().startswith(message)
         assert all(result["step"] == 0 for result in found)
+
+
+def test_ranks_leave_the_same_windows_out_with_and_without_going_back(ranks):
+    """One rank has the sample that cannot be learnt; all ranks refuse the step it is in."""
+    flags = {policy: {**FLAGS, "nonfinite": policy} for policy in ("skip", "rollback")}
+    results = ranks(
+        2,
+        task("whole"),
+        task("skip", flags=flags["skip"], bad_sample=17),
+        task("rollback", flags=flags["rollback"], bad_sample=17, steps=2),
+        task("stop", bad_sample=17),
+    )
+    whole, skip, rollback, stop = zip(*results, strict=True)
+    assert {r["step"] for r in (*skip, *rollback)} == {whole[0]["step"] - 2}
+    assert len({r["weights"] for r in (*skip, *rollback)}) == 1
+    assert skip[0]["weights"] != whole[0]["weights"]
+    assert all("R20 non-finite" in r["error"] for r in stop)

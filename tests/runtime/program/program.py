@@ -98,6 +98,8 @@ class Witness(rk.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         epoch, step = trainer.current_epoch, trainer.global_step
         self.used += [[epoch, step, sample] for sample in batch[2].tolist()]
+        if self.task.get("bad_sample") in batch[2].tolist():
+            batch[0].fill_(float("nan"))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(float(outputs))
