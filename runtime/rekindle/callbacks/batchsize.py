@@ -35,16 +35,16 @@ class BatchSizeSchedule(Callback):
                 f"BatchSizeSchedule(interval={interval!r}): allowed are 'epoch' and 'step'"
             )
         self.schedule, self.interval = _checked("BatchSizeSchedule", schedule), interval
-        if interval == "epoch":
-            # A hook that is not needed in every step is better not there at all.
-            self.on_before_zero_grad = super().on_before_zero_grad  # type: ignore[method-assign]
+        if interval == "step":
+            # A hook that no step needs is better not there at all.
+            self.on_before_zero_grad = self._before_next  # type: ignore[method-assign]
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Set the size of this epoch, or of the first step."""
         now = trainer.current_epoch if self.interval == "epoch" else trainer.global_step
         self._set(trainer, now)
 
-    def on_before_zero_grad(
+    def _before_next(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
     ) -> None:
         """Set the size of the next step."""

@@ -96,6 +96,9 @@ class ModelCheckpoint(Callback):
         self.best_model_score: torch.Tensor | None = None
         self.last_model_path = ""
         self._steps = every_n_train_steps or 0
+        if self._steps:
+            # A hook that no step needs is better not there at all.
+            self.on_before_zero_grad = self._after_step  # type: ignore[method-assign]
         self._interval = train_time_interval
         self._epochs = 1 if given == [None] * 3 else every_n_epochs or 0
         self._at_epoch_end = save_on_train_epoch_end
@@ -142,11 +145,11 @@ class ModelCheckpoint(Callback):
         if run.session.every is None:
             run.session.every = Every(seconds=self._interval.total_seconds())
 
-    def on_before_zero_grad(
+    def _after_step(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
     ) -> None:
         """`every_n_train_steps`; the step that runs is not counted yet."""
-        if self._steps and (trainer.global_step + 1) % self._steps == 0:
+        if (trainer.global_step + 1) % self._steps == 0:
             self._asked = (trainer.global_step + 1, trainer.current_epoch)
             trainer.request_checkpoint()
 

@@ -35,11 +35,11 @@ class LearningRateMonitor(Callback):
             )
         self.logging_interval = logging_interval
         self._momentum, self._decay = log_momentum, log_weight_decay
-        if logging_interval == "epoch":
-            # A hook that is not needed in every step is better not there at all.
-            self.on_before_optimizer_step = super().on_before_optimizer_step  # type: ignore[method-assign]
+        if logging_interval != "epoch":
+            # A hook that no step needs is better not there at all.
+            self.on_before_optimizer_step = self._note  # type: ignore[method-assign]
 
-    def on_before_optimizer_step(
+    def _note(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
     ) -> None:
         """Note the rates that the step is about to use."""

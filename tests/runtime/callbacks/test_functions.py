@@ -29,3 +29,26 @@ def test_callbacks_are_found_by_name():
         assert getattr(rekindle.callbacks, name).__name__
     with pytest.raises(AttributeError, match="has no attribute 'EarlyStoping'"):
         _ = rekindle.callbacks.EarlyStoping
+
+
+def test_a_callback_has_no_hook_in_every_step_that_it_does_not_need():
+    from rekindle import Module, callbacks
+    from rekindle.hooks import Hooks
+
+    epochwise = [
+        callbacks.ModelCheckpoint(),
+        callbacks.EarlyStopping("x"),
+        callbacks.LearningRateMonitor("epoch"),
+        callbacks.BatchSizeSchedule({0: 4}),
+        callbacks.BackboneFinetuning(),
+        callbacks.Timer(),
+    ]
+    hooks = Hooks(epochwise, Module())
+    for name in ("batch_start", "batch_end"):
+        assert getattr(hooks, f"on_train_{name}") == ()
+    for name in ("before_backward", "after_backward", "before_optimizer_step", "before_zero_grad"):
+        assert getattr(hooks, f"on_{name}") == ()
+    stepwise = [callbacks.LearningRateMonitor(), callbacks.BatchSizeSchedule({9: 4}, "step")]
+    hooks = Hooks([*stepwise, callbacks.ModelCheckpoint(every_n_train_steps=2)], Module())
+    assert len(hooks.on_before_optimizer_step) == 1
+    assert len(hooks.on_before_zero_grad) == 2
