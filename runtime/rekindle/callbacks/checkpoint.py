@@ -142,8 +142,14 @@ class ModelCheckpoint(Callback):
         run = trainer._run
         if self._interval is None or run is None or run.session is None:
             return
-        if run.session.every is None:
-            run.session.every = Every(seconds=self._interval.total_seconds())
+        every, seconds = run.session.every, self._interval.total_seconds()
+        if every is None:
+            run.session.every = Every(seconds=seconds)
+        elif isinstance(every, Every):
+            seconds = min(seconds, every.seconds or seconds)
+            run.session.every = Every(steps=every.steps, seconds=seconds)
+        else:
+            trainer.print("ModelCheckpoint(train_time_interval=): checkpoint_every='auto' decides")
 
     def _after_step(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer

@@ -2,7 +2,7 @@ from datetime import timedelta
 
 import pytest
 
-from rekindle import Callback, Store
+from rekindle import Callback, Every, Store
 from rekindle.callbacks import ModelCheckpoint
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import retention
@@ -87,10 +87,26 @@ def test_it_becomes_a_rule_of_the_store(arguments, expected):
     assert retention(Trainer(callbacks=[ModelCheckpoint(**arguments)]).flags) == expected
 
 
-def test_a_clock_saves_too(fit, tmp_path):
+@pytest.mark.parametrize("every", [None, Every(steps=4), Every(seconds=99)])
+def test_a_clock_saves_too(fit, tmp_path, every):
     callback = ModelCheckpoint(train_time_interval=timedelta(microseconds=1))
-    fit(callback, keep_latest=9)
+    trainer = fit(callback, keep_latest=9, checkpoint_every=every)
     assert len(commits(tmp_path)) > 2
+    assert trainer._run.session.every.seconds == 1e-6
+
+
+def test_a_pace_that_is_measured_wins_over_the_clock(fit, capsys):
+    callback = ModelCheckpoint(train_time_interval=timedelta(microseconds=1))
+    fit(callback, checkpoint_every="auto")
+    assert "checkpoint_every='auto' decides" in capsys.readouterr().out
+
+
+def test_a_folder_within_the_root_is_part_of_the_name(fit, tmp_path):
+    callback = ModelCheckpoint(dirpath=tmp_path / "run" / "best")
+    fit(callback, max_epochs=1)
+    assert list(commits(tmp_path)[5]["aliases"]) == ["best/epoch=0-step=5"]
+    assert callback.last_model_path == f"{tmp_path}/run/best/epoch=0-step=5.ckpt"
+    assert not (tmp_path / "run" / "best").exists()
 
 
 def test_a_metric_that_nobody_logs_is_named(fit):
