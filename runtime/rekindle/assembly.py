@@ -175,7 +175,8 @@ def assemble(
     seeds = randomness.LaneSeeds(cursor.seed)
     finite = None
     if flags.nonfinite is not None and update.automatic and update.scaler is None:
-        finite = Finite(module.parameters(), world.device)
+        sparse = any(getattr(child, "sparse", False) for child in module.modules())
+        finite = Finite(module.parameters(), world.device, sparse=sparse)
     run = Run(
         trainer=trainer,
         module=module,

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 
 Policy = Literal["stop", "skip", "rollback"]
 
@@ -57,7 +58,13 @@ class Window:
 class Finite:
     """Looks at the gradients of each step."""
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], device: torch.device) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[torch.nn.Parameter],
+        device: torch.device,
+        *,
+        sparse: bool = False,
+    ) -> None:
         groups: dict[torch.dtype, list[torch.nn.Parameter]] = {}
         for parameter in parameters:
             if parameter.requires_grad:
@@ -66,6 +73,10 @@ class Finite:
         self._groups = [group for kind, group in groups.items() if not kind.is_complex]
         self._found = torch.zeros(1, device=device)
         self._one = torch.ones(1, device=device)
+        trained = [parameter for group in groups.values() for parameter in group]
+        # Of a sharded gradient each rank sees its own share only, so ranks have to ask each other.
+        self._sharded = any(hasattr(parameter, "to_local") for parameter in trained)
+        self._plain = not sparse and not self._sharded
         self.here = device.type == "cpu"
         """Whether the flag can be looked at right away."""
         self._flag = memoryview(cast(Any, self._found.numpy())) if self.here else None
@@ -82,6 +93,8 @@ class Finite:
             if parameter.grad is not None:
                 self._look([torch.view_as_real(parameter.grad)])
         if self._flag is not None:
+            if self._sharded:
+                dist.all_reduce(self._found, dist.ReduceOp.MAX)
             if self._flag[0] == 0.0:
                 return True
             self._found.zero_()
@@ -90,7 +103,7 @@ class Finite:
         return True
 
     def _look(self, gradients: list[torch.Tensor]) -> None:
-        if any([g.layout is not torch.strided or hasattr(g, "to_local") for g in gradients]):
+        if not self._plain:
             gradients = [_dense(gradient) for gradient in gradients]
         # Multiplies by one, which changes no bit of a finite number; what a loss scaler uses.
         torch._amp_foreach_non_finite_check_and_unscale_(gradients, self._found, self._one)

@@ -125,3 +125,21 @@ def test_a_callback_may_go_back_too(tmp_path, capsys):
     _, expected = fit(tmp_path / "b", rows(5, without=True))
     assert same(found, expected)
     assert "spike at step 6; rolled back to 4 and skipped that window" in capsys.readouterr().out
+
+
+def test_sparse_gradients_are_looked_at_as_well(tmp_path):
+    class Sparse(Net):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(4, 3, sparse=True)
+
+        def training_step(self, batch, batch_idx):
+            rows = self.table(torch.tensor([batch_idx % 2]))
+            return rows.sum() + (rows * 0 * (0.0 if batch_idx < 5 else float("inf"))).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SparseAdam(self.table.parameters())
+
+    trainer = rk.Trainer(max_epochs=1, root=tmp_path, enable_progress_bar=False)
+    with pytest.raises(rk.RequirementError, match="R20 non-finite loss at step 6"):
+        trainer.fit(Sparse(), DataLoader(rows(), 2))
