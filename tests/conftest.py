@@ -7,10 +7,14 @@ Bytecode is kept in pytest's own cache where the environment forbids it beside t
 process of a run would else compile the same files again. What a process has imported by the time
 its tests begin stays, so the garbage collector need not look at it again and again. And torch keeps
 to one thread: the workers share the cores.
+
+And one thing for their truth: a run of the whole suite fails when a test that `checklist.md` names
+did not run, or did not pass.
 """
 
 import gc
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +22,9 @@ from pathlib import Path
 SHM = Path("/dev/shm")
 ROOM = 2 << 30
 """Bytes that have to be free; containers often have no more than 64 MiB there."""
+
+PASSED: set[str] = set()
+"""The tests that ran and passed in any case of theirs, as `file::function`."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -37,3 +44,20 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call" and report.passed:
+        PASSED.add(report.nodeid.partition("[")[0])
+
+
+def pytest_sessionfinish(session):
+    config = session.config
+    chosen = config.option.keyword or config.option.markexpr or config.option.collectonly
+    if hasattr(config, "workerinput") or chosen or config.args != config.getini("testpaths"):
+        return
+    checklist = Path(__file__).with_name("checklist.md").read_text()
+    named = set(re.findall(r"`(tests/[\w/.]+::\w+)`", checklist))
+    if missing := sorted(named - PASSED):
+        print("\nchecklist.md names tests that did not run and pass:", *missing, sep="\n  ")
+        session.exitstatus = 1
