@@ -9,9 +9,12 @@ exits, of a loader that a caught error holds on to, is killed.
 import atexit
 import multiprocessing
 import signal
+import time
 from typing import Any
 
 _registered: list[bool] = []
+_GRACE = 0.5
+"""Seconds that processes of the script get for their own way out; loader workers need none."""
 
 
 def close(loader: Any) -> None:
@@ -31,16 +34,16 @@ def at_exit() -> None:
 
 
 def _kill() -> None:
-    from torch.utils.data._utils.worker import _worker_loop
-
-    left = [
-        child
-        for child in multiprocessing.active_children()
-        if getattr(child, "_target", None) is _worker_loop
-    ]
+    # Which of them are loader workers does not show: a started process forgets its target. So all
+    # are asked, as multiprocessing is about to do, but nobody is waited for without end.
+    left = [child for child in multiprocessing.active_children() if child.daemon]
     if left:
         # torch's handler would call the death of a worker an error.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in left:
+        child.terminate()
+    until = time.monotonic() + _GRACE
+    for child in left:
+        child.join(max(0.0, until - time.monotonic()))
         child.kill()
         child.join(5)

@@ -40,9 +40,10 @@ def test_the_main_names_are_there_under_both_spellings():
 
 
 @pytest.mark.processes
-def test_a_script_with_persistent_workers_ends_even_after_an_error(tmp_path):
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_script_whose_error_keeps_loader_workers_ends_all_the_same(persistent, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(SCRIPT.replace("PERSISTENT", repr(persistent)))
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "run")],
         env={"PYTHONPATH": ":".join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"},
@@ -74,7 +75,7 @@ class Net(rk.Module):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 trainer = rk.Trainer(max_epochs=2, root=sys.argv[1], enable_progress_bar=False)
-loader = DataLoader(torch.ones(8, 1), 2, num_workers=1, persistent_workers=True)
+loader = DataLoader(torch.ones(8, 1), 2, num_workers=1, persistent_workers=PERSISTENT)
 try:
     trainer.fit(Net(), loader)
 except ValueError as error:

@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,12 @@ def _explain(command: Command, answer: Mapping[str, object]) -> str:
     return f'{head}exec: "{name}": {answer.get("text")}: unknown'
 
 
+_LOOKS = 10
+"""Between two programs the kernel shows an empty environment for a moment, which passes."""
+_KERNEL = 2
+"""Parent of the kernel's own threads, which have no environment."""
+
+
 def kill_marked(variable: str, value: str) -> int:
     """SIGKILL every process whose environment has `variable=value`; says how many.
 
@@ -182,7 +189,7 @@ def kill_marked(variable: str, value: str) -> int:
         return 0
     killed = 0
     processes = [process for process in psutil.process_iter() if process.pid != os.getpid()]
-    for _ in range(2):  # an empty environment is a kernel thread's, or one of a program that starts
+    for look in range(_LOOKS):
         blank = []
         for process in processes:
             with contextlib.suppress(psutil.Error, OSError):
@@ -190,9 +197,12 @@ def kill_marked(variable: str, value: str) -> int:
                 if environment.get(variable) == value:
                     process.kill()
                     killed += 1
-                elif not environment:
+                elif not environment and process.ppid() != _KERNEL:
                     blank.append(process)
         processes = blank
+        if not processes:
+            break
+        time.sleep(0.001 * look)
     return killed
 
 
