@@ -420,7 +420,7 @@ def build(source: Source, sampler: LaneSampler | BatchSampler, seed: int) -> Ite
         if not options["pin_memory"]:
             return Direct(reader, sampler)
         options["persistent_workers"] = False
-    return DataLoader(
+    return workerend.Workers(
         reader,
         # The sampler's items are whole lanes, so the loader must not batch again.
         batch_size=None,

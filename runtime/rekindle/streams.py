@@ -25,8 +25,9 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
+from rekindle import workerend
 from rekindle.distributed import World
 from rekindle.draws import Ids
 from rekindle.loader import Batch, Source
@@ -436,7 +437,9 @@ class Streaming:
             return iter(reader)
         options["persistent_workers"] = False
         return iter(
-            DataLoader(reader, batch_size=None, num_workers=workers, collate_fn=_same, **options)
+            workerend.Workers(
+                reader, batch_size=None, num_workers=workers, collate_fn=_same, **options
+            )
         )
 
     def saved(self) -> dict[str, Any]:

@@ -226,6 +226,7 @@ class Trainer:
         page = ControlPage.from_environment()
         _watch_errors(page, self)
         notice = Notice(page)
+        reading = workerend.living()
         try:
             with settings(self.flags), self.profiler.around(self, "fit"):
                 self._optimizers, self._run, self._planned = None, None, None
@@ -266,6 +267,7 @@ class Trainer:
             if self._run is not None:
                 workerend.close(self._run.loader)
                 workerend.close(getattr(self._run.validation, "loader", None))
+            workerend.close_since(reading)
             notice.close()
             model.attach(None, None)
             model.own_update(None)

@@ -2,17 +2,21 @@
 
 Workers are deaf to SIGTERM (see `rekindle.loader`), which is also how Python ends them when the
 interpreter exits: a script whose workers are still there would wait for them for ever. So they are
-ended when `fit` is over, the way DataLoader does it itself; and what is left when the interpreter
-exits, of a loader that a caught error holds on to, is killed.
+ended when `fit` is over, the way DataLoader does it itself, also when an error holds on to their
+iterator; and what is left when the interpreter exits is killed.
 """
 
 import atexit
 import multiprocessing
 import signal
 import time
+import weakref
 from typing import Any
 
+from torch.utils.data import DataLoader
+
 _registered: list[bool] = []
+_living: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _GRACE = 0.5
 """Seconds that processes of the script get for their own way out; loader workers need none."""
 
@@ -23,6 +27,28 @@ def close(loader: Any) -> None:
     if iterator is not None:
         iterator._shutdown_workers()
         loader._iterator = None
+
+
+class Workers(DataLoader[Any]):
+    """A DataLoader whose iterators can be found again."""
+
+    def __iter__(self) -> Any:
+        iterator = super().__iter__()
+        if self.num_workers:
+            _living.add(iterator)
+        return iterator
+
+
+def living() -> list[Any]:
+    """The iterators that are there now."""
+    return list(_living)
+
+
+def close_since(before: list[Any]) -> None:
+    """End the workers of all iterators that were begun since `living` said `before`."""
+    for iterator in living():
+        if not any(iterator is old for old in before):
+            iterator._shutdown_workers()
 
 
 def at_exit() -> None:

@@ -129,7 +129,7 @@ def helm(cluster: Cluster) -> Iterator[Helm]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, **pipes, text=True) as worker:
         yield Helm(worker=worker, cluster=cluster)
-        # Leaving the block closes the pipes, which ends the worker, and waits for it.
+        worker.kill()
 
 
 @pytest.fixture(scope="session")

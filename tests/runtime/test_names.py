@@ -81,5 +81,6 @@ try:
 except ValueError as error:
     kept = error
 held = iter(DataLoader(torch.ones(8, 1), 2, num_workers=1))
+assert len(torch.multiprocessing.active_children()) == 1, "workers of a run that is over"
 print("the end")
 """
