@@ -5,7 +5,6 @@ import functools
 import pytest
 import torch
 from torch import nn
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy, size_based_auto_wrap_policy
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
@@ -62,6 +61,8 @@ def test_a_strategy_of_the_older_name_is_mapped(given, expected):
 
 
 def test_policies_are_classes_or_the_functions_that_torch_has():
+    from torch.distributed.fsdp.wrap import ModuleWrapPolicy, size_based_auto_wrap_policy
+
     by_size = functools.partial(size_based_auto_wrap_policy, min_num_params=100)
     small, large = nn.Linear(4, 4), nn.Linear(20, 20)
     assert not chosen(by_size, small)

@@ -19,7 +19,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rekindle.callback import Callback
@@ -150,15 +149,20 @@ class EMA(Callback):
 
 def _here(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a sharded tensor, in the same memory; any other one as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    # By its method: importing the class of sharded tensors takes half a second.
+    local: torch.Tensor = getattr(tensor, "to_local", lambda: tensor)()
+    return local
 
 
 def _like(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
     """A restored tensor where the parameter is, and sharded as it is."""
     saved = saved.to(device=parameter.device, dtype=parameter.dtype, copy=True)
-    if not isinstance(parameter, DTensor) or isinstance(saved, DTensor):
+    if not hasattr(parameter, "placements") or hasattr(saved, "placements"):
         return saved
-    mesh, placements = parameter.device_mesh, parameter.placements
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Any = parameter
+    mesh, placements = sharded.device_mesh, sharded.placements
     # Every rank has all of it, so nothing has to be sent.
     return distribute_tensor(saved, mesh, placements, src_data_rank=None)
 

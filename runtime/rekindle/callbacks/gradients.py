@@ -9,7 +9,6 @@ monitors are often written, waits for the device as many times as there are para
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from rekindle.callback import Callback
 
@@ -52,7 +51,7 @@ class GradNorms(Callback):
             return {}
         fused = torch._foreach_norm([gradient for _, gradient in named])
         # A sharded gradient's norm is whole only after a sum over its shards.
-        norms = [n.full_tensor() if isinstance(n, DTensor) else n for n in fused]
+        norms = [getattr(n, "full_tensor", lambda n=n: n)() for n in fused]
         groups: dict[str, list[torch.Tensor]] = {}
         for (name, _), norm in zip(named, norms, strict=True):
             if self.per != "total":
