@@ -36,6 +36,8 @@ if sys.dont_write_bytecode:
 
 
 def pytest_configure(config):
+    if "not processes" in config.option.markexpr and config.option.dist == "loadfile":
+        config.option.dist = "worksteal"  # nothing is dear to set up: no worker need be idle
     if SHM.is_dir() and os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHM))
 

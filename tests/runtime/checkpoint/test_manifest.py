@@ -281,7 +281,7 @@ values = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_replaced_member_ends_in_a_clear_error_or_in_a_valid_commit(data):
     """A forger who seals his documents can at most describe another checkpoint."""
     document = json.loads(commit_bytes(COMMIT))
