@@ -84,7 +84,7 @@ def places(body, above=()):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_hostile_json_is_a_document_or_a_value_error(kind, data):
     """Some fields of a good document are replaced by anything that JSON can hold, or left out."""

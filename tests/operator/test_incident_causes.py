@@ -253,7 +253,7 @@ def test_pods_that_die_before_they_join_are_created_ever_more_rarely(world):
     w = world().start()
     w.broken_image = {f"digits-1r{n}" for n in range(1, 100)}
     w.kill("digits-1").settle()
-    for _ in range(200):
+    for _ in range(300):
         for pod in list(w.alive):
             if pod.name in w.broken_image:
                 w.kill(pod.name, 137)

@@ -26,7 +26,7 @@ def test_the_order_is_fixed_for_good():
 EXPECTED = [892, 775, 622, 589, 792, 140]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(n=st.integers(1, 5000), seed=st.integers(0, 2**40), data=st.data())
 def test_positions_can_be_asked_in_any_piece(n, seed, data):
     start = data.draw(st.integers(0, n))
@@ -57,7 +57,7 @@ def test_a_sequential_order_is_the_identity():
     assert GlobalOrder(n=10, seed=0, kind="sequential").ids(3, 2, 5).tolist() == [2, 3, 4]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=50)
 @given(
     length=st.integers(1, 400),
     lanes=st.integers(1, 8),

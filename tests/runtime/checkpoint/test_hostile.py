@@ -45,7 +45,7 @@ pytestmark = pytest.mark.sweep
 
 SEED = int(os.environ.get("REKINDLE_SEED", "0"))
 REF = CommitRef(step=3, fence=1)
-DOCUMENTS, TREES, BYTES, NAMES, HEADERS, URIS, PICKLES = 1600, 1500, 1500, 4000, 100, 1200, 400
+DOCUMENTS, TREES, BYTES, NAMES, HEADERS, URIS, PICKLES = 2200, 1500, 1500, 4000, 100, 1200, 400
 VALUES = (
     None, True, False, -1, 0, 1, 7, 16, 2**31, 2**63, 2**70, 10**400, -(2**63), 0.5, 1e308, "",
     "x", "0", "float32", "crc32", "../../etc/passwd", "/etc/passwd", "\x00", "\ud800", "a" * 5000,
@@ -138,10 +138,10 @@ class Watch:
 
 @pytest.fixture
 def watch():
-    """The process gets no more than 64 MiB meanwhile: who asks for more sees a MemoryError."""
+    """The process gets no more than 40 MiB meanwhile: who asks for more sees a MemoryError."""
     before = resource.getrlimit(resource.RLIMIT_DATA)
     pages = int(Path("/proc/self/statm").read_text().split()[5])
-    room = pages * resource.getpagesize() + 64 * 2**20
+    room = pages * resource.getpagesize() + 40 * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (room, before[1]))
     try:
         yield Watch()
