@@ -197,7 +197,9 @@ def _news(report: AgentReport) -> tuple[AgentReport, bool, int]:
     """
     stepping = report.progress is not None and report.progress.round_steps > 0
     committed = report.checkpoint.step if report.checkpoint else -1
-    return replace(report, progress=None, checkpoint=None), stepping, committed
+    hang = report.hang and replace(report.hang, idle=0.0)
+    steady = replace(report, progress=None, checkpoint=None, ranks=(), failed_for=None, hang=hang)
+    return steady, stepping, committed
 
 
 def _refusal(code: int, message: str) -> web.HTTPException:

@@ -149,6 +149,10 @@ class Cause(StrEnum):
     """The checkpoint store, which this job has used before, does not answer or refuses."""
     START_FAILED = "StartFailed"
     """The container could not start: image, command, mounts."""
+    HUNG = "Hung"
+    """No rank made a step for longer than steps of this job have ever taken, by a wide margin."""
+    ROLLED_BACK = "RolledBack"
+    """The trainer went back to an older checkpoint by itself: the loss was not finite, or rose."""
     TIMEOUT = "DeadlineExceeded"
     """A deadline of the job has passed."""
     OPERATOR = "OperatorRestarted"
@@ -158,6 +162,8 @@ class Cause(StrEnum):
 class AgentPhase(StrEnum):
     """Where an agent is in its life."""
 
+    WARMING = "warming"
+    """Imports what its workers will need; a round with it would wait for that."""
     WAITING = "waiting"
     """Ready to run, without workers; wants to be in a round."""
     RUNNING = "running"
@@ -175,6 +181,8 @@ class DirectiveKind(StrEnum):
 
     SAVE = "save"
     """Agree on a step with all ranks of ``round``, save, stop the workers, report ``waiting``."""
+    DUMP = "dump"
+    """Write the stacks of all workers of ``round`` to the pod's log, and report them."""
     STOP = "stop"
     """End the workers at once and exit with ``code``."""
 
@@ -358,7 +366,8 @@ class Restored(Document):
     step: int
     """0 when there was no checkpoint."""
     source: str
-    """URI of the commit, or ``scratch``."""
+    """URI of the commit, ``scratch``, ``memory`` (of this pod), or ``memory of POD`` over the
+    network."""
     skipped: tuple[str, ...] = ()
     """Messages (R16) about newer checkpoints that were found damaged."""
 
@@ -369,6 +378,93 @@ class Restored(Document):
         for message in self.skipped:
             _text(message, "skipped")
         object.__setattr__(self, "skipped", tuple(self.skipped))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings(Document):
+    """How the workers of a round came up: seconds since the agent first saw the round.
+
+    Durations of one clock and no times of day, so that nothing rests on clocks that agree. None:
+    not yet, or never (a plain script forms no group and restores nothing that we know of).
+    """
+
+    stopped: float | None = None
+    """The workers of the round before were gone."""
+    started: float | None = None
+    """The round's store was reached and the workers were processes."""
+    grouped: float | None = None
+    """Their process group was formed."""
+    restored: float | None = None
+    """State was back in place, in whatever way."""
+    stepped: float | None = None
+    """The first optimizer step was done."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            _optional(_seconds, getattr(self, each.name), each.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport(Document):
+    """One worker of the pod, from its own words of shared memory."""
+
+    rank: int
+    step: int
+    """Optimizer steps that it has completed."""
+    phase: str
+    """starting, training, validating or saving."""
+    idle: float
+    """Seconds since it was last seen to get on with anything."""
+    busy: float | None = None
+    """Its own seconds per step (median of the newest), waiting for others left out."""
+
+    def __post_init__(self) -> None:
+        _count(self.rank, "rank")
+        _count(self.step, "step")
+        _text(self.phase, "phase")
+        _seconds(self.idle, "idle")
+        _optional(_seconds, self.busy, "busy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hang(Document):
+    """A worker of this pod has not got on for longer than it may."""
+
+    rank: int
+    step: int
+    phase: str
+    idle: float
+    """Seconds."""
+    timeout: float
+    """Seconds, as learned from this run or given by the job."""
+    stacks: str | None = None
+    """Where the threads of this pod's workers stood, innermost frames first; at most 4000
+    characters. None until they have been asked for and were written."""
+
+    def __post_init__(self) -> None:
+        _count(self.rank, "rank")
+        _count(self.step, "step")
+        _text(self.phase, "phase")
+        _seconds(self.idle, "idle")
+        _seconds(self.timeout, "timeout")
+        _optional(_text, self.stacks, "stacks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollback(Document):
+    """The trainer went back by itself."""
+
+    at_step: int
+    to_step: int
+    reason: str
+    at: float
+    """Unix seconds, worker's clock; tells one from another."""
+
+    def __post_init__(self) -> None:
+        _count(self.at_step, "at_step")
+        _count(self.to_step, "to_step")
+        _text(self.reason, "reason")
+        _seconds(self.at, "at")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,6 +519,14 @@ class AgentReport(Document):
     checkpoint: CheckpointReport | None = None
     restored: Restored | None = None
     outcome: Outcome | None = None
+    failed_for: float | None = None
+    """Seconds since the workers were seen to fail, when this report was made."""
+    timings: Timings | None = None
+    """Of the round that the workers run in."""
+    ranks: tuple[RankReport, ...] = ()
+    hang: Hang | None = None
+    rollback: Rollback | None = None
+    """The newest one of this round."""
 
     def __post_init__(self) -> None:
         for name in ("pod", "uid", "address"):
@@ -432,14 +536,21 @@ class AgentReport(Document):
         if self.slots < 1:
             raise ValueError(f"slots is {self.slots}, must be at least 1")
         _optional(_text, self.notice, "notice")
-        _optional(_seconds, self.notice_seconds, "notice_seconds")
+        for name in ("notice_seconds", "failed_for"):
+            _optional(_seconds, getattr(self, name), name)
         object.__setattr__(self, "phase", AgentPhase(self.phase))
+        _check(self.ranks, (list, tuple), "ranks")
+        ranks = (r if isinstance(r, RankReport) else RankReport.from_json(r) for r in self.ranks)
+        object.__setattr__(self, "ranks", tuple(ranks))
         for name, kind in (
             ("round", Round),
             ("progress", Progress),
             ("checkpoint", CheckpointReport),
             ("restored", Restored),
             ("outcome", Outcome),
+            ("timings", Timings),
+            ("hang", Hang),
+            ("rollback", Rollback),
         ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):

@@ -15,11 +15,15 @@ from rekindle.contract import (
     CheckpointReport,
     Directive,
     DirectiveKind,
+    Hang,
     Member,
     Outcome,
     Progress,
+    RankReport,
     Restored,
+    Rollback,
     Round,
+    Timings,
     View,
     pod_path,
 )
@@ -47,10 +51,16 @@ REPORT = AgentReport(
     checkpoint=CheckpointReport(step=5, committed_at=9.0, uri="s3://b/r"),
     restored=Restored(step=5, source="s3://b/r", skipped=("damaged",)),
     outcome=OUTCOME,
+    failed_for=0.25,
+    timings=Timings(stopped=0.01, started=0.05, stepped=0.2),
+    ranks=(RankReport(rank=0, step=7, phase="training", idle=0.1, busy=0.02),),
+    hang=Hang(rank=0, step=7, phase="training", idle=90.0, timeout=60.0, stacks="in f"),
+    rollback=Rollback(at_step=9, to_step=5, reason="the loss is not finite", at=3.0),
 )
 SAVE = Directive(kind=DirectiveKind.SAVE, round=3, reason="r", seconds=20.0)
 DOCUMENTS = [MEMBER, ROUND, OUTCOME, REPORT, SAVE, View(version="v", round=ROUND, directive=SAVE)]
 DOCUMENTS += [REPORT.progress, REPORT.checkpoint, REPORT.restored]
+DOCUMENTS += [REPORT.timings, *REPORT.ranks, REPORT.hang, REPORT.rollback]
 KINDS = [type(document) for document in DOCUMENTS]
 
 anything = st.recursive(
