@@ -137,6 +137,7 @@ class Feed:
             again = self._attempt.repeats or not isinstance(known, int)
             self._known = known if again else {}
         except Exception as error:
+            # Whatever it is, it comes out of a logger's own code, and no run depends on one.
             self._dead = True
             self._say(f"is not used: {_words(error)}. Training goes on without it.")
             return
@@ -183,6 +184,7 @@ class Feed:
         try:
             call(*arguments)
         except Exception as error:
+            # As above; and the thread has to live on for the records that can be written.
             self.failed += 1
             if not self._told:
                 self._told = True

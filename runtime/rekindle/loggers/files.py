@@ -13,9 +13,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 from rekindle.loggers.feed import Known
 from rekindle.loggers.logger import Attempt, Logger
@@ -98,7 +98,40 @@ class DirectoryLogger(Logger):
         (self._directory / "hparams.json").write_text(json.dumps(values, indent=2) + "\n")
 
 
-class JSONLLogger(DirectoryLogger):
+class FileLogger(DirectoryLogger):
+    """A logger with one file of rows, which is only ever appended to or replaced as a whole."""
+
+    FILE: ClassVar[str]
+    """Name of the file in the run's directory."""
+    _file: IO[str] | None = None
+
+    @property
+    def _path(self) -> Path:
+        return self._directory / self.FILE
+
+    def _append(self, line: str) -> None:
+        """Give a row to the system at once, so that it outlives this process."""
+        assert self._file is not None
+        self._file.write(line)
+        self._file.flush()
+
+    def _renew(self, lines: Iterable[str]) -> None:
+        """Put lines in the place of what the file holds, in one go, and open it for more."""
+        if self._file is not None:
+            self._file.close()
+        temporary = self._path.with_name(f".{self.FILE}.new")
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(lines)
+        temporary.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8", newline="")
+
+    def close(self, status: str) -> None:
+        """Close the file."""
+        assert self._file is not None
+        self._file.close()
+
+
+class JSONLLogger(FileLogger):
     """Writes ``metrics.jsonl``: one object per record, with ``step``, ``time`` and the values.
 
     A value that is not finite is written as null, which is what JSON has for it.
@@ -106,91 +139,51 @@ class JSONLLogger(DirectoryLogger):
 
     FILE = "metrics.jsonl"
 
-    def __init__(
-        self,
-        save_dir: "str | os.PathLike[str] | None" = None,
-        name: str = "logs",
-        version: int | str | None = None,
-        prefix: str = "",
-    ) -> None:
-        super().__init__(save_dir, name, version, prefix)
-        self._file: IO[str] | None = None
-
     def open(self, attempt: Attempt) -> Known:
         """Cut the file off after the step, and open it."""
         super().open(attempt)
-        path = self._directory / self.FILE
         known: dict[str, int] = {}
-        if path.exists():
-            rows = _surviving(_objects(path), attempt.step, known)
-            _replace(path, (json.dumps(row) + "\n" for row in rows))
-        self._file = path.open("a", encoding="utf-8")
+        rows = _surviving(_objects(self._path), attempt.step, known)
+        self._renew(json.dumps(row) + "\n" for row in rows)
         return known
 
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Append a line."""
-        assert self._file is not None
         values = {n: v if math.isfinite(v) else None for n, v in metrics.items()}
-        self._file.write(json.dumps({"step": step, "time": round(at, 3), **values}) + "\n")
-        self._file.flush()
-
-    def close(self, status: str) -> None:
-        """Close the file."""
-        assert self._file is not None
-        self._file.close()
+        self._append(json.dumps({"step": step, "time": round(at, 3), **values}) + "\n")
 
 
-class CSVLogger(DirectoryLogger):
+class CSVLogger(FileLogger):
     """Writes ``metrics.csv``: a row per record, a column per name, empty where there is no value.
 
     A name that appears later gets its column then: the file is written anew, once per such name.
     """
 
     FILE = "metrics.csv"
-
-    def __init__(
-        self,
-        save_dir: "str | os.PathLike[str] | None" = None,
-        name: str = "logs",
-        version: int | str | None = None,
-        prefix: str = "",
-    ) -> None:
-        super().__init__(save_dir, name, version, prefix)
-        self._columns: list[str] = ["step", "time"]
-        self._file: IO[str] | None = None
+    _columns: Sequence[str] = ("step", "time")
 
     def open(self, attempt: Attempt) -> Known:
         """Cut the file off after the step, and open it."""
         super().open(attempt)
         known: dict[str, int] = {}
-        path = self._directory / self.FILE
-        rows = list(_surviving(_rows(path), attempt.step, known)) if path.exists() else []
+        rows = list(_surviving(_rows(self._path), attempt.step, known))
         self._columns = ["step", "time", *known]
-        self._renew(rows)
+        self._renew(self._lines(rows))
         return known
 
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Append a row."""
         new = [name for name in metrics if name not in self._columns]
         if new:
-            self._columns += new
-            self._renew(_rows(self._directory / self.FILE))
-        assert self._file is not None
-        self._file.write(_line([{"step": step, "time": round(at, 3), **metrics}], self._columns))
-        self._file.flush()
+            self._columns = [*self._columns, *new]
+            self._renew(self._lines(_rows(self._path)))
+        self._append(_line({"step": step, "time": round(at, 3), **metrics}, self._columns))
 
-    def close(self, status: str) -> None:
-        """Close the file."""
-        assert self._file is not None
-        self._file.close()
-
-    def _renew(self, rows: Iterable[dict[str, Any]]) -> None:
-        if self._file is not None:
-            self._file.close()
-        path = self._directory / self.FILE
-        header = dict(zip(self._columns, self._columns, strict=True))
-        _replace(path, (_line([row], self._columns) for row in [header, *rows]))
-        self._file = path.open("a", encoding="utf-8", newline="")
+    def _lines(self, rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+        """The whole file: header and rows."""
+        yield _line({name: name for name in self._columns}, self._columns)
+        for row in rows:
+            yield _line(row, self._columns)
 
 
 def _free(directory: Path) -> str:
@@ -214,6 +207,9 @@ def _surviving(
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, none where there is no file."""
+    if not path.exists():
+        return
     with path.open(encoding="utf-8") as file:
         for line in file:
             try:
@@ -225,7 +221,9 @@ def _objects(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file; a torn last one lacks its line end, or its first columns."""
+    """The rows of a CSV file, if there is one; a torn last one lacks its end or first columns."""
+    if not path.exists():
+        return
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     for row in csv.DictReader(io.StringIO(whole, newline="")):
@@ -233,14 +231,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield {name: value for name, value in row.items() if name and value}
 
 
-def _line(rows: list[dict[str, Any]], columns: list[str]) -> str:
+def _line(row: dict[str, Any], columns: Sequence[str]) -> str:
     out = io.StringIO(newline="")
-    csv.DictWriter(out, columns, restval="", lineterminator="\n").writerows(rows)
+    csv.DictWriter(out, columns, restval="", lineterminator="\n").writerow(row)
     return out.getvalue()
-
-
-def _replace(path: Path, lines: Iterable[str]) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.writelines(lines)
-    temporary.replace(path)

@@ -70,6 +70,7 @@ class Journal:
                 try:
                     logger.begin(feed)
                 except Exception as error:
+                    # A logger's own code (W&B puts hooks into a model here); no run depends on it.
                     self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
         states: list[Any] = []
         if self._loggers:
@@ -152,6 +153,7 @@ class Journal:
         try:
             logger.prepare(attempt)
         except Exception as error:
+            # A logger's own code, about its own names and places; the run needs none of them.
             self._say(
                 f"logger {type(logger).__name__} is not used: {error}. Training goes on without it."
             )

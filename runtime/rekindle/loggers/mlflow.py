@@ -11,7 +11,8 @@ import time
 from typing import Any, Literal
 
 from rekindle.loggers.feed import Known
-from rekindle.loggers.logger import Attempt, Logger, Mute, flat, required
+from rekindle.loggers.logger import Attempt, flat
+from rekindle.loggers.service import ServiceLogger
 
 _FORBIDDEN = re.compile(r"[^\w\-./: ]")
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "preempted": "KILLED"}
@@ -19,8 +20,13 @@ _BATCH = 100
 """Parameters that the server takes at once."""
 
 
-class MLFlowLogger(Logger):
-    """Logs to MLflow; needs the package mlflow or mlflow-skinny."""
+class MLFlowLogger(ServiceLogger):
+    """Logs to MLflow; needs the package mlflow or mlflow-skinny.
+
+    `experiment` is the `MlflowClient`, to be used together with `run_id`.
+    """
+
+    ID = "run_id"
 
     def __init__(
         self,
@@ -40,20 +46,12 @@ class MLFlowLogger(Logger):
         Models are not logged: they are in the run's checkpoints, once.
         Raises ModuleNotFoundError when mlflow is not installed.
         """
-        if log_model:
-            raise ValueError(
-                f"MLFlowLogger(log_model={log_model!r}) is not supported: checkpoints stay in the "
-                f"run's root, where `rekindle.Store` reads them"
-            )
-        self._module = required("mlflow", "mlflow", "MLFlowLogger")
+        super().__init__("mlflow", given=run_id, prefix=prefix, log_model=log_model)
         if tracking_uri is None and save_dir is not None:
             tracking_uri = f"file://{os.path.abspath(os.fspath(save_dir))}"
         self._uri, self._experiment_name = tracking_uri, experiment_name
         self._run_name, self._tags = run_name, dict(tags or {})
-        self._artifacts, self._given = artifact_location, run_id
-        self._run_id = run_id
-        self._client: Any = None
-        self.prefix = f"{prefix}/" if prefix else ""
+        self._artifacts = artifact_location
 
     @property
     def name(self) -> str:
@@ -61,25 +59,15 @@ class MLFlowLogger(Logger):
         return self._experiment_name
 
     @property
-    def version(self) -> str | None:
-        """The run's id; None before the server has given one."""
-        return self._run_id
-
-    @property
     def run_id(self) -> str | None:
         """The run's id; None before the server has given one."""
-        return self._run_id
-
-    @property
-    def experiment(self) -> Any:
-        """The `MlflowClient`; use it together with `run_id`."""
-        return self._client if self.ready() else Mute()
+        return self._id
 
     def open(self, attempt: Attempt) -> Known:
         """Find or make experiment and run."""
-        client = self._client = self._module.MlflowClient(tracking_uri=self._uri)
-        if self._run_id is not None and (attempt.resumed or self._given):
-            client.update_run(self._run_id, status="RUNNING")
+        client = self._record = self._module.MlflowClient(tracking_uri=self._uri)
+        if self._id is not None:
+            client.update_run(self._id, status="RUNNING")
             return self._written()
         experiment = client.get_experiment_by_name(self._experiment_name)
         if experiment is None:
@@ -89,36 +77,28 @@ class MLFlowLogger(Logger):
             run_name=self._run_name,
             tags={**self._tags, "rekindle.root": attempt.root},
         )
-        self._run_id = run.info.run_id
+        self._id = run.info.run_id
         return {}
 
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Log a batch of metrics."""
         metric = self._module.entities.Metric
         entries = [metric(_key(n), v, int(at * 1000), step) for n, v in metrics.items()]
-        self._client.log_batch(self._run_id, metrics=entries)
+        self._record.log_batch(self._id, metrics=entries)
 
     def write_hyperparameters(self, values: dict[str, Any]) -> None:
         """Log parameters; MLflow keeps their first 6000 characters at most."""
         param = self._module.entities.Param
         entries = [param(_key(n), str(v)[:6000]) for n, v in flat(values).items()]
         for first in range(0, len(entries), _BATCH):
-            self._client.log_batch(self._run_id, params=entries[first : first + _BATCH])
+            self._record.log_batch(self._id, params=entries[first : first + _BATCH])
 
     def close(self, status: str) -> None:
         """Set the run's status."""
-        self._client.set_terminated(self._run_id, _STATUS[status], int(time.time() * 1000))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The run's id."""
-        return {} if self._run_id is None else {"run_id": self._run_id}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same run, unless the script names one."""
-        self._run_id = self._given or state_dict.get("run_id")
+        self._record.set_terminated(self._id, _STATUS[status], int(time.time() * 1000))
 
     def _written(self) -> dict[str, int]:
-        client, run_id = self._client, self._run_id
+        client, run_id = self._record, self._id
         return _Written(
             {
                 name: max(entry.step for entry in client.get_metric_history(run_id, name))

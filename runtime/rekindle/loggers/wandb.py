@@ -11,13 +11,16 @@ import secrets
 from typing import Any, Literal
 
 from rekindle.loggers.feed import Feed, Known
-from rekindle.loggers.logger import Attempt, Logger, Mute, required
+from rekindle.loggers.logger import Attempt
+from rekindle.loggers.service import ServiceLogger
 
 _STEP = "trainer/global_step"
 
 
-class WandbLogger(Logger):
-    """Logs to Weights & Biases; needs the package wandb."""
+class WandbLogger(ServiceLogger):
+    """Logs to Weights & Biases, `experiment` being the `wandb.Run`; needs the package wandb."""
+
+    ID = "id"
 
     def __init__(
         self,
@@ -36,20 +39,11 @@ class WandbLogger(Logger):
         Models are not logged: they are in the run's checkpoints, once.
         Raises ModuleNotFoundError when wandb is not installed.
         """
-        if log_model:
-            raise ValueError(
-                f"WandbLogger(log_model={log_model!r}) is not supported: checkpoints stay in the "
-                f"run's root, where `rekindle.Store` reads them"
-            )
-        self._module = required("wandb", "wandb", "WandbLogger")
-        self._given = id or version
-        self._id = self._given
+        super().__init__("wandb", given=id or version, prefix=prefix, log_model=log_model)
         self._name, self._project = name, project
         self._directory = None if save_dir is None else os.fspath(save_dir)
         self._options = {**({"mode": "offline"} if offline else {}), **options}
-        self._run: Any = None
         self._watched: list[dict[str, Any]] = []
-        self.prefix = f"{prefix}/" if prefix else ""
 
     @property
     def name(self) -> str | None:
@@ -57,19 +51,9 @@ class WandbLogger(Logger):
         return self._project
 
     @property
-    def version(self) -> str | None:
-        """The run's id; None before the run has begun."""
-        return self._id
-
-    @property
     def save_dir(self) -> str | None:
         """Where W&B keeps its files before they are sent."""
         return self._directory
-
-    @property
-    def experiment(self) -> Any:
-        """The `wandb.Run`."""
-        return self._run if self.ready() else Mute()
 
     def watch(
         self,
@@ -93,41 +77,32 @@ class WandbLogger(Logger):
         for options in watched:
             self.experiment.watch(**options)
 
-    def prepare(self, attempt: Attempt) -> None:
-        """Choose an id, so that the first checkpoint can name it."""
-        if self._given is None and not (attempt.resumed and self._id):
-            self._id = secrets.token_hex(4)
+    def new_id(self) -> str:
+        """An id as W&B makes them."""
+        return secrets.token_hex(4)
 
     def open(self, attempt: Attempt) -> Known:
         """Begin the run, or go on with it."""
         given = {"name": self._name, "project": self._project, "dir": self._directory}
-        self._run = self._module.init(
+        self._record = self._module.init(
             id=self._id,
             resume="allow",
             **{key: value for key, value in given.items() if value is not None},
             **self._options,
         )
-        self._run.define_metric(_STEP)
-        self._run.define_metric("*", step_metric=_STEP, step_sync=True)
-        last = self._run.summary.get(_STEP) if attempt.resumed or self._given else None
+        self._record.define_metric(_STEP)
+        self._record.define_metric("*", step_metric=_STEP, step_sync=True)
+        last = self._record.summary.get(_STEP) if self.goes_on(attempt) else None
         return -1 if last is None else int(last)
 
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Log metrics together with their step."""
-        self._run.log({**metrics, _STEP: step})
+        self._record.log({**metrics, _STEP: step})
 
     def write_hyperparameters(self, values: dict[str, Any]) -> None:
         """Set the run's configuration."""
-        self._run.config.update(values, allow_val_change=True)
+        self._record.config.update(values, allow_val_change=True)
 
     def close(self, status: str) -> None:
         """Finish the run, which waits until all is sent."""
-        self._run.finish(exit_code=0 if status == "finished" else 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The run's id."""
-        return {"id": self._id}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the same run, unless the script names one."""
-        self._id = self._given or state_dict.get("id")
+        self._record.finish(exit_code=0 if status == "finished" else 1)
