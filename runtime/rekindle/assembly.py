@@ -118,7 +118,8 @@ def assemble(
         asked = _manual_batch(train_source, flags, world)
     draw = _draw(train_source, flags, found)
     copies = placement.copies(flags, world)
-    cursor = _cursor(train_source, draw, flags, asked, mark, copies, found, console)
+    chosen = trainer.train_source.batch_size
+    cursor = _cursor(train_source, chosen, draw, flags, asked, mark, copies, found, console)
     stream = _stream(train_source, flags, cursor, copies, found)
     if world.first and flags.enable_model_summary:
         console.say(summary(module))
@@ -390,6 +391,7 @@ def _stream(
 
 def _cursor(
     source: Source,
+    chosen: int,
     draw: Draw | None,
     flags: Flags,
     asked: int | None,
@@ -398,9 +400,13 @@ def _cursor(
     found: Found,
     console: Console,
 ) -> Cursor:
-    """Where to begin, in an order that the first attempt has fixed."""
+    """Where to begin, in an order that the first attempt has fixed.
+
+    `chosen` is the micro-batch of a run that begins, the script's own unless a callback knows a
+    better one.
+    """
     micro = source.batch_size
-    batch = asked or micro * flags.accumulate_grad_batches * world.size
+    batch = asked or chosen * flags.accumulate_grad_batches * world.size
     positions = draw.length if draw is not None else source.positions or source.samples
     batches = source.batches_of(positions)
     length = min(positions, limited(flags.limit_train_batches, batches) * micro)
@@ -418,7 +424,7 @@ def _cursor(
         epoch=0,
         sample=0,
         G=batch,
-        m=micro,
+        m=chosen,
         seed=flags.seed,
         N=source.samples,
         length=length,

@@ -62,6 +62,7 @@ before the loop, and calls nothing else. An exception that leaves a hook carries
 name of the callback and of the hook.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +82,9 @@ class Callback:
     """Limit on the time that training may take, beside the trainer's `max_time`."""
     optional: bool = False
     """Whether the callback may be missing in a checkpoint that is resumed (else R23)."""
+    idle: "tuple[Callable[..., None], ...]" = ()
+    """Hooks of the class that this instance can do without: `fit` leaves them out, so that no step
+    pays for them. They are functions, so what a subclass has overridden is not among them."""
 
     @property
     def state_key(self) -> str:

@@ -138,7 +138,9 @@ def _owner(hook: Hook) -> str:
 
 def _overridden(instance: object, base: type, name: str) -> bool:
     own = getattr(type(instance), name, None)
-    return name in vars(instance) or own is not getattr(base, name)
+    if name in vars(instance):
+        return True
+    return own is not getattr(base, name) and own not in getattr(instance, "idle", ())
 
 
 def _without_owner(method: Hook) -> Hook:

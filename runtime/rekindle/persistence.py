@@ -61,6 +61,11 @@ def root(flags: Flags) -> tuple[str, str | None]:
     return job, f"checkpoints go to {job}, as the job says, and not to {wanted}"
 
 
+def begun(flags: Flags) -> bool:
+    """Whether this run has a checkpoint that can be resumed."""
+    return bool(Store.open(root(flags)[0], **store_options(flags)).commits())
+
+
 def grace_seconds() -> float | None:
     """Time between a notice and the end, as far as the environment tells."""
     told = os.environ.get(ENV_GRACE)

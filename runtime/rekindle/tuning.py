@@ -4,13 +4,11 @@ Both try a few steps of a copy of the module, so a `fit` that follows is the one
 been, but for the value that was found and written where the script reads it.
 """
 
-from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-
-from rekindle.callbacks.rate_finder import LRFinder, range_test, set_rate
-from rekindle.callbacks.trial import trial
+from rekindle.callbacks.batch_finder import Search, largest
+from rekindle.callbacks.rate_finder import LRFinder, Sweep, suggest
+from rekindle.callbacks.trial import write
 from rekindle.datamodule import DataModule
 from rekindle.loader import Source
 from rekindle.module import Module
@@ -45,22 +43,17 @@ class Tuner:
         The suggestion goes to the attribute or hyperparameter `attr_name`, by default ``lr`` or
         ``learning_rate``; AttributeError when there is none. Collective.
         """
+        sweep = Sweep(
+            min_lr=min_lr,
+            max_lr=max_lr,
+            num_training=num_training,
+            mode=mode,
+            early_stop_threshold=early_stop_threshold,
+        )
+        name = attr_name if update_attr else None
         source = self._source(model, train_dataloaders, datamodule)
         try:
-            finder = range_test(
-                self._trainer,
-                model,
-                source,
-                min_lr=min_lr,
-                max_lr=max_lr,
-                num_training=num_training,
-                mode=mode,
-                early_stop_threshold=early_stop_threshold,
-            )
-            assert self._trainer.world is not None
-            suggested = self._trainer.world.share(finder.suggestion())
-            if update_attr and suggested is not None:
-                set_rate(model, suggested, attr_name)
+            finder, _ = suggest(self._trainer, model, source, sweep, name=name)
         finally:
             self._done(model)
         return finder
@@ -84,60 +77,17 @@ class Tuner:
         `batch_arg_name` of the data module or of the model, where there is one. Raises ValueError
         when not even `init_val` fits.
         """
-        if mode not in ("power", "binsearch"):
-            raise ValueError(
-                f"scale_batch_size(mode={mode!r}): allowed are 'power' and 'binsearch'"
-            )
+        search = Search(
+            mode=mode, steps_per_trial=steps_per_trial, init_val=init_val, max_trials=max_trials
+        )
         source = self._source(model, train_dataloaders, datamodule)
         try:
-            found = self._largest(model, source, mode, steps_per_trial, init_val, max_trials)
+            found = largest(self._trainer, model, source, search)
+            for owner in (self._trainer.datamodule, model):
+                write(owner, batch_arg_name, found)
         finally:
             self._done(model)
-        for owner in (datamodule, self._trainer.datamodule, model):
-            if owner is None:
-                continue
-            if batch_arg_name in owner.hparams:
-                owner.hparams[batch_arg_name] = found
-            if isinstance(getattr(owner, batch_arg_name, None), int):
-                setattr(owner, batch_arg_name, found)
         return found
-
-    def _largest(
-        self, model: Module, source: Source, mode: str, steps: int, first: int, trials: int
-    ) -> int:
-        fits, limit, size = 0, source.samples + 1, min(first, source.samples)
-        for _ in range(trials):
-            if self._fits(model, replace(source, batch_size=size), steps):
-                fits = size
-            else:
-                limit = size
-            if limit > source.samples:
-                size = min(2 * fits, source.samples)
-            elif mode == "binsearch":
-                size = (fits + limit) // 2
-            if size <= fits or size >= limit:
-                break
-        if not fits:
-            raise ValueError(
-                f"scale_batch_size: not even a batch of {first} fits the device; use a smaller "
-                f"model, activation checkpointing or strategy='fsdp'"
-            )
-        return fits
-
-    def _fits(self, model: Module, source: Source, steps: int) -> bool:
-        assert self._trainer.world is not None
-        fits, error = True, None
-        try:
-            for _ in trial(self._trainer, model, source, steps):
-                pass
-        except torch.OutOfMemoryError:
-            fits = False
-        except Exception as failure:
-            error = failure
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self._trainer.world.agree(error)
-        return all(self._trainer.world.gather(fits))
 
     def _source(self, model: Module, loaders: Any, datamodule: DataModule | None) -> Source:
         trainer = self._trainer

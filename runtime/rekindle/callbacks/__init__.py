@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.averaging import EMA as EMA
     from rekindle.callbacks.averaging import SWA as SWA
     from rekindle.callbacks.averaging import StochasticWeightAveraging as StochasticWeightAveraging
+    from rekindle.callbacks.batch_finder import BatchSizeFinder as BatchSizeFinder
     from rekindle.callbacks.batchsize import BatchSizeSchedule as BatchSizeSchedule
     from rekindle.callbacks.batchsize import (
         GradientAccumulationScheduler as GradientAccumulationScheduler,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "BackboneFinetuning": "rekindle.callbacks.finetuning",
+    "BatchSizeFinder": "rekindle.callbacks.batch_finder",
     "BatchSizeSchedule": "rekindle.callbacks.batchsize",
     "Callback": "rekindle.callback",
     "DeviceStats": "rekindle.callbacks.device_stats",
@@ -65,6 +67,7 @@ _HOME = {
 }
 __all__ = [
     "BackboneFinetuning",
+    "BatchSizeFinder",
     "BatchSizeSchedule",
     "Callback",
     "DeviceStats",

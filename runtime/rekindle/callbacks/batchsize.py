@@ -35,20 +35,19 @@ class BatchSizeSchedule(Callback):
                 f"BatchSizeSchedule(interval={interval!r}): allowed are 'epoch' and 'step'"
             )
         self.schedule, self.interval = _checked("BatchSizeSchedule", schedule), interval
-        if interval == "step":
-            # A hook that no step needs is better not there at all.
-            self.on_before_zero_grad = self._before_next  # type: ignore[method-assign]
+        if interval == "epoch":
+            self.idle = (BatchSizeSchedule.on_before_zero_grad,)
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Set the size of this epoch, or of the first step."""
         now = trainer.current_epoch if self.interval == "epoch" else trainer.global_step
         self._set(trainer, now)
 
-    def _before_next(
+    def on_before_zero_grad(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
     ) -> None:
         """Set the size of the next step."""
-        if trainer.global_step + 1 in self.schedule:
+        if self.interval == "step" and trainer.global_step + 1 in self.schedule:
             self._set(trainer, trainer.global_step + 1)
 
     def _set(self, trainer: "Trainer", now: int) -> None:

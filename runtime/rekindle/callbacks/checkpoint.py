@@ -96,9 +96,8 @@ class ModelCheckpoint(Callback):
         self.best_model_score: torch.Tensor | None = None
         self.last_model_path = ""
         self._steps = every_n_train_steps or 0
-        if self._steps:
-            # A hook that no step needs is better not there at all.
-            self.on_before_zero_grad = self._after_step  # type: ignore[method-assign]
+        if not self._steps:
+            self.idle = (ModelCheckpoint.on_before_zero_grad,)
         self._interval = train_time_interval
         self._epochs = 1 if given == [None] * 3 else every_n_epochs or 0
         self._at_epoch_end = save_on_train_epoch_end
@@ -151,11 +150,11 @@ class ModelCheckpoint(Callback):
         else:
             trainer.print("ModelCheckpoint(train_time_interval=): checkpoint_every='auto' decides")
 
-    def _after_step(
+    def on_before_zero_grad(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
     ) -> None:
         """`every_n_train_steps`; the step that runs is not counted yet."""
-        if (trainer.global_step + 1) % self._steps == 0:
+        if self._steps and (trainer.global_step + 1) % self._steps == 0:
             self._asked = (trainer.global_step + 1, trainer.current_epoch)
             trainer.request_checkpoint()
 

@@ -13,11 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from rekindle.callback import Callback
-from rekindle.callbacks.trial import trial
-from rekindle.checkpoint import Store
-from rekindle.flags import store_options
+from rekindle.callbacks.trial import begun, trial, write
 from rekindle.loader import Source
-from rekindle.persistence import root
 
 if TYPE_CHECKING:
     from rekindle.module import Module
@@ -46,43 +43,70 @@ class LRFinder:
         return float(rates[int(np.argmin(np.gradient(loss, np.log(rates))))])
 
 
-def range_test(
-    trainer: "Trainer",
-    module: "Module",
-    source: Source,
-    *,
-    min_lr: float = 1e-8,
-    max_lr: float = 1.0,
-    num_training: int = 100,
-    mode: Literal["exponential", "linear"] = "exponential",
-    early_stop_threshold: float | None = 4.0,
-) -> LRFinder:
-    """Train a copy of `module` for `num_training` steps of one batch each, with rising rates.
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """The rates of a range test, one training step of one batch each.
 
-    Ends early when the loss is `early_stop_threshold` times the best one. Raises ValueError for
-    arguments that make no range, and for a module with manual optimization.
+    The test ends early when the loss is `early_stop_threshold` times the best one. Raises
+    ValueError for what makes no range.
     """
-    if not 0 < min_lr < max_lr or num_training < 2:
-        raise ValueError(
-            f"lr_find(min_lr={min_lr!r}, max_lr={max_lr!r}, num_training={num_training!r}): need "
-            f"0 < min_lr < max_lr and at least 2 steps"
-        )
-    if mode not in ("exponential", "linear"):
-        raise ValueError(f"lr_find(mode={mode!r}): allowed are 'exponential' and 'linear'")
+
+    min_lr: float = 1e-8
+    max_lr: float = 1.0
+    num_training: int = 100
+    mode: Literal["exponential", "linear"] = "exponential"
+    early_stop_threshold: float | None = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_lr < self.max_lr or self.num_training < 2:
+            raise ValueError(
+                f"learning-rate range test: min_lr={self.min_lr!r}, max_lr={self.max_lr!r}, "
+                f"{self.num_training!r} steps: need 0 < min_lr < max_lr and at least 2 steps"
+            )
+        if self.mode not in ("exponential", "linear"):
+            raise ValueError(
+                f"learning-rate range test: mode={self.mode!r}, allowed are 'exponential' and "
+                f"'linear'"
+            )
+
+    def rate(self, number: int) -> float:
+        """The rate of a step, counted from 0."""
+        part = number / (self.num_training - 1)
+        if self.mode == "linear":
+            return self.min_lr + (self.max_lr - self.min_lr) * part
+        return float(self.min_lr * (self.max_lr / self.min_lr) ** part)
+
+
+def suggest(
+    trainer: "Trainer", module: "Module", source: Source, sweep: Sweep, *, name: str | None
+) -> tuple[LRFinder, float | None]:
+    """Make the test; this rank's curve, and what all ranks take as the rate; collective.
+
+    With a `name` the rate is also written to that attribute or hyperparameter of the module (an
+    empty one means ``lr`` or ``learning_rate``). Raises AttributeError when there is none.
+    """
+    assert trainer.world is not None
+    finder = _range_test(trainer, module, source, sweep)
+    suggested = trainer.world.share(finder.suggestion())
+    if suggested is not None and name is not None:
+        set_rate(module, suggested, name)
+    return finder, suggested
+
+
+def _range_test(trainer: "Trainer", module: "Module", source: Source, sweep: Sweep) -> LRFinder:
     finder, best, mean = LRFinder(), math.inf, 0.0
-    for number, loss, optimizer in trial(trainer, module, source, num_training):
+    for number, loss, optimizer in trial(trainer, module, source, sweep.num_training):
         if number:
             mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
             smooth = mean / (1 - _SMOOTHING**number)
             finder.results["loss"].append(smooth)
             best = min(best, smooth)
-            if early_stop_threshold is not None and smooth > early_stop_threshold * best > 0:
+            threshold = sweep.early_stop_threshold
+            if threshold is not None and smooth > threshold * best > 0:
                 break
-            if not math.isfinite(loss) or number == num_training:
+            if not math.isfinite(loss) or number == sweep.num_training:
                 break
-        part = number / (num_training - 1)
-        factor = max_lr / min_lr
-        rate = min_lr * factor**part if mode == "exponential" else min_lr + (max_lr - min_lr) * part
+        rate = sweep.rate(number)
         finder.results["lr"].append(rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -91,20 +115,12 @@ def range_test(
 
 def set_rate(module: "Module", rate: float, name: str = "") -> None:
     """Write a rate where `configure_optimizers` reads it; AttributeError when there is no place."""
-    for wanted in [name] if name else _NAMES:
-        found = False
-        if wanted in module.hparams:
-            module.hparams[wanted], found = rate, True
-        if isinstance(getattr(module, wanted, None), int | float):
-            setattr(module, wanted, rate)
-            found = True
-        if found:
-            return
-    raise AttributeError(
-        f"{type(module).__name__} has no {' or '.join([name] if name else _NAMES)} (attribute or "
-        f"hparams) to write the suggested learning rate to; set update_attr=False, or name it by "
-        f"attr_name="
-    )
+    names = [name] if name else _NAMES
+    if not any(write(module, wanted, rate) for wanted in names):
+        raise AttributeError(
+            f"{type(module).__name__} has no {' or '.join(names)} (attribute or hparams) to write "
+            f"the suggested learning rate to; set update_attr=False, or name it by attr_name="
+        )
 
 
 class LearningRateFinder(Callback):
@@ -123,44 +139,34 @@ class LearningRateFinder(Callback):
         update_attr: bool = True,
         attr_name: str = "",
     ) -> None:
-        self._arguments: dict[str, Any] = {
-            "min_lr": min_lr,
-            "max_lr": max_lr,
-            "num_training": num_training_steps,
-            "mode": mode,
-            "early_stop_threshold": early_stop_threshold,
-        }
-        self._update, self._name = update_attr, attr_name
+        self._sweep = Sweep(
+            min_lr=min_lr,
+            max_lr=max_lr,
+            num_training=num_training_steps,
+            mode=mode,
+            early_stop_threshold=early_stop_threshold,
+        )
+        self._name = attr_name if update_attr else None
         self.optimal_lr: LRFinder | None = None
         """The curve, when the test was made in this process."""
         self.suggested: float | None = None
 
     def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
         """Make the test, before `configure_optimizers`; collective."""
-        world, source = trainer.world, trainer.train_source
-        if stage != "fit" or world is None or source is None:
+        source = trainer.train_source
+        if stage != "fit" or source is None or begun(trainer):
             return
-        begun, error = False, None
-        if world.first and trainer.flags.enable_checkpointing and trainer.flags.resume != "never":
-            try:
-                where, _ = root(trainer.flags)
-                begun = bool(Store.open(where, **store_options(trainer.flags)).commits())
-            except Exception as failure:
-                error = failure
-        world.agree(error)
-        if world.share(begun):
-            return
-        self.optimal_lr = range_test(trainer, pl_module, source, **self._arguments)
-        self.suggested = world.share(self.optimal_lr.suggestion())
+        self.optimal_lr, self.suggested = suggest(
+            trainer, pl_module, source, self._sweep, name=self._name
+        )
         if self.suggested is None:
             trainer.print("LearningRateFinder: the curve is too short to suggest a learning rate")
-        elif self._update:
-            set_rate(pl_module, self.suggested, self._name)
+        elif self._name is not None:
             trainer.print(f"LearningRateFinder: learning rate {self.suggested:.3g}")
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Show the module what its optimizer was restored with."""
-        if self._update and self.optimal_lr is None and self.suggested is not None:
+        if self._name is not None and self.optimal_lr is None and self.suggested is not None:
             set_rate(pl_module, self.suggested, self._name)
 
     def state_dict(self) -> dict[str, Any]:

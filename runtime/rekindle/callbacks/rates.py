@@ -35,14 +35,15 @@ class LearningRateMonitor(Callback):
             )
         self.logging_interval = logging_interval
         self._momentum, self._decay = log_momentum, log_weight_decay
-        if logging_interval != "epoch":
-            # A hook that no step needs is better not there at all.
-            self.on_before_optimizer_step = self._note  # type: ignore[method-assign]
+        if logging_interval == "epoch":
+            self.idle = (LearningRateMonitor.on_before_optimizer_step,)
 
-    def _note(
+    def on_before_optimizer_step(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
     ) -> None:
         """Note the rates that the step is about to use."""
+        if self.logging_interval == "epoch":
+            return
         step, every = trainer.global_step + 1, trainer.flags.log_every_n_steps
         if step % every == 0 or step == trainer.estimated_stepping_batches:
             for name, value in self._rates(trainer, optimizer).items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle import optimizers, randomness
+from rekindle import optimizers, persistence, randomness
 from rekindle.loader import Reader, Share, Source, to_device
 from rekindle.order import GlobalOrder
 from rekindle.precision import autocast
@@ -59,6 +59,31 @@ def trial(
     finally:
         trainer.plan(planned)
         randomness.restore(kept)
+
+
+def begun(trainer: "Trainer") -> bool:
+    """Whether the run that begins has a checkpoint, and so what an earlier attempt found."""
+    world, flags = trainer.world, trainer.flags
+    assert world is not None
+    found, error = False, None
+    if world.first and flags.enable_checkpointing and flags.resume != "never":
+        try:
+            found = persistence.begun(flags)
+        except Exception as failure:
+            error = failure
+    world.agree(error)
+    return world.share(found)
+
+
+def write(owner: Any, name: str, value: Any) -> bool:
+    """Write a value where a script reads it: attribute, hyperparameter; whether there was one."""
+    found = False
+    if name in getattr(owner, "hparams", ()):
+        owner.hparams[name], found = value, True
+    if isinstance(getattr(owner, name, None), int | float):
+        setattr(owner, name, value)
+        found = True
+    return found
 
 
 def _batches(source: Source, seed: int, count: int) -> Iterator[Any]:

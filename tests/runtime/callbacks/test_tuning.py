@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import rekindle as rk
-from rekindle.callbacks import LearningRateFinder
+from rekindle.callbacks import BatchSizeFinder, LearningRateFinder
 from rekindle.tuning import Tuner
 
 pytestmark = pytest.mark.processes
@@ -91,15 +91,20 @@ def test_a_run_is_trained_with_the_rate_that_was_found_and_keeps_it(fit, same, r
     assert same(trainer, expected)
 
 
-@pytest.mark.parametrize(("mode", "found"), [("power", 8), ("binsearch", 11)])
-def test_the_largest_batch_that_fits_is_found(data, rated, tuner, mode, found):
+@pytest.fixture
+def large(rated):
     class Large(rated):
         def training_step(self, batch, batch_idx):
             if len(batch[1]) > 11:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return super().training_step(batch, batch_idx)
 
-    model = Large()
+    return Large
+
+
+@pytest.mark.parametrize(("mode", "found"), [("power", 8), ("binsearch", 11)])
+def test_the_largest_batch_that_fits_is_found(data, large, tuner, mode, found):
+    model = large()
     before = copies(model)
     loader = DataLoader(data[0], 4)
     assert tuner.scale_batch_size(model, loader, mode=mode) == found
@@ -107,6 +112,56 @@ def test_the_largest_batch_that_fits_is_found(data, rated, tuner, mode, found):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(ValueError, match="not even a batch of 12 fits"):
         tuner.scale_batch_size(model, loader, init_val=12)
+
+
+def test_a_run_is_trained_with_the_batch_that_fits_and_keeps_it(fit, same, large):
+    whole, first, second = (BatchSizeFinder(init_val=1) for _ in range(3))
+    expected = fit(whole, model=large, root="whole")
+    assert (whole.optimal_batch_size, expected.global_step) == (8, 9)
+    assert expected._run.feed.history[0] == {
+        "step": 0,
+        "epoch": 0,
+        "sample": 0,
+        "G": 8,
+        "m": 8,
+        "world_size": 1,
+    }
+    fit(first, model=large, stop=4)
+    trainer = fit(second, model=large)
+    assert second.optimal_batch_size == trainer.model.hparams.batch_size == 8
+    assert len(trainer._run.feed.history) == 1
+    assert same(trainer, expected)
+
+
+def test_the_batch_that_is_found_divides_a_global_batch_that_is_given(fit, large):
+    trainer = fit(BatchSizeFinder(), model=large, global_batch_size=12)
+    cursor = trainer._run.cursor
+    assert (cursor.G, cursor.m) == (12, 6)
+
+
+def test_the_data_module_is_told_the_batch_that_was_found(large, data, tmp_path):
+    class Data(rk.DataModule):
+        def __init__(self, batch_size=1):
+            super().__init__()
+            self.save_hyperparameters()
+
+        def train_dataloader(self):
+            return DataLoader(data[0], 4, shuffle=True)
+
+    for epochs in (1, 2):
+        trainer = rk.Trainer(
+            max_epochs=epochs, root=tmp_path / "run", callbacks=[BatchSizeFinder()]
+        )
+        trainer.fit(large(), Data())
+        assert trainer.datamodule.hparams.batch_size == 8
+        assert [entry["m"] for entry in trainer._run.feed.history] == [8]
+
+
+def test_a_search_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="mode='best', allowed are 'power' and 'binsearch'"):
+        BatchSizeFinder(mode="best")
+    with pytest.raises(ValueError, match="max_trials=0, need 1 or more"):
+        BatchSizeFinder(max_trials=0)
 
 
 def test_no_batch_is_larger_than_the_data_and_errors_are_the_users(data, rated, tuner):
