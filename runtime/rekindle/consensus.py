@@ -10,26 +10,33 @@ takes effect one poll after it was posted.
 Bits would be lost under MAX if one rank said 1 and another said 2, so each wish is an element of
 its own. A world of one reads the wishes directly.
 
+What then follows a wish to stop (R17) is `obey`, for the trainer and for the bridge alike.
+
 Polls have to be equally many on all ranks: one per optimizer step, one per round of validation.
 """
 
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
+from rekindle.checkpoint import SaveError
 from rekindle.control import ControlPage
 from rekindle.distributed import World
+from rekindle.outcome import Preempted
 from rekindle.randomness import LaneSeeds
 
 STOP, SAVE, END, DREW, BAD = range(5)
 """Elements of the word: stop at an agreed step; save because time has passed; training is over;
 `LaneSeeds.word`; gradients of a step that was done were not finite."""
 _WORDS = 5
+_MARGIN = 1.0
+"""Seconds kept free before the process is killed, for the way out."""
 
 
 class Notice:
@@ -139,3 +146,37 @@ class Consensus:
         if self._sent is not None:
             self._sent[0].wait()
             self._sent = None
+
+
+def obey(
+    consensus: Consensus,
+    notice: Notice,
+    world: World,
+    say: Callable[[str], None],
+    *,
+    step: int,
+    save: Callable[[float | None], None] | None,
+) -> NoReturn:
+    """Save at the agreed step and raise `Preempted`, which asks for a restart; collective.
+
+    `save` takes the `time.monotonic()` value to be done by (None: no limit), returns when the state
+    is committed and raises SaveError; it is None where checkpoints are switched off.
+    """
+    began = time.monotonic()
+    consensus.settle()
+    views = world.gather((notice.given, notice.seconds_left))
+    who = ", ".join(str(rank) for rank, (given, _) in enumerate(views) if given) or "?"
+    # The pod that has the least time decides for all.
+    seconds = min(left for _, left in views)
+    limited = seconds != float("inf")
+    say(f"R17 preemption notice on rank {who}; all ranks agree to save at step {step}")
+    if save is None:
+        raise Preempted(step, saved=False)
+    try:
+        save(began + seconds - _MARGIN if limited else None)
+    except SaveError as error:
+        say(f"R17 step {step} could not be saved: {error}")
+        raise Preempted(step, saved=False) from None
+    allowed = f" of {seconds:.0f} s" if limited else ""
+    say(f"R17 step {step} committed in {time.monotonic() - began:.1f} s{allowed}")
+    raise Preempted(step, saved=True)

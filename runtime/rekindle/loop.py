@@ -17,13 +17,13 @@ import torch
 
 from rekindle import feeding, state
 from rekindle.checkpoint import SaveError
+from rekindle.consensus import obey
 from rekindle.evaluation import evaluate, reduce
 from rekindle.loader import Batch
 from rekindle.logs import flattened, newest
 from rekindle.manual_step import take_manual_step
 from rekindle.module import StepOutput
 from rekindle.order import Step
-from rekindle.outcome import Preempted
 from rekindle.preflight import check_loss, explaining, loss_of
 from rekindle.rollback import go_back, late, pass_over, refuse
 from rekindle.run import Run
@@ -34,8 +34,6 @@ _LOSS = "\0loss"
 _NORM = "\0norm"
 """The same for the norm of the gradient before it was clipped."""
 _TRIES = 3
-_MARGIN = 1.0
-"""Seconds kept free before a deadline, for the way out."""
 
 
 def train(run: Run) -> None:
@@ -86,9 +84,12 @@ def train(run: Run) -> None:
                 break
         if run.cursor.sample >= run.cursor.length:
             end_epoch(run)
-        if run.back is not None and run.done:
-            # What was wrong with the last steps is put right before they become the result.
-            go_back(run, run.back)
+        if run.done:
+            for callback in trainer.callbacks:
+                callback.settle(trainer, module)
+            if run.back is not None:
+                # What was wrong with the last steps is put right before they become the result.
+                go_back(run, run.back)
     report(run, last=True)
     for hook in hooks.on_train_end:
         hook(trainer, module)
@@ -312,26 +313,15 @@ def finish(run: Run) -> None:
 
 def leave(run: Run) -> NoReturn:
     """Save at the agreed step and end this process with the code that asks for a restart."""
-    began = time.monotonic()
-    run.consensus.settle()
-    views = run.world.gather((run.notice.given, run.notice.seconds_left))
-    noticed = [rank for rank, (given, _) in enumerate(views) if given]
-    seconds = min(left for _, left in views)
-    limited = seconds != float("inf")
-    who = ", ".join(map(str, noticed)) or "?"
-    run.console.say(
-        f"R17 preemption notice on rank {who}; all ranks agree to save at step {run.step}"
+
+    def keep(deadline: float | None) -> None:
+        save(run, preempted=True, wait=True, deadline=deadline)
+
+    obey(
+        run.consensus,
+        run.notice,
+        run.world,
+        run.console.say,
+        step=run.step,
+        save=None if run.session is None else keep,
     )
-    saved = False
-    if run.session is not None:
-        try:
-            limit = began + seconds - _MARGIN if limited else None
-            save(run, preempted=True, wait=True, deadline=limit)
-            saved = True
-        except SaveError as error:
-            run.console.say(f"R17 step {run.step} could not be saved: {error}")
-    took = time.monotonic() - began
-    allowed = f" of {seconds:.0f} s" if limited else ""
-    if saved:
-        run.console.say(f"R17 step {run.step} committed in {took:.1f} s{allowed}")
-    raise Preempted(run.step, saved=saved)

@@ -40,7 +40,7 @@ from rekindle.bridge import state
 from rekindle.bridge.data import Cut
 from rekindle.checkpoint import IntegrityError, SaveError
 from rekindle.checkpoint.manifest import commit_key
-from rekindle.consensus import Consensus, Notice
+from rekindle.consensus import Consensus, Notice, obey
 from rekindle.console import Console
 from rekindle.contract import Restored as RestoredReport
 from rekindle.control import ControlPage
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 
 _FLUSH_SECONDS = 20.0
 _PEER_SECONDS = 3.0
-_MARGIN = 1.0
 _TRIES = 3
 
 
@@ -549,27 +548,18 @@ class _Fit:
         """Save at the agreed step, and end this process with the code that asks for a restart."""
         assert self.consensus is not None
         assert self.notice is not None
-        began = time.monotonic()
-        self.consensus.settle()
-        views = self.world.gather((self.notice.given, self.notice.seconds_left))
-        who = ", ".join(str(rank) for rank, (given, _) in enumerate(views) if given) or "?"
-        seconds = min(left for _, left in views)
-        limited = seconds != float("inf")
-        step = self.trainer.global_step
-        self.console.say(
-            f"R17 preemption notice on rank {who}; all ranks agree to save at step {step}"
+
+        def save(deadline: float | None) -> None:
+            self._save(wait=True, deadline=deadline)
+
+        obey(
+            self.consensus,
+            self.notice,
+            self.world,
+            self.console.say,
+            step=self.trainer.global_step,
+            save=save,
         )
-        saved = False
-        try:
-            self._save(wait=True, deadline=began + seconds - _MARGIN if limited else None)
-            saved = True
-        except SaveError as error:
-            self.console.say(f"R17 step {step} could not be saved: {error}")
-        took = time.monotonic() - began
-        if saved:
-            allowed = f" of {seconds:.0f} s" if limited else ""
-            self.console.say(f"R17 step {step} committed in {took:.1f} s{allowed}")
-        raise Preempted(step, saved=saved)
 
     # Ending.
 
