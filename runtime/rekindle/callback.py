@@ -113,6 +113,13 @@ class Callback:
         """The output of a batch of `predict`, if it is known already; it is not computed then."""
         return None
 
+    def settle(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Training has reached its end: the last moment for `Trainer.roll_back`.
+
+        For what is found out later than in the step that it is about. Runs again when going back
+        has led to the end once more; collective, on every rank alike.
+        """
+
     def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
         """Before anything else; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
 

@@ -7,9 +7,9 @@ from before that step and replays the data without the step's samples
 
 No step waits for its loss. It is looked at one step later, when it has long been computed, and on
 several ranks its sum travels meanwhile, so they learn of a spike two steps later, all in the same
-step; only at the end of an epoch the newest losses are waited for. "Far above" is measured in
-median absolute deviations over the newest losses: unlike a mean and a variance, these are not moved
-by the spike itself.
+step; only at the end of a run, wherever it is, the newest losses are waited for. "Far above" is
+measured in median absolute deviations over the newest losses: unlike a mean and a variance, these
+are not moved by the spike itself.
 """
 
 import math
@@ -98,8 +98,8 @@ class SpikeGuard(Callback):
         if arrived is not None:
             self._look(trainer, *arrived)
 
-    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Look at the last steps now: at the end of a run no step follows them. Collective."""
+    def settle(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Look at the last steps now, since no step follows them; collective."""
         run = trainer._run
         assert run is not None
         sent, self._sent = self._sent, None

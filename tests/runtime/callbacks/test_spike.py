@@ -126,13 +126,33 @@ def test_a_spike_is_undone_and_its_samples_are_left_out(fit, jumpy, capsys, ever
     assert len(trainer.optimizers[0].param_groups) == 2
 
 
-def test_a_spike_in_the_last_step_is_undone_as_well(fit, net, data):
+class Stopping(Callback):
+    """Ends training in the middle of an epoch, each time it comes to step 8."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step >= 8:
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize(
+    ("spike", "ends", "steps"),
+    [
+        (4, {"max_epochs": 2}, 9),
+        (2, {"max_steps": 8}, 8),
+        (1, {"max_steps": 8}, 8),
+        (2, {"max_samples": 32}, 7),
+        (2, {}, 8),
+    ],
+)
+def test_a_spike_in_the_last_steps_is_undone_as_well(fit, net, data, spike, ends, steps):
     class Late(net):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
-            return loss * 1000 if batch_idx == 4 and self.trainer.current_epoch == 1 else loss
+            return loss * 1000 if batch_idx == spike and self.trainer.current_epoch == 1 else loss
 
-    flags = {"checkpoint_every": Every(steps=2), "shuffle": False, "max_epochs": 2}
-    trainer = fit(guard(), model=Late, **flags)
-    assert trainer.global_step == 9
-    assert [(w.epoch, w.start, w.stop) for w in trainer._run.skipped] == [(1, 16, 20)]
+    flags = {"checkpoint_every": Every(steps=2), "shuffle": False, **ends}
+    callbacks = [guard()] if ends else [guard(), Stopping()]
+    trainer = fit(*callbacks, model=Late, **flags)
+    assert trainer.global_step == steps
+    left_out = (1, 4 * spike, 4 * spike + 4)
+    assert [(w.epoch, w.start, w.stop) for w in trainer._run.skipped] == [left_out]
