@@ -9,53 +9,13 @@ Callbacks run before the module, in the order in which the trainer was given the
 """
 
 from collections.abc import Callable, Iterable
+from inspect import get_annotations
 from typing import Any
 
 from rekindle.callback import Callback
 from rekindle.module import Module
 
 Hook = Callable[..., None]
-
-NAMES = (
-    "setup",
-    "teardown",
-    "on_fit_start",
-    "on_fit_end",
-    "on_sanity_check_start",
-    "on_sanity_check_end",
-    "on_train_start",
-    "on_train_end",
-    "on_train_epoch_start",
-    "on_train_epoch_end",
-    "on_train_batch_start",
-    "on_train_batch_end",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_before_zero_grad",
-    "on_validation_start",
-    "on_validation_end",
-    "on_validation_epoch_start",
-    "on_validation_epoch_end",
-    "on_validation_batch_start",
-    "on_validation_batch_end",
-    "on_test_start",
-    "on_test_end",
-    "on_test_epoch_start",
-    "on_test_epoch_end",
-    "on_test_batch_start",
-    "on_test_batch_end",
-    "on_predict_start",
-    "on_predict_end",
-    "on_predict_epoch_start",
-    "on_predict_epoch_end",
-    "on_predict_batch_start",
-    "on_predict_batch_end",
-    "on_exception",
-    "on_save_checkpoint",
-    "on_load_checkpoint",
-)
-"""Every hook of `Callback`; a module has most of them."""
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -70,7 +30,10 @@ _STATE = ("state_dict", "load_state_dict")
 
 
 class Hooks:
-    """A tuple of callables per hook name; each takes (trainer, module, *arguments of the hook)."""
+    """A tuple of callables per hook name; each takes (trainer, module, *arguments of the hook).
+
+    The attributes below are the one list of all hooks, `NAMES`.
+    """
 
     setup: tuple[Hook, ...]
     teardown: tuple[Hook, ...]
@@ -129,6 +92,10 @@ class Hooks:
             wrapped = [wrap(f"{_owner(hook)}.{name}", hook) for hook in found]
             setattr(other, name, tuple(wrapped))
         return other
+
+
+NAMES = tuple(get_annotations(Hooks))
+"""Every hook of `Callback`; a module has most of them."""
 
 
 def _owner(hook: Hook) -> str:

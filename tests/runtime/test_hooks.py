@@ -90,6 +90,11 @@ def test_a_module_has_the_same_hooks_in_the_same_order(tmp_path):
     assert seen == own
 
 
+def test_the_list_of_hooks_is_that_of_the_callbacks():
+    defined = [name for name in vars(rk.Callback) if name.startswith("on_")]
+    assert sorted(NAMES) == sorted([*defined, "setup", "teardown"])
+
+
 def test_an_exception_of_the_module_is_blamed_on_no_callback(tmp_path):
     class Failing(Net):
         def training_step(self, batch, batch_idx):
