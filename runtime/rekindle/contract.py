@@ -440,6 +440,8 @@ class Hang(Document):
     stacks: str | None = None
     """Where the threads of this pod's workers stood, innermost frames first; at most 4000
     characters. None until they have been asked for and were written."""
+    waits: bool | None = None
+    """Whether this rank's main thread waits for other ranks, as its stack says."""
 
     def __post_init__(self) -> None:
         _count(self.rank, "rank")
@@ -448,6 +450,8 @@ class Hang(Document):
         _seconds(self.idle, "idle")
         _seconds(self.timeout, "timeout")
         _optional(_text, self.stacks, "stacks")
+        if self.waits is not None:
+            _check(self.waits, bool, "waits")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,130 @@
+"""Does a worker still get on? A pure function of its heartbeats, with a limit that it has learned.
+
+A worker that waits in a collective for a peer that hangs raises nothing for half an hour; the
+network library's own timeouts are made for the slowest step of anybody. Here the limit follows from
+this run: `FACTOR` times the longest time that this phase has ever taken between two signs of life,
+and never less than `LEAST`. What cannot be learned yet has a limit of its own: the first steps of a
+round, in which models are compiled and data are opened, and a phase that was never seen.
+
+All ranks of a round stop together when one of them hangs, so the pod that says so is rarely the one
+to blame. The operator collects what all say and where their threads stand (`culprit`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from rekindle.contract import Hang
+from rekindle.heartbeat import Beat, Phase
+
+FACTOR = 5.0
+"""How many times the longest interval seen a silence may last."""
+LEAST = 60.0
+"""Seconds; no learned limit is shorter."""
+WARM_STEPS = 3
+"""Steps of a round from which nothing is learned and for which `UNKNOWN` holds."""
+UNKNOWN: Mapping[Phase, float] = {
+    Phase.STARTING: 1800.0,
+    Phase.TRAINING: 1800.0,
+    Phase.VALIDATING: 1800.0,
+    Phase.SAVING: 1800.0,
+}
+"""Seconds for a phase of which nothing has been learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """One worker as it was when it was last looked at."""
+
+    beat: Beat
+    first_step: int
+    """Where it was when it was first seen to train in this round."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watchdog:
+    """What has been learned; goes from round to round."""
+
+    longest: Mapping[Phase, float] = field(default_factory=dict)
+    """Seconds: the longest interval between two signs of life, by phase."""
+    seen: Mapping[int, Seen] = field(default_factory=dict)
+    """By rank; of the present round."""
+
+    def next_round(self) -> "Watchdog":
+        """Keep what was learned, forget who was where."""
+        return replace(self, seen={})
+
+
+def observe(known: Watchdog, beats: Sequence[Beat]) -> Watchdog:
+    """Learn from newer heartbeats of the same round."""
+    longest, seen = dict(known.longest), dict(known.seen)
+    for beat in beats:
+        before = seen.get(beat.rank)
+        if before is None:
+            seen[beat.rank] = Seen(beat=beat, first_step=beat.step)
+            continue
+        first = before.first_step
+        if before.beat.phase is Phase.STARTING and beat.phase is not Phase.STARTING:
+            first = beat.step
+        seen[beat.rank] = Seen(beat=beat, first_step=first)
+        same = beat.phase is before.beat.phase and beat.at > before.beat.at
+        steps = beat.step - before.beat.step
+        if same and beat.phase is Phase.TRAINING and steps > 0:
+            if before.beat.step - first >= WARM_STEPS:
+                took = (beat.at - before.beat.at) / steps
+                longest[beat.phase] = max(longest.get(beat.phase, 0.0), took)
+        elif same and beat.phase in {Phase.VALIDATING, Phase.SAVING}:
+            took = beat.at - before.beat.at
+            longest[beat.phase] = max(longest.get(beat.phase, 0.0), took)
+    return Watchdog(longest=longest, seen=seen)
+
+
+def limit(known: Watchdog, beat: Beat, given: float | None) -> float | None:
+    """Seconds of silence after which a worker counts as hung; None while nothing is expected.
+
+    ``given`` is the job's own limit; it holds once the round's first steps are done.
+    """
+    if beat.phase is Phase.DONE:
+        return None
+    seen = known.seen.get(beat.rank)
+    done = 0 if seen is None else beat.step - seen.first_step
+    if beat.phase is Phase.STARTING or (beat.phase is Phase.TRAINING and done < WARM_STEPS):
+        return max(UNKNOWN[beat.phase], given or 0.0)
+    if given is not None:
+        return given
+    longest = known.longest.get(beat.phase)
+    return UNKNOWN[beat.phase] if longest is None else max(LEAST, FACTOR * longest)
+
+
+def verdict(
+    known: Watchdog, beats: Sequence[Beat], *, given: float | None, now: float
+) -> Hang | None:
+    """The worker that has been silent for longest beyond its limit; None when all get on.
+
+    A worker that has never taken a step and whose phase never changed may be a plain script, which
+    has no heartbeat: it is left alone.
+    """
+    late: list[tuple[float, Hang]] = []
+    for beat in beats:
+        allowed = limit(known, beat, given)
+        idle = now - beat.at
+        if allowed is None or idle <= allowed or (beat.phase is Phase.STARTING and not beat.step):
+            continue
+        hang = Hang(
+            rank=beat.rank,
+            step=beat.step,
+            phase=beat.phase.name.lower(),
+            idle=round(idle, 3),
+            timeout=round(allowed, 3),
+        )
+        late.append((idle - allowed, hang))
+    return max(late, key=lambda found: found[0])[1] if late else None
+
+
+def next_look(known: Watchdog, beats: Sequence[Beat], *, given: float | None, now: float) -> float:
+    """Seconds until a look can tell something new."""
+    left = [
+        beat.at + allowed - now
+        for beat in beats
+        if (allowed := limit(known, beat, given)) is not None
+    ]
+    return max(0.1, min(left, default=LEAST))

@@ -1,0 +1,111 @@
+"""Silence is judged by what this run has shown to be normal."""
+
+from dataclasses import replace
+
+import pytest
+
+from rekindle.heartbeat import Beat, Heartbeat, Phase, path_of, read
+from rekindle.launch.watchdog import (
+    FACTOR,
+    LEAST,
+    UNKNOWN,
+    WARM_STEPS,
+    Watchdog,
+    limit,
+    next_look,
+    observe,
+    verdict,
+)
+
+BEAT = Beat(rank=0, step=0, phase=Phase.TRAINING, at=0.0)
+
+
+def trained(seconds: float, steps: int = 20) -> tuple[Watchdog, Beat]:
+    """A watchdog that has seen so many steps of so many seconds."""
+    known, beat = Watchdog(), BEAT
+    for step in range(steps + 1):
+        beat = replace(BEAT, step=step, at=step * seconds)
+        known = observe(known, [beat])
+    return known, beat
+
+
+def test_a_limit_is_a_multiple_of_the_longest_step_and_never_short():
+    known, beat = trained(100.0)
+    assert limit(known, beat, None) == FACTOR * 100.0
+    known, beat = trained(0.1)
+    assert limit(known, beat, None) == LEAST
+
+
+def test_the_first_steps_teach_nothing_and_may_take_long():
+    known = observe(observe(Watchdog(), [BEAT]), [replace(BEAT, step=1, at=700.0)])
+    assert known.longest == {}
+    assert limit(known, replace(BEAT, step=1), 5.0) == UNKNOWN[Phase.TRAINING]
+    known, beat = trained(1.0, WARM_STEPS)
+    assert limit(known, beat, 5.0) == 5.0
+
+
+def test_a_silent_worker_is_named_once_its_limit_has_passed():
+    known, beat = trained(1.0)
+    assert verdict(known, [beat], given=None, now=beat.at + LEAST) is None
+    found = verdict(known, [beat], given=None, now=beat.at + LEAST + 1)
+    assert found is not None
+    assert (found.rank, found.step, found.phase, found.idle) == (0, 20, "training", LEAST + 1)
+
+
+def test_of_several_the_one_that_is_over_its_limit_for_longest_is_named():
+    known, beat = trained(1.0)
+    other = replace(beat, rank=3, at=beat.at - 5.0)
+    known = observe(known, [other])
+    # Rank 3 is new to the watchdog: its first steps of the round may take long.
+    found = verdict(known, [beat, other], given=None, now=beat.at + 3000)
+    assert found is not None
+    assert found.rank == 0
+
+
+@pytest.mark.parametrize("phase", [Phase.VALIDATING, Phase.SAVING])
+def test_long_phases_have_limits_of_their_own(phase):
+    known, beat = trained(0.1)
+    inside = replace(beat, phase=phase)
+    assert limit(known, inside, None) == UNKNOWN[phase]
+    known = observe(known, [inside])
+    known = observe(known, [replace(inside, at=inside.at + 40.0)])
+    assert limit(known, inside, None) == FACTOR * 40.0
+    assert limit(known, inside, 7.0) == 7.0
+
+
+def test_a_plain_script_and_a_worker_that_is_done_are_left_alone():
+    silent = replace(BEAT, phase=Phase.STARTING)
+    assert verdict(Watchdog(), [silent], given=1.0, now=1e6) is None
+    done = replace(BEAT, phase=Phase.DONE, step=5)
+    assert verdict(Watchdog(), [done], given=1.0, now=1e6) is None
+
+
+def test_what_was_learned_outlives_the_round_and_its_ranks_do_not():
+    known, _ = trained(100.0)
+    fresh = known.next_round()
+    assert (fresh.longest, fresh.seen) == (known.longest, {})
+
+
+def test_the_next_look_is_when_the_first_limit_ends():
+    known, beat = trained(1.0)
+    assert next_look(known, [beat], given=10.0, now=beat.at + 4.0) == 6.0
+    assert next_look(known, [], given=10.0, now=0.0) == LEAST
+
+
+def test_a_heartbeat_is_read_as_it_was_written(tmp_path):
+    heart = Heartbeat(path_of(tmp_path, 1), rank=5)
+    (first,) = read(tmp_path)
+    assert (first.rank, first.step, first.phase, first.busy) == (5, 0, Phase.STARTING, None)
+    heart.enter(Phase.TRAINING)
+    heart.step(7, 12.5)
+    heart.busy(0.25)
+    assert read(tmp_path) == (Beat(rank=5, step=7, phase=Phase.TRAINING, at=12.5, busy=0.25),)
+    with heart.during(Phase.VALIDATING):
+        assert read(tmp_path)[0].phase is Phase.VALIDATING
+    assert read(tmp_path)[0].phase is Phase.TRAINING
+    assert read(tmp_path)[0].at > 12.5
+
+
+def test_a_file_that_is_only_being_made_counts_as_no_heartbeat(tmp_path):
+    path_of(tmp_path, 0).write_bytes(b"")
+    assert read(tmp_path) == ()
