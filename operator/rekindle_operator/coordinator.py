@@ -198,7 +198,16 @@ def _news(report: AgentReport) -> tuple[AgentReport, bool, int]:
     stepping = report.progress is not None and report.progress.round_steps > 0
     committed = report.checkpoint.step if report.checkpoint else -1
     hang = report.hang and replace(report.hang, idle=0.0)
-    steady = replace(report, progress=None, checkpoint=None, ranks=(), failed_for=None, hang=hang)
+    timings = report.timings and replace(report.timings, age=0.0)
+    steady = replace(
+        report,
+        progress=None,
+        checkpoint=None,
+        ranks=(),
+        failed_for=None,
+        hang=hang,
+        timings=timings,
+    )
     return steady, stepping, committed
 
 

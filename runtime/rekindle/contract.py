@@ -388,6 +388,11 @@ class Timings(Document):
     not yet, or never (a plain script forms no group and restores nothing that we know of).
     """
 
+    age: float = 0.0
+    """How long ago the agent first saw the round, when this report was made."""
+    broken: float | None = None
+    """For how long the workers of the round before had been dead then; None if they ran until
+    they were stopped for this round, or if there were none."""
     stopped: float | None = None
     """The workers of the round before were gone."""
     started: float | None = None
@@ -400,6 +405,7 @@ class Timings(Document):
     """The first optimizer step was done."""
 
     def __post_init__(self) -> None:
+        _seconds(self.age, "age")
         for each in fields(self):
             _optional(_seconds, getattr(self, each.name), each.name)
 
