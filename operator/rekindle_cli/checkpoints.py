@@ -176,8 +176,8 @@ def diff(
     from rekindle_cli.wording import count
 
     with plain_errors():
-        store = opened(uri, options)
-        second = opened(other, options) if other else store
+        store = opened(uri, options, beside=other)
+        second = opened(other, options, beside=uri) if other else store
         pair = [(store, before), (second, after)]
         old, new = (where.read(inventory.resolve(where, name)) for where, name in pair)
         found = difference(old, new)
@@ -254,7 +254,7 @@ def import_(
     from rekindle_cli.wording import count
 
     with plain_errors():
-        opened(uri, {})  # a wrong URI is said before torch is started
+        opened(uri, options)  # what is wrong with them is said before torch is started
     found = importing.load(source, uri, step=step, options=options)
     if as_json:
         print_json(found)

@@ -88,9 +88,13 @@ def gather(uri: str, *, options: Mapping[str, str], access: S3Access | None) -> 
     `options` are those of `rekindle.checkpoint.Store.open`, as the job has them. With `access` the
     process has these credentials and no others of AWS; without, the caller's.
     """
+    from rekindle.checkpoint.location import InvalidLocation, without_credentials
+
     command = [sys.executable, "-m", "rekindle_cli.evidence", uri]
     command += ["--options", json.dumps(dict(options))]
     try:
+        # The arguments of a process are for everybody on the machine to read.
+        without_credentials(options.get("endpoint_url", ""))
         done = subprocess.run(
             command,
             env=_environment(os.environ, access),
@@ -100,6 +104,8 @@ def gather(uri: str, *, options: Mapping[str, str], access: S3Access | None) -> 
             check=False,
         )
         return Evidence.from_json(json.loads(done.stdout))
+    except InvalidLocation as error:
+        return Evidence(problem=str(error))
     except subprocess.TimeoutExpired:
         return Evidence(problem=f"{uri} did not answer within {_SECONDS:.0f} s")
     except (ValueError, TypeError, KeyError):

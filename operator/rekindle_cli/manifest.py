@@ -185,13 +185,19 @@ def store_options(job: Manifest) -> dict[str, str]:
 
 
 def localise(bundle: Bundle, s3: S3Access | None) -> Localised:
-    """Point the checkpoints at the embedded object store; without `s3` nothing is changed."""
+    """Point the checkpoints at the embedded object store; without `s3` nothing is changed.
+
+    Raises Failure when the endpoint that it takes the place of holds a password.
+    """
     if s3 is None or bucket(bundle.job) is None:
         return Localised(bundle=bundle)
     job = copy.deepcopy(bundle.job)
     checkpoint = job["spec"]["checkpoint"]
     named = _at(checkpoint, "secretRef", "name")
     elsewhere = checkpoint.get("endpointUrl")
+    if isinstance(elsewhere, str):
+        # It would be replaced, so that the API server never came to refuse it, and shown below.
+        _without_credentials(elsewhere)
     if elsewhere is None or isinstance(elsewhere, str):
         checkpoint["endpointUrl"] = s3.endpoint
     if checkpoint.get("addressing") == "virtual":
@@ -207,6 +213,15 @@ def localise(bundle: Bundle, s3: S3Access | None) -> Localised:
         bundle=replace(bundle, job=job, others=tuple(others)),
         notes=(f"{note} Use --real-s3 for the real one.",),
     )
+
+
+def _without_credentials(endpoint: str) -> None:
+    from rekindle.checkpoint.location import InvalidLocation, without_credentials
+
+    try:
+        without_credentials(endpoint, "spec.checkpoint.endpointUrl")
+    except InvalidLocation as error:
+        raise Failure(str(error)) from None
 
 
 def _is_secret(entry: Manifest, name: str, namespace: str) -> bool:

@@ -92,10 +92,16 @@ def plain_errors() -> Iterator[None]:
         raise Failure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
 
 
-def opened(uri: str, options: Options) -> "Store":
-    """The store; raises what `plain_errors` puts into words."""
+def opened(uri: str, options: Options, *, beside: str | None = None) -> "Store":
+    """The store; raises what `plain_errors` puts into words, also for options without effect.
+
+    `beside` is another store that the command opens with the same options: one may be of files.
+    """
+    from rekindle.checkpoint.location import check_options
     from rekindle.checkpoint.store import Store
 
+    if beside is None or not beside.startswith("s3://"):
+        check_options(uri, {option: f"--{option.replace('_', '-')}" for option in options})
     return Store.open(uri, **options)
 
 

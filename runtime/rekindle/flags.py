@@ -17,7 +17,7 @@ from typing import Any, Literal
 from rekindle import precision as dtypes
 from rekindle import strategies
 from rekindle.checkpoint.interval import Pace
-from rekindle.checkpoint.location import ADDRESSING
+from rekindle.checkpoint.location import ADDRESSING, without_credentials
 from rekindle.checkpoint.manifest import MODES
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.contract import (
@@ -375,6 +375,8 @@ def _store_option(name: str, value: object, where: str) -> None:
             f"{where}={value.rpartition('@')[2]!r} must begin with http:// or https:// and name a "
             f"host, for example http://minio.storage:9000"
         )
+    if name == "endpoint_url":
+        without_credentials(value, where)
 
 
 def _compile(values: dict[str, Any]) -> None:

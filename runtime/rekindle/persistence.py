@@ -35,6 +35,7 @@ from rekindle.checkpoint import (
 )
 from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.interval import Pace
+from rekindle.checkpoint.location import check_options
 from rekindle.checkpoint.objects import NotFound
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.contract import ENV_CHECKPOINT_URI, ENV_GRACE, ENV_POD
@@ -120,11 +121,14 @@ class Session:
     @classmethod
     def open(cls, flags: Flags, world: World, page: ControlPage | None) -> "Session":
         """Prove that checkpoints can be written (R5), and take the lease; collective."""
-        uri, _ = root(flags)
+        uri, notice = root(flags)
         error: Exception | None = None
         store: Store | None = None
         fence = 0
         try:
+            if notice is None:
+                # Else they were meant for the script's root, and this one is the job's.
+                check_options(uri, {option: f"store[{option!r}]" for option in flags.store})
             store = Store.open(uri, **store_options(flags))
             if world.first:
                 store.probe(uuid.uuid4().hex[:12])

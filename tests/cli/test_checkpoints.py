@@ -319,12 +319,12 @@ def test_every_command_opens_the_store_with_all_options(command, monkeypatch):
     words = [
         word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)
     ]
-    assert call(command, "s3://b/x", *COMMANDS[command], *words, code=2) == "far enough"
-    assert call(command, "s3://b/x", *COMMANDS[command], code=2) == "far enough"
-    assert opened == [("s3://b/x", given), ("s3://b/x", {})]
+    assert call(command, "s3://bucket/x", *COMMANDS[command], *words, code=2) == "far enough"
+    assert call(command, "s3://bucket/x", *COMMANDS[command], code=2) == "far enough"
+    assert opened == [("s3://bucket/x", given), ("s3://bucket/x", {})]
 
 
-def test_import_hands_the_options_on(monkeypatch, tmp_path):
+def test_import_hands_the_options_on(monkeypatch):
     seen = {}
 
     def load(source, uri, *, step, options):
@@ -332,8 +332,31 @@ def test_import_hands_the_options_on(monkeypatch, tmp_path):
         return {"kind": "a", "step": 1, "tensors": 2}
 
     monkeypatch.setattr(importing, "load", load)
-    call("import", "x.ckpt", f"file://{tmp_path}/new", "--commit", "lease", "--region", "eu-1")
+    call("import", "x.ckpt", "s3://bucket/new", "--commit", "lease", "--region", "eu-1")
     assert seen == {"commit": "lease", "region": "eu-1"}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "import"])
+def test_a_password_in_the_endpoint_never_gets_into_a_process_or_a_message(command, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    words = ["x.ckpt", "s3://bucket/x"] if command == "import" else ["s3://bucket/x"]
+    words += [*COMMANDS.get(command, []), "--endpoint-url", "http://me:hunter2@minio:9000"]
+    said = call(command, *words, code=2)
+    assert said.startswith("the endpoint URL holds credentials, before its @; give them as AWS_")
+    assert "hunter2" not in said
+
+
+def test_options_of_s3_are_refused_for_files_unless_another_store_has_a_use_for_them(run):
+    words = ["--endpoint-url", "http://minio:9000", "--region", "eu-1"]
+    assert call("ls", run.uri, *words, code=2) == (
+        f"--endpoint-url, --region: for s3:// only, and {run.uri} is on a file system. Leave out "
+        f"what is for S3, or correct the URI."
+    )
+    assert "--region: for s3://" in call(
+        "diff", run.uri, "10", "20", "--other", run.uri, "--region", "r", code=2
+    )
+    mixed = ["diff", run.uri, "10", "20", "--other", "s3://bucket/x", "--profile", "nobody"]
+    assert "profile (nobody) could not be found" in call(*mixed, code=2)
 
 
 def test_a_way_to_commit_that_nobody_knows_is_refused(run):

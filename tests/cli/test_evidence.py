@@ -1,4 +1,5 @@
 import json
+import subprocess
 import time
 
 import pytest
@@ -88,6 +89,14 @@ def test_nothing_of_the_callers_account_reaches_the_embedded_store() -> None:
     assert "AWS_PROFILE" not in found
     assert (found["AWS_ACCESS_KEY_ID"], found["HOME"]) == ("a", "/h")
     assert evidence._environment(caller, None)["AWS_PROFILE"] == "me"
+
+
+def test_a_password_in_the_endpoint_never_becomes_an_argument_of_a_process(monkeypatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a process was started"))
+    options = {"endpoint_url": "http://me:hunter2@minio:9000"}
+    found = evidence.gather("s3://bucket/x", options=options, access=None)
+    assert "the endpoint URL holds credentials" in found.problem
+    assert "hunter2" not in found.problem
 
 
 @pytest.mark.processes

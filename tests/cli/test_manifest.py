@@ -141,6 +141,13 @@ def test_a_named_secret_gets_the_embedded_credentials_and_never_the_real_ones() 
     assert "stringData" not in secret
 
 
+def test_another_endpoint_with_a_password_is_refused_and_not_repeated() -> None:
+    text = JOB.replace('digits"}', 'digits", endpointUrl: "http://me:hunter2@minio:9000"}')
+    with pytest.raises(Failure, match="spec.checkpoint.endpointUrl holds credentials") as caught:
+        manifest.localise(read(text), S3)
+    assert "hunter2" not in "".join(caught.value.lines)
+
+
 def test_another_endpoint_is_replaced_and_named() -> None:
     text = JOB.replace('digits"}', 'digits", endpointUrl: "http://minio:9000"}')
     local = manifest.localise(read(text), S3)

@@ -207,6 +207,12 @@ BAD = [
         "for s3:// only",
     ),
     (
+        "endpoint of a file",
+        checkpoint(uri="file:///mnt/x", endpointUrl="http://minio:9000"),
+        "spec.checkpoint",
+        "endpointUrl, region and addressing are for s3:// only",
+    ),
+    (
         "addressing of a file",
         checkpoint(uri="file:///mnt/x", addressing="path"),
         "spec.checkpoint",
@@ -224,6 +230,12 @@ BAD = [
         checkpoint(endpointUrl="http:///x"),
         "spec.checkpoint.endpointUrl",
         "name a host",
+    ),
+    (
+        "endpoint with a password",
+        checkpoint(endpointUrl="http://me:pw@minio:9000"),
+        "spec.checkpoint.endpointUrl",
+        "must not hold credentials, name a Secret with them in secretRef",
     ),
     ("unknown at the top", job(replica=2), "spec.replica", "unknown field"),
     ("unknown in elastic", job(elastic={"min": 1}), "spec.elastic.min", "unknown field"),

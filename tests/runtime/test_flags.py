@@ -118,6 +118,11 @@ def test_a_wish_that_cannot_be_understood_is_refused(monkeypatch, name, value, m
         ({7: "x"}, TypeError, "store has no option 7"),
         ("s3://bucket/x", TypeError, "must be a mapping.*not str; where checkpoints go is root="),
         ({"endpoint_url": "me:hunter2@minio:9"}, ValueError, r"='minio:9' must begin with http://"),
+        (
+            {"endpoint_url": "http://me:hunter2@minio:9"},
+            ValueError,
+            r"^store\['endpoint_url'\] holds credentials, .* AWS_ACCESS_KEY_ID",
+        ),
         ({"endpoint_url": "http:///x"}, ValueError, "must begin with http:// .*and name a host"),
         ({"region": ""}, ValueError, r"store\['region'\] must be a text that is not empty"),
         ({"profile": 3}, ValueError, r"store\['profile'\] must be a text"),
@@ -177,3 +182,10 @@ def test_a_word_of_the_job_about_the_store_is_checked_too(monkeypatch, name, val
     monkeypatch.setenv(f"REKINDLE_CHECKPOINT_{name}", value)
     with pytest.raises(ValueError, match=f"REKINDLE_CHECKPOINT_{name}='{value}'"):
         store_options(Trainer().flags)
+
+
+def test_a_password_in_the_jobs_endpoint_is_refused_and_not_repeated(monkeypatch):
+    monkeypatch.setenv("REKINDLE_CHECKPOINT_ENDPOINT_URL", "http://me:hunter2@minio")
+    with pytest.raises(ValueError, match="^REKINDLE_CHECKPOINT_ENDPOINT_URL holds cred") as caught:
+        store_options(Trainer().flags)
+    assert "hunter2" not in str(caught.value)

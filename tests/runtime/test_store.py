@@ -121,6 +121,27 @@ def test_an_option_that_cannot_be_used_stops_the_job_before_training(program, op
     assert not result["used"]
 
 
+@pytest.mark.parametrize("option", ["endpoint_url", "region", "profile", "ca_bundle", "addressing"])
+def test_an_option_of_s3_for_a_root_of_files_stops_the_job_before_training(
+    program, tmp_path, option
+):
+    value = {"endpoint_url": "http://minio", "addressing": "path"}.get(option, "x")
+    result = program["main"]({"root": str(tmp_path / "run"), "flags": {"store": {option: value}}})
+    assert result["error"].startswith(
+        f"RequirementError: R5 cannot write checkpoints to {tmp_path}/run: store['{option}']: for "
+        f"s3:// only, and {tmp_path}/run is on a file system."
+    )
+    assert not result["used"]
+
+
+def test_where_the_job_names_files_the_scripts_words_about_its_own_bucket_do_no_harm(
+    program, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("REKINDLE_CHECKPOINT_URI", f"file://{tmp_path}/run")
+    flags = {"store": {"endpoint_url": "http://minio", "region": "eu-1"}}
+    assert program["main"]({"root": URI, "flags": flags})["error"] is None
+
+
 def test_a_profile_and_a_ca_of_the_pods_environment_are_used(program, monkeypatch):
     monkeypatch.setenv("AWS_CA_BUNDLE", "/mounted/ca.pem")
     assert "/mounted/ca.pem: there is no such file" in program["main"]({"root": URI})["error"]

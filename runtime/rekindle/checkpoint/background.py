@@ -97,8 +97,7 @@ class Uploader:
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rekindle.checkpoint.uploader"],
-                # Not as an argument: those are for everybody to read, and an endpoint's URL may
-                # hold what is not.
+                # Not as an argument: those are for everybody on the machine to read.
                 env={
                     **os.environ,
                     ENV_START: json.dumps(start),

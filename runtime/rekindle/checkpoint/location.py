@@ -11,14 +11,20 @@ Two schemes are known: `s3` and `file`. A bare absolute path means `file`.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, unquote
 
 ADDRESSING = ("auto", "path", "virtual")
 """How a bucket gets into URLs: as the first of the path, of the host, or as the endpoint is."""
+OF_S3 = ("endpoint_url", "region", "profile", "ca_bundle", "addressing")
+"""Options of a store that only S3 has a use for."""
 _BUCKET = re.compile(r"^[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]$")
 _ALLOWED = "Allowed are s3://bucket/prefix, file:///directory and an absolute path."
+_INSTEAD = (
+    "give them as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile, or the pod's own identity"
+)
 
 
 class InvalidLocation(ValueError):
@@ -82,10 +88,7 @@ def _bucket(uri: str, rest: str) -> Location:
     bucket, _, prefix = rest.partition("/")
     if "@" in bucket:
         # Whatever stands before the @ may be a secret, so the message repeats nothing of it.
-        raise InvalidLocation(
-            "checkpoint URI holds credentials; give them as AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, a profile, or the pod's own identity."
-        )
+        raise InvalidLocation(f"checkpoint URI holds credentials; {_INSTEAD}.")
     if not _BUCKET.match(bucket):
         raise InvalidLocation(
             f"checkpoint URI {uri!r}: {bucket!r} is not a bucket name (3 to 63 lower-case letters, "
@@ -108,3 +111,28 @@ def _directory(uri: str, path: str) -> Location:
     if any(part in {".", ".."} for part in parts):
         raise InvalidLocation(f"checkpoint URI {uri!r} has a '.' or '..' segment. {_ALLOWED}")
     return Location(scheme="file", bucket="", path="/" + "/".join(parts))
+
+
+def without_credentials(endpoint: str, called: str = "the endpoint URL") -> str:
+    """The URL of an S3 server, unchanged; raises `InvalidLocation` when it holds credentials.
+
+    An endpoint is no secret: it stands in process lists, in logs and in messages. So whoever reads
+    one asks here first, and the refusal repeats nothing of it.
+    """
+    if "@" in endpoint:
+        raise InvalidLocation(f"{called} holds credentials, before its @; {_INSTEAD}.")
+    return endpoint
+
+
+def check_options(uri: str, given: Mapping[str, str]) -> None:
+    """Refuse options of S3 that come with a root on a file system; raises `InvalidLocation`.
+
+    `given` says what the caller calls each option that it got. This is for the root that the
+    options were given with: those of a job go along to whatever store its script looks into.
+    """
+    useless = [called for option, called in given.items() if option in OF_S3]
+    if useless and parse(uri).scheme != "s3":
+        raise InvalidLocation(
+            f"{', '.join(useless)}: for s3:// only, and {uri} is on a file system. Leave out what "
+            f"is for S3, or correct the URI."
+        )

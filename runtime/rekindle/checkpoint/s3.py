@@ -52,7 +52,7 @@ from botocore.exceptions import (
 from urllib3.exceptions import HTTPError as StreamError
 
 from rekindle.checkpoint import checksum
-from rekindle.checkpoint.location import ADDRESSING
+from rekindle.checkpoint.location import ADDRESSING, InvalidLocation, without_credentials
 from rekindle.checkpoint.objects import (
     AccessDenied,
     Body,
@@ -134,7 +134,7 @@ class S3Objects:
         self._attempts = attempts
         self._timeout = timeout
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
-        self.endpoint = _without_user(endpoint_url) if endpoint_url else "AWS"
+        self.endpoint = "AWS"
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
         self._session: Any = None
@@ -145,7 +145,7 @@ class S3Objects:
     def _connect(self, session: Any) -> Any:
         """The client; at most an instance's metadata service is asked, for credentials."""
         endpoint = self._options["endpoint_url"] or _configured_endpoint(session)
-        self.endpoint = _without_user(endpoint) if endpoint else "AWS"
+        self.endpoint = without_credentials(endpoint) if endpoint else "AWS"
         foreign = endpoint is not None and not _is_aws(endpoint)
         self._checksums = not foreign and checksum.CRC64NVME in checksum.AVAILABLE
         bundle = self._options["ca_bundle"] or session._session.get_config_variable("ca_bundle")
@@ -492,7 +492,7 @@ class S3Objects:
             ) from error
         except ValueError as error:
             # boto3 says so for an endpoint URL that is none.
-            if operation != "connect":
+            if operation != "connect" or isinstance(error, InvalidLocation):
                 raise
             raise Refused(
                 f"cannot use endpoint {self.endpoint}: {self._scrub(str(error))}. It must be a URL "
@@ -602,10 +602,6 @@ def _code(error: ClientError) -> str:
 def _is_aws(endpoint: str) -> bool:
     host = urlsplit(endpoint).hostname or ""
     return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
-
-
-def _without_user(endpoint: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", endpoint)
 
 
 class _View:

@@ -109,8 +109,11 @@ class Store:
         """The store at an `s3://` or `file://` root; nothing but a metadata service is asked yet.
 
         The options of S3 are explained in `s3`; without them the environment and the AWS
-        configuration decide. `commit="lease"` is the weaker mode for stores without conditional
-        writes (`guarded`). Raises `InvalidLocation` (R25 where a path library damaged the URL).
+        configuration decide. They mean nothing to `file://` and are no error there, since those of
+        a job come along wherever its script looks; `location.check_options` is for a root of one's
+        own. `commit="lease"` is the weaker mode for stores without conditional writes (`guarded`).
+        Raises `InvalidLocation` (R25 where a path library damaged the URL), also for an endpoint
+        that holds a password.
         """
         if commit not in manifest.MODES:
             raise ValueError(f"store.commit is {commit!r}: allowed are {manifest.MODES}")

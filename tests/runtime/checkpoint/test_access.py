@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from rekindle.checkpoint import Store
+from rekindle.checkpoint import InvalidLocation, Store
 from rekindle.checkpoint.objects import (
     AccessDenied,
     InvalidCredentials,
@@ -293,9 +293,8 @@ def test_no_error_log_or_representation_shows_a_credential(
     said = f"key {KEY}, secret={SECRET} token '{TOKEN}' X-Amz-Signature=abcdef0123 {SECRET}."
     body = f"<Error><Code>{code}</Code><Message>{said}</Message></Error>".encode()
     server = serve(lambda *_: (status, body))
-    url = server.url.replace("//", "//user:hunter2hunter2@")
     caplog.set_level(logging.DEBUG, logger="rekindle")
-    store = Store.open("s3://bucket/x", endpoint_url=url)
+    store = Store.open("s3://bucket/x", endpoint_url=server.url)
     texts = [repr(store), repr(store.objects), str(vars(store).get("commit"))]
     for name, call in CALLS.items():
         with pytest.raises(StoreError) as caught:
@@ -303,8 +302,23 @@ def test_no_error_log_or_representation_shows_a_credential(
         texts.append(f"{name}: {caught.value}")
     texts += [record.getMessage() for record in caplog.records if record.name.startswith("rek")]
     for text in texts:
-        for secret in (KEY, SECRET, TOKEN, "abcdef0123", "hunter2"):
+        for secret in (KEY, SECRET, TOKEN, "abcdef0123"):
             assert secret not in text
+
+
+@pytest.mark.parametrize("by", ["argument", "environment", "profile"])
+def test_an_endpoint_with_a_password_is_refused_wherever_it_comes_from(by, monkeypatch, tmp_path):
+    url, options = "http://user:hunter2hunter2@minio:9000", {}
+    if by == "argument":
+        options["endpoint_url"] = url
+    elif by == "environment":
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+    else:
+        (tmp_path / "config").write_text(f"[default]\nendpoint_url = {url}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    with pytest.raises(InvalidLocation, match="the endpoint URL holds credentials, .*AWS_ACC") as e:
+        Store.open("s3://bucket/x", **options)
+    assert "hunter2" not in str(e.value)
 
 
 def test_only_whole_words_of_reasonable_length_are_masked():

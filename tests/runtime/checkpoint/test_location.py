@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rekindle.checkpoint import InvalidLocation, Store
-from rekindle.checkpoint.location import parse
+from rekindle.checkpoint.location import OF_S3, check_options, parse, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,33 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated():
         parse("s3://AKID:hunter2@bucket/x")
     assert "hunter2" not in str(caught.value)
     assert "AKID:" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:hunter2@minio:9000",
+        "https://hunter2@minio",
+        "http://me:hunt/er2@minio",
+        "me:hunter2@minio",
+    ],
+)
+def test_credentials_in_an_endpoint_are_refused_and_not_repeated(url):
+    with pytest.raises(
+        InvalidLocation, match="^--endpoint-url holds credentials, .*AWS_"
+    ) as caught:
+        without_credentials(url, "--endpoint-url")
+    assert not any(part in str(caught.value) for part in ("hunter2", "hunt", "me:", "minio"))
+
+
+def test_an_endpoint_without_credentials_stays_as_it_is():
+    assert without_credentials("https://minio:9000/a?b#c") == "https://minio:9000/a?b#c"
+
+
+@pytest.mark.parametrize("option", OF_S3)
+@pytest.mark.parametrize("root", ["file:///data/run", "/data/run"])
+def test_an_option_of_s3_is_refused_for_a_file_system(option, root):
+    with pytest.raises(InvalidLocation, match=f"^--it: for s3:// only, and {root} is on a file sy"):
+        check_options(root, {"commit": "--commit", option: "--it"})
+    check_options("s3://bucket/run", {option: "--it"})
+    check_options(root, {"commit": "--commit"})
