@@ -111,22 +111,28 @@ def assemble(
         _, notice_line = persistence.root(flags)
         if notice_line is not None:
             console.say(notice_line)
+    copies = placement.copies(flags, world)
+    if world.first and flags.enable_model_summary:
+        console.say(summary(module))
+    module.to(world.device)
+    convert(module, flags.precision, world.device, flags.fp8_skip)
+    sharded = placement.shards(flags, world)
+    if sharded:
+        # First of all, so that each rank reads no more of a checkpoint than its share.
+        placement.place(module, flags, world, console)
+        if session is not None:
+            session.into = lambda stored: state.shares(module, trainer.callbacks, stored)
     found = _find(session, flags, start_from, console)
     _check_ours(found)
     asked = flags.global_batch_size
     if not optimizers.automatic(module):
         asked = _manual_batch(train_source, flags, world)
     draw = _draw(train_source, flags, found)
-    copies = placement.copies(flags, world)
     chosen = trainer.train_source.batch_size
     cursor = _cursor(train_source, chosen, draw, flags, asked, mark, copies, found, console)
     stream = _stream(train_source, flags, cursor, copies, found)
-    if world.first and flags.enable_model_summary:
-        console.say(summary(module))
     start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0, "before": 0})
     trainer.plan(planned_steps(start, 0, flags))
-    module.to(world.device)
-    convert(module, flags.precision, world.device, flags.fp8_skip)
     if _must_fit(flags, world, module, stream is not None):
         size = fitted(
             module,
@@ -144,7 +150,8 @@ def assemble(
                 f"{cursor.G}, in {cursor.G // size} micro-batches"
             )
             cursor = replace(cursor, m=size)
-    sharded = placement.place(module, flags, world, console)
+    if not sharded:
+        placement.place(module, flags, world, console)
     optimization = optimizers.configure(module)
     if flags.preflight:
         schedulers = [spec.scheduler for spec in optimization.schedulers]

@@ -82,6 +82,9 @@ class Callback:
     """Limit on the time that training may take, beside the trainer's `max_time`."""
     optional: bool = False
     """Whether the callback may be missing in a checkpoint that is resumed (else R23)."""
+    shares: tuple[str, ...] = ()
+    """Keys of `state_dict` under which lies a tensor like each parameter, by the parameter's name:
+    with a sharded model `load_state_dict` gets this rank's shares of them, as `DTensor`s."""
     idle: "tuple[Callable[..., None], ...]" = ()
     """Hooks of the class that this instance can do without: `fit` leaves them out, so that no step
     pays for them. They are functions, so what a subclass has overridden is not among them."""

@@ -15,9 +15,11 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from rekindle import telemetry
 from rekindle.checkpoint import (
@@ -36,6 +38,7 @@ from rekindle.checkpoint import (
 from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.location import check_options
+from rekindle.checkpoint.manifest import TensorEntry
 from rekindle.checkpoint.objects import NotFound
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.contract import ENV_CHECKPOINT_URI, ENV_GRACE, ENV_POD
@@ -110,6 +113,8 @@ class Session:
     """Whether something asked, on every rank, for a save before the next step."""
     weigh: Callable[[], int] | None = None
     """Asked once, after the first step: how large what steps have made (optimizer state) is."""
+    into: Callable[[Sequence[TensorEntry]], Mapping[str, torch.Tensor]] | None = None
+    """Makes room for the shares of stored tensors, when this rank is to have no more of them."""
     origin: str | None = None
     """The `ckpt_path` that this run's line of checkpoints was begun with."""
     _keep: Retention = field(default_factory=Retention)
@@ -275,7 +280,8 @@ class Session:
             return None, self._condemn(ref, views, mark=mine)
         assert commit is not None
         try:
-            restored = store.load(commit, rank=self.world.rank, group=self.world.control)
+            into = None if self.into is None else self.into(commit.tensors)
+            restored = store.load(commit, into=into, rank=self.world.rank, group=self.world.control)
         except IntegrityError as failure:
             bad = str(failure)
         except NotFound:

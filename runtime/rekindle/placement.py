@@ -37,15 +37,24 @@ def copies(flags: Flags, world: World) -> World:
     return world.of_copies(mesh.tp)
 
 
-def place(module: Module, flags: Flags, world: World, console: Console) -> bool:
-    """Change the module as the flags say; whether it is sharded then. Collective.
+def shards(flags: Flags, world: World) -> bool:
+    """Whether a process is going to hold only a share of the model."""
+    return world.size > 1 and _cuts(flags)
+
+
+def _cuts(flags: Flags) -> bool:
+    return flags.strategy.shards or (flags.mesh is not None and flags.mesh.tp > 1)
+
+
+def place(module: Module, flags: Flags, world: World, console: Console) -> None:
+    """Change the module as the flags say; collective.
 
     Raises ValueError for flags that exclude each other or the number of processes.
     """
     strategy, mesh = flags.strategy, flags.mesh
     for line in strategy.notices:
         console.say(line)
-    sharded = isinstance(strategy, FSDP2) or (mesh is not None and mesh.tp > 1)
+    sharded = _cuts(flags)
     if sharded and flags.data.guarantee == "bitwise":
         raise ValueError(
             "data['guarantee']='bitwise' needs the whole gradient on each process: use "
@@ -66,7 +75,6 @@ def place(module: Module, flags: Flags, world: World, console: Console) -> bool:
         broadcast(value for value in module.state_dict().values() if _sendable(value))
         cut = strategy if isinstance(strategy, FSDP2) else FSDP2()
         shard(module, cut, mesh, world.size, world.device)
-    return sharded and world.size > 1
 
 
 def compile_parts(module: nn.Module, options: dict[str, Any]) -> None:

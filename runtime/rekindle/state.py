@@ -14,7 +14,7 @@ What the store needs to know without reading tensors is in `meta`: position, led
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,13 +23,14 @@ from torch import nn
 from rekindle import logs, metrics, optimizers, randomness
 from rekindle.callback import Callback
 from rekindle.checkpoint import CommitRef, Restored, encoding
-from rekindle.checkpoint.tensors import flatten, rebuild
+from rekindle.checkpoint.manifest import TensorEntry
+from rekindle.checkpoint.tensors import TORCH_DTYPES, flatten, rebuild
 from rekindle.finite import Window
 from rekindle.gradients import broadcast
 from rekindle.optimizers import plain
 from rekindle.requirement import RequirementError
 from rekindle.run import Run
-from rekindle.strategies.sharding import like
+from rekindle.strategies.sharding import empty, like
 
 
 def collect(
@@ -168,6 +169,36 @@ def apply(run: Run, restored: Restored) -> None:
     values = {name: torch.tensor(value) for name, value in restored.meta["metrics"].items()}
     run.trainer.callback_metrics.update(values)
     run.measured.update(restored.meta.get("measured", {}))
+
+
+def shares(
+    module: nn.Module, callbacks: list[Callback], stored: Sequence[TensorEntry]
+) -> dict[str, torch.Tensor]:
+    """Room for this rank's share of what a checkpoint has in the shapes of a sharded model.
+
+    By the names of the stored tensors, for `Store.load(into=)`: parameters, optimizer state, and
+    what callbacks keep for each parameter. What is not in it is loaded whole.
+    """
+    parameters = {
+        plain(name): parameter
+        for name, parameter in module.named_parameters()
+        if hasattr(parameter, "placements")
+    }
+    kept = [f"callbacks.{key}.{name}." for key, c in keys(callbacks).items() for name in c.shares]
+    found: dict[str, torch.Tensor] = {}
+    for entry in stored:
+        head, _, name = entry.name.partition(".")
+        if head == "optimizers":
+            name = name.partition(".state.")[2].rpartition(".")[0]
+        elif head == "callbacks":
+            prefix = next((prefix for prefix in kept if entry.name.startswith(prefix)), None)
+            name = "" if prefix is None else plain(entry.name.removeprefix(prefix))
+        elif head != "model":
+            continue
+        parameter, dtype = parameters.get(name), TORCH_DTYPES.get(entry.dtype)
+        if parameter is not None and dtype is not None and entry.shape == tuple(parameter.shape):
+            found[entry.name] = empty(parameter, dtype)
+    return found
 
 
 def _saved_buffers(module: nn.Module, model: Mapping[str, Any]) -> dict[str, torch.Tensor]:

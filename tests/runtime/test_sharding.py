@@ -41,6 +41,9 @@ TASKS = {
     "scaled": task("fsdp2", "scaled", scaled=True),
     "layers": task("auto", "layers", flags={"mesh": {"dp": 1, "tp": 2}, "max_steps": 7}),
     "more layers": task("auto", "layers", flags={"mesh": {"dp": 1, "tp": 2}}, validate=True),
+    "large": task("ddp", "large", width=256, average=True, flags={"max_steps": 2}),
+    "large shares": task("fsdp2", "large", width=256, average=True, flags={"max_steps": 3}),
+    "large again": task("fsdp2", "large", width=256, average=True, flags={"max_steps": 4}),
     "copies": task("auto", "copies", flags={"mesh": {"dp": 2, "tp": 1}}),
 }
 
@@ -102,6 +105,18 @@ def test_a_run_moves_between_strategies_and_numbers_of_ranks(ranks, alone, tmp_p
     result = train(tmp_path, "moved")
     assert result["step"] == alone["step"] == 12
     assert same([result], alone)
+
+
+def test_a_rank_reads_its_share_of_a_checkpoint_and_no_more(two):
+    (root,) = {result["root"] for result in two["large again"]}
+    store = Store.open(root)
+    whole = sum(entry.nbytes for entry in store.read(store.commits()[0]).tensors)
+    assert whole > 4e6, "parameters, two moments and their average"
+    for name in ("large shares", "large again"):
+        for result in two[name]:
+            assert result["got"] < 0.51 * whole, name
+    # Chunks are verified whole; those of a rank's own share hold nothing else.
+    assert all(result["read"] < 0.55 * whole for result in two["large again"])
 
 
 def test_statistics_of_two_batches_are_those_of_one_twice_as_large(two, tmp_path):

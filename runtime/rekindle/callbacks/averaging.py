@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from rekindle.callback import Callback
 from rekindle.loader import to_device
 from rekindle.randomness import seed_lane
+from rekindle.strategies.sharding import like
 
 if TYPE_CHECKING:
     from rekindle.module import Module
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 class EMA(Callback):
     """An exponential moving average of the weights: ``shadow = decay * shadow + (1-decay) * p``."""
+
+    shares = ("shadow",)
 
     def __init__(
         self,
@@ -157,18 +160,14 @@ def _here(tensor: torch.Tensor) -> torch.Tensor:
 def _like(parameter: torch.Tensor, saved: torch.Tensor) -> torch.Tensor:
     """A restored tensor where the parameter is, and sharded as it is."""
     saved = saved.to(device=parameter.device, dtype=parameter.dtype, copy=True)
-    if not hasattr(parameter, "placements") or hasattr(saved, "placements"):
-        return saved
-    from torch.distributed.tensor import distribute_tensor
-
-    sharded: Any = parameter
-    mesh, placements = sharded.device_mesh, sharded.placements
-    # Every rank has all of it, so nothing has to be sent.
-    return distribute_tensor(saved, mesh, placements, src_data_rank=None)
+    shared: torch.Tensor = like(saved, parameter)
+    return shared
 
 
 class SWA(Callback):
     """Stochastic weight averaging over the last epochs; needs ``Trainer(max_epochs=...)``."""
+
+    shares = ("average",)
 
     def __init__(
         self,

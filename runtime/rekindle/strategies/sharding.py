@@ -124,10 +124,26 @@ def sharded(module: nn.Module) -> bool:
     return any(hasattr(parameter, "placements") for parameter in module.parameters())
 
 
+def empty(model: Any, dtype: torch.dtype) -> Any:
+    """A share without contents, cut as `model` is cut."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        torch.empty_like(model.to_local(), dtype=dtype),
+        model.device_mesh,
+        model.placements,
+        run_check=False,
+        shape=model.shape,
+        stride=model.stride(),
+    )
+
+
 def like(value: Any, model: Any) -> Any:
     """A tensor cut as `model` is cut, when that is a share of a tensor of the same shape."""
     placements = getattr(model, "placements", None)
     if placements is None or not isinstance(value, torch.Tensor) or value.shape != model.shape:
+        return value
+    if hasattr(value, "placements"):
         return value
     from torch.distributed.tensor import distribute_tensor
 

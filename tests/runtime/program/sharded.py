@@ -7,6 +7,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
+from rekindle.callbacks import EMA
+from rekindle.checkpoint import shards
+from rekindle.checkpoint.tensors import named
 from rekindle.strategies import FSDP2, DeepSpeedStrategy, FSDPStrategy
 
 
@@ -23,12 +26,14 @@ class Block(nn.Module):
 
 
 class Net(rk.Module):
-    def __init__(self, drop=0.0, norm=False):
+    def __init__(self, drop=0.0, norm=False, width=8):
         super().__init__()
         self.normed = norm
-        norm = nn.BatchNorm1d(8) if norm else nn.Identity()
-        self.net = nn.Sequential(nn.Linear(6, 8), Block(8), nn.Dropout(drop), Block(8), norm)
-        self.head = nn.Linear(8, 1)
+        norm = nn.BatchNorm1d(width) if norm else nn.Identity()
+        self.net = nn.Sequential(
+            nn.Linear(6, width), Block(width), nn.Dropout(drop), Block(width), norm
+        )
+        self.head = nn.Linear(width, 1)
         from torchmetrics import MeanSquaredError
 
         self.error = MeanSquaredError()
@@ -87,15 +92,44 @@ def scaled():
     return rk.MixedPrecision("16-mixed", "cpu", scaler)
 
 
+class Reading(rk.Callback):
+    """Counts the bytes that this rank reads of a checkpoint, and those of the tensors it gets."""
+
+    def __init__(self):
+        self.read, self.got = 0, 0
+        self._get = shards._get
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        found = named(checkpoint).values()
+        self.got = sum(getattr(t, "to_local", lambda t=t: t)().nbytes for t in found)
+
+    def __enter__(self):
+        shards._get = self._counted
+        return self
+
+    def __exit__(self, *_):
+        shards._get = self._get
+
+    def _counted(self, objects, entry, into, start, what):
+        self.read += len(into)
+        return self._get(objects, entry, into, start, what)
+
+
 def main(task):
+    with Reading() as reading:
+        return train(task, reading) | {"read": reading.read, "got": reading.got}
+
+
+def train(task, reading):
     rk.seed_everything(1 + int(os.environ.get("RANK", "0")))
-    model = Net(task.get("drop", 0.0), task.get("norm", False))
+    model = Net(task.get("drop", 0.0), task.get("norm", False), task.get("width", 8))
     x = torch.randn(task.get("n", 37), 6, generator=torch.Generator().manual_seed(0))
     data = TensorDataset(x, x.sum(1, keepdim=True))
     flags = {"max_epochs": 3, "enable_progress_bar": False, "gradient_clip_val": 0.5}
     flags |= {"global_batch_size": 12, "root": task["root"], "num_sanity_val_steps": 0}
     if task.get("scaled"):
         flags["precision"] = scaled()
+    flags["callbacks"] = [reading, EMA()] if task.get("average") else [reading]
     trainer = rk.Trainer(**flags | task.get("flags", {}), strategy=STRATEGIES[task["strategy"]]())
     trainer.fit(
         model, DataLoader(data, task.get("batch_size", 2), shuffle=True), DataLoader(data, 5)
