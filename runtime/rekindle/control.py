@@ -44,6 +44,10 @@ _SAMPLES_PER_SECOND = 17  # f64, nan: none
 _PRODUCTIVE = 18  # f64, seconds
 _STALL = 19  # f64, seconds
 _COMMIT_AT = 20  # f64, unix seconds
+_COMMIT_SECONDS = 21  # f64, what the newest save took until it was committed; nan: unknown
+_GROUPED = 22  # f64, time.monotonic() of this machine, as the next two; 0: not yet
+_RESTORED = 23
+_STEPPED = 24
 
 METRICS_FILE = "metrics.json"
 
@@ -67,6 +71,7 @@ class ControlPage:
             self._ints[_COMMIT_STEP] = -1
             self._floats[_LOSS] = math.nan
             self._floats[_SAMPLES_PER_SECOND] = math.nan
+            self._floats[_COMMIT_SECONDS] = math.nan
 
     @classmethod
     def from_environment(cls) -> Self | None:
@@ -112,6 +117,21 @@ class ControlPage:
             return None
         return CheckpointReport(step=step, committed_at=self._floats[_COMMIT_AT], uri=uri)
 
+    @property
+    def save_seconds(self) -> float | None:
+        """What the newest save took, from its step to its commit; None before the first."""
+        return _number(self._floats[_COMMIT_SECONDS])
+
+    def stamps(self) -> tuple[float | None, float | None, float | None]:
+        """When the workers were grouped, restored, and through their first step.
+
+        Values of time.monotonic(), None for what has not happened.
+        """
+        grouped, restored, stepped = (
+            self._floats[word] or None for word in (_GROUPED, _RESTORED, _STEPPED)
+        )
+        return grouped, restored, stepped
+
     def outcomes(self) -> list[Outcome]:
         """What failing workers of this pod have left behind, earliest first."""
         found = []
@@ -135,7 +155,8 @@ class ControlPage:
     # The workers' side.
 
     def attach(self) -> None:
-        """Tell the agent that a trainer obeys the stop word."""
+        """Tell the agent that a trainer obeys the stop word, and that its group is formed."""
+        self._floats[_GROUPED] = time.monotonic()
         self._ints[_ATTACHED] = 1
 
     @property
@@ -160,7 +181,11 @@ class ControlPage:
         productive: float = 0.0,
         stall: float = 0.0,
     ) -> None:
-        """Announce where a round begins, with the seconds that its checkpoint has counted."""
+        """Announce where a round begins, with the seconds that its checkpoint has counted.
+
+        State is back in place by then.
+        """
+        self._floats[_RESTORED] = time.monotonic()
         self._ints[_EPOCH] = epoch
         self._floats[_PRODUCTIVE] = productive
         self._floats[_STALL] = stall
@@ -171,12 +196,14 @@ class ControlPage:
     def step_done(
         self, *, step: int, epoch: int, samples: int, productive: float, stall: float
     ) -> None:
-        """Announce a completed optimizer step (hot path: six stores)."""
+        """Announce a completed optimizer step (hot path: six stores and a look)."""
         ints, floats = self._ints, self._floats
         ints[_EPOCH] = epoch
         ints[_SAMPLES] = samples
         floats[_PRODUCTIVE] = productive
         floats[_STALL] = stall
+        if not ints[_ROUND_STEPS]:
+            floats[_STEPPED] = time.monotonic()
         ints[_ROUND_STEPS] += 1
         ints[_STEP] = step
 
@@ -187,9 +214,11 @@ class ControlPage:
             math.nan if samples_per_second is None else samples_per_second
         )
 
-    def committed(self, *, step: int, at: float) -> None:
-        """Announce a commit (``at`` in unix seconds)."""
+    def committed(self, *, step: int, at: float, seconds: float | None = None) -> None:
+        """Announce a commit: ``at`` in unix seconds, and what the save took as a whole."""
         self._floats[_COMMIT_AT] = at
+        if seconds is not None:
+            self._floats[_COMMIT_SECONDS] = seconds
         self._ints[_COMMIT_STEP] = step
 
     def write_metrics(self, metrics: dict[str, float]) -> None:

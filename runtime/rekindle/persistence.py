@@ -338,7 +338,7 @@ class Session:
         if self.world.local_rank == 0:
             telemetry.committed(step=ref.step, seconds=seconds, size=size, now=now)
             if self.page is not None:
-                self.page.committed(step=ref.step, at=now)
+                self.page.committed(step=ref.step, at=now, seconds=seconds)
 
     def _weigh_grace(self, step: int, seconds: float) -> None:
         """R18: twice what a save has taken should fit into the time that a notice leaves."""

@@ -61,3 +61,22 @@ def test_no_agent_means_no_page(monkeypatch, tmp_path):
     ControlPage(tmp_path, create=True)
     monkeypatch.setenv("REKINDLE_RUN_DIR", str(tmp_path))
     assert ControlPage.from_environment() is not None
+
+
+def test_a_round_is_stamped_as_it_comes_up(tmp_path):
+    agent = ControlPage(tmp_path, create=True)
+    worker = ControlPage(tmp_path)
+    assert agent.stamps() == (None, None, None)
+    assert agent.save_seconds is None
+    worker.attach()
+    worker.begin(step=3, samples=30, total_steps=None)
+    grouped, restored, stepped = agent.stamps()
+    assert grouped <= restored
+    assert stepped is None
+    for step in (4, 5):
+        worker.step_done(step=step, epoch=0, samples=10 * step, productive=0.0, stall=0.0)
+        stepped = stepped or agent.stamps()[2]
+    assert agent.stamps() == (grouped, restored, stepped)
+    assert restored <= stepped
+    worker.committed(step=4, at=1.0, seconds=0.5)
+    assert agent.save_seconds == 0.5
