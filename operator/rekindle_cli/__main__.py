@@ -195,28 +195,20 @@ _HANDED_OVER = {
 }
 
 
-@app.command(context_settings=_HANDED_OVER)
-def fit(context: typer.Context) -> None:
-    """Train a model of yours: rekindle fit --config run.yaml module:Class; see --help."""
-    training.hand_over("fit", context.args)
+_STAGES = {
+    "fit": "Train a model of yours: rekindle fit --config run.yaml module:Class; see --help.",
+    "validate": "Run the validation loop of a model once; arguments as for fit.",
+    "test": "Run the test loop of a model once; arguments as for fit.",
+    "predict": "Run a model over its data; callbacks write what it predicts. Arguments as for fit.",
+}
 
 
-@app.command(context_settings=_HANDED_OVER)
-def validate(context: typer.Context) -> None:
-    """Run the validation loop of a model once; arguments as for fit."""
-    training.hand_over("validate", context.args)
+def _handed_over(context: typer.Context) -> None:
+    training.hand_over(str(context.info_name), context.args)
 
 
-@app.command(context_settings=_HANDED_OVER)
-def test(context: typer.Context) -> None:
-    """Run the test loop of a model once; arguments as for fit."""
-    training.hand_over("test", context.args)
-
-
-@app.command(context_settings=_HANDED_OVER)
-def predict(context: typer.Context) -> None:
-    """Run a model over its data; callbacks write what it predicts. Arguments as for fit."""
-    training.hand_over("predict", context.args)
+for _stage, _help in _STAGES.items():
+    app.command(_stage, help=_help, context_settings=_HANDED_OVER)(_handed_over)
 
 
 @app.command()

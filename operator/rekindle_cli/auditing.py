@@ -21,7 +21,6 @@ from rekindle_cli.storeargs import (
     Uri,
     command,
     opened,
-    plain_errors,
     print_json,
 )
 from rekindle_cli.wording import count
@@ -49,8 +48,7 @@ def add_to(app: typer.Typer) -> None:
         from rekindle.ledger import audit
         from rekindle_cli import inventory
 
-        with plain_errors():
-            store = opened(uri, options)
+        with opened(uri, options) as store:
             commit = store.read(inventory.resolve(store, step))
             if "ledger" not in commit.meta or "cursor" not in commit.meta:
                 raise Failure(

@@ -21,7 +21,6 @@ from rekindle_cli.storeargs import (
     Uri,
     command,
     opened,
-    plain_errors,
     print_json,
 )
 
@@ -46,8 +45,7 @@ def list_(
     """List all checkpoints, newest first, also those that no restore would take."""
     from rekindle_cli import inventory, tables
 
-    with plain_errors():
-        store = opened(uri, options)
+    with opened(uri, options) as store:
         found = inventory.entries(store)
     if as_json:
         print_json({"uri": store.uri, "checkpoints": [inventory.entry_json(one) for one in found]})
@@ -72,8 +70,7 @@ def show(
     from rekindle_cli import inventory, tables
     from rekindle_cli.view import print_rows
 
-    with plain_errors():
-        store = opened(uri, options)
+    with opened(uri, options) as store:
         ref = inventory.resolve(store, step)
         entry = next((one for one in inventory.entries(store) if one.ref == ref), None)
         if entry is None:
@@ -117,8 +114,7 @@ def verify(
     from rekindle_cli.wording import count
 
     reports = []
-    with plain_errors():
-        store = opened(uri, options)
+    with opened(uri, options) as store:
         if step is None:
             refs = sorted(store.listed(), reverse=True)
         else:
@@ -175,9 +171,10 @@ def diff(
     from rekindle_cli import inventory, tables
     from rekindle_cli.wording import count
 
-    with plain_errors():
-        store = opened(uri, options, beside=other)
-        second = opened(other, options, beside=uri) if other else store
+    with (
+        opened(uri, options, beside=other) as store,
+        opened(other or uri, options, beside=uri) as second,
+    ):
         pair = [(store, before), (second, after)]
         old, new = (where.read(inventory.resolve(where, name)) for where, name in pair)
         found = difference(old, new)
@@ -221,8 +218,7 @@ def export(
     from rekindle_cli import inventory
     from rekindle_cli.wording import count
 
-    with plain_errors():
-        store = opened(uri, options)
+    with opened(uri, options) as store:
         commit = store.read(inventory.resolve(store, step))
         written = exporting.export(store.objects, commit, out, prefix=prefix)
         beside = f"{out.removesuffix('.safetensors')}.json"
@@ -253,8 +249,8 @@ def import_(
     from rekindle_cli import importing
     from rekindle_cli.wording import count
 
-    with plain_errors():
-        opened(uri, options)  # what is wrong with them is said before torch is started
+    with opened(uri, options):
+        pass  # what is wrong with them is said before torch is started
     found = importing.load(source, uri, step=step, options=options)
     if as_json:
         print_json(found)
@@ -304,8 +300,7 @@ def prune(
     from rekindle_cli.wording import count
 
     rules = _best(best or [])
-    with plain_errors():
-        store = opened(uri, options)
+    with opened(uri, options) as store:
         policy = Retention(latest=latest, best=rules, every=every, hourly=hourly)
         line = store.line()
         # What the newest attempt resumed from is its way back until it has commits of its own.
@@ -351,8 +346,7 @@ def pin(
     """Keep a checkpoint whatever the policy says; a pin of that name moves here."""
     from rekindle_cli import inventory
 
-    with plain_errors():
-        store = opened(uri, options)
+    with opened(uri, options) as store:
         ref = inventory.resolve(store, step)
         set_ = store.pin(ref, name=name, note=note)
     if as_json:
@@ -370,8 +364,7 @@ def unpin(
     options: Options,
 ) -> None:
     """Take a pin away; the checkpoint then stays only as long as the policy says."""
-    with plain_errors():
-        store = opened(uri, options)
+    with opened(uri, options) as store:
         pins = store.pins()
         chosen = [pin for pin, content in pins.items() if name in {pin, str(content.ref.step)}]
         if not chosen:

@@ -21,48 +21,49 @@ Name = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Options = dict[str, str]
-"""What was given of `_STORE_OPTIONS`: arguments of `rekindle.checkpoint.Store.open`."""
+"""What was given of the options of a store, by the names that `Store.open` has for them."""
 
-_STORE_OPTIONS = {
-    "endpoint_url": Annotated[str | None, typer.Option(help="Of an S3 that is not AWS.")],
-    "region": Annotated[str | None, typer.Option(help="Else from the environment or the profile.")],
-    "profile": Annotated[str | None, typer.Option(help="Of the shared AWS configuration.")],
-    "ca_bundle": Annotated[str | None, typer.Option(help="PEM file of a private CA.")],
-    "addressing": Annotated[str | None, typer.Option(help="auto, path or virtual.")],
-    "commit": Annotated[
+
+def _given(
+    *,
+    endpoint_url: Annotated[str | None, typer.Option(help="Of an S3 that is not AWS.")] = None,
+    region: Annotated[
+        str | None, typer.Option(help="Else from the environment or the profile.")
+    ] = None,
+    profile: Annotated[str | None, typer.Option(help="Of the shared AWS configuration.")] = None,
+    ca_bundle: Annotated[str | None, typer.Option(help="PEM file of a private CA.")] = None,
+    addressing: Annotated[str | None, typer.Option(help="auto, path or virtual.")] = None,
+    commit: Annotated[
         str | None,
         typer.Option(help="conditional, or lease for servers that ignore conditional writes."),
-    ],
-}
+    ] = None,
+) -> Options:
+    """The options of a store, as each command has them."""
+    return {option: value for option, value in locals().items() if value}
 
 
 def command(
     app: typer.Typer, name: str | None = None
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a command of `app` that has all options of a store and hands on those given.
+    """Make a command of `app` that takes the options of `_given` and gets what they return.
 
-    Typer reads a function's signature, so that is where the options are put: one list of them.
+    Typer has no groups of options: what a command takes is what its function's signature says. So
+    the function is wrapped into one whose signature has `_given`'s parameters for `options`.
     """
+    added = inspect.signature(_given).parameters
 
     def wrapped(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def run(*args: Any, **given: Any) -> None:
-            values = {option: given.pop(option) for option in _STORE_OPTIONS}
-            options = {option: value for option, value in values.items() if value}
-            function(*args, **given, options=options)
+        def run(**given: Any) -> None:
+            options = _given(**{option: given.pop(option) for option in added})
+            function(**given, options=options)
 
-        signature = inspect.signature(function)
-        own = [value for key, value in signature.parameters.items() if key != "options"]
-        added = [
-            inspect.Parameter(
-                option, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
-            )
-            for option, annotation in _STORE_OPTIONS.items()
-        ]
-        run.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
-        run.__annotations__ = {
-            parameter.name: parameter.annotation for parameter in (*own, *added)
-        } | {"return": None}
+        own = inspect.signature(function)
+        kept = [one for one in own.parameters.values() if one.name != "options"]
+        signature = own.replace(parameters=[*kept, *added.values()])
+        run.__signature__ = signature  # type: ignore[attr-defined]
+        # Typer resolves annotations by these, and takes everything else from the signature.
+        run.__annotations__ = {one.name: one.annotation for one in signature.parameters.values()}
         app.command(name)(run)
         return function
 
@@ -70,39 +71,26 @@ def command(
 
 
 @contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """Errors of the store become messages."""
+def opened(uri: str, options: Options, *, beside: str | None = None) -> Iterator["Store"]:
+    """The store; raises Failure for whatever goes wrong with it, also in the body.
+
+    Options that the store has no use for are refused. `beside` is another store that the command
+    opens with the same ones: one of both may be of files.
+    """
     from rekindle.checkpoint.checksum import ChecksumUnavailable
-    from rekindle.checkpoint.location import InvalidLocation
+    from rekindle.checkpoint.location import check_options
     from rekindle.checkpoint.manifest import IntegrityError, VersionError
     from rekindle.checkpoint.objects import StoreError
+    from rekindle.checkpoint.store import Store
 
     try:
-        yield
-    except (
-        InvalidLocation,
-        IntegrityError,
-        VersionError,
-        StoreError,
-        ChecksumUnavailable,
-        ValueError,
-    ) as error:
+        if beside is None or not beside.startswith("s3://"):
+            check_options(uri, {option: f"--{option.replace('_', '-')}" for option in options})
+        yield Store.open(uri, **options)
+    except (IntegrityError, VersionError, StoreError, ChecksumUnavailable, ValueError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
         raise Failure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
-
-
-def opened(uri: str, options: Options, *, beside: str | None = None) -> "Store":
-    """The store; raises what `plain_errors` puts into words, also for options without effect.
-
-    `beside` is another store that the command opens with the same options: one may be of files.
-    """
-    from rekindle.checkpoint.location import check_options
-    from rekindle.checkpoint.store import Store
-
-    if beside is None or not beside.startswith("s3://"):
-        check_options(uri, {option: f"--{option.replace('_', '-')}" for option in options})
-    return Store.open(uri, **options)
 
 
 def print_json(document: dict[str, Any]) -> None:

@@ -151,3 +151,17 @@ def test_a_cluster_in_the_foreground_serves_and_leaves_nothing(tmp_path) -> None
             started.kill()
     assert list(tmp_path.iterdir()) == []
     assert rekindle("get", "--kubeconfig", config).returncode == 2
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])
+def test_a_stage_is_handed_over_with_its_arguments_unread(stage, call, monkeypatch) -> None:
+    started = []
+
+    def execve(program, command, environment):
+        started.append(command)
+        raise SystemExit(7)
+
+    monkeypatch.setattr(os, "execve", execve)
+    assert call(stage, "--config", "run.yaml", "net:Net", "--help")[0] == 7
+    given = ["--config", "run.yaml", "net:Net", "--help"]
+    assert started == [[sys.executable, "-m", "rekindle", stage, *given]]
