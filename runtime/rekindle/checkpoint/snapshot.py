@@ -57,6 +57,8 @@ class Slot:
         if capacity <= self.capacity:
             return
         size = -(-(capacity + _PAGE) // _PAGE) * _PAGE
+        # Somebody who had the slot before may have made it larger; what it holds stays.
+        size = max(size, os.fstat(self.descriptor).st_size)
         self._map = None
         os.ftruncate(self.descriptor, size)
         if hasattr(os, "posix_fallocate"):
@@ -79,14 +81,20 @@ class Slot:
         _HEADER.pack_into(self._map, 0, _MAGIC, size, len(ticket), zlib.crc32(ticket))
         _NUMBER.pack_into(self._map, _NUMBER_AT, number)
 
-    def read(self) -> tuple[int, bytes, memoryview] | None:
-        """Number, ticket and shard bytes of what the slot holds; None while it holds nothing."""
+    def read(self, *, private: bool = False) -> tuple[int, bytes, memoryview] | None:
+        """Number, ticket and shard bytes of what the slot holds; None while it holds nothing.
+
+        With `private` the bytes may be written to, which is seen by nobody else.
+        """
         size = os.fstat(self.descriptor).st_size
         if size < _PAGE:
             return None
         if size != self._size:
             self._size = size
-            self._map = mmap.mmap(self.descriptor, size, mmap.MAP_SHARED, mmap.PROT_READ)
+            flags, allowed = mmap.MAP_SHARED, mmap.PROT_READ
+            if private:
+                flags, allowed = mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
+            self._map = mmap.mmap(self.descriptor, size, flags, allowed)
         assert self._map is not None
         (number,) = _NUMBER.unpack_from(self._map, _NUMBER_AT)
         magic, length, long, crc = _HEADER.unpack_from(self._map, 0)
