@@ -60,10 +60,11 @@ def place(module: Module, flags: Flags, world: World, console: Console) -> None:
             "data['guarantee']='bitwise' needs the whole gradient on each process: use "
             "strategy='ddp', or the guarantee 'order'."
         )
-    if sharded and not (module.automatic_optimization and module.automatic):
-        raise ValueError(
-            "manual optimization works with strategy='ddp'; a sharded model sums its gradients in "
-            "each backward pass. Use strategy='ddp'."
+    automatic = module.automatic_optimization and module.automatic
+    if isinstance(strategy, FSDP2) and not strategy.reshard and not automatic:
+        console.say(
+            "FSDP2(reshard=False) is not used with manual optimization: each network is gathered "
+            "when it is called, since an optimizer may have stepped since its last call"
         )
     if flags.sync_batchnorm and world.size > 1:
         synchronise(module)

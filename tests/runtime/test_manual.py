@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
 from rekindle.precision import MixedPrecision
+from rekindle.strategies.sharding import networks
 
 PROGRAM = Path(__file__).parent / "program"
 REAL = torch.randn(37, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + 2
@@ -237,3 +238,40 @@ def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
             assert ours == pytest.approx(theirs, abs=1e-5)
         assert resumed["parameters"] == whole["parameters"]
         assert resumed["metrics"] == whole["metrics"]
+
+
+@pytest.mark.processes
+def test_networks_in_shares_are_updated_as_whole_ones_are(ranks, tmp_path):
+    program = runpy.run_path(str(PROGRAM / "manual.py"))
+
+    def task(root, batch=4, **more):
+        return {"program": "manual.py", "root": root, "batch_size": batch, "sharded": True} | more
+
+    plain = program["main"](task(str(tmp_path / "plain"), 8))
+    toggled = program["main"](task(str(tmp_path / "toggled"), 8, toggling=True, validate=True))
+    tasks = [
+        task("whole", strategy="fsdp"),
+        task("cut", strategy="fsdp", flags={"max_steps": 7}),
+        task("cut", strategy="fsdp"),
+        task("toggled", strategy="deepspeed_stage_2", toggling=True, validate=True),
+    ]
+    for whole, part, resumed, switched in ranks(2, *tasks):
+        assert (whole["updates"], part["step"]) == (45, 7)
+        assert whole["own"] < 0.7 * plain["own"]
+        for run, alone in ((whole, plain), (switched, toggled)):
+            assert run["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+            for ours, theirs in zip(run["parameters"], alone["parameters"], strict=True):
+                assert ours == pytest.approx(theirs, abs=1e-5)
+        assert resumed["parameters"] == whole["parameters"]
+
+
+def test_a_parameter_of_no_network_cannot_be_in_shares():
+    class Mine(Gan):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(2))
+
+    whole = Gan()
+    assert networks(whole) == [whole.generator, whole.critic]
+    with pytest.raises(ValueError, match="Mine.scale is a parameter of no submodule"):
+        networks(Mine())

@@ -4,6 +4,9 @@ The trainer calls `training_step` and not `forward`, so the steps themselves are
 around which parameters are gathered and given back. Gradients are summed over the processes, not
 averaged: each micro-batch's loss has been multiplied by its share of the step before.
 
+With manual optimization there are backward passes and optimizer steps within `training_step`, so
+there it is each network of the module that is gathered, whenever it is called.
+
 A collective runs in every forward pass. So all processes must make equally many of them, and one
 that has no micro-batch in a round repeats one with weight zero; see `rekindle.lockstep`.
 """
@@ -47,15 +50,23 @@ def shard(
         if strategy.offload
         else OffloadPolicy(),
     }
+    automatic = _automatic(module)
     inner = [child for child in module.modules() if child is not module]
-    for child in reversed([child for child in inner if chosen(strategy.wrap, child)]):
-        fully_shard(child, reshard_after_forward=strategy.reshard, **options)
-    fully_shard(module, **options)
+    wrapped = [child for child in inner if chosen(strategy.wrap, child)]
+    if automatic:
+        for child in reversed(wrapped):
+            fully_shard(child, reshard_after_forward=strategy.reshard, **options)
+        fully_shard(module, **options)
+    else:
+        # What is kept after a call would be out of date once an optimizer has stepped.
+        called = networks(module)
+        for child in reversed([child for child in inner if child in wrapped or child in called]):
+            fully_shard(child, reshard_after_forward=True, **options)
     for child in module.modules():
         if isinstance(child, FSDPModule):
             child.set_gradient_divide_factor(1.0)
             child.set_force_sum_reduction_for_comms(True)
-    for name in STEPS:
+    for name in STEPS if automatic else ():
         user: Any = getattr(module, name)
         takes = len(inspect.signature(user).parameters)
         if name == "training_step":
@@ -63,6 +74,31 @@ def shard(
         register_fsdp_forward_method(module, name)
         # What torch puts there hides the arguments' names.
         object.__setattr__(module, name, _with_arguments(getattr(module, name), takes))
+
+
+def _automatic(module: Any) -> bool:
+    return bool(module.automatic_optimization and module.automatic)
+
+
+def networks(module: nn.Module) -> list[nn.Module]:
+    """What a module with manual optimization calls: its submodules, one by one.
+
+    Its `training_step` has backward passes in it, so each network is gathered by itself, when it is
+    called. Raises ValueError for parameters that are in none.
+    """
+    found: list[nn.Module] = []
+    for name, _ in module.named_parameters(recurse=False):
+        raise ValueError(
+            f"manual optimization of a sharded model: {type(module).__name__}.{name} is a "
+            f"parameter of no submodule, so nothing gathers it. Put it into one that is called, or "
+            f"use strategy='ddp'."
+        )
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found += networks(child)
+        elif any(True for _ in child.parameters()):
+            found.append(child)
+    return found
 
 
 def _with_arguments(step: Any, takes: int) -> Callable[[Any, int], Any]:

@@ -10,16 +10,20 @@ import rekindle as rk
 
 
 class Pair(rk.Module):
-    def __init__(self):
+    def __init__(self, sharded=False, toggling=False):
         super().__init__()
         self.automatic_optimization = False
         self.first = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         self.second = nn.Linear(3, 1)
-        self.unused = nn.Parameter(torch.ones(2))
-        self.calls = 0
+        # A parameter that no submodule has cannot be in shares.
+        self.unused = nn.ParameterList() if sharded else nn.Parameter(torch.ones(2))
+        self.calls, self.toggling = 0, toggling
 
     def training_step(self, batch, batch_idx):
         self.calls += 1
+        if self.toggling:
+            self.with_toggles(batch)
+            return
         first, second = self.optimizers()
         x, y = batch
         self.step(first, nn.functional.mse_loss(self.first(x) + self.second(x), y), clip=0.5)
@@ -33,8 +37,24 @@ class Pair(rk.Module):
         second.step()
         self.log("loss", nn.functional.mse_loss(self.second(x), y).detach(), on_epoch=True)
 
+    def with_toggles(self, batch):
+        """One optimizer after the other; each network is also called between its two steps."""
+        x, y = batch
+        for optimizer in self.optimizers():
+            with optimizer.toggle_model():
+                loss = nn.functional.mse_loss(self.first(x) + self.second(x), y)
+                self.manual_backward(loss)
+                with torch.no_grad():
+                    self.first(x)
+                optimizer.step()
+                optimizer.zero_grad()
+        self.log("loss", loss.detach(), on_epoch=True)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", nn.functional.mse_loss(self.first(batch[0]), batch[1]))
+
     def configure_optimizers(self):
-        first = [*self.first.parameters(), self.unused]
+        first = [p for name, p in self.named_parameters() if not name.startswith("second")]
         return [
             torch.optim.AdamW(first, lr=0.01, weight_decay=0.1),
             torch.optim.SGD(self.second.parameters(), lr=0.05, momentum=0.9),
@@ -43,19 +63,24 @@ class Pair(rk.Module):
 
 def main(task):
     rk.seed_everything(1 + int(os.environ.get("RANK", "0")))
-    model = Pair()
+    strategy = task.get("strategy", "auto")
+    model = Pair(task.get("sharded", strategy != "auto"), task.get("toggling", False))
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(35, 3, generator=generator)
     trainer = rk.Trainer(
         **{"max_epochs": 3, "enable_progress_bar": False, "root": task["root"]}
-        | task.get("flags", {})
+        | task.get("flags", {}),
+        strategy=strategy,
     )
-    data = DataLoader(TensorDataset(x, x.sum(1, keepdim=True)), task["batch_size"], shuffle=True)
-    trainer.fit(model, data)
+    data = TensorDataset(x, x.sum(1, keepdim=True))
+    loader = DataLoader(data, task["batch_size"], shuffle=True)
+    trainer.fit(model, loader, DataLoader(data, 10) if task.get("validate") else None)
+    whole = [getattr(p.detach(), "full_tensor", p.detach)() for p in model.parameters()]
     return {
         "step": trainer.global_step,
         "updates": trainer.optimizer_steps,
         "calls": model.calls,
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
-        "parameters": [p.detach().flatten().tolist() for p in model.parameters()],
+        "own": sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in model.parameters()),
+        "parameters": [p.flatten().tolist() for p in whole],
     }
