@@ -339,6 +339,9 @@ class Controller:
         for incident in plan.resolved:
             metrics.RECOVERY_SECONDS.observe(now - incident.at)
             metrics.LOST_SECONDS.labels(incident.klass).inc(incident.seconds_lost or 0.0)
+        for incident in plan.measured:
+            for phase, took in incident.recovery.items():
+                metrics.RECOVERY_PHASE_SECONDS.labels(phase).observe(took)
         if plan.events:
             await self._cluster.post(state.body, plan.events, now)
         if plan.remove_job:

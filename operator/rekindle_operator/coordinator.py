@@ -149,7 +149,13 @@ class Coordinator:
         same_phase = old is not None and old.report.phase is report.phase
         same_phase = same_phase and old is not None and _key(old.report) == _key(report)
         since = old.phase_since if old and same_phase else now
-        room.agents[report.uid] = Agent(report=report, seen_at=now, phase_since=since)
+        hang_since = None
+        if report.hang is not None:
+            hung_before = old is not None and old.report.hang is not None and same_phase
+            hang_since = old.hang_since if old is not None and hung_before else now
+        room.agents[report.uid] = Agent(
+            report=report, seen_at=now, phase_since=since, hang_since=hang_since
+        )
         if report.round and (room.round is None or report.round.number > room.round.number):
             # An operator that has just started learns the current round from its members.
             room.set(report.round, room.directives)

@@ -10,11 +10,11 @@ cannot help: before any progress, or at the same step as the one before.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from rekindle.contract import Cause, ExitCode, Member, Outcome, Round
+from rekindle.contract import Cause, ExitCode, Hang, Member, Outcome, Round
 from rekindle_operator.observed import Observed, Pod, parse_time
 from rekindle_operator.rounds import State, state_of, wanted
 from rekindle_operator.spec import Budget, TrainingJob
@@ -29,6 +29,8 @@ BACKOFF_MOST = 300.0
 """Longest pause in seconds between two pods for one slot."""
 BACKOFF_MEMORY = 2 * BACKOFF_MOST
 """Seconds without an incident after which the pauses begin anew."""
+SETTLE_HANG = 5.0
+"""Seconds between the first word of a hang and the verdict: all ranks tell where they stand."""
 KEEP = 20
 """Incidents kept in the status."""
 
@@ -61,6 +63,14 @@ class Incident:
     steps_lost: int | None = None
     seconds_lost: float | None = None
     action: str = ""
+    recovered_in: int | None = None
+    """The round in which training went on."""
+    recovery: Mapping[str, float] = field(default_factory=dict)
+    """Where the time went, in seconds by phase (see recovery); empty until all have measured it."""
+    restored: tuple[tuple[str, str], ...] = ()
+    """(pod, where its state came from) of each member of the round that went on."""
+    stacks: str = ""
+    """Of a hang: where the rank to blame stood."""
     reason: str | None = None
     """Stable code of the outcome, Store/R5 for example. Not kept in the status."""
 
@@ -68,12 +78,15 @@ class Incident:
     def klass(self) -> str:
         """The budget that it is charged to: user, infrastructure or preemption.
 
-        That the operator itself was away is told, and charged to nobody.
+        That the operator itself was away, or that the trainer went back by itself, is told and
+        charged to nobody.
         """
         if self.cause in USER:
             return "user"
         if self.cause is Cause.OPERATOR:
             return "operator"
+        if self.cause is Cause.ROLLED_BACK:
+            return "trainer"
         return "preemption" if self.cause is Cause.PREEMPTED else "infrastructure"
 
     @property
@@ -91,6 +104,8 @@ class Detection:
     """Seconds until a verdict can be given."""
     collateral: tuple[str, ...] = ()
     """Pods that belong to the known incident of the current round."""
+    dump: bool = False
+    """Whether to ask all members where their threads stand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +236,12 @@ def _of_round(
         gone.sort(key=lambda found: found[1] in USER)
         _, cause, evidence, reason = gone[0]
         return Detection(incident=incident(cause, evidence, [m.pod for m, *_ in gone], reason))
+    if not failed and State.HUNG in states.values():
+        left, blamed_pod, evidence, stacks = _hang(observed, current, now)
+        if left > 0:
+            return Detection(settle=left, dump=True)
+        hung = incident(Cause.HUNG, evidence, [blamed_pod])
+        return Detection(incident=replace(hung, stacks=stacks))
     if not failed:
         return Detection()
     agents = [(observed.agents[m.uid], m) for m in failed]
@@ -242,6 +263,66 @@ def _of_round(
     _, member, outcome = min(blamed, key=lambda b: b[0])
     cause, evidence, reason = _why_outcome(outcome)
     return Detection(incident=incident(cause, evidence, [member.pod], reason))
+
+
+def _hang(observed: Observed, current: Round, now: float) -> tuple[float, str, str, str]:
+    """Seconds until a verdict about a hang; pod to blame, evidence, stacks of that pod.
+
+    All ranks stand still. To blame is one whose main thread does something else than wait for
+    others; failing that, the one that is fewest steps on, and last the one that is silent longest.
+    """
+    found: list[tuple[Hang, str, float]] = []
+    for member in current.members:
+        agent = observed.agents.get(member.uid)
+        if agent is None or agent.report.round is None or agent.report.round.key != current.key:
+            continue
+        if agent.report.hang is not None:
+            found.append((agent.report.hang, member.pod, agent.hang_since or now))
+    told = len(found) == len(current.members) and all(hang.stacks for hang, *_ in found)
+    left = 0.0 if told else min(since for *_, since in found) + SETTLE_HANG - now
+    hang, pod, _ = min(
+        found, key=lambda item: (item[0].waits is not False, item[0].step, -item[0].idle)
+    )
+    waiting = sum(other.waits is True for other, *_ in found)
+    evidence = (
+        f"rank {hang.rank} on {pod} has not got on for {hang.idle:.0f} s ({hang.phase}, after step "
+        f"{hang.step}; limit {hang.timeout:.0f} s)"
+    )
+    if waiting:
+        evidence += f"; {waiting} other pod{'s' * (waiting > 1)} wait for it"
+    return left, pod, evidence, hang.stacks or ""
+
+
+def of_the_trainer(observed: Observed, known: Sequence[Incident]) -> Incident | None:
+    """The newest rollback of the current round, unless it is known.
+
+    The trainer has put it right itself, within the round; it is told, and costs no budget.
+    """
+    current = observed.round
+    agent = observed.agents.get(current.members[0].uid) if current else None
+    if current is None or agent is None or agent.report.rollback is None:
+        return None
+    report, back = agent.report, agent.report.rollback
+    if report.round is None or report.round.key != current.key:
+        return None
+    at = round(back.at, 3)
+    if any(i.cause is Cause.ROLLED_BACK and abs(i.at - at) < 0.01 for i in known):
+        return None
+    seconds = report.progress.productive_seconds if report.progress else 0.0
+    per_step = seconds / report.progress.step if report.progress and report.progress.step else 0.0
+    lost = max(0, back.at_step - back.to_step)
+    return Incident(
+        at=at,
+        round=0,
+        cause=Cause.ROLLED_BACK,
+        evidence=back.reason,
+        victims=(),
+        step=back.at_step,
+        resumed_from=back.to_step,
+        steps_lost=lost,
+        seconds_lost=round(lost * per_step, 3),
+        action=f"went back to step {back.to_step} by itself; no pod was restarted",
+    )
 
 
 def _step_of(observed: Observed, member: Member, current: Round) -> int:
@@ -394,8 +475,12 @@ def charge(history: History, incident: Incident, job: TrainingJob, now: float) -
     return replace(history, infrastructure=(*recent, incident.at)[-1000:])
 
 
-def resolve(incident: Incident, *, resumed_from: int, step_seconds: float, now: float) -> Incident:
+def resolve(
+    incident: Incident, *, resumed_from: int, step_seconds: float, current: int, now: float
+) -> Incident:
     """Close an incident: training has completed a step since, from where ``resumed_from`` says.
+
+    ``current`` is the number of the round that did.
 
     One that ended no round has cost time, but no step.
     """
@@ -405,6 +490,7 @@ def resolve(incident: Incident, *, resumed_from: int, step_seconds: float, now: 
         resumed_from=resumed_from,
         steps_lost=lost,
         seconds_lost=round(now - incident.at + lost * step_seconds, 3),
+        recovered_in=current,
     )
 
 
@@ -480,10 +566,20 @@ def to_status(incident: Incident) -> dict[str, Any]:
                 ("resumedFrom", incident.resumed_from),
                 ("stepsLost", incident.steps_lost),
                 ("secondsLost", incident.seconds_lost),
+                ("recoveredInRound", incident.recovered_in),
+                ("recovery", _recovery(incident) or None),
+                ("restored", [{"pod": p, "source": s} for p, s in incident.restored] or None),
+                ("stacks", incident.stacks[:2000] or None),
             )
             if value is not None
         },
     }
+
+
+def _recovery(incident: Incident) -> dict[str, float]:
+    if not incident.recovery:
+        return {}
+    return {**incident.recovery, "total": round(sum(incident.recovery.values()), 4)}
 
 
 def from_status(document: Mapping[str, Any]) -> Incident:
@@ -500,6 +596,10 @@ def from_status(document: Mapping[str, Any]) -> Incident:
         steps_lost=document.get("stepsLost"),
         seconds_lost=document.get("secondsLost"),
         action=document.get("action", ""),
+        recovered_in=document.get("recoveredInRound"),
+        recovery={k: v for k, v in (document.get("recovery") or {}).items() if k != "total"},
+        restored=tuple((e["pod"], e["source"]) for e in document.get("restored") or ()),
+        stacks=document.get("stacks", ""),
     )
 
 

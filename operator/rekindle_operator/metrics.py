@@ -28,6 +28,13 @@ RECOVERY_SECONDS = Histogram(
     buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
     registry=REGISTRY,
 )
+RECOVERY_PHASE_SECONDS = Histogram(
+    "rekindle_recovery_phase_seconds",
+    "Parts of a recovery, from the first sign of trouble to the first step",
+    ["phase"],
+    buckets=(0.01, 0.03, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800),
+    registry=REGISTRY,
+)
 LOST_SECONDS = Counter(
     "rekindle_lost_seconds_total",
     "Seconds lost to incidents, by class",

@@ -133,6 +133,8 @@ class Agent:
     report: AgentReport
     seen_at: float
     phase_since: float
+    hang_since: float | None = None
+    """Since when it says that a worker hangs."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from rekindle.contract import (
     ExitCode,
     Round,
 )
-from rekindle_operator import incidents, resources, rounds, status
+from rekindle_operator import incidents, recovery, resources, rounds, status, stragglers
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.spec import TrainingJob
@@ -74,6 +74,8 @@ class Plan:
     """Incidents that are new in this plan, for the metrics."""
     resolved: tuple[Incident, ...] = ()
     """Incidents that this plan closes, for the metrics."""
+    measured: tuple[Incident, ...] = ()
+    """Incidents of which all members have now told where the time went, for the metrics."""
 
 
 def reconcile(
@@ -98,9 +100,12 @@ def reconcile(
     record, operator_incident = _note_operator(record, observed)
     record = _note_progress(record, observed, now)
 
-    record, fresh, verdict, settle = _note_incident(job, record, observed, now)
-    fresh = (*operator_incident, *fresh)
+    record, fresh, verdict, found = _note_incident(job, record, observed, now)
+    settle = found.settle
+    record, told = _note_rollback(record, observed)
+    fresh = (*operator_incident, *told, *fresh)
     record, resolved = _resolve(record, observed, now)
+    record, measured = _measure(record, observed)
     pause = incidents.backoff(record.incidents, now)
     outage = bool(record.incidents) and record.incidents[-1].cause is Cause.STORE_LOST
     hold = settle is not None or (outage and pause > 0)
@@ -126,6 +131,7 @@ def reconcile(
 
     record = replace(record, phase=_phase(record, observed, decision, now))
     conditions, message = _conditions(job, record, observed, decision)
+    orders = _dump_directives(observed) if found.dump else _save_directives(observed, decision)
     waits = [seconds for seconds in (settle, decision.requeue, pause or None) if seconds]
     waits.extend(_deadlines_left(job, record, now))
     return Plan(
@@ -133,11 +139,12 @@ def reconcile(
         delete=tuple(_unwanted_pods(job, record, observed, hold=hold)),
         status=status.render(job, record, observed, conditions, message, now),
         publish=decision.form,
-        directives=_save_directives(observed, decision),
+        directives=orders,
         events=(*map(_incident_event, fresh), *_round_events(decision)),
         requeue=min(waits) if waits else None,
         incidents=fresh,
         resolved=resolved,
+        measured=measured,
     )
 
 
@@ -223,14 +230,17 @@ def _newest_checkpoint(record: Record, observed: Observed) -> CheckpointReport |
 
 def _note_incident(
     job: TrainingJob, record: Record, observed: Observed, now: float
-) -> tuple[Record, tuple[Incident, ...], incidents.Verdict | None, float | None]:
-    """Find what has gone wrong since, charge it, and say whether there is another try."""
+) -> tuple[Record, tuple[Incident, ...], incidents.Verdict | None, incidents.Detection]:
+    """Find what has gone wrong since, charge it, and say whether there is another try.
+
+    The last part is what could not be charged yet.
+    """
     if record.round and observed.round is None:
         listening = now - observed.listening_since
         if listening < rounds.REANNOUNCE:
             # Agents have yet to tell in which round a pod was that is going: it would be charged
             # as one outside of any now, and as a member of its round then.
-            return record, (), None, None
+            return record, (), None, incidents.Detection()
     fresh: list[Incident] = []
     known = record.incidents
     step = record.progress.step if record.progress else 0
@@ -244,12 +254,21 @@ def _note_incident(
             record = replace(record, incidents=_with_collateral(record.incidents, observed, more))
             continue
         if found.incident is None:
-            return record, tuple(fresh), None, found.settle
+            return record, tuple(fresh), None, found
         record, incident, verdict = _charged(record, job, found.incident, observed, now)
         fresh.append(incident)
         known = (*known, incident)  # not those of the record: the oldest may have left it just now
         if not verdict.retry:
-            return record, tuple(fresh), verdict, None
+            return record, tuple(fresh), verdict, incidents.Detection()
+
+
+def _note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+    """Take over what the trainer has put right by itself."""
+    found = incidents.of_the_trainer(observed, record.incidents)
+    if found is None:
+        return record, ()
+    known = (*record.incidents, found)[-incidents.KEEP :]
+    return replace(record, incidents=known), (found,)
 
 
 def _charged(
@@ -293,7 +312,7 @@ def _is_whole(observed: Observed) -> bool:
     if current is None:
         return False
     states = {rounds.state_of(member, current, observed) for member in current.members}
-    return not states & {rounds.State.LOST, rounds.State.FAILED}
+    return not states & {rounds.State.LOST, rounds.State.FAILED, rounds.State.HUNG}
 
 
 def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tuple[Incident, ...]]:
@@ -311,7 +330,11 @@ def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tu
         if incident.open and current.number > incident.round:
             closed.append(
                 incidents.resolve(
-                    incident, resumed_from=resumed_from, step_seconds=step_seconds, now=now
+                    incident,
+                    resumed_from=resumed_from,
+                    step_seconds=step_seconds,
+                    current=current.number,
+                    now=now,
                 )
             )
             result.append(closed[-1])
@@ -320,6 +343,22 @@ def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tu
     rework = sum((incident.steps_lost or 0) * step_seconds for incident in closed)
     record = replace(record, incidents=tuple(result), rework_seconds=record.rework_seconds + rework)
     return record, tuple(closed)
+
+
+def _measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+    """Add to incidents that the current round has closed where the time went."""
+    number = observed.round.number if observed.round else 0
+    fresh: dict[int, Incident] = {}
+    for index, incident in enumerate(record.incidents):
+        if number and incident.recovered_in == number and incident.round and not incident.recovery:
+            found = recovery.measured(observed, incident.at)
+            if found is None:
+                break
+            fresh[index] = replace(incident, recovery=found.seconds, restored=found.restored)
+    if not fresh:
+        return record, ()
+    known = tuple(fresh.get(index, incident) for index, incident in enumerate(record.incidents))
+    return replace(record, incidents=known), tuple(fresh.values())
 
 
 def _deadline(
@@ -483,6 +522,20 @@ def _save_directives(observed: Observed, decision: rounds.Decision) -> dict[str,
     }
 
 
+def _dump_directives(observed: Observed) -> dict[str, Directive]:
+    """Ask every member where its threads stand."""
+    current = observed.round
+    if current is None:
+        return {}
+    return {
+        member.uid: Directive(
+            kind=DirectiveKind.DUMP, round=current.number, reason="a worker does not get on"
+        )
+        for member in current.members
+        if member.uid in observed.agents
+    }
+
+
 def _stop_directives(observed: Observed, code: int, message: str) -> dict[str, Directive]:
     """Tell every agent that the job is over."""
     number = observed.round.number if observed.round else 0
@@ -553,6 +606,9 @@ def _conditions(
         troubles.append(("LossNotFinite", text))
     if skipped:
         troubles.append(("CheckpointDamaged", "; ".join(skipped)))
+    slow = stragglers.scores(observed)
+    if slow:
+        troubles.append(("Straggler", slow[0].words()))
     if blocked:
         message = blocked[1] if not going_on else f"{message}; {blocked[1]}"
     if troubles:

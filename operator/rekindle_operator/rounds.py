@@ -49,6 +49,8 @@ class State(StrEnum):
     """Its workers ended without having saved."""
     FAILED = auto()
     """Its workers failed; it holds for a verdict."""
+    HUNG = auto()
+    """Its workers run, but one of them has not got on for longer than it may."""
     DONE = auto()
     LOST = auto()
 
@@ -92,7 +94,7 @@ def state_of(member: Member, current: Round, observed: Observed) -> State:
     if not in_round:
         return State.STARTING
     if phase is AgentPhase.RUNNING:
-        return State.RUNNING
+        return State.RUNNING if agent.report.hang is None else State.HUNG
     if phase is AgentPhase.FAILED:
         return State.FAILED
     outcome = agent.report.outcome
@@ -124,7 +126,7 @@ def decide(
     inside = {m.uid for m in current.members}
     patient = all(pod.uid not in inside for pod, _ in candidates(job, observed))
 
-    broken = values & {State.LOST, State.FAILED}
+    broken = values & {State.LOST, State.FAILED, State.HUNG}
     if broken:
         return _form(job, observed, number, hold=hold, patient=patient, now=now)
 

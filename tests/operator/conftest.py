@@ -23,10 +23,12 @@ from rekindle.contract import (
     CheckpointReport,
     Directive,
     DirectiveKind,
+    Hang,
     Outcome,
     Progress,
     Restored,
     Round,
+    Timings,
 )
 from rekindle_local.apiserver import schema as schemas
 from rekindle_operator import spec, status
@@ -146,6 +148,8 @@ class SimAgent:
     """Nothing that it says arrives, and nothing reaches it."""
     wants_save: bool = False
     done_for: float = 0.0
+    more: dict = field(default_factory=dict)
+    """Other fields of its reports: hang, rollback, ranks, timings."""
 
     def report(self, world):
         progress = None
@@ -172,6 +176,7 @@ class SimAgent:
             checkpoint=self.checkpoint,
             restored=self.restored,
             outcome=self.outcome,
+            **self.more,
         )
 
 
@@ -196,6 +201,8 @@ class World:
         self.hold_saves = False
         """Trainers are in a long step and cannot agree on one."""
         self.skipped = ()
+        self.timings: Timings | None = None
+        """How every round comes up, as agents measure it."""
         self.tolerant = False
         """Pods tolerate every taint."""
         self.uids = 0
@@ -458,6 +465,7 @@ class World:
         agent.phase, agent.round, agent.outcome = AgentPhase.RUNNING, offered, None
         agent.step = self.committed.step if self.committed else 0
         agent.round_steps, agent.wants_save, agent.done_for = 0, False, 0.0
+        agent.more = {"timings": self.timings} if self.timings else {}
         source = self.committed.uri if self.committed else "scratch"
         agent.restored = Restored(step=agent.step, source=source, skipped=self.skipped)
         agent.checkpoint = self.committed
@@ -501,7 +509,12 @@ class World:
         old_key = old.report.round.key if old and old.report.round else None
         same = old is not None and old.report.phase is report.phase and key == old_key
         since = old.phase_since if same else self.now
-        self.reports[report.uid] = Agent(report=report, seen_at=self.now, phase_since=since)
+        hung = None
+        if report.hang:
+            hung = old.hang_since if old and old.hang_since is not None and same else self.now
+        self.reports[report.uid] = Agent(
+            report=report, seen_at=self.now, phase_since=since, hang_since=hung
+        )
         if report.round and (self.round is None or report.round.number > self.round.number):
             self.round = report.round
 
@@ -581,6 +594,21 @@ class World:
         """Workers fail because they lost a peer."""
         for name in names:
             self.fail(name, "connection closed by peer", cause="PeerLost", at=self.now + 0.1)
+        return self
+
+    def hang(self, name, *, waits=None, stacks=None, idle=65.0):
+        """A worker of this pod does not get on, as its agent says."""
+        agent = self.pod(name).agent
+        agent.more["hang"] = Hang(
+            rank=agent.pod.slot,
+            step=agent.step,
+            phase="training",
+            idle=idle,
+            timeout=60.0,
+            waits=waits,
+            stacks=stacks,
+        )
+        self.trains = False
         return self
 
     def settle_with_broken_image(self, name):

@@ -1,0 +1,92 @@
+"""Where the time of a recovery went, from the first sign of trouble to the first step after it.
+
+Five parts, which follow each other without a gap and so add up to the whole:
+
+- ``detect``: from the first sign (a worker that fell with its peer knows it within a millisecond)
+  to the operator's sight of it;
+- ``decide``: until the members of the next round have seen it; a settle time and the wait for a
+  pod without which there are too few are in here;
+- ``restart``: until the new workers form a process group;
+- ``restore``: until state is back in them;
+- ``firstStep``: until the first optimizer step is done.
+
+Agents send durations of their own clocks and never times of day, and they are laid on the
+operator's clock by when their report came in: nothing rests on clocks that agree. The member that
+was last to step decides, since all wait for it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rekindle.contract import AgentReport, Timings
+from rekindle_operator.observed import Agent, Observed
+
+PHASES = ("detect", "decide", "restart", "restore", "firstStep")
+"""In their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """How one incident was recovered from."""
+
+    seconds: Mapping[str, float]
+    """By phase."""
+    restored: tuple[tuple[str, str], ...] = ()
+    """(pod, where its state came from) of each member."""
+
+    @property
+    def total(self) -> float:
+        """The whole, from the first sign to the first step."""
+        return sum(self.seconds.values())
+
+
+def measured(observed: Observed, noticed_at: float) -> Recovery | None:
+    """What the members of the current round say, once all of them have made a step.
+
+    ``noticed_at`` is when the operator knew of the incident, in unix seconds. None while somebody
+    has yet to step, or when no member measures (a plain script).
+    """
+    current = observed.round
+    if current is None:
+        return None
+    found: list[tuple[Agent, Timings]] = []
+    for member in current.members:
+        agent = observed.agents.get(member.uid)
+        report = agent.report if agent else None
+        if agent is None or report is None or not _inside(report, current.key):
+            return None
+        if report.timings is None or report.timings.stepped is None:
+            return None
+        found.append((agent, report.timings))
+    agent, last = max(found, key=lambda item: item[0].seen_at - item[1].age + _stepped(item[1]))
+    seen = agent.seen_at - last.age
+    broken = max((timings.broken or 0.0 for _, timings in found), default=0.0)
+    began = min(noticed_at, seen - broken)
+    marks = [began, max(began, min(noticed_at, seen)), seen]
+    for moment in (last.grouped or last.started, last.restored, last.stepped):
+        at = marks[-1] if moment is None else max(marks[-1], seen + moment)
+        marks.append(at)
+    seconds = {
+        phase: round(after - before, 4)
+        for phase, before, after in zip(PHASES, marks, marks[1:], strict=False)
+    }
+    return Recovery(seconds=seconds, restored=sources(observed))
+
+
+def sources(observed: Observed) -> tuple[tuple[str, str], ...]:
+    """Where each member of the current round says that its state came from."""
+    current = observed.round
+    found: list[tuple[str, str]] = []
+    for member in current.members if current else ():
+        agent = observed.agents.get(member.uid)
+        if agent and current and _inside(agent.report, current.key) and agent.report.restored:
+            found.append((member.pod, agent.report.restored.source))
+    return tuple(found)
+
+
+def _inside(report: AgentReport, key: str) -> bool:
+    return report.round is not None and report.round.key == key
+
+
+def _stepped(timings: Timings) -> float:
+    return timings.stepped or 0.0

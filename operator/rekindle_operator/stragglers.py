@@ -1,0 +1,65 @@
+"""Which pod the others wait for in every step.
+
+All ranks of a round take the same time per step, because they wait for each other; what tells them
+apart is the time for which a rank itself was busy, the wait left out (`RankReport.busy`). A rank is
+slow when it needs much longer than the others do, as their median says, and long enough for that
+to be no noise.
+"""
+
+import statistics
+from dataclasses import dataclass
+
+from rekindle_operator.observed import Observed
+
+RATIO = 1.5
+"""From this multiple of the others' median on, a rank is called slow."""
+LEAST = 0.002
+"""Seconds per step by which a slow rank must differ; below that, it is noise of a scheduler."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow:
+    """One rank that holds up the others."""
+
+    pod: str
+    uid: str
+    rank: int
+    seconds: float
+    """It is busy for so long in each step."""
+    ratio: float
+    """That, over the median of the other ranks."""
+
+    def words(self) -> str:
+        """For conditions."""
+        return (
+            f"rank {self.rank} on pod {self.pod} needs {self.seconds:.3g} s for its part of a "
+            f"step, {self.ratio:.1f} times as long as the others"
+        )
+
+
+def scores(observed: Observed, ratio: float = RATIO) -> tuple[Slow, ...]:
+    """The slow ranks of the current round, slowest first; none while somebody has not measured."""
+    current = observed.round
+    if current is None:
+        return ()
+    found: list[tuple[str, str, int, float]] = []
+    for member in current.members:
+        agent = observed.agents.get(member.uid)
+        report = agent.report if agent else None
+        if report is None or report.round is None or report.round.key != current.key:
+            return ()
+        for rank in report.ranks:
+            if rank.busy is None:
+                return ()
+            found.append((member.pod, member.uid, rank.rank, rank.busy))
+    slow = []
+    for pod, uid, number, busy in found:
+        others = [seconds for _, _, other, seconds in found if other != number]
+        if not others:
+            return ()
+        usual = statistics.median(others)
+        if busy > ratio * usual and busy - usual > LEAST:
+            slow.append(
+                Slow(pod=pod, uid=uid, rank=number, seconds=busy, ratio=busy / max(usual, 1e-9))
+            )
+    return tuple(sorted(slow, key=lambda one: one.ratio, reverse=True))
