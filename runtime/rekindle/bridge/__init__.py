@@ -20,8 +20,8 @@ Lightning's or the script's own: see `rekindle.bridge.data` (order and augmentat
 `rekindle.bridge.state` (metrics). DDP and single-device strategies are served, on as many processes
 as before: Lightning fixes the batch per process, so another number of them is another training.
 
-Everything that Lightning does not offer as a hook is reached in `data` and `callback` only, each
-place with its reason; written for Lightning 2.6.
+What Lightning does not offer as a hook is reached in `data` (its loaders), `resuming` and `state`
+(what it restores and saves), each place with its reason; written for Lightning 2.6.
 """
 
 import os

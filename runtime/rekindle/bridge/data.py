@@ -48,6 +48,22 @@ class Drawn(NamedTuple):
     index: Any
 
 
+class Source:
+    """Stands in for Lightning's data source and puts its loader into a `Cut`, made by `make`."""
+
+    def __init__(self, inner: Any, make: Callable[[Any], Any]) -> None:
+        self._inner, self._make = inner, make
+
+    def dataloader(self) -> Any:
+        """The script's loader, within a `Cut`."""
+        return self._make(self._inner.dataloader())
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
 class Indices:
     """A batch sampler that remembers how its pass began, and can begin one in the middle."""
 

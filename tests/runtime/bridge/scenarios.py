@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     WeightAveraging,
 )
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from torch.optim.swa_utils import get_ema_avg_fn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -294,6 +295,11 @@ def refused(folder):
         RekindleCallback(f"{folder}/refused").setup(spawned, Net(), "fit")
     except ValueError as error:
         said["spawn"] = str(error)
+    sharded = pl.Trainer(accelerator="cpu", strategy=ModelParallelStrategy(), logger=False)
+    try:
+        RekindleCallback(f"{folder}/refused").setup(sharded, Net(), "fit")
+    except ValueError as error:
+        said["sharded"] = str(error)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         RekindleCallback(_automatic=True).setup(spawned, Net(), "fit")

@@ -121,11 +121,16 @@ def test_what_cannot_work_is_refused_in_one_line(results):
     assert results["refused"]["flag"] == "keep_latest=0 must be an integer of at least 1"
     assert results["refused"]["must"].startswith("resume='must', but there is no checkpoint in ")
     assert "use strategy='ddp', torchrun or a TrainingJob" in results["refused"]["spawn"]
+    assert results["refused"]["sharded"] == (
+        "RekindleCallback serves one device and DDP, not ModelParallelStrategy; for sharded models "
+        "use rekindle.Trainer(strategy='fsdp')"
+    )
     # A callback that nobody asked for gets out of the way instead.
     assert results["refused"]["aside"].startswith("checkpoints of the job are not used here: ")
     assert results["refused"]["ranks"].startswith(
-        "R13 checkpoint step 15 was written by 2 processes"
+        "R13 checkpoint step 15 was written by 2 processes, this attempt has 1. Lightning fixes"
     )
+    assert "start as many as before (minReplicas equal to replicas)" in results["refused"]["ranks"]
     assert results["refused"]["alone"].startswith(
         "2 processes were started, and the Trainer was made for 1: "
     )

@@ -1,0 +1,306 @@
+"""One call of Lightning's `fit` on one rank: what it begins from, what is saved, how it ends.
+
+Its parts are those of `rekindle.Trainer`: `persistence.Session` (which checkpoint, when to save),
+`Notice` and `Consensus` (who wants to stop, after which step), the control page and the meter. The
+callback calls it at Lightning's hooks, and `Cut` before each fetch of training data: the one moment
+in which model, counters and generators belong together, so that is where state is saved.
+
+Lightning's own handler of SIGTERM broadcasts inside of the handler, which hangs when only one rank
+was signalled; it is replaced for the time of the training. A notice that comes during a validation
+is obeyed after it: Lightning cannot go back into one without losing its metrics.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+
+from rekindle import randomness
+from rekindle.bridge import resuming, scope, state
+from rekindle.bridge.data import Cut, Source
+from rekindle.bridge.progress import Progress
+from rekindle.checkpoint import SaveError
+from rekindle.checkpoint.manifest import commit_key
+from rekindle.consensus import Consensus, Notice, obey
+from rekindle.console import Console
+from rekindle.control import ControlPage
+from rekindle.flags import Flags
+from rekindle.outcome import Preempted, classify, lost_peer
+from rekindle.persistence import Found, Session, root
+from rekindle.telemetry import CHECKPOINT_ERRORS
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+FLUSH_SECONDS = 20.0
+"""How long a save in flight may take after the last step."""
+_PEER_SECONDS = 3.0
+_TRIES = 3
+
+
+class Fit:
+    """Holds the store, the consensus and the counters against Lightning's loop."""
+
+    def __init__(self, flags: Flags, trainer: "pl.Trainer", page: ControlPage | None) -> None:
+        self._trainer, self._page = trainer, page
+        self._loop: Any = trainer.fit_loop
+        self._world = scope.world(trainer)
+        self._console = Console(first=self._world.first, progress=False)
+        if page is not None and self._world.local_rank == 0:
+            page.attach()
+        self.session = Session.open(flags, self._world, page)
+        _, notice_line = root(flags)
+        if notice_line is not None:
+            self._console.say(notice_line)
+        self._found: Found = self.session.find(flags.resume)
+        self._notice: Notice | None = None
+        self._handler: Any = None
+        """What `listen` has put in the place of Lightning's handler of SIGTERM."""
+        self._consensus: Consensus | None = None
+        self._cut: Cut | None = None
+        self._progress = Progress(trainer, self._world, page, self._batch_size)
+        self._running = self._closed = False
+        self.begun = False
+        """Whether there was anything left to train."""
+        self._pending: dict[str, list[torch.Tensor]] = {}
+        """Running metrics of before a restart that wait for their objects; see `state.merge`."""
+        source: Any = Source(self._loop._data_source, self._make_cut)
+        self._loop._data_source = source
+        if self._found.restored is not None:
+            resuming.check(self._found.restored, self._world, self.session.uri)
+            resuming.hand_over(trainer, self._found.restored)
+
+    # Beginning.
+
+    def _make_cut(self, loaders: Any) -> Cut:
+        if not isinstance(loaders, CombinedLoader):
+            # As Lightning does when it gets no loader of loaders.
+            loaders = CombinedLoader(loaders, "max_size_cycle")
+        first = self._cut is None
+        self._cut = Cut(loaders, self._between, lambda: self._progress.epoch)
+        if first and self._found.restored is not None:
+            saved = self._found.restored.rank_state
+            assert isinstance(saved, dict)
+            self._cut.go_to(saved["data"], saved["rng"])
+        return self._cut
+
+    def _batch_size(self) -> int:
+        loaders = self._cut.flattened if self._cut is not None else []
+        return max((getattr(loader, "batch_size", None) or 0 for loader in loaders), default=0)
+
+    def show_metrics(self) -> None:
+        """Bring the metrics of the checkpoint back to where the script looks for them."""
+        if self._found.restored is not None:
+            resuming.show_metrics(self._trainer, self._found.restored)
+
+    def listen(self) -> None:
+        """Take SIGTERM from Lightning; on_train_start and the sanity check may both come."""
+        if self._notice is not None:
+            return
+        self._notice = Notice(self._page)
+        if self._page is not None and threading.current_thread() is threading.main_thread():
+            # The agent speaks through the page, and ends workers by SIGTERM when time is up.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._handler = signal.getsignal(signal.SIGTERM)
+        self._consensus = Consensus(self._world, self._notice, self.session.clock_due)
+
+    def begin(self) -> None:
+        """Lightning has restored its part."""
+        restored = self._found.restored
+        for line in self._found.skipped:
+            self._console.say(line)
+        if restored is not None:
+            saved = restored.rank_state
+            assert isinstance(saved, dict)
+            state.restore_own(self._trainer, saved)
+            self._pending = dict(saved["running"])
+            self._progress.restore(restored.meta)
+        self.show_metrics()
+        self.listen()
+        self.session.begin(self._found)
+        self.begun = True
+        self._progress.begin()
+        tree, rank_tree, _ = self._collect(finished=False, tell=True)
+        self.session.prepare(tree, rank_tree, None)
+        source, uri = "scratch", self.session.uri
+        if restored is not None:
+            source = f"{uri.rstrip('/')}/{commit_key(restored.ref)}"
+            step, epoch = self._progress.step, self._progress.epoch
+            self._console.say(f"resumed at step {step} (epoch {epoch}) from {uri}")
+        self._progress.announce(source, self._found.skipped)
+        self._progress.start_clock()
+        self._running = True
+
+    # Between two steps.
+
+    def batch_done(self, outputs: Any) -> None:
+        """After a batch."""
+        self._progress.loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if self._pending:
+            state.merge(self._trainer, self._pending)
+
+    def _between(self) -> bool:
+        """Called before every fetch of training data; whether training has begun."""
+        if not self._running:
+            return False
+        assert self._consensus is not None
+        self._progress.count()
+        self._consensus.poll()
+        # In the middle of an accumulation there are gradients, which no checkpoint has.
+        if not self._loop._should_accumulate():
+            if self._consensus.stop:
+                self._leave()
+            if self.session.due(self._trainer.global_step, self._consensus.save):
+                self._save()
+        self._progress.mark()
+        return True
+
+    def validation(self, *, begins: bool) -> None:
+        """Around a validation, whose seconds are no step's."""
+        if not self._running:
+            return
+        if begins:
+            self._progress.count()
+        else:
+            self._progress.validated()
+        self._progress.mark()
+
+    # Saving.
+
+    def _collect(
+        self, *, finished: bool, tell: bool = False
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        trainer, progress = self._trainer, self._progress
+        tree, dropped = state.collect(trainer, self._world)
+        if dropped and tell:
+            self._console.say(
+                f"hyperparameters {', '.join(dropped)} are no plain values and are left out of "
+                f"checkpoints; the script gives them again"
+            )
+        rank_tree = state.own(trainer, self._world)
+        rank_tree["rng"] = randomness.states()
+        assert self._cut is not None
+        # With max_steps Lightning takes up the epoch in which it stopped, else it begins another.
+        rank_tree["data"] = self._cut.position(
+            self._loop.epoch_loop.batch_progress.current.completed,
+            ended=finished and not self._loop._iteration_based_training(),
+        )
+        meta = {
+            "step": trainer.global_step,
+            "epoch": progress.epoch,
+            "world_size": self._world.size,
+            "metrics": progress.metrics(),
+            "total_steps": progress.total,
+            "finished": finished,
+            "stopped": finished and trainer.should_stop,
+            "samples": progress.samples,
+            "accumulate_grad_batches": trainer.accumulate_grad_batches,
+            "productive_seconds": progress.productive,
+            "stall_seconds": progress.stall,
+        }
+        return tree, rank_tree, meta
+
+    def _save(
+        self, *, finished: bool = False, wait: bool = False, deadline: float | None = None
+    ) -> None:
+        """Collective. Raises SaveError when `wait`, else training goes on without this one."""
+        began = time.perf_counter()
+        tree, rank_tree, meta = self._collect(finished=finished)
+        try:
+            self.session.save(meta["step"], tree, rank_tree, meta, wait=wait, deadline=deadline)
+        except SaveError as error:
+            if wait:
+                raise
+            CHECKPOINT_ERRORS.inc()
+            self._console.say(f"checkpoint of step {meta['step']} was not saved: {error}")
+        seconds = time.perf_counter() - began
+        if not wait and (line := self.session.stalled(seconds)) is not None:
+            self._console.say(line)
+        self._progress.saved(seconds)
+
+    def _leave(self) -> NoReturn:
+        """Save at the agreed step, and end this process with the code that asks for a restart."""
+        assert self._consensus is not None
+        assert self._notice is not None
+
+        def save(deadline: float | None) -> None:
+            self._save(wait=True, deadline=deadline)
+
+        obey(
+            self._consensus,
+            self._notice,
+            self._world,
+            self._console.say,
+            step=self._trainer.global_step,
+            save=save,
+        )
+
+    # Ending.
+
+    def finish(self) -> None:
+        """The regular end: the last step is always saved."""
+        self._progress.count()
+        self._running = False
+        self._progress.report()
+        for attempt in range(_TRIES):
+            try:
+                self._save(finished=True, wait=True)
+            except SaveError as error:
+                if attempt == _TRIES - 1:
+                    raise
+                self._console.say(f"last checkpoint, step {self._progress.step}: {error}")
+            else:
+                break
+        self.close(FLUSH_SECONDS)
+
+    def failed(self, error: BaseException) -> None:
+        """An error, or `Preempted`; no collective, the peers may be gone (R24)."""
+        self._running = False
+        if isinstance(error, Preempted):
+            self.close(FLUSH_SECONDS if error.saved else 0.0)
+            return
+        rank, step = self._world.rank, self._progress.step
+        leave_word(error, self._page, rank=rank, step=step, checkpoint=self.session.last_commit)
+        if self.session.in_flight is not None:
+            print(
+                f"R24 rank {rank} failed in step {step + 1}: {error}. Flushing the snapshot of "
+                f"step {self.session.in_flight} (already staged).",
+                file=sys.stderr,
+            )
+        self.close(_PEER_SECONDS if lost_peer(error) else FLUSH_SECONDS)
+
+    def close(self, timeout: float) -> None:
+        """Let the save in flight end, and put Lightning's handler of SIGTERM back."""
+        if self._closed:
+            return
+        self._closed = True
+        # When nothing was left to train, Lightning has put the script's own handler back already.
+        if self._notice is not None and signal.getsignal(signal.SIGTERM) == self._handler:
+            self._notice.close()
+        self.session.close(timeout)
+
+
+def leave_word(
+    error: BaseException,
+    page: ControlPage | None,
+    *,
+    rank: int,
+    step: int | None,
+    checkpoint: int | None,
+) -> None:
+    """Put an error into words for the agent, once."""
+    if page is None or (isinstance(error, SystemExit) and not error.code):
+        return
+    if error.__dict__.get("_rekindle_recorded"):
+        return
+    outcome = classify(error, step=step, rank=rank, now=time.time(), checkpoint=checkpoint)
+    # A full disk must not hide the error itself.
+    with contextlib.suppress(OSError):
+        page.write_outcome(outcome)
+    error.__dict__["_rekindle_recorded"] = True

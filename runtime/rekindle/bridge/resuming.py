@@ -1,0 +1,81 @@
+"""Lightning's own restoring, with our commit in the place of its file.
+
+Lightning restores from whatever ``ckpt_path`` names, at a moment and in an order of its own, and a
+callback comes too late to take part. So the checkpoint is put where Lightning's connector would
+have read it to. A script's ``ckpt_path`` is where the run once began; after a restart the commit is
+newer and wins.
+"""
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from rekindle.bridge import state
+from rekindle.checkpoint import Restored
+from rekindle.distributed import World
+from rekindle.requirement import RequirementError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def check(restored: Restored, world: World, uri: str) -> None:
+    """Refuse a checkpoint that this run cannot go on from; raises RequirementError (R11, R13)."""
+    if not isinstance(restored.state, dict) or "lightning" not in restored.state:
+        raise RequirementError(
+            f"R11 checkpoint step {restored.ref.step} in {uri} was written by rekindle.Trainer. "
+            f"Give this script a root of its own."
+        )
+    if restored.world_size != world.size:
+        raise RequirementError(
+            f"R13 checkpoint step {restored.ref.step} was written by {restored.world_size} "
+            f"processes, this attempt has {world.size}. Lightning fixes the batch per process, so "
+            f"that would be another training: start as many as before (minReplicas equal to "
+            f"replicas), or use rekindle.Trainer."
+        )
+
+
+def hand_over(trainer: "pl.Trainer", restored: Restored) -> None:
+    """Leave the state where Lightning restores from, whatever ``ckpt_path`` says."""
+    connector: Any = trainer._checkpoint_connector
+    assert isinstance(restored.state, dict), "checked above"
+    loaded = state.checkpoint(restored.state)
+
+    def resume_start(*_: Any, **__: Any) -> None:
+        connector._loaded_checkpoint = loaded
+        del connector.resume_start
+
+    connector.resume_start = resume_start
+    # `stopped`: EarlyStopping had ended the run; its decision stands.
+    trainer.should_stop = bool(restored.meta["stopped"])
+    loop: Any = trainer.fit_loop.epoch_loop
+
+    def on_run_start(data_fetcher: Any) -> None:
+        _run_start(trainer, restored, data_fetcher)
+
+    loop.on_run_start = on_run_start
+    # Lightning looks for state_dict() on the loader and knows nothing of `Cut`.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
+
+
+def _run_start(trainer: Any, restored: Restored, data_fetcher: Any) -> None:
+    """Counters were taken over by now; what else Lightning does when restarting is undone.
+
+    It would go through the end of the newest step once more: skip a validation that was done, but
+    step the plateau schedulers and count the batch again.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    if any(isinstance(c, GradientAccumulationScheduler) for c in trainer.callbacks):
+        # It acts at the start of an epoch, which Lightning does not repeat.
+        trainer.accumulate_grad_batches = restored.meta["accumulate_grad_batches"]
+    del loop.on_run_start
+    loop.on_run_start(data_fetcher)
+    loop._restarting = False
+
+
+def show_metrics(trainer: "pl.Trainer", restored: Restored) -> None:
+    """Schedulers and callbacks may look at a metric before it is logged again."""
+    values = {name: torch.tensor(value) for name, value in restored.meta["metrics"].items()}
+    trainer._logger_connector._callback_metrics.update(values)
