@@ -88,6 +88,7 @@ class Stack:
         try:
             self._start()
         except BaseException:
+            # Also Ctrl-C: whatever runs by now would outlive this process.
             self.stop()
             raise
         return self

@@ -102,14 +102,15 @@ def _hints(kind: Callable[..., Any], function: Callable[..., Any]) -> dict[str, 
     try:
         return typing.get_type_hints(function)
     except Exception:
-        # One name that exists for type checkers only must not cost the others.
+        # Annotations are anybody's code, so this is any error; mostly a name that exists for type
+        # checkers only, and it must not cost the others.
         found = {}
         module = sys.modules.get(kind.__module__)
         names = {**vars(typing), **(vars(module) if module else {})}
         for name, annotation in getattr(function, "__annotations__", {}).items():
             try:
                 found[name] = eval(annotation, names) if isinstance(annotation, str) else annotation
-            except Exception:
+            except Exception:  # as above
                 found[name] = Any
         return found
 
