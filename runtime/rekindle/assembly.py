@@ -493,6 +493,8 @@ def _announce(run: Run, found: Found) -> None:
             run.console.say(
                 f"R8 resumed at step {run.step}; next validation at step {step} ({cadence})."
             )
+        if not run.done and (line := session.tight()) is not None:
+            run.console.say(line)
     if run.page is not None and run.world.local_rank == 0:
         run.page.begin(
             step=run.step,

@@ -17,13 +17,12 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from rekindle import telemetry
 from rekindle.checkpoint import (
-    Commit,
     CommitRef,
     EncodingError,
     IntegrityError,
@@ -50,6 +49,7 @@ from rekindle.resolving import Target, choose, whole
 
 _BACK_SECONDS = 120.0
 """How long going back waits for the save in flight."""
+_T = TypeVar("_T")
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -122,6 +122,8 @@ class Session:
     _told_grace: bool = False
     _tight: str | None = None
     """A line about the grace period that nobody has seen yet."""
+    save_seconds: float | None = None
+    """What the newest save has taken, in this attempt or in the one before."""
 
     @classmethod
     def open(cls, flags: Flags, world: World, page: ControlPage | None) -> "Session":
@@ -261,13 +263,28 @@ class Session:
     ) -> tuple[Restored | None, str | None]:
         """One candidate: the checkpoint, or why it is damaged, or neither when it is gone."""
         mine = store is None or store is self.store
-        store = store or self.store
-        restored: Restored | None = None
+        chosen = store or self.store
+        commit, reason = self._tried(ref, lambda: chosen.read(ref), mark=mine)
+        if commit is None:
+            return None, reason
+        into = None if self.into is None else self.into(commit.tensors)
+        rank, group = self.world.rank, self.world.control
+        return self._tried(
+            ref, lambda: chosen.load(commit, into=into, rank=rank, group=group), mark=mine
+        )
+
+    def _tried(
+        self, ref: CommitRef, read: Callable[[], _T], *, mark: bool
+    ) -> tuple[_T | None, str | None]:
+        """What every rank reads of a candidate, if it is good on all; else as `_load`. Collective.
+
+        An error that is not about the candidate is raised by all ranks.
+        """
+        found: _T | None = None
         bad: str | None = None
         error: Exception | None = None
-        commit: Commit | None = None
         try:
-            commit = store.read(ref)
+            found = read()
         except IntegrityError as failure:
             bad = str(failure)
         except NotFound:
@@ -275,24 +292,10 @@ class Session:
         except Exception as failure:
             error = failure
         self.world.agree(error)
-        views = self.world.gather((commit is not None, bad))
-        if not all(good for good, _ in views):
-            return None, self._condemn(ref, views, mark=mine)
-        assert commit is not None
-        try:
-            into = None if self.into is None else self.into(commit.tensors)
-            restored = store.load(commit, into=into, rank=self.world.rank, group=self.world.control)
-        except IntegrityError as failure:
-            bad = str(failure)
-        except NotFound:
-            pass
-        except Exception as failure:
-            error = failure
-        self.world.agree(error)
-        views = self.world.gather((restored is not None, bad))
+        views = self.world.gather((found is not None, bad))
         if all(good for good, _ in views):
-            return restored, None
-        return None, self._condemn(ref, views, mark=mine)
+            return found, None
+        return None, self._condemn(ref, views, mark=mark)
 
     def _condemn(
         self, ref: CommitRef, views: list[tuple[bool, str | None]], *, mark: bool
@@ -315,6 +318,10 @@ class Session:
             self.last_saved = -1
         if restored is not None and self.origin is None:
             self.origin = restored.meta.get("started_from")
+        if restored is not None and not found.foreign and self.save_seconds is None:
+            self.save_seconds = restored.meta.get("save_seconds")
+            if self.save_seconds is not None:
+                self._weigh_grace(restored.ref.step, self.save_seconds)
         self.last_time = time.monotonic()
 
     def _make(self, base: CommitRef | None) -> None:
@@ -333,6 +340,7 @@ class Session:
         """Called from the saver's thread."""
         if isinstance(self.every, Pace):
             self.every.committed(seconds)
+        self.save_seconds = seconds
         self._weigh_grace(ref.step, seconds)
         now = time.time()
         if self.world.local_rank == 0:
@@ -352,6 +360,12 @@ class Session:
             f"not committed by then stays in the memory of its node only, the last durable step is "
             f"{step}. Raise terminationGracePeriodSeconds to {advice}."
         )
+
+    def tight(self) -> str | None:
+        """R18, once, when a save takes too long for the grace period; known from the start if an
+        earlier attempt has measured it."""
+        line, self._tight = self._tight, None
+        return line if self.world.first else None
 
     def clock_due(self) -> bool:
         """Whether rank 0's clock says that it is time to save."""
@@ -445,8 +459,7 @@ class Session:
 
     def stalled(self, seconds: float) -> str | None:
         """Take note of what a save has cost; a line for people when it decides the interval."""
-        if self._tight is not None and self.world.first:
-            line, self._tight = self._tight, None
+        if (line := self.tight()) is not None:
             return line
         if not isinstance(self.every, Pace):
             return None

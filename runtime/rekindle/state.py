@@ -94,6 +94,7 @@ def collect(
         "finished": finished,
         "preempted": preempted,
         "started_from": None if run.session is None else run.session.origin,
+        "save_seconds": None if run.session is None else run.session.save_seconds,
         "hyper_parameters": {
             "module": dict(module.hparams),
             "datamodule": dict(getattr(run.datamodule, "hparams", {})),

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
 from rekindle import cpus, relaunch
+from rekindle.callbacks import LambdaCallback
 
 DATA = TensorDataset(torch.randn(24, 6), torch.zeros(24, dtype=torch.int64))
 
@@ -162,6 +163,21 @@ def test_r18_says_once_that_the_grace_is_short(tmp_path, monkeypatch, capsys, en
         r"\d+. Raise terminationGracePeriodSeconds to 30.",
         said[0],
     )
+
+
+def test_r18_is_said_before_training_when_an_earlier_attempt_has_measured_it(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("REKINDLE_GRACE_SECONDS", "600")
+    fit(tmp_path, max_steps=3, checkpoint_every=rk.Every(steps=1))
+    assert "R18" not in capsys.readouterr().out
+    monkeypatch.setenv("REKINDLE_GRACE_SECONDS", "0.0001")
+    training = LambdaCallback(on_train_start=lambda *_: print("training begins"))
+    fit(tmp_path, max_steps=4, callbacks=[training])
+    said = capsys.readouterr().out.splitlines()
+    (when,) = (number for number, line in enumerate(said) if line.startswith("R18"))
+    assert "the last durable step is 3" in said[when]
+    assert when < said.index("training begins")
 
 
 def test_r18_is_silent_when_there_is_time_enough(tmp_path, monkeypatch, capsys):
