@@ -192,6 +192,10 @@ class DirectiveKind(StrEnum):
     """End the workers at once and exit with ``code``."""
 
 
+SUSPENDED = "spec.suspend"
+"""Reason of a directive to save after which no pod stays."""
+
+
 class Document:
     """JSON both ways for the frozen dataclasses below; unknown fields are ignored."""
 

@@ -31,6 +31,7 @@ PAGE_NAME = "control"
 # Words written by the agent.
 _STOP = 0  # 1: agree on a step, save, stop
 _STOP_DEADLINE = 1  # f64, time.monotonic() of this machine
+_STAYS = 2  # 1: asked to stop for a new round, of which this pod will be a member
 # Words written by the pod's first worker.
 _ATTACHED = 8  # 1: a trainer watches this page
 _STEP = 9
@@ -81,11 +82,13 @@ class ControlPage:
 
     # The agent's side.
 
-    def request_stop(self, deadline: float) -> None:
+    def request_stop(self, deadline: float, *, stays: bool = False) -> None:
         """Ask the workers to save and stop before ``deadline`` (time.monotonic()).
 
-        Asking again moves the deadline, earlier or later.
+        Asking again moves the deadline, earlier or later. With ``stays`` this pod, and what lies in
+        its memory, is there for the next round.
         """
+        self._ints[_STAYS] = int(stays)
         self._floats[_STOP_DEADLINE] = deadline
         self._ints[_STOP] = 1
 
@@ -163,6 +166,11 @@ class ControlPage:
     def stop_requested(self) -> bool:
         """Whether to agree on a step, save and stop."""
         return self._ints[_STOP] == 1
+
+    @property
+    def stays(self) -> bool:
+        """Whether this pod is there for the next round, as far as its agent knows."""
+        return self._ints[_STOP] == 0 or self._ints[_STAYS] == 1
 
     @property
     def seconds_left(self) -> float:

@@ -80,3 +80,13 @@ def test_a_round_is_stamped_as_it_comes_up(tmp_path):
     assert restored <= stepped
     worker.committed(step=4, at=1.0, seconds=0.5)
     assert agent.save_seconds == 0.5
+
+
+def test_a_pod_stays_unless_it_is_asked_to_stop_for_good(tmp_path):
+    page = ControlPage(tmp_path, create=True)
+    worker = ControlPage(tmp_path)
+    assert worker.stays
+    page.request_stop(1.0)
+    assert not worker.stays
+    page.request_stop(1.0, stays=True)
+    assert worker.stays

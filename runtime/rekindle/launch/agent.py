@@ -269,6 +269,12 @@ class Agent(LocalElasticAgent):
             logger.info("asked to save and stop within %.0f s: %s", seconds, directive.reason)
         return self._save_seen[1]
 
+    def _stays(self) -> bool:
+        """Whether this pod is asked to save for the sake of a round that it will be in."""
+        directive = self._session.save()
+        going = self._signals.noticed_at is not None
+        return not going and directive is not None and directive.reason != contract.SUSPENDED
+
     def _do(self, action: Action, facts: Facts) -> None:
         state = self._course
         if isinstance(action, Wait):
@@ -279,7 +285,7 @@ class Agent(LocalElasticAgent):
             self._join()
         elif isinstance(action, Ask):
             assert self._page is not None, "workers exist only with a page"
-            self._page.request_stop(action.deadline)
+            self._page.request_stop(action.deadline, stays=self._stays())
             state.asked_by = action.deadline
         elif isinstance(action, Terminate):
             assert self._workers is not None, "only running workers are terminated"
