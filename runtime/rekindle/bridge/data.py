@@ -48,7 +48,23 @@ class Drawn(NamedTuple):
     index: Any
 
 
-class Source:
+class _Around:
+    """Stands in for another object, which answers for all attributes that are not defined here.
+
+    Lightning looks for `sampler.set_epoch`, loaders for `batch_size`, scripts for what is theirs.
+    """
+
+    _inner: Any
+
+    def __getattr__(self, name: str) -> Any:
+        # Protocols are left out: `__getitems__` of a dataset, for one, would be asked for many
+        # samples at once, past the seeding of each. And `_inner` is asked for by unpickling.
+        if name.startswith("__") or name == "_inner":
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+
+class Source(_Around):
     """Stands in for Lightning's data source and puts its loader into a `Cut`, made by `make`."""
 
     def __init__(self, inner: Any, make: Callable[[Any], Any]) -> None:
@@ -58,13 +74,8 @@ class Source:
         """The script's loader, within a `Cut`."""
         return self._make(self._inner.dataloader())
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "_inner":
-            raise AttributeError(name)
-        return getattr(self._inner, name)
 
-
-class Indices:
+class Indices(_Around):
     """A batch sampler that remembers how its pass began, and can begin one in the middle."""
 
     def __init__(self, inner: Any, epoch: Callable[[], int], *, tag: bool) -> None:
@@ -109,14 +120,8 @@ class Indices:
     def __len__(self) -> int:
         return len(self._inner)
 
-    def __getattr__(self, name: str) -> Any:
-        # Lightning looks for `sampler.set_epoch`, loaders for `batch_size`.
-        if name.startswith("__") or name == "_inner":
-            raise AttributeError(name)
-        return getattr(self._inner, name)
 
-
-class Seeded(Dataset[Any]):
+class Seeded(_Around, Dataset[Any]):
     """A dataset whose random draws belong to the sample, whichever worker reads it."""
 
     def __init__(self, inner: Any, seed: int) -> None:
@@ -129,12 +134,6 @@ class Seeded(Dataset[Any]):
 
     def __len__(self) -> int:
         return len(self._inner)
-
-    def __getattr__(self, name: str) -> Any:
-        # `__getitems__` would be asked for many samples at once, past the seeding of each.
-        if name.startswith("__") or name == "_inner":
-            raise AttributeError(name)
-        return getattr(self._inner, name)
 
 
 class Cut(CombinedLoader):
