@@ -24,7 +24,7 @@ from typing import Any
 from aiohttp import ClientError
 from kubernetes.aio.client import ApiException
 
-from rekindle.contract import LABEL_JOB
+from rekindle.contract import LABEL_JOB, DirectiveKind
 from rekindle_operator import metrics, resources, spec, status
 from rekindle_operator.cluster import Cluster, Refused, explanation
 from rekindle_operator.coordinator import Coordinator, JobKey
@@ -36,10 +36,10 @@ from rekindle_operator.observed import (
     gone,
     parse_node,
     parse_pod,
-    parse_time,
 )
 from rekindle_operator.reconcile import Deletion, Plan, reconcile
 from rekindle_operator.status import condition
+from rekindle_operator.timestamps import parse_time
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,8 @@ RETRY_LEAST, RETRY_MOST = 0.2, 30.0
 """Seconds before a failed reconcile is tried again: doubling from the first to the second."""
 CREATE_LIMIT = 16
 """Requests of one plan that are under way at once."""
+WISHES = {DirectiveKind.SAVE, DirectiveKind.DUMP}
+"""Directives that rest on nothing that the status has to hold first."""
 FIGURES = {"progress", "goodput", "accounting"}
 """Keys of the status that change without anything having happened."""
 
@@ -65,6 +67,8 @@ class JobState:
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     parsed: dict[str, Pod] = field(default_factory=dict)
     """By uid, both."""
+    heard: dict[str, dict[str, Any] | None] | None = None
+    """While a list of pods is under way: what the watch tells, None for a pod that is gone."""
     token: str | None = None
     has_service: bool = False
     retired: set[str] = field(default_factory=set)
@@ -134,6 +138,8 @@ class Controller:
             if kind != "DELETED" and len(self._orphans) < 10_000:
                 self._orphans.setdefault(key, {})[meta["uid"]] = dict(body)
             return
+        if state.heard is not None:
+            state.heard[meta["uid"]] = None if kind == "DELETED" else dict(body)
         if kind == "DELETED":
             state.pods.pop(meta["uid"], None)
             state.parsed.pop(meta["uid"], None)
@@ -147,7 +153,7 @@ class Controller:
             return
         name = body["metadata"]["name"]
         old = self._nodes.get(name)
-        node = gone(name) if kind == "DELETED" else parse_node(body)
+        node = gone(name) if kind == "DELETED" else parse_node(body, time.time(), old)
         if node == old:
             return
         self._nodes[name] = node
@@ -196,10 +202,17 @@ class Controller:
         if fresh is None or fresh["metadata"]["uid"] != state.body["metadata"]["uid"]:
             self._forget(key)
             return
-        bodies = await self._cluster.pods(*key)
+        state.heard = {}
+        try:
+            bodies = await self._cluster.pods(*key)
+        finally:
+            heard, state.heard = state.heard, None
+        # What the watch has told meanwhile may be newer than the list.
+        listed = {body["metadata"]["uid"]: body for body in bodies} | heard
         state.pods, state.parsed = {}, {}
-        for body in bodies:
-            self._note_pod(state, body)
+        for listed_body in listed.values():
+            if listed_body is not None:
+                self._note_pod(state, listed_body)
         if self._nodes is not None:
             self._note_nodes(await self._cluster.nodes(), state)
         state.has_service = await self._cluster.has_service(key[0], resources.service_name(key[1]))
@@ -212,7 +225,9 @@ class Controller:
         Newer, so that a node which a pod is on and which is not in the list has been deleted.
         """
         assert self._nodes is not None
-        there = {node.name: node for node in map(parse_node, bodies)}
+        old, now = self._nodes, time.time()
+        fresh = (parse_node(body, now, old.get(body["metadata"]["name"])) for body in bodies)
+        there = {node.name: node for node in fresh}
         used = {pod.node for other in self._jobs.values() for pod in other.parsed.values()}
         missed = {pod.node for pod in state.parsed.values() if pod.node} - there.keys()
         known = {name for name, node in self._nodes.items() if name in used and node == gone(name)}
@@ -238,7 +253,7 @@ class Controller:
         pod = state.parsed.get(uid) if state else None
         return pod is not None and pod.name == name and pod.alive
 
-    def _observe(self, key: JobKey, state: JobState) -> Observed:
+    def _observe(self, key: JobKey, state: JobState, job: spec.TrainingJob, now: float) -> Observed:
         room = self.coordinator.room(key)
         # The last words of a member outlive its pod: they say why it went.
         known = set(state.parsed) | {m.uid for m in (room.round.members if room.round else ())}
@@ -255,6 +270,8 @@ class Controller:
             listening_since=self.coordinator.since,
             refused=state.refused,
             hindered=state.hindered,
+            now=now,
+            notice_seconds=job.notice_seconds,
         )
 
     # The work.
@@ -294,7 +311,7 @@ class Controller:
     async def _reconcile(self, key: JobKey, state: JobState) -> None:
         if state.body["metadata"].get("deletionTimestamp"):
             return
-        if time.monotonic() - state.synced_at >= RESYNC or not state.synced_at:
+        if not state.synced_at:
             await self._sync(key, state)
             if self._jobs.get(key) is not state:
                 return
@@ -309,18 +326,24 @@ class Controller:
         plan = reconcile(
             job,
             state.status,
-            self._observe(key, state),
+            self._observe(key, state, job, now),
             coordinator_url=self._url,
             token=state.token or secrets.token_urlsafe(32),
             now=now,
         )
         await self._apply(key, state, plan, now)
+        if self._jobs.get(key) is state and time.monotonic() - state.synced_at >= RESYNC:
+            # Afterwards: a round must not wait for lists that only confirm what watches told.
+            await self._sync(key, state)
+            self.wake(key)
 
     async def _apply(self, key: JobKey, state: JobState, plan: Plan, now: float) -> None:
-        """Children, then the status, then what agents see."""
+        """Wishes, then children, then the status, then what agents see (see reconcile)."""
+        room = self.coordinator.room(key)
+        if plan.directives and all(d.kind in WISHES for d in plan.directives.values()):
+            room.set(room.round, dict(plan.directives))
         await self._apply_children(key, state, plan)
         wait = await self._write_status(key, state, dict(plan.status), plan.publish is not None)
-        room = self.coordinator.room(key)
         current = None if plan.forget_round else plan.publish or room.round
         room.set(current, dict(plan.directives))
         if plan.publish:

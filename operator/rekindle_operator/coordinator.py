@@ -48,6 +48,8 @@ class JobRoom:
     """By pod uid."""
     round: Round | None = None
     directives: dict[str, Directive] = field(default_factory=dict)
+    asked_at: dict[str, float] = field(default_factory=dict)
+    """time.monotonic() of the directives."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Replaced and set whenever views may differ."""
     progress_due: float = 0.0
@@ -63,11 +65,30 @@ class JobRoom:
 
     def set(self, current: Round | None, directives: dict[str, Directive]) -> None:
         """Take over what a plan decided, and wake up whoever waits for it."""
-        if self.round == current and self.directives == directives:
+        now = time.monotonic()
+        steady = {uid: self._steady(uid, directive, now) for uid, directive in directives.items()}
+        if self.round == current and self.directives == steady:
             return
-        self.round, self.directives = current, directives
+        for uid, directive in steady.items():
+            if self.directives.get(uid) is not directive:
+                self.asked_at[uid] = now
+        self.asked_at = {uid: self.asked_at[uid] for uid in steady}
+        self.round, self.directives = current, steady
         self.changed.set()
         self.changed = asyncio.Event()
+
+    def _steady(self, uid: str, new: Directive, now: float) -> Directive:
+        """The old directive where the new one asks for the same and hurries no more.
+
+        What is left of a deadline is less in each plan; as long as the deadline is the same there
+        is nothing to tell an agent.
+        """
+        old = self.directives.get(uid)
+        if old is None or (old.kind, old.round, old.code) != (new.kind, new.round, new.code):
+            return new
+        if old.seconds is None or new.seconds is None:
+            return old if old == new else new
+        return old if self.asked_at[uid] + old.seconds <= now + new.seconds + 1.0 else new
 
 
 class Coordinator:
@@ -154,7 +175,11 @@ class Coordinator:
             hung_before = old is not None and old.report.hang is not None and same_phase
             hang_since = old.hang_since if old is not None and hung_before else now
         room.agents[report.uid] = Agent(
-            report=report, seen_at=now, phase_since=since, hang_since=hang_since
+            report=report,
+            seen_at=now,
+            phase_since=since,
+            hang_since=hang_since,
+            leaves_at=_leaves_at(old, report, now),
         )
         if report.round and (room.round is None or report.round.number > room.round.number):
             # An operator that has just started learns the current round from its members.
@@ -192,6 +217,15 @@ class Coordinator:
                 continue
 
 
+def _leaves_at(old: Agent | None, report: AgentReport, now: float) -> float | None:
+    """When a pod that was told to go ends: each report tells what is left, the earliest counts."""
+    if report.notice is None or report.notice_seconds is None:
+        return None
+    known = old.leaves_at if old else None
+    told = now + report.notice_seconds
+    return told if known is None else min(known, told)
+
+
 def _key(report: AgentReport) -> str | None:
     return report.round.key if report.round else None
 
@@ -211,6 +245,7 @@ def _news(report: AgentReport) -> tuple[AgentReport, bool, int]:
         checkpoint=None,
         ranks=(),
         failed_for=None,
+        notice_seconds=None,
         hang=hang,
         timings=timings,
     )

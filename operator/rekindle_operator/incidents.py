@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rekindle.contract import Cause, ExitCode, Hang, Member, Outcome, Round
-from rekindle_operator.observed import Observed, Pod, parse_time
+from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.rounds import State, state_of, wanted
 from rekindle_operator.spec import Budget, TrainingJob
+from rekindle_operator.timestamps import parse_time
 
 SETTLE_ERROR = 3.0
 """Seconds between a worker's error and the verdict: a lost pod may be the cause, not seen yet."""
@@ -138,16 +139,18 @@ def detect(
     charged: int,
     progress: int,
     now: float,
+    calm: bool = False,
 ) -> Detection:
     """Find the incident of the current round, or of a pod outside of it, that is not known yet.
 
     ``charged`` is the highest round whose incident is known, ``progress`` the newest completed
-    step that the status knows.
+    step that the status knows. While ``calm``, members that have to go train on until others can
+    take over: that is an incident only once it stops the round.
     """
     current = observed.round
     fresh = current is not None and current.number > charged
     if current is not None and fresh:
-        found = _of_round(job, observed, current, progress, now)
+        found = _of_round(job, observed, current, progress, calm, now)
         if found.incident or found.settle is not None:
             return found
     inside = {m.uid for m in current.members} if current else set()
@@ -186,7 +189,7 @@ def _lost_outside(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
     """Whether a pod of no running round has failed, or has to go without a successor."""
     if pod.failed:
         return True
-    if not pod.alive or observed.going(pod) is None:
+    if not pod.alive or observed.may_stay(pod):
         return False
     return not any(
         wanted(job, other) and observed.stays(other) for other in observed.of_slot(pod.slot)
@@ -199,7 +202,7 @@ def _counts(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
 
 
 def _of_round(
-    job: TrainingJob, observed: Observed, current: Round, progress: int, now: float
+    job: TrainingJob, observed: Observed, current: Round, progress: int, calm: bool, now: float
 ) -> Detection:
     states = {m.uid: state_of(m, current, observed) for m in current.members}
     gone: list[tuple[Member, Cause, str, str | None]] = []
@@ -210,7 +213,7 @@ def _of_round(
         if states[member.uid] is State.DONE:
             continue
         lost = states[member.uid] is State.LOST
-        if lost or (pod and pod.alive and observed.going(pod)):
+        if lost or (not calm and pod and pod.alive and observed.going(pod)):
             saved = State.SAVED in states.values()
             gone.append((member, *_why_member(observed, member, pod, saved)))
     failed = [m for m in current.members if states[m.uid] is State.FAILED]
@@ -353,11 +356,10 @@ def _why_member(
 
 def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
     """Cause, evidence and reason code of one pod's end, or of its being about to end."""
-    node = observed.node_of(pod)
     if pod.disruption:
         return Cause.PREEMPTED, f"{pod.name}: {pod.disruption}", None
-    if node and node.lost:
-        return Cause.NODE_LOST, f"{pod.name}: node {node.name}: {node.going}", None
+    if observed.node_lost(pod):
+        return Cause.NODE_LOST, f"{pod.name}: {observed.node_going(pod)}", None
     if pod.forced and pod.alive:
         return Cause.POD_LOST, f"{pod.name} was deleted by force, without time to save", None
     going = observed.going(pod) if pod.alive else None
@@ -368,8 +370,8 @@ def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
     if pod.deleting or told or (agent and agent.report.notice):
         code = f", exit code {pod.exit_code}" if pod.exit_code is not None else ""
         return Cause.PREEMPTED, f"{pod.name} was told to go (SIGTERM){code}", None
-    if node and node.going:
-        return Cause.PREEMPTED, f"{pod.name}: node {node.name}: {node.going}", None
+    if node_going := observed.node_going(pod):
+        return Cause.PREEMPTED, f"{pod.name}: {node_going}", None
     if pod.exit_reason == "OOMKilled":
         text = f"{pod.name} was killed for using more memory than its limit (OOMKilled)"
         return Cause.OUT_OF_MEMORY, text, None

@@ -6,9 +6,9 @@ pod's many fields mean together: does it stay, was it told to go, is it gone, an
 """
 
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,25 +20,16 @@ from rekindle.contract import (
     Outcome,
     Round,
 )
+from rekindle_operator import notices
+from rekindle_operator.notices import LOST, Notice, Sign
+from rekindle_operator.timestamps import parse_time
 
 LABEL_TEMPLATE = "rekindle.dev/template"
 """On pods: hash of the template they were made from."""
-
-GOING_TAINTS = {
-    "node.kubernetes.io/unreachable": "node is unreachable",
-    "node.kubernetes.io/not-ready": "node is not ready",
-    "node.kubernetes.io/out-of-service": "node is out of service",
-    "ToBeDeletedByClusterAutoscaler": "cluster autoscaler removes the node",
-    "karpenter.sh/disrupted": "Karpenter removes the node",
-    "karpenter.sh/disruption": "Karpenter removes the node",
-    "cloud.google.com/impending-node-termination": "GKE terminates the node",
-    "aws-node-termination-handler/spot-itn": "AWS takes the spot instance back",
-    "aws-node-termination-handler/asg-lifecycle-termination": "AWS terminates the instance",
-    "aws-node-termination-handler/scheduled-maintenance": "AWS maintains the instance",
-}
-"""Taints that say that what runs on the node has to go, in words."""
-LOST_TAINTS = {"node.kubernetes.io/unreachable", "node.kubernetes.io/out-of-service"}
-"""Those of them after which nothing on the node can be expected to save any more."""
+DEFAULT_GRACE = 30.0
+"""Seconds between SIGTERM and SIGKILL of a pod that does not say."""
+OVERDUE = 10.0
+"""Seconds after a pod should have ended by which it counts as lost: its kubelet does not answer."""
 
 START_FAILURES = {
     "ErrImagePull",
@@ -75,12 +66,18 @@ class Pod:
     deleting: bool = False
     forced: bool = False
     """Deleted with no time to end (kubectl delete --force): it is gone, whatever still runs."""
+    grace: float = DEFAULT_GRACE
+    """What it has between SIGTERM and SIGKILL unless somebody says otherwise."""
+    deleted_at: float = 0.0
+    ends_at: float = math.inf
+    """When the kubelet kills it, once it is being deleted."""
     node: str | None = None
     ready: bool = False
     unschedulable: str | None = None
     waiting: Waiting | None = None
     disruption: str | None = None
     """Reason and message of the DisruptionTarget condition."""
+    disrupted_at: float = 0.0
     exit_code: int | None = None
     exit_reason: str | None = None
     """The kubelet's word for the end of the container: Error, OOMKilled, StartError, ..."""
@@ -120,10 +117,11 @@ class Node:
     """One node that carries a pod of the job."""
 
     name: str
-    going: str | None = None
-    """In words, why what runs there has to go."""
-    lost: bool = False
-    """Nothing there can be expected to answer any more."""
+    hostname: str
+    """Value of the label kubernetes.io/hostname, which pods can be kept away from."""
+    signs: tuple[Sign, ...] = ()
+    gone: bool = False
+    """The object was there and is no more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +133,8 @@ class Agent:
     phase_since: float
     hang_since: float | None = None
     """Since when it says that a worker hangs."""
+    leaves_at: float | None = None
+    """When its pod ends, once that was told to go: the earliest time that it has told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +158,10 @@ class Observed:
     """What the API server answered when it last refused a pod of this job."""
     hindered: str | None = None
     """What keeps a child from being created for now: a quota that is used up, for example."""
+    now: float = 0.0
+    """When this was observed."""
+    notice_seconds: Mapping[str, float] = field(default_factory=dict)
+    """What the job says about notices (see rekindle_operator.notices)."""
 
     def pod(self, uid: str) -> Pod | None:
         """The pod with this uid, if it still is an object."""
@@ -188,35 +192,101 @@ class Observed:
             return None
         return self.nodes.get(pod.node)
 
+    @cached_property
+    def _node_notices(self) -> dict[tuple[str, float], tuple[Notice, ...]]:
+        return {}
+
+    def node_notices(self, pod: Pod) -> tuple[Notice, ...]:
+        """The notices that the pod's node gives, the most urgent first."""
+        node = self.node_of(pod)
+        if node is None:
+            return ()
+        if node.gone:
+            return (Notice(source="node", words="node is gone", at=self.now, seconds=LOST),)
+        key = (node.name, pod.grace)
+        if key not in self._node_notices:
+            self._node_notices[key] = notices.of_node(
+                node.signs, grace=pod.grace, own=self.notice_seconds, now=self.now
+            )
+        return self._node_notices[key]
+
+    def notices_of(self, pod: Pod) -> tuple[Notice, ...]:
+        """All that has told a pod to go; the first is the best explanation."""
+        agent, found = self.agents.get(pod.uid), []
+        if pod.disruption:
+            found.append(
+                Notice(
+                    source="eviction",
+                    words=pod.disruption,
+                    at=pod.disrupted_at or self.now,
+                    seconds=pod.grace,
+                )
+            )
+        for notice in self.node_notices(pod):
+            found.append(replace(notice, words=f"node {pod.node}: {notice.words}"))
+        if pod.deleting:
+            found.append(
+                Notice(
+                    source="deletion",
+                    words="pod is being deleted",
+                    at=pod.deleted_at,
+                    seconds=pod.ends_at - pod.deleted_at,
+                )
+            )
+        if agent and agent.report.notice:
+            words = f"agent was told to go: {agent.report.notice}"
+            told = agent.report.notice_seconds
+            seconds = pod.grace if told is None else told
+            leaves_at = agent.leaves_at or agent.seen_at + seconds
+            found.append(
+                Notice(source="agent", words=words, at=leaves_at - seconds, seconds=seconds)
+            )
+        return tuple(found)
+
     def going(self, pod: Pod) -> str | None:
         """In words, why an alive pod has to go; None when it stays."""
+        found = self.notices_of(pod)
+        return found[0].words if found else None
+
+    def node_going(self, pod: Pod) -> str | None:
+        """In words, why what runs on the pod's node has to go."""
+        found = self.node_notices(pod)
+        return f"node {pod.node}: {found[0].words}" if found else None
+
+    def node_lost(self, pod: Pod) -> bool:
+        """Whether nothing on the pod's node can be expected to answer any more."""
+        return any(notice.lost for notice in self.node_notices(pod))
+
+    def lost(self, pod: Pod) -> bool:
+        """Whether an alive pod can be expected to do anything any more.
+
+        One that should have ended some time ago, and that says nothing, is on a node of which
+        nobody has told yet that it is dead.
+        """
         agent = self.agents.get(pod.uid)
-        node = self.node_of(pod)
-        if pod.disruption:
-            return pod.disruption
-        if node and node.going:
-            return f"node {node.name}: {node.going}"
-        if pod.deleting:
-            return "pod is being deleted"
-        if agent and agent.report.notice:
-            return f"agent was told to go: {agent.report.notice}"
-        return None
+        silent = agent is None or self.now - agent.seen_at > OVERDUE
+        return self.node_lost(pod) or (silent and self.now > pod.ends_at + OVERDUE)
 
     def stays(self, pod: Pod) -> bool:
         """Whether a pod is alive and nothing has told it to go."""
-        return pod.alive and self.going(pod) is None
+        return pod.alive and not self.notices_of(pod)
+
+    def may_stay(self, pod: Pod) -> bool:
+        """Whether a pod is alive and nothing but an advice has told it to go."""
+        return pod.alive and all(notice.advice for notice in self.notices_of(pod))
+
+    def wakes_at(self) -> float:
+        """When time alone will change what this means; infinity if it will not."""
+        times = [pod.ends_at + OVERDUE for pod in self.pods if pod.alive and pod.deleting]
+        for node in {pod.node: self.node_of(pod) for pod in self.pods if pod.alive}.values():
+            ends = notices.patience_ends(node.signs, self.now) if node else None
+            times.extend([ends] if ends is not None else [])
+        return min((at for at in times if at > self.now), default=math.inf)
 
 
 def gone(name: str) -> Node:
     """A node that was there and is no object any more."""
-    return Node(name=name, going="node is gone", lost=True)
-
-
-def parse_time(text: str | None) -> float | None:
-    """Unix seconds of a Kubernetes timestamp."""
-    if not text:
-        return None
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return Node(name=name, hostname=name, gone=True)
 
 
 def parse_pod(body: Mapping[str, Any]) -> Pod | None:
@@ -236,6 +306,9 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
     ended = (trainer.get("state") or {}).get("terminated") or {}
     scheduled = conditions.get("PodScheduled", {})
     disrupted = conditions.get("DisruptionTarget", {})
+    ends_at = parse_time(meta.get("deletionTimestamp"))
+    left = float(meta.get("deletionGracePeriodSeconds") or 0)
+    given = spec.get("terminationGracePeriodSeconds")
     return Pod(
         name=meta["name"],
         uid=meta["uid"],
@@ -244,13 +317,17 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         template=labels.get(LABEL_TEMPLATE, ""),
         phase=status.get("phase") or "Pending",
         created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
-        deleting=bool(meta.get("deletionTimestamp")),
-        forced=bool(meta.get("deletionTimestamp")) and meta.get("deletionGracePeriodSeconds") == 0,
+        deleting=ends_at is not None,
+        forced=ends_at is not None and meta.get("deletionGracePeriodSeconds") == 0,
+        grace=DEFAULT_GRACE if given is None else float(given),
+        deleted_at=0.0 if ends_at is None else ends_at - left,
+        ends_at=math.inf if ends_at is None else ends_at,
         node=spec.get("nodeName"),
         ready=conditions.get("Ready", {}).get("status") == "True",
         unschedulable=_words(scheduled) if scheduled.get("reason") == "Unschedulable" else None,
         waiting=_waiting(statuses),
         disruption=_words(disrupted) if disrupted.get("status") == "True" else None,
+        disrupted_at=parse_time(disrupted.get("lastTransitionTime")) or 0.0,
         exit_code=ended.get("exitCode"),
         exit_reason=ended.get("reason") or status.get("reason"),
         exit_message=(ended.get("message") or status.get("message") or "")[:2000],
@@ -287,13 +364,12 @@ def _outcome(message: str | None) -> Outcome | None:
         return None
 
 
-def parse_node(body: Mapping[str, Any]) -> Node:
-    """Read what matters of a node: must what runs there go, and can it still answer."""
-    taints = {t["key"]: t for t in (body.get("spec") or {}).get("taints") or ()}
-    conditions = {c["type"]: c for c in (body.get("status") or {}).get("conditions") or ()}
-    words = [text for key, text in GOING_TAINTS.items() if key in taints]
-    ready = conditions.get("Ready", {}).get("status", "Unknown")
-    lost = bool(LOST_TAINTS & taints.keys()) or (ready == "Unknown" and "Ready" in conditions)
-    if lost and not words:
-        words.append("node is unreachable")
-    return Node(name=body["metadata"]["name"], going=words[0] if words else None, lost=lost)
+def parse_node(body: Mapping[str, Any], seen_at: float, before: Node | None = None) -> Node:
+    """Read what matters of a node; ``before`` is what was known of it until now."""
+    meta = body["metadata"]
+    known = {sign.key: sign.at for sign in before.signs} if before else {}
+    return Node(
+        name=meta["name"],
+        hostname=(meta.get("labels") or {}).get("kubernetes.io/hostname", meta["name"]),
+        signs=notices.read(body, known, seen_at),
+    )

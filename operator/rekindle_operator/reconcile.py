@@ -6,6 +6,12 @@ create and delete, the status to write, the round to publish and what to ask of 
 applies a plan in that order, so that dying anywhere in between leaves a state from which the next
 call continues: children have names that make creating them twice harmless, the round's number is in
 the status before any agent hears of it, and directives are asked again until they show an effect.
+
+Nothing but the status stands between a loss and the round that follows it: a plan that forms one
+creates and deletes no pods, and whoever applies it asks again at once. That is as safe as the other
+order, since a pod that is missing is missing in the next look, too, by this operator or the next.
+Wishes to save rest on nothing that is written, so they are shown before all else; an order to stop
+comes after the status that says why, or the next operator would take the pods' ends for failures.
 """
 
 import math
@@ -121,8 +127,11 @@ def reconcile(
         record = replace(record, round=decision.form.number)
 
     create: list[dict[str, Any]] = []
-    if not hold and not pause:
-        create, record, pause = _missing_pods(job, record, observed, coordinator_url, now)
+    delete: list[Deletion] = []
+    if decision.form is None:
+        delete = _unwanted_pods(job, record, observed, hold=hold)
+        if not hold and not pause:
+            create, record, pause = _missing_pods(job, record, observed, coordinator_url, now)
     support: list[dict[str, Any]] = []
     if not observed.has_secret:
         support.append(resources.secret(job, token))
@@ -131,15 +140,18 @@ def reconcile(
 
     record = replace(record, phase=_phase(record, observed, decision, now))
     conditions, message = _conditions(job, record, observed, decision)
-    orders = _dump_directives(observed) if found.dump else _save_directives(observed, decision)
     waits = [seconds for seconds in (settle, decision.requeue, pause or None) if seconds]
     waits.extend(_deadlines_left(job, record, now))
+    if observed.wakes_at() < math.inf:
+        waits.append(max(observed.wakes_at() - now, 0.1))
     return Plan(
         create=(*support, *create),
-        delete=tuple(_unwanted_pods(job, record, observed, hold=hold)),
+        delete=tuple(delete),
         status=status.render(job, record, observed, conditions, message, now),
         publish=decision.form,
-        directives=orders,
+        directives=_dump_directives(observed)
+        if found.dump
+        else _save_directives(observed, decision),
         events=(*map(_incident_event, fresh), *_round_events(decision)),
         requeue=min(waits) if waits else None,
         incidents=fresh,
@@ -244,9 +256,17 @@ def _note_incident(
     fresh: list[Incident] = []
     known = record.incidents
     step = record.progress.step if record.progress else 0
+    # What would follow if nothing had gone wrong: do all train on although some have to go?
+    calm = rounds.decide(job, observed, last_number=record.round, hold=True, now=now).going
     while True:
         found = incidents.detect(
-            job, observed, known, charged=record.charged_round, progress=step, now=now
+            job,
+            observed,
+            known,
+            charged=record.charged_round,
+            progress=step,
+            now=now,
+            calm=bool(calm),
         )
         if found.collateral:
             more = found.collateral
@@ -426,19 +446,21 @@ def _missing_pods(
     missing: list[dict[str, Any]] = []
     mtbf = record.seconds_between_failures(now)
     pause = 0.0
-    for slot in range(job.replicas):
+    avoid = _avoided(observed)
+    for slot in range(job.pods):
         valid = [pod for pod in observed.of_slot(slot) if rounds.wanted(job, pod)]
         if any(observed.stays(pod) or pod.succeeded for pod in valid):
             continue
-        if any(pod.alive and pod.uid not in inside for pod in valid):
+        outside = [pod for pod in valid if pod.alive and pod.uid not in inside]
+        if any(not observed.lost(pod) for pod in outside):
             continue  # Told to go before it has come to train: its successor waits for its end.
         incarnation = used.get(slot, -1) + 1
         if incarnation and tokens < 1.0:
-            pause = REPLACE_SECONDS / job.replicas
+            pause = REPLACE_SECONDS / job.pods
             break
         tokens -= 1.0 if incarnation else 0.0
         used[slot] = incarnation
-        missing.append(resources.pod(job, slot, incarnation, coordinator_url, mtbf))
+        missing.append(resources.pod(job, slot, incarnation, coordinator_url, mtbf, avoid))
     if missing and not observed.hindered:  # else the same names are tried again
         record = replace(record, incarnations=used, tokens=(tokens, now))
     return missing, record, pause
@@ -446,11 +468,21 @@ def _missing_pods(
 
 def _tokens(job: TrainingJob, record: Record, now: float) -> float:
     """How many replacements may be created now."""
-    most = 2.0 * job.replicas + 4.0
+    most = 2.0 * job.pods + 4.0
     if record.tokens is None:
         return most
     left, at = record.tokens
-    return min(most, left + max(0.0, now - at) * job.replicas / REPLACE_SECONDS)
+    return min(most, left + max(0.0, now - at) * job.pods / REPLACE_SECONDS)
+
+
+def _avoided(observed: Observed) -> resources.Avoid:
+    """Where no new pod should go: nodes that go, or that are advised to."""
+    hosts: dict[bool, set[str]] = {True: set(), False: set()}
+    for pod in observed.pods:
+        node, told = observed.node_of(pod), observed.node_notices(pod)
+        if node and told and not node.gone:
+            hosts[all(notice.advice for notice in told)].add(node.hostname)
+    return resources.Avoid(never=tuple(sorted(hosts[False])), rather_not=tuple(sorted(hosts[True])))
 
 
 def _unwanted_pods(
@@ -460,12 +492,11 @@ def _unwanted_pods(
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     doomed: list[Deletion] = []
     for pod in observed.pods:
-        node = observed.node_of(pod)
-        if (pod.alive and node and node.lost) or (pod.lingers and not pod.deleting):
+        if (pod.alive and observed.node_lost(pod)) or (pod.lingers and not pod.deleting):
             doomed.append(_deletion(observed, pod))
         elif not pod.alive or pod.deleting:
             continue
-        elif not rounds.wanted(job, pod) or node and node.going and pod.uid not in inside:
+        elif not rounds.wanted(job, pod) or pod.uid not in inside and _replaceable(observed, pod):
             doomed.append(Deletion(name=pod.name, uid=pod.uid))
     doomed.extend(_twins(job, observed, inside))
     finished = [p for p in observed.pods if p.failed and not p.lingers and not p.deleting]
@@ -481,13 +512,23 @@ def _unwanted_pods(
     return doomed
 
 
+def _replaceable(observed: Observed, pod: Pod) -> bool:
+    """Whether a pod of no round, that its node tells to go, is of no use any more.
+
+    One that is only advised to go may still train, until its slot has a better one.
+    """
+    told = observed.node_notices(pod)
+    if all(notice.advice for notice in told):
+        return bool(told) and any(observed.stays(other) for other in observed.of_slot(pod.slot))
+    return True
+
+
 def _deletion(observed: Observed, pod: Pod) -> Deletion:
     """Delete a pod; at once where its kubelet will never confirm that it has ended.
 
     The fence of the checkpoint store keeps what may still run there from doing harm.
     """
-    node = observed.node_of(pod)
-    force = bool(pod.alive and node and node.lost)
+    force = pod.alive and observed.node_lost(pod)
     return Deletion(name=pod.name, uid=pod.uid, force=force)
 
 
@@ -532,7 +573,6 @@ def _dump_directives(observed: Observed) -> dict[str, Directive]:
             kind=DirectiveKind.DUMP, round=current.number, reason="a worker does not get on"
         )
         for member in current.members
-        if member.uid in observed.agents
     }
 
 
@@ -596,6 +636,8 @@ def _conditions(
     elif going_on and observed.round:
         pods, workers = len(observed.round.members), observed.round.world_size
         message = f"training on {_count(pods, 'pod')}, {_count(workers, 'worker')}"
+        if decision.going:
+            message += f" until another pod takes over: {decision.going}"
     elif going_on:
         message = "training; the operator has started anew and waits to hear from the pods"
     else:
@@ -760,5 +802,9 @@ def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float)
         ),
         status=status.render(job, record, observed, conditions, message, now),
         forget_round=not alive,
+        # Told to go alone, they would train until their grace is nearly over.
+        directives=_save_directives(
+            observed, rounds.Decision(save="spec.suspend", save_seconds=job.grace_seconds / 2)
+        ),
         requeue=None if job.suspend or alive else 0.1,
     )

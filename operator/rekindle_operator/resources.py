@@ -14,6 +14,7 @@ import base64
 import copy
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rekindle.contract import (
@@ -56,6 +57,21 @@ SHM = "rekindle-shm"
 """Name of the volume behind /dev/shm."""
 TOKEN_KEY = "token"
 """Key of the job's secret."""
+HOSTNAME = "kubernetes.io/hostname"
+"""Label of nodes by which pods are kept away from some of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Avoid:
+    """Nodes, by the value of their hostname label, that a new pod should not be on."""
+
+    never: tuple[str, ...] = ()
+    """They go: rather no node than one of these."""
+    rather_not: tuple[str, ...] = ()
+    """They may go, or were slow: any other is better."""
+
+
+NOWHERE = Avoid()
 
 
 def selector(job: str) -> dict[str, str]:
@@ -128,6 +144,7 @@ def pod(
     incarnation: int,
     coordinator_url: str,
     mtbf: float | None = None,
+    avoid: Avoid = NOWHERE,
 ) -> dict[str, Any]:
     """One pod of the job; ``mtbf`` is the seconds between incidents so far, if there were any."""
     given = job.template.get("metadata") or {}
@@ -152,7 +169,34 @@ def pod(
     if _mounts_shm(spec["containers"]):
         volumes = [*(spec.get("volumes") or ())]
         spec["volumes"] = [*volumes, {"name": SHM, "emptyDir": {"medium": "Memory"}}]
+    if avoid != NOWHERE:
+        spec["affinity"] = _kept_away(spec.get("affinity") or {}, avoid)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
+
+
+def _kept_away(given: Mapping[str, Any], avoid: Avoid) -> dict[str, Any]:
+    """The user's affinity, which holds as it is, and no node that is to be avoided.
+
+    The terms of a node selector are alternatives, so that the condition has to be in each of them.
+    """
+    affinity = copy.deepcopy(dict(given))
+    node = affinity.setdefault("nodeAffinity", {})
+    if avoid.never:
+        key = "requiredDuringSchedulingIgnoredDuringExecution"
+        required = node.setdefault(key, {})
+        required["nodeSelectorTerms"] = [
+            {**term, "matchExpressions": [*term.get("matchExpressions", ()), _not_in(avoid.never)]}
+            for term in required.get("nodeSelectorTerms") or [{}]
+        ]
+    if avoid.rather_not:
+        key = "preferredDuringSchedulingIgnoredDuringExecution"
+        wish = {"weight": 100, "preference": {"matchExpressions": [_not_in(avoid.rather_not)]}}
+        node[key] = [*(node.get(key) or ()), wish]
+    return affinity
+
+
+def _not_in(hosts: tuple[str, ...]) -> dict[str, Any]:
+    return {"key": HOSTNAME, "operator": "NotIn", "values": list(hosts)}
 
 
 def _mounts_shm(containers: list[dict[str, Any]]) -> bool:

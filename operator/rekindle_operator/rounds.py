@@ -6,18 +6,26 @@ Kubernetes knows both at once, so here membership is a function of what is obser
 * no round yet: form one when all wanted pods have joined, or, from minReplicas on, when no other
   pod is about to come;
 * a member is lost, or its workers failed and another try was granted: form the next one at once
-  from those that stay, without waiting for a replacement;
-* a member has to go: ask all members to save at an agreed step, then form the next one without it;
-* newcomers wait and there is room: the same, then form the next one with them;
+  from those that stay and from spares, without waiting for a replacement;
+* a member has to go: make before break. Training goes on until somebody is ready to take its
+  place, or until its deadline nears; then all members save at an agreed step, and one new round
+  has the newcomer in it. A member that is only advised to go is left when a better pod is there;
+* newcomers wait and there is room: save, then form the next one with them;
 * all members are done: the job is done.
 
-Rank order is the order of the slots, so that an unchanged set of pods gets unchanged ranks.
+A pod that warms up is on its way, like one whose image is being pulled: a round with it would make
+all others wait for its imports.
+
+As long as the number of members stays, each of them keeps its rank, and a newcomer takes the place
+of the one that went: what is a rank's own (its place in the data, its random numbers) then fits.
+When the number changes ranks follow the slots.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 
 from rekindle.contract import AgentPhase, ExitCode, Member, Round
+from rekindle_operator import notices
 from rekindle_operator.observed import Agent, Observed, Pod
 from rekindle_operator.spec import TrainingJob
 
@@ -33,6 +41,8 @@ PARTIAL_SAVE = 60.0
 """Seconds after the first member has saved until the others are no longer waited for."""
 SAVE_SECONDS = 120.0
 """How long a save may take that nobody's end makes urgent."""
+LEAVING = 3.0
+"""Seconds before a pod's end by which its save must be over, to tell of it and to leave."""
 
 
 class State(StrEnum):
@@ -71,6 +81,8 @@ class Decision:
     finished: bool = False
     waiting: str | None = None
     """In words, what a round waits for."""
+    going: str | None = None
+    """In words, who has to go while training goes on until somebody takes over."""
     requeue: float | None = None
     """Decide again after this many seconds even if nothing happens."""
 
@@ -86,8 +98,7 @@ def state_of(member: Member, current: Round, observed: Observed) -> State:
         return State.DONE
     if pod is None or pod.finished or pod.forced or phase is AgentPhase.LEAVING:
         return State.LOST
-    node = observed.node_of(pod)
-    if node and node.lost:
+    if observed.lost(pod):
         return State.LOST
     if agent is None:
         return State.SILENT
@@ -103,7 +114,7 @@ def state_of(member: Member, current: Round, observed: Observed) -> State:
 
 def wanted(job: TrainingJob, pod: Pod) -> bool:
     """Whether the spec still wants this pod: its slot and its template."""
-    return pod.slot < job.replicas and pod.template == job.template_hash
+    return pod.slot < job.pods and pod.template == job.template_hash
 
 
 def decide(
@@ -126,11 +137,13 @@ def decide(
     inside = {m.uid for m in current.members}
     patient = all(pod.uid not in inside for pod, _ in candidates(job, observed))
 
-    broken = values & {State.LOST, State.FAILED, State.HUNG}
-    if broken:
+    if values & {State.LOST, State.FAILED, State.HUNG}:
         return _form(job, observed, number, hold=hold, patient=patient, now=now)
 
-    going = {m.pod: why for m in current.members if (why := _going(m, observed))}
+    going = [
+        pod for m in current.members if (pod := observed.pod(m.uid)) and observed.notices_of(pod)
+    ]
+    hurried = [pod for pod in going if not observed.may_stay(pod)]
     busy, ended = values & BUSY, values & {State.SAVED, State.STOPPED}
     left: float | None = None
     if ended and busy:
@@ -140,16 +153,86 @@ def decide(
             if state in {State.SAVED, State.STOPPED}
         )
         left = first + PARTIAL_SAVE - now
-    if (going or ended) and (not busy or left is not None and left <= 0):
+    if (hurried or ended) and (not busy or left is not None and left <= 0):
         return _form(job, observed, number, hold=hold, patient=patient, now=now)
-    if going:
-        reason = "; ".join(f"{pod}: {why}" for pod, why in going.items())
-        margin = max(job.grace_seconds - 5.0, job.grace_seconds / 2)
-        return Decision(save=reason, save_seconds=margin, requeue=left)
     if ended:
-        return Decision(save="other members have saved", requeue=left)
+        why = _why_going(observed, hurried) or "other members have saved"
+        return Decision(
+            save=why,
+            save_seconds=_seconds_left(observed, hurried, now),
+            requeue=left,
+            going=None if hurried else _why_going(observed, going) or None,
+        )
+    if going:
+        decision = _make_before_break(job, observed, current, going, now)
+        if decision is not None:
+            return decision
+    decision = _consider_newcomers(job, observed, current, values, now)
+    return replace(decision, going=_why_going(observed, going) or None)
 
-    return _consider_newcomers(job, observed, current, values, now)
+
+def _why_going(observed: Observed, going: list[Pod]) -> str:
+    return "; ".join(f"{pod.name}: {observed.going(pod)}" for pod in going)
+
+
+def _seconds_left(observed: Observed, going: list[Pod], now: float) -> float:
+    """How long a save may take so that those that have to go can leave in time."""
+    ends = [notice.deadline for pod in going for notice in observed.notices_of(pod)]
+    left = max(min(ends, default=now + SAVE_SECONDS) - now, 0.0)
+    return min(max(left - LEAVING, left / 2, 1.0), SAVE_SECONDS)
+
+
+def _make_before_break(
+    job: TrainingJob, observed: Observed, current: Round, going: list[Pod], now: float
+) -> Decision | None:
+    """Members have to go and all still train: save when others can take over, or time is up.
+
+    None when all of them are only advised to go, and nobody is there who is better.
+    """
+    reason = _why_going(observed, going)
+    told = [notice for pod in going for notice in observed.notices_of(pod) if not notice.advice]
+    urgent = min((n.deadline - notices.lead(n.seconds) for n in told), default=None)
+    seconds = _seconds_left(observed, going, now)
+    if urgent is not None and now >= urgent:
+        return Decision(save=reason, save_seconds=seconds)
+    inside = {m.uid for m in current.members}
+    done = {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
+    most = job.replicas - len(done)
+    ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
+    next_ = _seats(observed, ready, most)
+    fresh = [(pod, agent) for pod, agent in next_ if pod.uid not in inside]
+    leaves = [pod for pod in going if pod.uid not in {other.uid for other, _ in next_}]
+    wait = None if urgent is None else urgent - now
+    if not leaves:
+        return None
+    if len(next_) < min(most, len(inside)):
+        until = "" if urgent is None else f" for at most {urgent - now:.0f} s"
+        return Decision(waiting=f"pods to take over{until} ({reason})", going=reason, requeue=wait)
+    if not _stepping(current, observed):
+        return Decision(waiting="the current round's first step", going=reason, requeue=1.0)
+    gather = _gather(
+        job, observed, fresh, room=most - len(next_) + len(going) - len(leaves), now=now
+    )
+    if gather > 0:
+        return Decision(going=reason, requeue=gather if wait is None else min(gather, wait))
+    joins = ", ".join(pod.name for pod, _ in fresh)
+    return Decision(
+        save=f"{joins} takes over ({reason})" if joins else reason, save_seconds=seconds
+    )
+
+
+def _gather(
+    job: TrainingJob,
+    observed: Observed,
+    fresh: list[tuple[Pod, Agent]],
+    *,
+    room: int,
+    now: float,
+) -> float:
+    """Seconds for which newcomers still wait for others that are on their way to the same room."""
+    if room <= 0 or not fresh or not _coming(job, observed, now):
+        return 0.0
+    return min(agent.phase_since for _, agent in fresh) + GATHER - now
 
 
 def _anybody_in(current: Round, observed: Observed) -> bool:
@@ -157,34 +240,38 @@ def _anybody_in(current: Round, observed: Observed) -> bool:
     return any((pod := observed.pod(m.uid)) and pod.alive for m in current.members)
 
 
-def _going(member: Member, observed: Observed) -> str | None:
-    pod = observed.pod(member.uid)
-    return observed.going(pod) if pod and pod.alive else None
-
-
 def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
-    """The pods that could be members of a new round, in rank order."""
+    """The pods that could be members of a new round, in the order of their slots."""
     ready = {AgentPhase.WAITING, AgentPhase.RUNNING, AgentPhase.FAILED}
     found = [
         (pod, agent)
         for pod in observed.pods
         if wanted(job, pod)
-        and observed.stays(pod)
+        and observed.may_stay(pod)
         and (agent := observed.agents.get(pod.uid))
         and agent.report.phase in ready
     ]
-    # Two pods can hold one slot when a predecessor that had to go does not; it keeps its place.
+    # Two pods can hold one slot when a predecessor that had to go does not; it keeps its place,
+    # unless it is still advised to go.
     inside = {m.uid for m in observed.round.members} if observed.round else set()
-    found.sort(key=lambda f: (f[0].uid not in inside, f[0].incarnation), reverse=True)
+
+    def rank(found: tuple[Pod, Agent]) -> tuple[bool, bool, int]:
+        pod, _ = found
+        return not observed.stays(pod), pod.uid not in inside, pod.incarnation
+
+    found.sort(key=rank, reverse=True)
     chosen = {pod.slot: (pod, agent) for pod, agent in found}
     return [chosen[slot] for slot in sorted(chosen)]
 
 
 def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
-    """Pods that have not joined but can be expected to."""
+    """Pods that have not joined, or are warming up, but can be expected to be ready."""
     found = []
     for pod in observed.pods:
-        if not wanted(job, pod) or not observed.stays(pod) or pod.uid in observed.agents:
+        agent = observed.agents.get(pod.uid)
+        if agent and agent.report.phase is not AgentPhase.WARMING:
+            continue
+        if not wanted(job, pod) or not observed.may_stay(pod):
             continue
         age = now - pod.created_at
         if pod.waiting or (pod.unschedulable and age > UNSCHEDULABLE_PATIENCE):
@@ -220,7 +307,7 @@ def _form(
         return Decision(waiting="a failure is being understood")
     done = {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
     ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
-    if len(done) == job.replicas and not ready:
+    if len(done) >= job.replicas:
         return Decision(finished=True)
     most = job.replicas - len(done)
     least = min(max(1, job.min_replicas - len(done)), most)
@@ -245,12 +332,38 @@ def _form(
             store_port=agent.report.store_port,
             slots=agent.report.slots,
         )
-        for pod, agent in ready[:most]
+        for pod, agent in _seats(observed, ready, most)
     )
     reason = _difference(observed.round, members)
     return Decision(
         form=Round(number=last_number + 1, members=members, reason=reason, formed_at=now)
     )
+
+
+def _seats(
+    observed: Observed, ready: list[tuple[Pod, Agent]], most: int
+) -> list[tuple[Pod, Agent]]:
+    """Which of the candidates take part, in rank order.
+
+    Pods that stay go before those that are advised to go, members before newcomers, low slots
+    before high ones, which are those of the spares. When there are as many as before, those that
+    were members keep their ranks, and newcomers take the ranks of those that went.
+    """
+    before = [m.uid for m in observed.round.members] if observed.round else []
+    chosen = sorted(
+        ready,
+        key=lambda found: (
+            not observed.stays(found[0]),
+            found[0].uid not in before,
+            found[0].slot,
+        ),
+    )[:most]
+    by_slot = sorted(chosen, key=lambda found: found[0].slot)
+    if len(chosen) != len(before):
+        return by_slot
+    keep = {pod.uid: (pod, agent) for pod, agent in chosen if pod.uid in before}
+    fresh = iter(found for found in by_slot if found[0].uid not in keep)
+    return [keep[uid] if uid in keep else next(fresh) for uid in before]
 
 
 def _difference(old: Round | None, members: tuple[Member, ...]) -> str:
@@ -278,9 +391,10 @@ def _consider_newcomers(
         return Decision()
     if not _stepping(current, observed):
         return Decision(waiting="the current round's first step", requeue=1.0)
-    waited = now - min(agent.phase_since for _, agent in fresh)
-    if _coming(job, observed, now) and waited < GATHER:
-        return Decision(requeue=GATHER - waited)
+    fresh = fresh[: job.replicas - len(inside)]
+    gather = _gather(job, observed, fresh, room=job.replicas - len(inside) - len(fresh), now=now)
+    if gather > 0:
+        return Decision(requeue=gather)
     return Decision(save=f"{', '.join(pod.name for pod, _ in fresh)} joins")
 
 

@@ -7,6 +7,7 @@ may be installed than the one that this operator was written for.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -59,6 +60,8 @@ class TrainingJob:
     created_at: float
     replicas: int
     min_replicas: int
+    spares: int
+    """Pods beyond ``replicas`` that are warm and hold no rank."""
     proc_per_node: str
     template: Mapping[str, Any]
     checkpoint: Checkpoint
@@ -70,11 +73,19 @@ class TrainingJob:
     suspend: bool
     ttl_after_finished: float | None
     clean_pods: str
+    notice_seconds: Mapping[str, float]
+    """What the job says about notices, by their source; infinity: an advice."""
+
+    @property
+    def pods(self) -> int:
+        """How many pods there are to be: those that train and the spares."""
+        return self.replicas + self.spares
 
     @property
     def grace_seconds(self) -> float:
-        """What a pod has between SIGTERM and SIGKILL."""
-        return float(self.template["spec"].get("terminationGracePeriodSeconds") or 30)
+        """What a pod has between SIGTERM and SIGKILL, by its template or as the job says."""
+        grace = float(self.template["spec"].get("terminationGracePeriodSeconds") or 30)
+        return min(grace, self.notice_seconds.get("SIGTERM", grace))
 
     @cached_property
     def template_hash(self) -> str:
@@ -125,6 +136,7 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         created_at=created_at,
         replicas=int(spec.get("replicas", 1)),
         min_replicas=int((spec.get("elastic") or {}).get("minReplicas", 1)),
+        spares=int((spec.get("elastic") or {}).get("spares", 0)),
         proc_per_node=str(spec.get("procPerNode", "auto")),
         template=template,
         checkpoint=Checkpoint(
@@ -147,7 +159,16 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         suspend=bool(spec.get("suspend", False)),
         ttl_after_finished=spec.get("ttlSecondsAfterFinished"),
         clean_pods=spec.get("cleanPods", "Running"),
+        notice_seconds=_notice_seconds(spec.get("capacity") or {}),
     )
+
+
+def _notice_seconds(capacity: Mapping[str, Any]) -> dict[str, float]:
+    given = capacity.get("notices") or ()
+    return {
+        str(entry["sign"]): math.inf if entry.get("advice") else float(entry.get("seconds", 0))
+        for entry in given
+    }
 
 
 def _keep(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from rekindle.contract import AgentReport, CheckpointReport, Progress
 from rekindle_operator.incidents import KEEP, History, Incident, from_status, stamp, to_status
-from rekindle_operator.observed import Observed, parse_time
+from rekindle_operator.observed import Observed
 from rekindle_operator.resources import selector
 from rekindle_operator.spec import TrainingJob
+from rekindle_operator.timestamps import parse_time
 
 PENDING, STARTING, RUNNING = "Pending", "Starting", "Running"
 RECOVERING, SUSPENDED = "Recovering", "Suspended"
@@ -230,6 +231,10 @@ def render(
     """The whole status document. Keys without a value are left out."""
     alive = [pod for pod in observed.pods if pod.alive and not pod.deleting]
     ready = sum(pod.ready for pod in alive)
+    # What is beyond the wanted number is a spare, whichever slots hold the ranks at the moment.
+    spares = min(max(ready - job.replicas, 0), job.spares)
+    idle = min(max(len(alive) - job.replicas, 0), job.spares)
+    ready -= spares
     wanted = 0 if record.phase in TERMINAL or job.suspend else job.replicas
     counts = {k: (record.counts or {}).get(k, 0) for k in ("user", "infrastructure", "preemption")}
     document: dict[str, Any] = {
@@ -237,8 +242,9 @@ def render(
         "phase": record.phase,
         "message": message[:1000],
         "ready": f"{ready}/{wanted}",
-        "replicas": len(alive),
+        "replicas": len(alive) - idle,
         "readyReplicas": ready,
+        "spares": spares if job.spares else None,
         "selector": ",".join(f"{k}={v}" for k, v in selector(job.name).items()),
         "round": record.round,
         "startTime": stamp(record.start_time) if record.start_time else None,

@@ -39,6 +39,8 @@ from rekindle_operator.reconcile import reconcile
 CRD = Path(__file__).parents[2] / "crds" / "trainingjob.yaml"
 START = 1_750_000_000.0
 GRACE = 30.0
+MARGIN = 3.0
+"""Seconds before its end at which a pod that was told to go saves of itself."""
 DONE_WAIT = 10.0
 """Seconds that an agent whose workers are done waits for an order before it exits with 0."""
 RESYNC = 60.0
@@ -87,6 +89,7 @@ class SimPod:
     conditions: dict = field(default_factory=dict)
     waiting: tuple | None = None
     terminated: dict | None = None
+    told_at: float = 0.0
     kill_at: float | None = None
     """Deletion was asked for; SIGKILL comes then."""
     forced: bool = False
@@ -109,7 +112,7 @@ class SimPod:
         }
         if self.kill_at is not None:
             meta["deletionTimestamp"] = stamp(self.kill_at)
-            meta["deletionGracePeriodSeconds"] = 0 if self.forced else 20
+            meta["deletionGracePeriodSeconds"] = 0 if self.forced else self.kill_at - self.told_at
         state = {}
         if self.terminated:
             state = {"terminated": self.terminated}
@@ -144,6 +147,10 @@ class SimAgent:
     restored: Restored | None = None
     round_steps: int = 0
     step: int = 0
+    warm_at: float = 0.0
+    """When its imports are done."""
+    leave_by: float = 0.0
+    """When it saves of itself, once it was told to go."""
     quiet: bool = False
     """Nothing that it says arrives, and nothing reaches it."""
     wants_save: bool = False
@@ -171,7 +178,7 @@ class SimAgent:
             phase=self.phase,
             round=self.round,
             notice=self.notice,
-            notice_seconds=GRACE if self.notice else None,
+            notice_seconds=max(self.leave_by + MARGIN - world.now, 0.0) if self.notice else None,
             progress=progress,
             checkpoint=self.checkpoint,
             restored=self.restored,
@@ -196,6 +203,8 @@ class World:
         self.broken_image: set[str] = set()
         self.hidden: set[str] = set()
         """Nodes that the operator's watch has not shown yet."""
+        self.warms_for = 0.0
+        """Seconds that a pod needs for its imports."""
         self.refuses: str | None = None
         self.trains = True
         self.hold_saves = False
@@ -209,6 +218,7 @@ class World:
         self.children: dict[str, int] = {}
         self.alarm: float | None = None
         # What the operator holds in memory.
+        self.known: dict = {}
         self.up = True
         self.reports: dict[str, Agent] = {}
         self.round: Round | None = None
@@ -410,7 +420,9 @@ class World:
                     pod.waiting = ("ErrImagePull", "no such image")
                     continue
                 pod.waiting, pod.phase = None, "Running"
-                pod.agent = SimAgent(pod)
+                pod.agent = SimAgent(pod, warm_at=self.now + self.warms_for)
+                if self.warms_for:
+                    pod.agent.phase = AgentPhase.WARMING
 
     def fits(self, name, taken):
         return name not in taken and (self.tolerant or not taints(self.nodes[name]))
@@ -421,6 +433,8 @@ class World:
             agent = pod.agent
             if agent is None or pod.over or self.unreachable(pod):
                 continue
+            if agent.phase is AgentPhase.WARMING and self.now >= agent.warm_at:
+                agent.phase = AgentPhase.WAITING
             if self.up and not agent.quiet:
                 self.obey(agent)
         self.save()
@@ -444,11 +458,12 @@ class World:
                 )
             self.exit(agent.pod, order.code, agent.outcome)
             return
-        if offered is None or agent.notice:
+        if offered is None:
             return
         newer = agent.round is None or (
             offered.number >= agent.round.number and offered.key != agent.round.key
         )
+        newer = newer and not agent.notice
         if newer and offered.first_rank(agent.pod.uid) is not None:
             self.join(agent, offered)
         elif newer and agent.phase is AgentPhase.RUNNING:
@@ -478,13 +493,18 @@ class World:
                 rounds[pod.agent.round.key] = pod.agent.round
         for current in rounds.values():
             agents = self.group_of(current)
-            if not self.hold_saves and any(a.wants_save or a.notice for a in agents):
+            if not self.hold_saves and any(a.wants_save or self.hurries(a) for a in agents):
                 self.commit(agents)
                 for agent in agents:
                     agent.phase, agent.wants_save = AgentPhase.WAITING, False
                     agent.outcome = Outcome(
                         cause="Saved", code=75, message="saved", step=agent.step, at=self.now
                     )
+
+    def hurries(self, agent):
+        """A notice is answered at once while nobody coordinates, else when time is nearly up."""
+        alone = not self.up or agent.quiet
+        return agent.notice and (alone or self.now >= agent.leave_by)
 
     def leave(self, agent):
         """A pod that was told to go and has no running workers."""
@@ -513,7 +533,11 @@ class World:
         if report.hang:
             hung = old.hang_since if old and old.hang_since is not None and same else self.now
         self.reports[report.uid] = Agent(
-            report=report, seen_at=self.now, phase_since=since, hang_since=hung
+            report=report,
+            seen_at=self.now,
+            phase_since=since,
+            hang_since=hung,
+            leaves_at=self.now + report.notice_seconds if report.notice else None,
         )
         if report.round and (self.round is None or report.round.number > self.round.number):
             self.round = report.round
@@ -553,9 +577,9 @@ class World:
                 pod.phase, pod.agent = "Failed", None
             return
         if pod.kill_at is None:
-            pod.kill_at = self.now + grace
+            pod.told_at, pod.kill_at = self.now, self.now + grace
             if pod.agent:
-                pod.agent.notice = "SIGTERM"
+                pod.agent.notice, pod.agent.leave_by = "SIGTERM", pod.kill_at - MARGIN
 
     def vanish(self, name):
         """The object is gone in one go, as after a forced deletion by somebody."""
@@ -564,7 +588,12 @@ class World:
 
     def evict(self, name, reason="EvictionByEvictionAPI"):
         pod = self.pod(name)
-        pod.conditions["DisruptionTarget"] = {"status": "True", "reason": reason, "message": "m"}
+        pod.conditions["DisruptionTarget"] = {
+            "status": "True",
+            "reason": reason,
+            "message": "m",
+            "lastTransitionTime": stamp(self.now),
+        }
         return self.delete(name)
 
     def taint(self, name, key):
@@ -647,6 +676,7 @@ class World:
     def restart_operator(self, *, quiet=()):
         """The operator's process is replaced; agents named in `quiet` do not find the new one."""
         self.up, self.reports, self.round, self.directives = True, {}, None, {}
+        self.known = {}
         self.retired, self.refused, self.listening_since = set(), None, self.now
         self.has_secret = "Secret/digits-rekindle" in self.children
         self.has_service = "Service/digits-pods" in self.children
@@ -665,11 +695,12 @@ class World:
         pods = [parse_pod(pod.document()) for pod in self.pods.values()]
         known = {*self.pods, *(m.uid for m in (self.round.members if self.round else ()))}
         self.reports = {u: a for u, a in self.reports.items() if u in known}
-        nodes = {
-            name: parse_node({"metadata": {"name": name}, **body})
+        self.known = {
+            name: parse_node({"metadata": {"name": name}, **body}, self.now, self.known.get(name))
             for name, body in self.nodes.items()
             if name not in self.hidden
         }
+        nodes = dict(self.known)
         nodes.update({p.node: gone(p.node) for p in pods if p.node and p.node not in self.nodes})
         return Observed(
             pods=tuple(sorted(pods, key=lambda p: (p.slot, p.incarnation))),
@@ -682,6 +713,8 @@ class World:
             listening_since=self.listening_since,
             refused=self.refused,
             hindered=self.hindered,
+            now=self.now,
+            notice_seconds=self.job.notice_seconds,
         )
 
     def tick(self, *, die_after=None):
@@ -799,9 +832,15 @@ class World:
         members = [observed.pod(m.uid) for m in fresh.members]
         assert all(pod and pod.alive and not pod.deleting for pod in members)
         slots = [pod.slot for pod in members]
-        assert slots == sorted(set(slots)), "one rank twice"
+        assert len(set(slots)) == len(slots) <= self.job.replicas, "one rank twice"
         assert len({m.uid for m in fresh.members}) == len(slots)
-        assert all(slot < self.job.replicas for slot in slots)
+        assert all(slot < self.job.pods for slot in slots)
+        before = [m.uid for m in self.round.members] if self.round else []
+        if len(before) != len(slots):
+            assert slots == sorted(slots)
+        for rank, member in enumerate(fresh.members):
+            if len(before) == len(slots) and member.uid in before:
+                assert before[rank] == member.uid, "a member's rank changes without need"
         waiting = {u for u, a in observed.agents.items() if a.report.phase is AgentPhase.DONE}
         done = {p.slot for p in observed.pods if p.phase == "Succeeded" or p.uid in waiting}
         least = max(1, self.job.min_replicas - len(done))

@@ -12,6 +12,7 @@ from kubernetes.aio.client import ApiException
 
 from rekindle.contract import AgentPhase, AgentReport
 from rekindle_operator import controller as module
+from rekindle_operator import spec
 from rekindle_operator.cluster import Refused
 from rekindle_operator.controller import Controller, merge_patch
 
@@ -346,18 +347,22 @@ def test_a_node_that_is_deleted_is_remembered_as_gone_and_one_not_seen_is_not(cl
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
-            observe = operator.controller._observe
             state = operator.controller._jobs[KEY]
+            job = spec.parse(state.body, 0.0)
+
+            def observe():
+                return operator.controller._observe(KEY, state, job, time.time())
+
             for name, node in (("digits-0", "node-0"), ("digits-1", "brand-new")):
                 body = cluster.objects["Pod", name]
                 body["spec"]["nodeName"] = node
                 operator.controller.pod_event("MODIFIED", body)
-            pods = {pod.name: pod for pod in observe(KEY, state).pods}
-            assert observe(KEY, state).node_of(pods["digits-1"]) is None
+            pods = {pod.name: pod for pod in observe().pods}
+            assert observe().node_of(pods["digits-1"]) is None
             operator.controller.node_event("DELETED", {"metadata": {"name": "node-0"}})
-            assert observe(KEY, state).node_of(pods["digits-0"]).lost
+            assert observe().lost(pods["digits-0"])
             operator.controller._note_nodes([], state)
-            assert observe(KEY, state).node_of(pods["digits-1"]).lost, "the list is newer"
+            assert observe().lost(pods["digits-1"]), "the list is newer"
 
     run(scenario())
 

@@ -46,6 +46,10 @@ def containers(*found):
     return pods(containers=list(found))
 
 
+def notice(**fields):
+    return job(capacity={"notices": [fields]})
+
+
 def checkpoint(**fields):
     return job(checkpoint={"uri": "s3://bucket/run", **fields})
 
@@ -94,6 +98,40 @@ BAD = [
     ),
     ("min 0", job(elastic={"minReplicas": 0}), "spec.elastic.minReplicas", "equal to 1"),
     ("elastic as list", job(elastic=[1, 2]), "spec.elastic", "object"),
+    ("spares negative", job(elastic={"spares": -1}), "spec.elastic.spares", "equal to 0"),
+    ("spares huge", job(elastic={"spares": 101}), "spec.elastic.spares", "equal to 100"),
+    ("notice of nothing", notice(seconds=5), "spec.capacity.notices[0].sign", "Required"),
+    (
+        "notice in words",
+        notice(sign="Rebooting", seconds="soon"),
+        "spec.capacity.notices[0].seconds",
+        "integer",
+    ),
+    (
+        "notice negative",
+        notice(sign="Rebooting", seconds=-1),
+        "spec.capacity.notices[0].seconds",
+        "equal to 0",
+    ),
+    (
+        "notice of a day",
+        notice(sign="Rebooting", seconds=86401),
+        "spec.capacity.notices[0].seconds",
+        "equal to 86400",
+    ),
+    ("notice of Ready", notice(sign="Ready", seconds=5), "notices[0].sign", "not-ready"),
+    ("notice of no key", notice(sign="two words", seconds=5), "notices[0].sign", "should match"),
+    ("notice without end", notice(sign="Rebooting"), "notices[0]", "exactly one of seconds and"),
+    (
+        "notice with two ends",
+        notice(sign="Rebooting", seconds=5, advice=True),
+        "notices[0]",
+        "exactly one of seconds and advice",
+    ),
+    ("SIGTERM as advice", notice(sign="SIGTERM", advice=True), "notices[0].seconds", "SIGKILL"),
+    ("SIGTERM 0", notice(sign="SIGTERM", seconds=0), "notices[0].seconds", "1 or more"),
+    ("notices as a number", job(capacity={"notices": 5}), "spec.capacity.notices", "array"),
+    ("capacity unknown", job(capacity={"spot": True}), "spec.capacity.spot", "unknown field"),
     ("procPerNode 0", job(procPerNode=0), "spec.procPerNode", "from 1 to 1024"),
     ("procPerNode word", job(procPerNode="all"), "spec.procPerNode", "auto, gpu, cpu"),
     ("procPerNode list", job(procPerNode=[1]), "spec.procPerNode", "integer,string"),
@@ -340,6 +378,10 @@ GOOD = [
     ("scale bounds", job(replicas=4, elastic={"minReplicas": 2, "maxReplicas": 8})),
     ("no limits", job(restart={"user": {"max": None}, "preemption": {"max": 3}})),
     ("no deadlines", job(deadlines={"startup": None, "active": "1h30m"})),
+    ("spares", job(elastic={"spares": 2})),
+    ("a sign of their own", notice(sign="a.b/c_D.e-f", seconds=0)),
+    ("an advice", notice(sign="Rebooting", advice=True)),
+    ("less than the grace", notice(sign="SIGTERM", seconds=15)),
     ("sidecar", containers(TRAINER, {"name": "logs", "image": "fluent-bit"})),
     (
         "a whole pod",
@@ -367,7 +409,7 @@ def test_defaults_are_filled_in():
     assert spec == {
         **job()["spec"],
         "replicas": 1,
-        "elastic": {"minReplicas": 1},
+        "elastic": {"minReplicas": 1, "spares": 0},
         "procPerNode": "auto",
         "checkpoint": {
             "uri": "s3://bucket/run",
@@ -380,6 +422,7 @@ def test_defaults_are_filled_in():
             "infrastructure": {"max": 50, "window": "24h"},
             "preemption": {},
         },
+        "capacity": {},
         "deadlines": {"startup": "30m"},
         "suspend": False,
         "cleanPods": "Running",

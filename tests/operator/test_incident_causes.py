@@ -182,9 +182,9 @@ def test_the_infrastructure_budget_ends(world):
 def test_preemptions_have_no_limit_by_default(world):
     w = world().start()
     for _ in range(22):
-        w.until(lambda: len(w.members) == 3 and w.training())
-        w.delete(w.members[0]).settle()
-    w.until(w.training)
+        victim = w.members[0]
+        w.delete(victim)
+        w.until(lambda victim=victim: victim not in w.members and w.training())
     assert w.restarts == (0, 0, 22)
     assert len(w.status["incidents"]) == incidents.KEEP
     assert len(w.pods) < 10
@@ -295,9 +295,11 @@ def test_a_member_lost_long_after_its_round_is_an_incident_of_its_own(world):
 
 def test_a_failed_pod_is_not_charged_again_when_its_incident_has_left_the_status(world):
     w = world().start().kill("digits-1")
+    w.until(lambda: len(w.members) == 3 and w.training())
     for _ in range(incidents.KEEP + 1):
-        w.until(lambda: len(w.members) == 3 and w.training())
-        w.delete(w.members[0]).settle()
+        victim = w.members[0]
+        w.delete(victim)
+        w.until(lambda victim=victim: victim not in w.members and w.training())
     assert w.restarts == (0, 1, incidents.KEEP + 1)
     assert not [p for p in w.pods.values() if p.name == "digits-1"]
 
