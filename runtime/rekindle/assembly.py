@@ -493,8 +493,8 @@ def _announce(run: Run, found: Found) -> None:
             run.console.say(
                 f"R8 resumed at step {run.step}; next validation at step {step} ({cadence})."
             )
-        if not run.done and (line := session.tight()) is not None:
-            run.console.say(line)
+        if not run.done and (tight := session.tight()) is not None:
+            run.console.say(tight)
     if run.page is not None and run.world.local_rank == 0:
         run.page.begin(
             step=run.step,
