@@ -9,6 +9,8 @@ Label values are bounded: phases are a fixed list, and of logged metrics the fir
 are exported.
 """
 
+import sys
+
 from prometheus_client import Counter, Gauge, Histogram
 
 MAX_NAMES = 100
@@ -59,6 +61,18 @@ CHECKPOINT_TIME = Gauge(
 """``time() -`` this is the age of the newest checkpoint."""
 CHECKPOINT_ERRORS = Counter("rekindle_checkpoint_errors", "Saves that were not committed.")
 """Training goes on after these; an alert should not."""
+COMPILED_GRAPHS = Gauge(
+    "rekindle_compiled_graphs",
+    "Graphs that torch.compile has made.",
+    multiprocess_mode="mostrecent",
+)
+"""More and more of them: something in the batches changes that code is compiled for."""
+COMPILED_GUARDS = Gauge(
+    "rekindle_compiled_guards",
+    "Guards of the graphs that torch.compile has made.",
+    multiprocess_mode="mostrecent",
+)
+"""What compiled code checks before it may be used; each check costs time in each step."""
 
 
 PHASES = ("data", "transfer", "forward", "backward", "comm_wait", "optimizer")
@@ -103,6 +117,9 @@ class Meter:
             EPOCH.set(epoch)
             if loss is not None:
                 LOSS.set(loss)
+            guards = guard_counts()
+            COMPILED_GRAPHS.set(len(guards))
+            COMPILED_GUARDS.set(sum(guards))
         self.samples, self.durations = 0, []
         self.data = self.transfer = self.forward = self.backward = self.optimizer = 0.0
         self.comm_wait = 0.0
@@ -130,6 +147,15 @@ class Meter:
     def _add(self, phase: str, seconds: float, count: int) -> None:
         total, times = self._totals.get(phase, (0.0, 0))
         self._totals[phase] = (total + seconds, times + count)
+
+
+def guard_counts() -> list[int]:
+    """Guards of each graph that this process has compiled, of the newest 64 of them."""
+    # Nobody compiles without it, and its import takes a second.
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is None:
+        return []
+    return [m.guard_count for m in dynamo.get_compilation_metrics() if m.guard_count is not None]
 
 
 def committed(*, step: int, seconds: float, size: int, now: float) -> None:

@@ -4,6 +4,7 @@ import functools
 
 import pytest
 import torch
+from prometheus_client import REGISTRY
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -11,6 +12,7 @@ import rekindle as rk
 from rekindle.checkpoint import Store
 from rekindle.strategies import FSDP2, DDPStrategy, DeepSpeedStrategy, FSDPStrategy, parse
 from rekindle.strategies.kinds import chosen
+from rekindle.telemetry import guard_counts
 
 DATA = TensorDataset(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))
 
@@ -141,9 +143,15 @@ def test_a_compiled_model_trains_the_same_and_its_checkpoint_names_no_wrapper(tm
         graphs.append(graph)
         return graph.forward
 
+    from torch._dynamo.utils import clear_compilation_metrics
+
+    clear_compilation_metrics()
     plain = fit(tmp_path / "plain")
+    assert REGISTRY.get_sample_value("rekindle_compiled_graphs") == 0
     flagged = fit(tmp_path / "flagged", compile={"backend": backend})
     assert len(graphs) == 1, "compiled once, and not again for the next batch"
+    assert REGISTRY.get_sample_value("rekindle_compiled_graphs") == 1
+    assert REGISTRY.get_sample_value("rekindle_compiled_guards") == guard_counts()[0] > 1
     wrapped = fit(tmp_path / "wrapped", Net(wrap=backend), max_steps=5)
     assert next(iter(wrapped.state_dict())) == "net._orig_mod.0.weight"
     for name in ("flagged", "wrapped"):
