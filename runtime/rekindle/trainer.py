@@ -171,7 +171,8 @@ class Trainer:
         ``virtual``) and, for every root, ``commit``: ``conditional``, or ``lease`` for a server
         that ignores conditional writes (weaker: see `rekindle.checkpoint.guarded`). What is left
         out is as the job says (``spec.checkpoint``), else as the AWS environment says. An endpoint
-        that the job names wins, as its root does.
+        that the job names wins, as its root does. For a root of files there is ``commit`` only; the
+        others are refused there, unless the root is the job's.
 
         `data` says what is promised about the samples, in a mapping: ``guarantee`` is ``order``
         (default), ``bitwise`` (weights bit-equal on any number of processes) or ``relaxed``;
