@@ -227,7 +227,9 @@ class Trainer:
         page = ControlPage.from_environment()
         _watch_errors(page, self)
         notice = Notice(page)
-        reading = workerend.living()
+        # Ended last: a snapshot that an error finds on its way has the time that is left first.
+        reading = contextlib.ExitStack()
+        reading.enter_context(workerend.ended())
         try:
             with settings(self.flags), self.profiler.around(self, "fit"):
                 self._optimizers, self._run, self._planned = None, None, None
@@ -246,6 +248,9 @@ class Trainer:
                 )
                 if run.done:
                     self._console.say(f"training is complete already: step {run.step}")
+                    if run.session is not None and run.session.opening:
+                        # It is in memory, and nobody knows yet whether it was committed.
+                        finish(run)
                 else:
                     if run.step == 0 and not sanity_check(run):
                         leave(run)
@@ -268,7 +273,7 @@ class Trainer:
             if self._run is not None:
                 workerend.close(self._run.loader)
                 workerend.close(getattr(self._run.validation, "loader", None))
-            workerend.close_since(reading)
+            reading.close()
             notice.close()
             model.attach(None, None)
             model.own_update(None)
@@ -345,7 +350,7 @@ class Trainer:
         page = ControlPage.from_environment()
         hooks = Hooks([*self.callbacks, PassProgress()], model)
         try:
-            with settings(self.flags), self.profiler.around(self, stage):
+            with settings(self.flags), self.profiler.around(self, stage), workerend.ended():
                 world = self._begin(model, datamodule)
                 journal = Journal(self.loggers, world, self._console.say)
                 with journal.briefly(self._after(), self._logged):

@@ -2,8 +2,9 @@
 
 Workers are deaf to SIGTERM (see `rekindle.loader`), which is also how Python ends them when the
 interpreter exits: a script whose workers are still there would wait for them for ever. So they are
-ended when `fit` is over, the way DataLoader does it itself, also when an error holds on to their
-iterator; and what is left when the interpreter exits is killed.
+ended when what has begun them is over (`fit`, `validate`, `test`, `predict`), the way DataLoader
+does it itself, also when an error holds on to their iterator; and what is left when the interpreter
+exits is killed.
 """
 
 import atexit
@@ -11,6 +12,8 @@ import multiprocessing
 import signal
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -39,16 +42,16 @@ class Workers(DataLoader[Any]):
         return iterator
 
 
-def living() -> list[Any]:
-    """The iterators that are there now."""
-    return list(_living)
-
-
-def close_since(before: list[Any]) -> None:
-    """End the workers of all iterators that were begun since `living` said `before`."""
-    for iterator in living():
-        if not any(iterator is old for old in before):
-            iterator._shutdown_workers()
+@contextmanager
+def ended() -> Iterator[None]:
+    """End the workers of all iterators that are begun inside."""
+    before = list(_living)
+    try:
+        yield
+    finally:
+        for iterator in list(_living):
+            if not any(iterator is old for old in before):
+                iterator._shutdown_workers()
 
 
 def at_exit() -> None:

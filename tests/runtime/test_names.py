@@ -40,10 +40,12 @@ def test_the_main_names_are_there_under_both_spellings():
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("persistent", [True, False])
-def test_a_script_whose_error_keeps_loader_workers_ends_all_the_same(persistent, tmp_path):
+@pytest.mark.parametrize(
+    ("entry", "persistent"), [("fit", True), ("fit", False), ("predict", True)]
+)
+def test_a_script_whose_error_keeps_loader_workers_ends_all_the_same(entry, persistent, tmp_path):
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.replace("PERSISTENT", repr(persistent)))
+    script.write_text(SCRIPT.replace("PERSISTENT", repr(persistent)).replace("ENTRY", entry))
     done = subprocess.run(
         [sys.executable, str(script), str(tmp_path / "run")],
         env={"PYTHONPATH": ":".join(p for p in sys.path if p), "OMP_NUM_THREADS": "1"},
@@ -67,9 +69,11 @@ class Net(rk.Module):
         self.w = torch.nn.Parameter(torch.zeros(()))
 
     def training_step(self, batch, batch_idx):
-        if self.trainer.global_step == 3:
+        if batch_idx == 3:
             raise ValueError("kept")
         return self.w * batch.sum()
+
+    validation_step = test_step = predict_step = training_step
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -77,7 +81,8 @@ class Net(rk.Module):
 trainer = rk.Trainer(max_epochs=2, root=sys.argv[1], enable_progress_bar=False)
 loader = DataLoader(torch.ones(8, 1), 2, num_workers=1, persistent_workers=PERSISTENT)
 try:
-    trainer.fit(Net(), loader)
+    trainer.ENTRY(Net(), loader)
+    raise SystemExit("no error")
 except ValueError as error:
     kept = error
 held = iter(DataLoader(torch.ones(8, 1), 2, num_workers=1))
