@@ -16,7 +16,7 @@ from typing import Any
 
 from rekindle.contract import Cause, ExitCode, Hang, Member, Outcome, Round
 from rekindle_operator.observed import Observed, Pod
-from rekindle_operator.rounds import State, state_of, wanted
+from rekindle_operator.rounds import State, seats, state_of, wanted
 from rekindle_operator.spec import Budget, TrainingJob
 from rekindle_operator.timestamps import parse_time
 
@@ -213,7 +213,11 @@ def _of_round(
         if states[member.uid] is State.DONE:
             continue
         lost = states[member.uid] is State.LOST
-        if lost or (not calm and pod and pod.alive and observed.going(pod)):
+        leaves = pod and pod.alive and not observed.stays(pod) and not calm
+        if leaves and pod and observed.may_stay(pod):
+            # Only advised to go: it is in the next round, too, unless another takes its place.
+            leaves = all(other.uid != pod.uid for other, _ in seats(job, observed))
+        if lost or leaves:
             saved = State.SAVED in states.values()
             gone.append((member, *_why_member(observed, member, pod, saved)))
     failed = [m for m in current.members if states[m.uid] is State.FAILED]

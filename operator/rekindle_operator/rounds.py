@@ -196,10 +196,8 @@ def _make_before_break(
     if urgent is not None and now >= urgent:
         return Decision(save=reason, save_seconds=seconds)
     inside = {m.uid for m in current.members}
-    done = {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
-    most = job.replicas - len(done)
-    ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
-    next_ = _seats(observed, ready, most)
+    most = job.replicas - len(_done(job, observed))
+    next_ = seats(job, observed)
     fresh = [(pod, agent) for pod, agent in next_ if pod.uid not in inside]
     leaves = [pod for pod in going if pod.uid not in {other.uid for other, _ in next_}]
     wait = None if urgent is None else urgent - now
@@ -280,6 +278,11 @@ def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
     return found
 
 
+def _done(job: TrainingJob, observed: Observed) -> set[int]:
+    """Slots whose share of the training is complete."""
+    return {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
+
+
 def _is_done(pod: Pod, observed: Observed) -> bool:
     """Whether a pod's share of the training is complete; its agent may not have exited yet."""
     agent = observed.agents.get(pod.uid)
@@ -305,7 +308,7 @@ def _form(
     """Form a round from those that are there, or say what it waits for."""
     if hold:
         return Decision(waiting="a failure is being understood")
-    done = {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
+    done = _done(job, observed)
     ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
     if len(done) >= job.replicas:
         return Decision(finished=True)
@@ -313,7 +316,9 @@ def _form(
     least = min(max(1, job.min_replicas - len(done)), most)
     silent = now - observed.listening_since < REANNOUNCE
     coming = _coming(job, observed, now)
-    if len(ready) < most and coming and (patient or len(ready) < least or silent):
+    # Those who may have trained before this operator listened, and have yet to tell so.
+    late = [pod for pod in coming if silent and pod.created_at < observed.listening_since]
+    if len(ready) < most and (late or coming and (patient or len(ready) < least)):
         since = max([agent.phase_since for _, agent in ready], default=now)
         patience = REANNOUNCE if silent and not patient else PATIENCE
         left = since + patience - now
@@ -332,7 +337,7 @@ def _form(
             store_port=agent.report.store_port,
             slots=agent.report.slots,
         )
-        for pod, agent in _seats(observed, ready, most)
+        for pod, agent in seats(job, observed)
     )
     reason = _difference(observed.round, members)
     return Decision(
@@ -340,15 +345,15 @@ def _form(
     )
 
 
-def _seats(
-    observed: Observed, ready: list[tuple[Pod, Agent]], most: int
-) -> list[tuple[Pod, Agent]]:
-    """Which of the candidates take part, in rank order.
+def seats(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
+    """Who would be in a round that is formed now, in rank order.
 
     Pods that stay go before those that are advised to go, members before newcomers, low slots
     before high ones, which are those of the spares. When there are as many as before, those that
     were members keep their ranks, and newcomers take the ranks of those that went.
     """
+    done = _done(job, observed)
+    ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
     before = [m.uid for m in observed.round.members] if observed.round else []
     chosen = sorted(
         ready,
@@ -357,7 +362,7 @@ def _seats(
             found[0].uid not in before,
             found[0].slot,
         ),
-    )[:most]
+    )[: max(0, job.replicas - len(done))]
     by_slot = sorted(chosen, key=lambda found: found[0].slot)
     if len(chosen) != len(before):
         return by_slot
@@ -385,6 +390,8 @@ def _consider_newcomers(
 ) -> Decision:
     """A whole, running round: is there room and is somebody waiting to fill it."""
     inside = {m.uid for m in current.members}
+    if len(inside) > job.replicas:
+        return Decision(save=f"scaled down to {job.replicas}")
     ready = candidates(job, observed)
     fresh = [(pod, agent) for pod, agent in ready if pod.uid not in inside]
     if not fresh or len(inside) >= job.replicas or values != {State.RUNNING}:

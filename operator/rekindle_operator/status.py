@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rekindle.contract import AgentReport, CheckpointReport, Progress
+from rekindle.contract import AgentPhase, AgentReport, CheckpointReport, Progress
 from rekindle_operator.incidents import KEEP, History, Incident, from_status, stamp, to_status
-from rekindle_operator.observed import Observed
+from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.resources import selector
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.timestamps import parse_time
@@ -232,9 +232,8 @@ def render(
     alive = [pod for pod in observed.pods if pod.alive and not pod.deleting]
     ready = sum(pod.ready for pod in alive)
     # What is beyond the wanted number is a spare, whichever slots hold the ranks at the moment.
-    spares = min(max(ready - job.replicas, 0), job.spares)
     idle = min(max(len(alive) - job.replicas, 0), job.spares)
-    ready -= spares
+    ready -= min(max(ready - job.replicas, 0), job.spares)
     wanted = 0 if record.phase in TERMINAL or job.suspend else job.replicas
     counts = {k: (record.counts or {}).get(k, 0) for k in ("user", "infrastructure", "preemption")}
     document: dict[str, Any] = {
@@ -244,7 +243,7 @@ def render(
         "ready": f"{ready}/{wanted}",
         "replicas": len(alive) - idle,
         "readyReplicas": ready,
-        "spares": spares if job.spares else None,
+        "spares": _spares(job, observed, alive) if job.spares else None,
         "selector": ",".join(f"{k}={v}" for k, v in selector(job.name).items()),
         "round": record.round,
         "startTime": stamp(record.start_time) if record.start_time else None,
@@ -282,6 +281,20 @@ def render(
         },
     }
     return {key: value for key, value in document.items() if value is not None}
+
+
+def _spares(job: TrainingJob, observed: Observed, alive: list[Pod]) -> int:
+    """How many warm pods there are beyond those that hold a rank or could take a free one."""
+    inside = {m.uid for m in observed.round.members} if observed.round else set()
+    warm = [
+        pod
+        for pod in alive
+        if pod.uid not in inside
+        and (agent := observed.agents.get(pod.uid))
+        and agent.report.phase is AgentPhase.WAITING
+    ]
+    free = max(job.replicas - len(inside), 0)
+    return min(max(len(warm) - free, 0), job.spares)
 
 
 def _finite(value: float | None) -> float | None:

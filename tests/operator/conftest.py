@@ -203,6 +203,8 @@ class World:
         self.broken_image: set[str] = set()
         self.hidden: set[str] = set()
         """Nodes that the operator's watch has not shown yet."""
+        self.dead: set[str] = set()
+        """Nodes that have died although nobody has noticed."""
         self.warms_for = 0.0
         """Seconds that a pod needs for its imports."""
         self.refuses: str | None = None
@@ -357,7 +359,8 @@ class World:
 
     def pass_time(self, seconds):
         for pod in self.pods.values():
-            if pod.kill_at is not None and self.now >= pod.kill_at and not pod.over:
+            late = pod.kill_at is not None and self.now >= pod.kill_at and not pod.over
+            if late and pod.node not in self.dead:
                 self.exit(pod, 137)
         for pod in self.alive:
             agent = pod.agent
@@ -404,7 +407,7 @@ class World:
             if pod.over or pod.kill_at is not None:
                 continue
             if pod.node is None:
-                free = [n for n, body in self.nodes.items() if self.fits(n, taken)]
+                free = [n for n in self.nodes if self.fits(n, taken, pod)]
                 if not free:
                     pod.conditions["PodScheduled"] = {
                         "status": "False",
@@ -424,8 +427,10 @@ class World:
                 if self.warms_for:
                     pod.agent.phase = AgentPhase.WARMING
 
-    def fits(self, name, taken):
-        return name not in taken and (self.tolerant or not taints(self.nodes[name]))
+    def fits(self, name, taken, pod):
+        if name in taken or name in unwelcome(pod.body["spec"]):
+            return False
+        return self.tolerant or not taints(self.nodes[name])
 
     def act(self):
         """Agents look at their view and at their notice, and report."""
@@ -544,6 +549,8 @@ class World:
 
     def unreachable(self, pod):
         body = self.nodes.get(pod.node) if pod.node else {}
+        if pod.node in self.dead:
+            return True
         return body is None or "node.kubernetes.io/unreachable" in taints(body)
 
     def exit(self, pod, code, outcome=None, reason=None):
@@ -586,6 +593,12 @@ class World:
         self._delete(self.pod(name), 0)
         return self
 
+    def tell(self, name, source, seconds=GRACE):
+        """A platform of its own tells the agent, and nobody else, that the pod has to go."""
+        agent = self.pod(name).agent
+        agent.notice, agent.leave_by = source, self.now + seconds - MARGIN
+        return self
+
     def evict(self, name, reason="EvictionByEvictionAPI"):
         pod = self.pod(name)
         pod.conditions["DisruptionTarget"] = {
@@ -596,9 +609,27 @@ class World:
         }
         return self.delete(name)
 
-    def taint(self, name, key):
+    def taint(self, name, key, **more):
         node = self.nodes[self.pod(name).node]
-        node["spec"].setdefault("taints", []).append({"key": key, "effect": "NoSchedule"})
+        taint = {"key": key, "effect": "NoSchedule", **more}
+        node["spec"].setdefault("taints", []).append(taint)
+        return self
+
+    def untaint(self):
+        for body in self.nodes.values():
+            body["spec"].pop("taints", None)
+        return self
+
+    def condition_of_node(self, name, kind, status="True", **more):
+        """A condition of the node that a pod is on."""
+        node = self.nodes[self.pod(name).node]
+        entry = {"type": kind, "status": status, "lastTransitionTime": stamp(self.now), **more}
+        node["status"] = {"conditions": [entry]}
+        return self
+
+    def die_unnoticed(self, name):
+        """The machine under a pod is gone, and the API server does not know."""
+        self.dead.add(self.pod(name).node)
         return self
 
     def lose_node(self, name):
@@ -845,6 +876,14 @@ class World:
         done = {p.slot for p in observed.pods if p.phase == "Succeeded" or p.uid in waiting}
         least = max(1, self.job.min_replicas - len(done))
         assert len(slots) >= min(least, self.job.replicas - len(done)), "below minReplicas"
+
+
+def unwelcome(spec):
+    """Names of nodes that a pod must not be on."""
+    affinity = spec.get("affinity", {}).get("nodeAffinity", {})
+    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {})
+    (term,) = required.get("nodeSelectorTerms", [{}])
+    return {value for e in term.get("matchExpressions", ()) for value in e["values"]}
 
 
 def taints(body):

@@ -31,16 +31,23 @@ class Histories(RuleBasedStateMachine):
 
     World = None
 
-    @initialize(replicas=st.integers(1, 4), least=st.integers(1, 4), nodes=st.integers(1, 6))
-    def begin(self, replicas, least, nodes):
+    @initialize(
+        replicas=st.integers(1, 4),
+        least=st.integers(1, 4),
+        nodes=st.integers(1, 6),
+        spares=st.integers(0, 2),
+        warms_for=st.sampled_from([0.0, 4.0]),
+    )
+    def begin(self, replicas, least, nodes, spares, warms_for):
         self.w = self.World(
             replicas=replicas,
             nodes=nodes,
-            elastic={"minReplicas": min(replicas, least)},
+            elastic={"minReplicas": min(replicas, least), "spares": spares},
             restart={"user": {"max": 3, "window": "1h"}},
             deadlines={"startup": None},
             save_every=7,
         )
+        self.w.warms_for = warms_for
         self.over = False
 
     def a_pod(self, number, *, running=False):
@@ -91,7 +98,15 @@ class Histories(RuleBasedStateMachine):
 
     @rule(
         number=pick,
-        key=st.sampled_from(["karpenter.sh/disrupted", "node.kubernetes.io/unreachable"]),
+        key=st.sampled_from(
+            [
+                "karpenter.sh/disrupted",
+                "node.kubernetes.io/unreachable",
+                "node.kubernetes.io/not-ready",
+                "aws-node-termination-handler/rebalance-recommendation",
+                "aws-node-termination-handler/spot-itn",
+            ]
+        ),
     )
     def taint(self, number, key):
         pods = [p for p in self.w.alive if p.node in self.w.nodes]
@@ -180,7 +195,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def pods_are_bounded(self):
         if hasattr(self, "w"):
-            assert len(self.w.pods) <= 4 * 4 + 6
+            assert len(self.w.pods) <= 4 * (4 + 2) + 6
 
     @invariant()
     def names_are_not_used_twice(self):
