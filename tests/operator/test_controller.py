@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kubernetes.aio.client import ApiException
 
-from rekindle.contract import AgentPhase, AgentReport
+from rekindle.contract import AgentPhase, AgentReport, Progress
 from rekindle_operator import controller as module
 from rekindle_operator import spec
 from rekindle_operator.cluster import Refused
 from rekindle_operator.controller import Controller, merge_patch
+from rekindle_operator.incidents import stamp
 
 KEY = ("ml", "digits")
 
@@ -192,6 +193,95 @@ def test_children_come_first_then_the_status_then_the_round(cluster):
                 ("Service", "digits-pods"),
             ]
             assert cluster.status["round"] == 1
+
+    run(scenario())
+
+
+def test_between_a_loss_and_the_round_that_follows_there_is_one_write_and_nothing_else(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            first = operator.round
+            for name in cluster.named("Pod"):
+                operator.agent(name, AgentPhase.RUNNING, round=first)
+            await asyncio.sleep(0.1)
+            cluster.calls.clear()
+            gone = cluster.objects.pop(("Pod", "digits-1"))
+            operator.controller.pod_event("DELETED", gone)
+            await operator.until(lambda: operator.round is not first)
+            assert [call[0] for call in cluster.calls][:2] == ["status", "create"]
+            assert cluster.calls[0][1]["round"] == 2
+            await operator.until(lambda: "digits-1r1" in cluster.named("Pod"))
+
+    run(scenario())
+
+
+def test_a_wish_to_save_is_shown_before_any_call(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            first = operator.round
+            progress = Progress(step=5, round_steps=5)
+            for name in cluster.named("Pod"):
+                operator.agent(name, AgentPhase.RUNNING, round=first, progress=progress)
+            await asyncio.sleep(0.1)
+            cluster.faults["status"] = [TimeoutError()] * 50
+            cluster.faults["create"] = [TimeoutError()] * 50
+            body = cluster.objects["Pod", "digits-1"]
+            ends = stamp(time.time() + 5)
+            body["metadata"] |= {"deletionTimestamp": ends, "deletionGracePeriodSeconds": 30}
+            operator.controller.pod_event("MODIFIED", body)
+            room = operator.controller.coordinator.room(KEY)
+            await operator.until(lambda: len(room.directives) == 2)
+            assert all(0 < d.seconds < 5 for d in room.directives.values())
+
+    run(scenario())
+
+
+def test_a_loss_does_not_wait_for_lists_that_are_due(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            first = operator.round
+            for name in cluster.named("Pod"):
+                operator.agent(name, AgentPhase.RUNNING, round=first)
+            await asyncio.sleep(0.1)
+            listing, listed = asyncio.Event(), cluster.pods
+
+            async def slowly(namespace, name):
+                listing.set()
+                await asyncio.sleep(0.3)
+                return await listed(namespace, name)
+
+            cluster.pods = slowly
+            operator.controller._jobs[KEY].synced_at = -1000.0
+            gone = cluster.objects.pop(("Pod", "digits-1"))
+            operator.controller.pod_event("DELETED", gone)
+            await operator.until(lambda: operator.round is not first, 0.2)
+            await operator.until(listing.is_set)
+
+    run(scenario())
+
+
+def test_a_list_that_is_older_than_an_event_does_not_bring_a_pod_back(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            state = operator.controller._jobs[KEY]
+            await asyncio.sleep(0.1)
+            listed = cluster.pods
+
+            async def overtaken(namespace, name):
+                found = await listed(namespace, name)
+                gone = cluster.objects.pop(("Pod", "digits-1"))
+                operator.controller.pod_event("DELETED", gone)
+                cluster.pods = listed
+                return found
+
+            cluster.pods = overtaken
+            state.synced_at = -1000.0
+            operator.controller.wake(KEY)
+            await operator.until(lambda: "digits-1r1" in cluster.named("Pod"))
 
     run(scenario())
 

@@ -337,3 +337,39 @@ def test_no_other_path_is_served():
             assert answer.status == web.HTTPNotFound.status_code
 
     with_bench(scenario)
+
+
+def save(seconds, number=1, reason="digits-1: node goes"):
+    return Directive(kind=DirectiveKind.SAVE, round=number, reason=reason, seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("fresh", "told"),
+    [
+        (save(19.9), False),
+        (save(19.9, reason="digits-1: node goes; digits-0: too"), False),
+        (save(5.0), True),
+        (save(20.0, number=2), True),
+        (Directive(kind=DirectiveKind.STOP, round=1, reason="over"), True),
+    ],
+    ids=["time passes", "another reason", "less time", "another round", "another kind"],
+)
+def test_a_deadline_that_stays_is_told_once_and_an_earlier_one_at_once(fresh, told):
+    room = module.JobRoom()
+    room.set(round_of("digits-0"), {"uid-digits-0": save(20.0)})
+    before = room.view("uid-digits-0").version
+    changed = room.changed
+    room.set(room.round, {"uid-digits-0": fresh})
+    assert (room.view("uid-digits-0").version != before) is told
+    assert changed.is_set() is told
+
+
+def test_the_earliest_end_that_a_pod_has_told_counts_and_is_news_once():
+    bench = Bench()
+    for seconds in (30.0, 20.0, 29.0):
+        told = report(notice="SIGTERM", notice_seconds=seconds)
+        bench.coordinator._note(JOB, told, 1000.0)
+    assert bench.room.agents["uid-digits-0"].leaves_at == 1020.0
+    assert len(bench.wakes) == 1
+    bench.coordinator._note(JOB, report(), 1001.0)
+    assert bench.room.agents["uid-digits-0"].leaves_at is None

@@ -179,3 +179,73 @@ def test_durations(text, seconds):
 def test_bad_durations_name_the_field(text):
     with pytest.raises(spec.SpecError, match=r"spec\.deadlines\.active"):
         spec.parse_duration(text, "spec.deadlines.active")
+
+
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+NOT_A = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["a"]}
+GPU = {"key": "gpu", "operator": "Exists"}
+BY_NAME = {"key": "metadata.name", "operator": "In", "values": ["b"]}
+
+
+def kept_away(affinity, **avoid):
+    document, _ = load("least")
+    body = {"apiVersion": "x", "kind": "x", **copy.deepcopy(document["job"])}
+    if affinity is not None:
+        body["spec"]["template"]["spec"]["affinity"] = affinity
+    before = copy.deepcopy(body)
+    job = spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0)
+    pod = resources.pod(job, 0, 1, "http://rekindle:8430", None, resources.Avoid(**avoid))
+    assert job.template["spec"].get("affinity") == before["spec"]["template"]["spec"].get(
+        "affinity"
+    ), "the user's words are not written into"
+    return pod["spec"].get("affinity")
+
+
+def terms(*terms):
+    return {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": list(terms)}}}
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        (None, terms({"matchExpressions": [NOT_A]})),
+        (
+            {"podAffinity": {"x": 1}},
+            {"podAffinity": {"x": 1}} | terms({"matchExpressions": [NOT_A]}),
+        ),
+        (
+            terms({"matchExpressions": [GPU]}, {"matchFields": [BY_NAME]}),
+            terms(
+                {"matchExpressions": [GPU, NOT_A]},
+                {"matchFields": [BY_NAME], "matchExpressions": [NOT_A]},
+            ),
+        ),
+    ],
+    ids=["no affinity", "another kind", "alternatives"],
+)
+def test_a_pod_is_kept_off_nodes_that_go_in_each_alternative_of_the_user(given, made):
+    assert kept_away(given, never=("a",)) == made
+
+
+def test_a_node_that_may_go_is_only_wished_away():
+    wish = {"weight": 7, "preference": {"matchExpressions": [GPU]}}
+    made = kept_away({"nodeAffinity": {PREFERRED: [wish]}}, rather_not=("a",))
+    ours = {"weight": 100, "preference": {"matchExpressions": [NOT_A]}}
+    assert made == {"nodeAffinity": {PREFERRED: [wish, ours]}}
+
+
+def test_without_a_node_to_avoid_the_affinity_is_the_users():
+    assert kept_away(None) is None
+    assert kept_away({"nodeAffinity": {}}) == {"nodeAffinity": {}}
+
+
+@pytest.mark.parametrize(("seconds", "grace"), [(None, "30"), (15, "15"), (300, "30")])
+def test_a_pod_is_told_what_really_is_between_sigterm_and_the_end(seconds, grace):
+    document, _ = load("least")
+    body = {"apiVersion": "x", "kind": "x", **copy.deepcopy(document["job"])}
+    if seconds:
+        body["spec"]["capacity"] = {"notices": [{"sign": "SIGTERM", "seconds": seconds}]}
+    job = spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0)
+    environment = made(document, job)["spec"]["containers"][0]["env"]
+    assert {"name": "REKINDLE_GRACE_SECONDS", "value": grace} in environment

@@ -104,7 +104,7 @@ def test_ten_losses_each_before_a_step_could_be_made_are_paced_and_survived(worl
     w = job(world)
     w.trains = False
     for _ in range(10):
-        w.kill(w.members[-1]).until(lambda: w.group(), 600)
+        w.kill(w.members[-1]).until(w.group, 600)
     w.trains = True
     w.until(lambda: whole(w), 900)
     assert w.restarts[1] == 10
