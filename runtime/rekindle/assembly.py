@@ -54,6 +54,7 @@ from rekindle.sources import dealt, load
 from rekindle.strategies.statistics import synchronised
 from rekindle.streams import Streaming, refuse_stateless, stateful
 from rekindle.telemetry import Meter
+from rekindle.tokens import samples_of
 from rekindle.update import Update
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ def assemble(
 ) -> Run:
     """Make the run, restored from its newest good checkpoint; collective."""
     flags = trainer.flags
-    limits = (flags.max_epochs, flags.max_steps, flags.max_samples, flags.max_time)
-    if all(limit is None for limit in limits):
+    names = ("max_epochs", "max_steps", "max_samples", "max_tokens", "max_time")
+    if all(getattr(flags, name) is None for name in names):
         raise ValueError(
-            "Trainer needs max_epochs= or max_steps= (or max_samples=, max_time=) to know when "
-            "fit() is done"
+            "Trainer needs max_epochs= or max_steps= (or max_samples=, max_tokens=, max_time=) to "
+            "know when fit() is done"
         )
     if page is not None and world.local_rank == 0:
         page.attach()
@@ -130,6 +131,8 @@ def assemble(
     draw = _draw(train_source, flags, found)
     chosen = trainer.train_source.batch_size
     cursor = _cursor(train_source, chosen, draw, flags, asked, mark, copies, found, console)
+    if flags.max_tokens is not None:
+        flags = _in_samples(flags.max_tokens, flags, train_source, cursor, draw)
     stream = _stream(train_source, flags, cursor, copies, found)
     start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0, "before": 0})
     trainer.plan(planned_steps(start, 0, flags))
@@ -357,6 +360,15 @@ def _draw(source: Source, flags: Flags, found: Found) -> Draw | None:
     if found.restored is None:
         return source.draw(flags.seed)
     return source.draw(Cursor.from_json(found.restored.meta["cursor"]).seed)
+
+
+def _in_samples(
+    tokens: int, flags: Flags, source: Source, cursor: Cursor, draw: Draw | None
+) -> Flags:
+    """The flags with `max_tokens` as a number of samples."""
+    samples = samples_of(tokens, source.dataset, cursor, draw, epochs=flags.max_epochs)
+    found = [limit for limit in (flags.max_samples, samples) if limit is not None]
+    return replace(flags, max_samples=min(found, default=None))
 
 
 def _stream(

@@ -105,6 +105,7 @@ class Flags:
     max_epochs: int | None = None
     max_steps: int | None = None
     max_samples: int | None = None
+    max_tokens: int | None = None
     max_time: float | None = None
     """Seconds."""
     min_epochs: int | None = None
@@ -180,7 +181,8 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
             f"Trainer(root={root!r}, default_root_dir={alias!r}): both name the same thing, "
             f"give one of them"
         )
-    for name in ("max_epochs", "max_steps", "max_samples", "min_epochs", "min_steps"):
+    ends = ("max_epochs", "max_steps", "max_samples", "max_tokens", "min_epochs", "min_steps")
+    for name in ends:
         # -1 is how scripts written for other trainers say "no limit".
         if values[name] == -1:
             values[name] = None
@@ -479,8 +481,6 @@ def _refuse(values: dict[str, Any]) -> None:
     answers = {
         "plugins": "the strategy is strategy=, the dtype policy precision=, and the cluster is "
         "whatever started the processes",
-        "max_tokens": "tokens are not counted; use max_samples= (tokens divided by the length of "
-        "a sequence)",
     }
     for name, answer in answers.items():
         if values.pop(name) not in (None, [], ()):
@@ -510,6 +510,7 @@ def _trial(values: dict[str, Any]) -> None:
             "max_epochs": 1,
             "max_steps": batches,
             "max_samples": None,
+            "max_tokens": None,
             "max_time": None,
             "min_epochs": None,
             "min_steps": None,

@@ -69,7 +69,7 @@ class Trainer:
         max_epochs: int | None = None,
         max_steps: int | None = None,
         max_samples: int | None = None,
-        max_tokens: None = None,
+        max_tokens: int | None = None,
         max_time: "str | timedelta | Mapping[str, float] | None" = None,
         min_epochs: int | None = None,
         min_steps: int | None = None,
@@ -141,10 +141,12 @@ class Trainer:
 
         Limits count batches of the whole dataset, whatever the number of processes.
 
-        Training ends at the first of `max_epochs`, `max_steps`, `max_samples` (at the end of the
-        step that reaches it) and `max_time` (wall time in `fit`, over all attempts); `should_stop`
-        is heeded once `min_epochs` and `min_steps` are reached. `micro_batch` is what one pass
-        takes, by default the loader's `batch_size`; ``"auto"`` halves it until it fits the device.
+        Training ends at the first of `max_epochs`, `max_steps`, `max_samples` or `max_tokens` (at
+        the end of the step that reaches it; the dataset's attribute `tokens` says how many a sample
+        has, one number or one for each) and `max_time` (wall time in `fit`, over all attempts);
+        `should_stop` is heeded once `min_epochs` and `min_steps` are reached. `micro_batch` is what
+        one pass takes, by default the loader's `batch_size`; ``"auto"`` halves it until it fits the
+        device.
 
         `fast_dev_run` goes through one batch (or so many) of each loop and stores nothing;
         `overfit_batches` trains on the same first batches, unshuffled; `preflight=False` leaves

@@ -2,6 +2,7 @@
 
 import datetime
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -64,6 +65,65 @@ def test_a_run_ends_at_the_first_limit_and_not_before_the_least(tmp_path, flags,
     model = Net()
     again = fit(tmp_path, model, **flags)
     assert (again.global_step, model.seen) == (steps, [])
+
+
+class Sentences(TensorDataset):
+    """20 samples of 1 to 5 tokens, 60 of them."""
+
+    tokens = [1 + n % 5 for n in range(20)]
+
+
+def counted(seen):
+    """Tokens of each batch; sample n is the tensor [n]."""
+    return [sum(Sentences.tokens[int(n)] for n in batch) for batch in seen]
+
+
+@pytest.mark.parametrize("limit", [1, 25, 60, 61, 100, 500])
+@pytest.mark.parametrize("more", [{}, {"limit_train_batches": 3}])
+def test_a_run_ends_with_the_step_that_reads_the_last_of_its_tokens(tmp_path, limit, more):
+    data, model = Sentences(torch.arange(20.0)[:, None]), Net()
+
+    def run(model, part, **flags):
+        flags = {"max_tokens": limit, "root": tmp_path / "run", **flags}
+        trainer = rk.Trainer(enable_progress_bar=False, **flags, **more)
+        trainer.fit(model, DataLoader(part, 4, shuffle=True))
+        return trainer.global_step
+
+    steps = run(model, data, max_epochs=7)
+    read = counted(model.seen)
+    whole = 7 * (more.get("limit_train_batches") or 5)
+    assert steps == len(read) <= whole
+    assert sum(read[:-1]) < limit <= (sum(read) if steps < whole else 500)
+    # At the limit a resume is a success that does nothing; a later limit goes on.
+    again = Net()
+    assert (run(again, data, max_epochs=7), again.seen) == (steps, [])
+    if limit == 25:
+        run(again, data, max_tokens=45)
+        read += counted(again.seen)
+        assert sum(read) >= 45 > sum(read[:-1])
+
+
+def test_tokens_are_counted_by_what_the_dataset_says(tmp_path):
+    data = TensorDataset(torch.arange(20.0)[:, None])
+
+    def steps(dataset, **flags):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        trainer = rk.Trainer(enable_progress_bar=False, root=root, **flags)
+        trainer.fit(Net(), DataLoader(dataset, 4))
+        return trainer.global_step
+
+    with pytest.raises(ValueError, match="many tokens a sample of TensorDataset has: give the"):
+        steps(data, max_tokens=10)
+    data.tokens = 128
+    assert steps(data, max_tokens=1000) == 2
+    assert steps(torch.utils.data.Subset(data, range(8)), max_tokens=128 * 9) == 3
+    data.tokens = np.arange(20)
+    part = torch.utils.data.Subset(data, [19, 18, 0, 1, 2, 3])
+    assert steps(part, max_tokens=39) == 2
+    assert steps(part, max_tokens=38) == 1
+    data.tokens = np.zeros(20, dtype=np.int64)
+    with pytest.raises(ValueError, match="must be counts, and not all of them 0"):
+        steps(data, max_tokens=10)
 
 
 def test_the_planned_length_knows_about_samples(tmp_path):
@@ -223,7 +283,7 @@ def test_validation_cadence_may_be_an_every(tmp_path):
             "val_every= or val_check_interval=, not both",
         ),
         ({"plugins": [object()]}, ValueError, "plugins= is not supported: the strategy is strat"),
-        ({"max_tokens": 5}, ValueError, "max_tokens= is not supported: .*use max_samples="),
+        ({"max_tokens": -5}, ValueError, "max_tokens=-5 must be an integer of at least 0"),
         ({"use_distributed_sampler": False}, ValueError, "the trainer deals out the samples"),
         ({"overfit_batches": -1}, ValueError, "overfit_batches=-1 must be a number of batches"),
         ({"overfit": 3, "overfit_batches": 2}, ValueError, "both name the same thing"),
