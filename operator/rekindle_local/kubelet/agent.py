@@ -124,11 +124,11 @@ class Kubelet:
             return
         self._running = False
         workers = list(self._workers.values())
-        running = [
-            runner.process
+        started = [
+            runner.latest
             for worker in workers
             for runner in worker.runners
-            if runner.process is not None
+            if runner.latest is not None
         ]
         for worker in workers:
             worker.kill()
@@ -138,7 +138,7 @@ class Kubelet:
         await asyncio.gather(*tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(15):
-                await asyncio.gather(*(process.wait() for process in running))
+                await asyncio.gather(*(process.wait() for process in started))
         await self._logs.stop()
         if self._host is not None:
             await self._host.session.close()

@@ -112,6 +112,9 @@ class ContainerRunner:
         policy = place.pod["spec"].get("restartPolicy") or "Always"
         self._policy = "OnFailure" if init and policy == "Always" else policy
         self.process: Process | None = None
+        """What runs."""
+        self.latest: Process | None = None
+        """What runs or ran last."""
         self.record = Container(
             name=spec["name"],
             image=spec.get("image", ""),
@@ -294,7 +297,7 @@ class ContainerRunner:
                 finished_at=timestamps.now(),
                 container_id=container_id,
             )
-        self.process = process
+        self.process = self.latest = process
         if self._killed:
             process.kill()
         elif self._stop.is_set():
@@ -309,7 +312,7 @@ class ContainerRunner:
         )
         self._start_probes(command, startup=startup)
         try:
-            ended = await process.wait()
+            ended = await process.ended()
         finally:
             self._stop_probes()
         self.process = None

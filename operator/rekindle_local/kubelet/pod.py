@@ -254,6 +254,9 @@ class PodWorker:
             for path in (self.place.directory, self.place.tmp, self.place.logs):
                 shutil.rmtree(path, ignore_errors=True)
 
+        for runner in self.runners:
+            if runner.latest is not None:
+                await runner.latest.wait()
         await asyncio.to_thread(remove)
         self._forget(removed=self._gone)
 

@@ -60,7 +60,8 @@ class Process:
     def __init__(self, shim: asyncio.subprocess.Process, pid: int, container_id: str) -> None:
         self._shim = shim
         self._container_id = container_id
-        self._exit: asyncio.Task[Exit] = asyncio.create_task(self._watch())
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._watching = asyncio.create_task(self._watch())
         self.pid = pid
         """PID 1 of the container, as this machine numbers it."""
 
@@ -110,9 +111,14 @@ class Process:
         """SIGKILL everything in the container at once."""
         self._write("kill\n")
 
-    async def wait(self) -> Exit:
+    async def ended(self) -> Exit:
         """Wait for the end of the last process of the container."""
         return await asyncio.shield(self._exit)
+
+    async def wait(self) -> Exit:
+        """Wait until the shim has gone, too, a moment after its container."""
+        await asyncio.shield(self._watching)
+        return self._exit.result()
 
     @property
     def running(self) -> bool:
@@ -132,22 +138,23 @@ class Process:
         if self.running and not self._shim.stdin.is_closing():
             self._shim.stdin.write(text.encode())
 
-    async def _watch(self) -> Exit:
+    async def _watch(self) -> None:
         assert self._shim.stdout is not None
         ended = Exit(code=137, signal=int(signal.SIGKILL))  # the shim itself was killed
-        told = False
         try:
             async for line in self._shim.stdout:
                 answer = json.loads(line)
                 if answer["event"] == "exited":
                     ended = Exit(code=answer["code"], signal=answer["signal"])
-                    told = True
+                    if sys.platform.startswith("linux"):
+                        self._exit.set_result(ended)  # the shim has seen to the rest, and may go
             await self._shim.wait()
+            if not self._exit.done():
+                await asyncio.to_thread(kill_marked, ID_VARIABLE, self._container_id)
+                self._exit.set_result(ended)
         finally:
             _close(self._shim)
-        if not told or not sys.platform.startswith("linux"):
-            await asyncio.to_thread(kill_marked, ID_VARIABLE, self._container_id)
-        return ended
+            self._exit.cancel()  # of no effect on a result
 
 
 def _close(shim: asyncio.subprocess.Process) -> None:
