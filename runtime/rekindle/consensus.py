@@ -114,7 +114,8 @@ class Consensus:
             self.save = self._save_due()
             self.end = self._end_due()
             self.stop = self._notice.given
-            self._seeds.agree(self._seeds.word)
+            if self._seeds.wanted is not None:
+                self._seeds.agree(self._seeds.word)
             self.bad = self._late()
             self.back = self.bad is not None
             return self.stop

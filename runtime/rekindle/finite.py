@@ -86,7 +86,7 @@ class Finite:
     def good(self, step: int) -> bool:
         """Whether all gradients are finite, as far as can be told without waiting (hot path)."""
         for group in self._groups:
-            gradients = [p.grad for p in group if p.grad is not None]
+            gradients = [g for p in group if (g := p.grad) is not None]
             if gradients:
                 self._look(gradients)
         for parameter in self._complex:

@@ -7,6 +7,7 @@ against the mean duration of a step.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -40,7 +41,8 @@ class _Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class HookTimes:
     """Seconds per hook that somebody defines, and which of them wait for a device."""
 
-    def __init__(self, hooks: Hooks) -> None:
+    def __init__(self, hooks: Hooks, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self.active = any(getattr(hooks, name) for name in STEP_HOOKS)
         self._plain = hooks
         self._seconds: dict[str, float] = {}
@@ -60,9 +62,9 @@ class HookTimes:
 
     def _time(self, label: str, hook: Hook) -> Hook:
         def timed(*arguments: Any) -> None:
-            began = time.perf_counter()
+            began = self._clock()
             hook(*arguments)
-            took = time.perf_counter() - began
+            took = self._clock() - began
             self._seconds[label] = self._seconds.get(label, 0.0) + took
 
         return timed

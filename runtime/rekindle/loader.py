@@ -21,6 +21,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -246,6 +247,10 @@ class Batch(NamedTuple):
     data: Any
 
 
+_CUT = 64
+"""Lanes that are cut at a time, about; measured."""
+
+
 class LaneSampler:
     """Yields this rank's lanes from the cursor to the end of the epoch."""
 
@@ -258,23 +263,28 @@ class LaneSampler:
         self._rank, self._world_size = rank, world_size
 
     def __iter__(self) -> Iterator[Share]:
+        return chain.from_iterable(self.blocks())
+
+    def blocks(self) -> Iterator[list[Share]]:
+        """The same lanes, those of some steps at a time."""
         cursor = self.cursor
         epoch, length, batch, micro = cursor.epoch, cursor.length, cursor.G, cursor.m
         stride = self._world_size * micro
         first, ids = cursor.sample, np.empty(0, dtype=np.int64)
         for _, more in cursor.order_with(self.draw).stream(epoch, cursor.sample, length):
             ids = np.concatenate([ids, more])
-            # Whole steps; what is left of the block waits for the next one. Cut all at once: one
-            # step at a time, NumPy's code would not stay in the processor's caches.
+            # Whole steps; what is left of the block waits for the next one. Some are cut at once:
+            # one step at a time, NumPy's code would not stay in the processor's caches.
             stop = first + len(ids)
             stop = stop if stop == length else stop - (stop - cursor.sample) % batch
-            shares = [
-                Share(epoch, ids[at - first : min(at + micro, end) - first])
-                for start in range(first, stop, batch)
-                for end in (min(start + batch, stop),)
-                for at in range(start + self._rank * micro, end, stride)
-            ]
-            yield from shares
+            few = max(batch, _CUT // cursor.lanes * batch)
+            for begin in range(first, stop, few):
+                yield [
+                    Share(epoch, ids[at - first : min(at + micro, end) - first])
+                    for start in range(begin, min(begin + few, stop), batch)
+                    for end in (min(start + batch, stop),)
+                    for at in range(start + self._rank * micro, end, stride)
+                ]
             first, ids = stop, ids[stop - first :]
 
 
@@ -313,6 +323,11 @@ class Reader(Dataset[Batch]):
             else None
         )
 
+    @property
+    def ready(self) -> bool:
+        """Whether items are batches that lie in memory."""
+        return self._ready is not None
+
     def __getitem__(self, share: Share) -> Batch:
         ids = share.ids
         if self._tensors is not None:
@@ -322,10 +337,11 @@ class Reader(Dataset[Batch]):
         listed: list[int] = ids.tolist()
         if self._ready is not None:
             item = self._ready[listed[0]]
-            plain = type(item) is torch.Tensor or (
-                type(item) is list and all([type(part) is torch.Tensor for part in item])
-            )
-            return Batch(ids, item if plain else self._collate([item]))
+            if type(item) is torch.Tensor:
+                return Batch(ids, item)
+            if type(item) in (list, tuple) and all([type(one) is torch.Tensor for one in item]):
+                return Batch(ids, [*item])  # as default_convert() does it, of a tuple too
+            return Batch(ids, self._collate([item]))
         seen = watch()
         if seen is None:
             return Batch(ids, self._read(share.epoch, listed, full=True))
@@ -342,6 +358,10 @@ class Reader(Dataset[Batch]):
         seen.accept()
         seen.touched = touched
         return Batch(ids, batch)
+
+    def several(self, shares: list[Share]) -> list[Batch]:
+        """The batches of several lanes."""
+        return [self[share] for share in shares]
 
     def _read(self, epoch: int, ids: list[int], *, full: bool) -> Any:
         if self._many is not None:
@@ -410,6 +430,9 @@ class Direct:
         self._reader, self._sampler = reader, sampler
 
     def __iter__(self) -> Iterator[Batch]:
+        if self._reader.ready and isinstance(self._sampler, LaneSampler):
+            # Nothing has to be read for them, so those of some steps are taken at a time.
+            return chain.from_iterable(map(self._reader.several, self._sampler.blocks()))
         return map(self._reader.__getitem__, iter(self._sampler))
 
 

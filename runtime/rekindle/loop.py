@@ -9,8 +9,9 @@ steps, where all of it belongs together; a step that was cut short by a crash ne
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import NoReturn
 
 import torch
@@ -47,7 +48,7 @@ def train(run: Run) -> None:
     run.seeds.start()
     if run.validating:
         validate(run)
-    take = take_step if run.update.automatic else take_manual_step
+    take = stepping(run) if run.update.automatic else partial(take_manual_step, run)
     while not run.done:
         for hook in hooks.on_train_epoch_start:
             hook(trainer, module)
@@ -75,7 +76,7 @@ def train(run: Run) -> None:
             if run.skipped and run.leaves_out(step):
                 pass_over(run, step, batches)
             else:
-                take(run, step, batches)
+                take(step, batches)
             if run.step % run.flags.log_every_n_steps == 0:
                 report(run)
             if run.validation_due and (run.step > done or run.flags.val_check_interval is None):
@@ -95,71 +96,78 @@ def train(run: Run) -> None:
         hook(trainer, module)
 
 
-def take_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
-    """One optimizer step: this rank's lanes, the sum over all ranks, the optimizer."""
-    clock = time.perf_counter
-    began = now = clock()
-    trainer, module, hooks, meter = run.trainer, run.module, run.hooks, run.meter
-    training_step, autocast, gradients = run.training_step, run.autocast, run.gradients
-    update, world, cursor, logs = run.update, run.world, run.cursor, run.logs
-    samples, move = step.stop - step.start, run.move
-    lanes = step.lanes_of(world.rank, world.size)
-    done = []
-    run.losses = losses = []
-    logs.step = run.step
-    for lane in lanes:
-        ids, batch = next(batches)
-        if move is not None:
+def stepping(run: Run) -> Callable[[Step, Iterator[Batch]], None]:
+    """`take_step` for this run: whatever stays the same in all steps is looked up once."""
+    clock, tensor = time.perf_counter, torch.Tensor
+    trainer, module, meter, logs, ledger = run.trainer, run.module, run.meter, run.logs, run.ledger
+    training_step, autocast, move, seeds = run.training_step, run.autocast, run.move, run.seeds
+    update, rank, size_of_world = run.update, run.world.rank, run.world.size
+
+    def take_step(step: Step, batches: Iterator[Batch]) -> None:
+        """One optimizer step: this rank's lanes, the sum over all ranks, the optimizer."""
+        began = now = clock()
+        hooks, gradients, done, epoch = run.hooks, run.gradients, run.step, run.cursor.epoch
+        samples = step.stop - step.start
+        lanes = step.lanes_of(rank, size_of_world)
+        ended = []
+        run.losses = losses = []
+        logs.step = done
+        for lane in lanes:
+            ids, batch = next(batches)
+            if move is not None:
+                before, now = now, clock()
+                meter.data += now - before
+                batch = move(batch)
+                before, now = now, clock()
+                meter.transfer += now - before
             before, now = now, clock()
             meter.data += now - before
-            batch = move(batch)
-            before, now = now, clock()
-            meter.transfer += now - before
-        before, now = now, clock()
-        meter.data += now - before
-        size, index = lane.stop - lane.start, lane.start // step.micro
-        logs.batch_size = size
-        run.seeds(run.step, lane.index)
-        if gradients is not None:
-            gradients.begin(lane.index // world.size, last=lane is lanes[-1])
-        for hook in hooks.on_train_batch_start:
-            hook(trainer, module, batch, index)
-        if run.unchecked:
-            output = _first(run, batch, index)
-        elif autocast is None:
-            output = training_step(batch, index)
-        else:
-            with autocast:
+            number, start, stop = lane
+            logs.batch_size = size = stop - start
+            index = start // step.micro
+            seeds(done, number)
+            if gradients is not None:
+                gradients.begin(number // size_of_world, last=lane is lanes[-1])
+            for hook in hooks.on_train_batch_start:
+                hook(trainer, module, batch, index)
+            if run.unchecked:
+                output = _first(run, batch, index)
+            elif autocast is None:
                 output = training_step(batch, index)
-        loss = output if type(output) is torch.Tensor else loss_of(output, module)
-        if type(output) is StepOutput:
-            for name, value in flattened(output.metrics).items():
-                logs.note(name, value, False, None, None, None)
-        run.ledger.used(cursor.epoch, ids)
-        losses.append((loss.detach(), size))
-        for hook in hooks.on_before_backward:
-            hook(trainer, module, loss)
-        before, now = now, clock()
-        meter.forward += now - before
-        torch.autograd.backward(update.share(loss, size, samples))
-        for hook in hooks.on_after_backward:
-            hook(trainer, module)
-        if hooks.on_train_batch_end:
-            done.append((losses[-1][0], batch, index))
-        meter.samples += size
-        before, now = now, clock()
-        meter.backward += now - before
-    applied = update.finish(run)
-    end = clock()
-    meter.optimizer += end - now
-    if not applied:
-        refuse(run, step)
-        return
-    meter.durations.append(end - began)
-    run.advance(step, end - began)
-    for outputs, batch, index in done:
-        for hook in hooks.on_train_batch_end:
-            hook(trainer, module, outputs, batch, index)
+            else:
+                with autocast:
+                    output = training_step(batch, index)
+            loss = output if type(output) is tensor else loss_of(output, module)
+            if type(output) is StepOutput:
+                for name, value in flattened(output.metrics).items():
+                    logs.note(name, value, False, None, None, None)
+            ledger.used(epoch, ids)
+            losses.append((loss.detach(), size))
+            for hook in hooks.on_before_backward:
+                hook(trainer, module, loss)
+            before, now = now, clock()
+            meter.forward += now - before
+            update.add(loss, size, samples)
+            for hook in hooks.on_after_backward:
+                hook(trainer, module)
+            if hooks.on_train_batch_end:
+                ended.append((losses[-1][0], batch, index))
+            meter.samples += size
+            before, now = now, clock()
+            meter.backward += now - before
+        applied = update.finish(run)
+        end = clock()
+        meter.optimizer += end - now
+        if not applied:
+            refuse(run, step)
+            return
+        meter.durations.append(end - began)
+        run.advance(step, end - began)
+        for outputs, batch, index in ended:
+            for hook in hooks.on_train_batch_end:
+                hook(trainer, module, outputs, batch, index)
+
+    return take_step
 
 
 def _first(run: Run, batch: object, index: int) -> object:

@@ -15,9 +15,10 @@ position means something only together with the order it was counted in.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain, repeat
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
@@ -164,12 +165,14 @@ class Step(NamedTuple):
         ]
 
 
+_step: Callable[[tuple[int, int, int]], Step] = partial(tuple.__new__, Step)
+
+
 def steps(*, length: int, global_batch: int, micro: int, start: int = 0) -> Iterator[Step]:
     """The steps of an epoch of `length` positions, from position `start` on."""
-    while start < length:
-        stop = min(start + global_batch, length)
-        yield Step(start, stop, micro)
-        start = stop
+    stops = chain(range(start + global_batch, length, global_batch), (length,))
+    # Every step takes one: no code of Python's runs for it.
+    return map(_step, zip(range(start, length, global_batch), stops, repeat(micro), strict=False))
 
 
 @dataclass(frozen=True, kw_only=True)

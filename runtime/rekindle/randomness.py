@@ -18,6 +18,11 @@ fixed state before each lane until somebody draws from them; from the second ste
 they are seeded for each lane like torch's. The step is agreed on by all ranks and saved, so what is
 drawn remains a function of place alone.
 
+The seeds of lanes are not hashed, as the others are: step and lane are each multiplied by a
+constant and added up, and the generator itself scrambles that. On a CPU it takes only half of a
+seed's bits. A hash would give the same half to two of 65 000 lanes; sums give it to none of a
+million steps.
+
 The states of all generators are saved all the same, per rank, for user code that draws between
 steps.
 """
@@ -34,6 +39,8 @@ import torch
 _MASK = (1 << 64) - 1
 _TRAINING, _VALIDATION, _SAMPLE, _START, _UNUSED = 1, 2, 3, 4, 5
 _LARGE = 1 << 40
+_BY_STEP, _BY_LANE = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
+"""Odd, and not close to any ratio of small numbers, in their lower halves as well."""
 
 
 def _after(state: int, word: int) -> int:
@@ -90,7 +97,7 @@ def seed_everything(seed: int) -> int:
 
 def seed_lane(seed: int, step: int, lane: int) -> None:
     """As before a `training_step`: whatever is drawn next is a function of these three."""
-    seed_all(_after(_after(_begun(seed, _TRAINING), step), lane))
+    seed_all((_begun(seed, _TRAINING) + step * _BY_STEP + lane * _BY_LANE) & _MASK)
 
 
 def seed_validation(seed: int, step: int, batch: int) -> None:
@@ -167,7 +174,7 @@ class Watch:
         self._generator = self._numpy.get_bit_generator()
         where = id(_python) + object.__basicsize__  # int index, uint32 state[624]
         there = self._generator.ctypes.state_address  # uint32 key[624], int position
-        self._python, self._keys = (
+        self.python, self.keys = (
             memoryview((ctypes.c_uint32 * 625).from_address(address)).cast("B").cast("I")
             for address in (where, there)
         )
@@ -192,7 +199,7 @@ class Watch:
 
     def words(self) -> tuple[int, ...]:
         """Position and second word of each generator; a seed does not show in the first one."""
-        python, keys = self._python, self._keys
+        python, keys = self.python, self.keys
         return (python[0], python[2], keys[624], keys[1])
 
     def _tried(self) -> bool:
@@ -230,8 +237,11 @@ class LaneSeeds:
         self._begun = _begun(seed, _TRAINING)
         self._base = mixed(seed, _UNUSED)
         self._watch = watch()
-        self._words: tuple[int, ...] = ()
-        self._wanted: int | None = None
+        self._words: tuple[int, int] = (-1, -1)
+        """A word of Python's and of NumPy's generator in the state that lanes are given. One is
+        enough: a seeded generator renews all of its words for the first number that is drawn."""
+        self.wanted: int | None = None
+        """The step from which on this rank wants all generators to be seeded, once it does."""
         self._started = False
         self.since: int | None = 0 if self._watch is None else None
         """The step from which on all generators are seeded for each lane; None: not yet."""
@@ -245,28 +255,30 @@ class LaneSeeds:
 
     def __call__(self, step: int, lane: int) -> None:
         """Before a `training_step` (hot path)."""
-        value = _after(_after(self._begun, step), lane)
+        value = (self._begun + step * _BY_STEP + lane * _BY_LANE) & _MASK
         watch = self._watch
         if watch is None or (self.since is not None and step >= self.since):
             seed_all(value)
             return
-        if watch.words() != self._words:
+        if (watch.python[2], watch.keys[1]) != self._words:
             seed_all(self._base)
-            self._words = watch.fresh
+            self._words = (watch.python[2], watch.keys[1])
         _seed_devices(value)
 
     def note(self, step: int) -> None:
         """Between steps, with `step` of them done: has somebody drawn? (hot path)"""
         watch = self._watch
-        if watch is None or self.since is not None or self._wanted is not None:
+        if watch is None or self.since is not None or self.wanted is not None:
+            return
+        if (watch.python[2], watch.keys[1]) == self._words and not watch.touched:
             return
         if self._started and (watch.touched or not watch.clean):
-            self._wanted = step + 1
+            self.wanted = step + 1
 
     @property
     def word(self) -> int:
         """What this rank has noted, as a number whose maximum over all ranks is to be agreed on."""
-        return 0 if self._wanted is None or self.since is not None else _LARGE - self._wanted
+        return 0 if self.wanted is None or self.since is not None else _LARGE - self.wanted
 
     def agree(self, word: int) -> None:
         """Take the maximum of all ranks' words; they all get it before the step that it names."""
@@ -276,7 +288,7 @@ class LaneSeeds:
     def state(self, step: int) -> int | None:
         """What to save, of this rank."""
         self.note(step)
-        return self._wanted if self.since is None else self.since
+        return self.wanted if self.since is None else self.since
 
     def restore(self, saved: list[int | None]) -> None:
         """Go on from what all ranks have saved."""

@@ -245,11 +245,12 @@ class Run:
 
     def advance(self, step: Step, seconds: float) -> None:
         """Count a completed step: position, ledger and counters move together."""
-        self.recent.append((self.step, self.cursor.epoch, step.start, step.stop))
-        self.ledger.covered(self.cursor.epoch, step.start, step.stop)
+        cursor, start, stop = self.cursor, step.start, step.stop
+        self.recent.append((self.step, cursor.epoch, start, stop))
+        self.ledger.covered(cursor.epoch, start, stop)
         if self.feed.stream is not None:
             self.feed.stream.completed(step)
-        self.cursor = self.cursor.after(step)
+        self.cursor = cursor.after(step)
         self.step += 1
         self.productive += seconds
         if self.page is not None and self.world.local_rank == 0:

@@ -111,6 +111,35 @@ def test_items_may_be_batches_already(make):
     assert all(repr(batch) == repr(given[int(ids[0])]) for ids, batch in read)
 
 
+def pair(number, kind):
+    return kind([torch.full((2,), float(number)), torch.tensor([number])])
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        lambda n: pair(n, tuple),
+        lambda n: pair(n, list),
+        lambda n: {"x": torch.full((2,), n)},
+        lambda n: (np.full(2, n), "name"),
+    ],
+)
+@pytest.mark.parametrize(("world_size", "sample"), [(1, 0), (1, 7), (3, 12)])
+def test_batches_in_a_list_come_as_a_loader_gives_them_however_many_are_cut_at_once(
+    item, world_size, sample
+):
+    data = [item(number) for number in range(200)]
+    loader = DataLoader(data, batch_size=None)
+    given = list(loader)
+    shares = [
+        lanes(loader, G=6, sample=sample, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    read = {int(ids[0]): repr(batch) for share in shares for ids, batch in share}
+    assert len(read) == sum(map(len, shares)) == 200 - sample
+    assert all(batch == repr(given[number]) for number, batch in read.items())
+
+
 def test_epochs_augment_differently():
     loader = DataLoader(Noisy(), 4, shuffle=False)
     source_order = [lanes(loader, epoch=epoch)[0].data["id"].tolist() for epoch in (0, 1)]

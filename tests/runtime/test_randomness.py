@@ -99,6 +99,31 @@ def test_what_a_training_step_draws_is_the_same_after_any_resume(tmp_path, stop)
     assert len({values[2] for values in whole.values()}) == len(whole)
 
 
+def test_no_two_lanes_share_what_a_generator_takes_of_their_seeds(monkeypatch):
+    given = []
+    monkeypatch.setattr("rekindle.randomness._seed_torch", given.append)
+    seeds = LaneSeeds(0)
+    for step in range(3000):
+        for lane in range(64):
+            seeds(step, lane)
+    given = given[1:]  # the first is of the state that Python's and NumPy's generators are given
+    assert all(0 <= value < 1 << 64 for value in given)
+    # A random function of 32 bits would let four of these meet.
+    assert len({value & 0xFFFFFFFF for value in given}) == len(given) == 3000 * 64
+
+
+def test_numbers_of_neighbouring_steps_and_lanes_are_not_alike():
+    drawn = torch.empty(2, 4000, 4)
+    for n in range(4000):
+        for direction, (step, lane) in enumerate([(n, 0), (0, n)]):
+            seed_lane(5, step, lane)
+            drawn[direction, n] = torch.rand(4)
+    for lag in (1, 2, 3, 64):
+        for found in drawn:
+            pairs = torch.cat([found[:-lag], found[lag:]], dim=1).T
+            assert torch.corrcoef(pairs)[:4, 4:].abs().max() < 0.08  # five deviations
+
+
 def test_ranks_agree_on_the_first_step_that_is_seeded_in_full():
     ranks = [LaneSeeds(0) for _ in range(3)]
     for seeds in ranks:
