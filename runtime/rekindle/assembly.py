@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle import deferred, feeding, optimizers, persistence, placement, randomness, state
-from rekindle.checkpoint.manifest import commit_key
 from rekindle.consensus import Consensus, Notice
 from rekindle.console import Console
 from rekindle.contract import Restored as RestoredReport
@@ -107,7 +106,14 @@ def assemble(
         mark = check_data(train_source, flags.seed, world)
     else:
         mark = fingerprint(train_source, flags.seed) if train_source.samples else ""
-    session = Session.open(flags, world, page) if flags.enable_checkpointing else None
+    session = Session.of(flags, world, page) if flags.enable_checkpointing else None
+    found = None
+    if session is not None:
+        # Hooks may keep what they are shown.
+        shared = not hooks.on_load_checkpoint
+        found = session.recall(flags.resume, start_from or flags.start, shared=shared)
+        if found is None:
+            session.reach(flags)
     if session is not None and world.first:
         _, notice_line = persistence.root(flags)
         if notice_line is not None:
@@ -123,7 +129,8 @@ def assemble(
         placement.place(module, flags, world, console)
         if session is not None:
             session.into = lambda stored: state.shares(module, trainer.callbacks, stored)
-    found = _find(session, flags, start_from, console)
+    if found is None:
+        found = _find(session, flags, start_from, console)
     _check_ours(found)
     asked = flags.global_batch_size
     if not optimizers.automatic(module):
@@ -230,7 +237,7 @@ def assemble(
     module.own_update(update, tuple(spec.scheduler for spec in optimization.schedulers))
     trainer.watch(run)
     # Only a restart on other ranks needs numbers that no attempt before has drawn.
-    attempt = session.fence if session is not None and found.restored is not None else 0
+    attempt = 0 if session is None else session.attempt(found)
     randomness.seed_start(cursor.seed, world.rank, attempt)
     if found.restored is not None:
         state.apply(run, found.restored)
@@ -243,7 +250,9 @@ def assemble(
     if even:
         update.lockstep = Lockstep()
     if world.size > 1 and not sharded:
-        broadcast(tensor for tensor in module.state_dict().values() if _sendable(tensor))
+        if found.label is None:
+            # What came from memory was verified to be the same on all ranks.
+            broadcast(tensor for tensor in module.state_dict().values() if _sendable(tensor))
         if not bitwise:
             trainable = [p for p in module.parameters() if p.requires_grad]
             update.sum_over_ranks(trainable, first=world.first, overlap=not even)
@@ -255,7 +264,8 @@ def assemble(
         _open_loggers(run, found)
     for hook in hooks.on_fit_start:
         hook(trainer, module)
-    if session is not None and not run.done:
+    if session is not None and found.label is None and not run.done:
+        # A state that lies in memory has been encoded before.
         tree, rank_tree, _ = state.collect(run, finished=False)
         fresh = not any(optimizer.state for optimizer in optimization.optimizers)
         weigh = (lambda: sum(map(optimizers.nbytes, optimization.optimizers))) if fresh else None
@@ -492,11 +502,10 @@ def _announce(run: Run, found: Found) -> None:
     restored, session = found.restored, run.session
     for line in found.skipped:
         run.console.say(line)
-    source = "scratch"
     if restored is not None and session is not None:
-        source = f"{session.uri.rstrip('/')}/{commit_key(restored.ref)}"
+        where = session.uri if found.label is None else found.source
         run.console.say(
-            f"resumed at step {run.step} (epoch {run.cursor.epoch}) from {session.uri}, saved by "
+            f"resumed at step {run.step} (epoch {run.cursor.epoch}) from {where}, saved by "
             f"{restored.world_size} and now on {run.trainer.world_size} processes"
         )
         due = run.next_validation()
@@ -519,7 +528,9 @@ def _announce(run: Run, found: Found) -> None:
         if run.trainer.callback_metrics:
             metrics = run.trainer.callback_metrics
             run.page.write_metrics({name: float(value) for name, value in metrics.items()})
-        run.page.write_restored(RestoredReport(step=run.step, source=source, skipped=found.skipped))
+        run.page.write_restored(
+            RestoredReport(step=run.step, source=found.source, skipped=found.skipped)
+        )
 
 
 def _open_loggers(run: Run, found: Found) -> None:

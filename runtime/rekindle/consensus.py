@@ -156,12 +156,13 @@ def obey(
     say: Callable[[str], None],
     *,
     step: int,
-    save: Callable[[float | None], None] | None,
+    save: Callable[[float | None], str | None] | None,
 ) -> NoReturn:
     """Save at the agreed step and raise `Preempted`, which asks for a restart; collective.
 
     `save` takes the `time.monotonic()` value to be done by (None: no limit), returns when the state
-    is committed and raises SaveError; it is None where checkpoints are switched off.
+    is safe and raises SaveError. It gives None for a commit, else words on what it is instead; it
+    is None itself where checkpoints are switched off.
     """
     began = time.monotonic()
     consensus.settle()
@@ -174,10 +175,13 @@ def obey(
     if save is None:
         raise Preempted(step, saved=False)
     try:
-        save(began + seconds - _MARGIN if limited else None)
+        where = save(began + seconds - _MARGIN if limited else None)
     except SaveError as error:
         say(f"R17 step {step} could not be saved: {error}")
         raise Preempted(step, saved=False) from None
+    if where is not None:
+        say(f"R17 step {step} {where}")
+        raise Preempted(step, saved=True)
     allowed = f" of {seconds:.0f} s" if limited else ""
     say(f"R17 step {step} committed in {time.monotonic() - began:.1f} s{allowed}")
     raise Preempted(step, saved=True)

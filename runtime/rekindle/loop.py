@@ -43,6 +43,7 @@ def train(run: Run) -> None:
     Raises `Preempted` after an agreed save when something asked to stop.
     """
     trainer, module, hooks, session = run.trainer, run.module, run.hooks, run.session
+    keeper = None if session is None else session.keeper
     for hook in hooks.on_train_start:
         hook(trainer, module)
     run.seeds.start()
@@ -70,6 +71,8 @@ def train(run: Run) -> None:
                 break
             if session is not None and session.due(run.step, run.consensus.save):
                 save(run)
+            elif keeper is not None and run.step >= keeper.due_at:
+                copy(run)
             done = run.step
             if run.hook_times.active:
                 run.hooks = run.hook_times.of(done)
@@ -277,12 +280,20 @@ def save(
     preempted: bool = False,
     wait: bool = False,
     deadline: float | None = None,
-) -> None:
-    """Save the state between two steps; collective. With `wait`, until it is committed."""
+) -> str | None:
+    """Save the state between two steps; collective. With `wait`, until it is committed.
+
+    When workers end with the state in the memory of a pod that stays (`preempted`), that is enough:
+    a commit that would take long goes on beside the next round, and one that fails loses nothing.
+    Returns what became of it if it is not committed, for people.
+    """
     if run.session is None:
-        return
+        return None
     began = time.perf_counter()
     tree, rank_tree, meta = state.collect(run, finished=finished, preempted=preempted)
+    run.session.copy(run.step, tree, rank_tree, meta, began=began, must=True)
+    beside = preempted and run.session.stays(run.step)
+    where = None
     try:
         run.session.save(
             run.step,
@@ -292,18 +303,35 @@ def save(
             wait=wait,
             deadline=deadline,
             frozen=state.frozen(run),
+            beside=beside,
         )
+        if beside and run.session.in_flight is not None:
+            where = "is in the pods' memory; its commit goes on beside the next round"
     except SaveError as error:
-        if wait:
+        if wait and not beside:
             raise
         # Training is worth more than one checkpoint; the next save is a new try.
         CHECKPOINT_ERRORS.inc()
-        run.console.say(f"checkpoint of step {run.step} was not saved: {error}")
+        where = f"is in the pods' memory, but not committed: {error}"
+        if not beside:
+            run.console.say(f"checkpoint of step {run.step} was not saved: {error}")
     seconds = time.perf_counter() - began
     if not wait and (line := run.session.stalled(seconds)) is not None:
         run.console.say(line)
     run.stall += seconds
     run.meter.phase("checkpoint", seconds)
+    return where
+
+
+def copy(run: Run) -> None:
+    """Copy the state into the pods' memory, between two steps; collective."""
+    assert run.session is not None
+    began = time.perf_counter()
+    tree, rank_tree, meta = state.collect(run, finished=False, durable=False)
+    run.session.copy(run.step, tree, rank_tree, meta, began=began)
+    seconds = time.perf_counter() - began
+    run.stall += seconds
+    run.meter.phase("copy", seconds)
 
 
 def finish(run: Run) -> None:
@@ -322,8 +350,8 @@ def finish(run: Run) -> None:
 def leave(run: Run) -> NoReturn:
     """Save at the agreed step and end this process with the code that asks for a restart."""
 
-    def keep(deadline: float | None) -> None:
-        save(run, preempted=True, wait=True, deadline=deadline)
+    def keep(deadline: float | None) -> str | None:
+        return save(run, preempted=True, wait=True, deadline=deadline)
 
     obey(
         run.consensus,

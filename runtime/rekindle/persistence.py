@@ -6,13 +6,20 @@ as damaged and all go on to the one before, together. What that cost is said (R1
 
 The root that the job names (environment) wins over the one in the script, so that a script written
 for a laptop runs unchanged on a cluster. How it is reached (`flags.store_options`) is part of that.
+
+Where workers are replaced within a pod, the memory of the job's pods comes first (`recall`): what a
+member holds need not be asked of a store. The store is then opened beside the training (`opening`)
+and joined at the first save (`reached`). Nothing is lost by that: the same run has proven before
+that it can write there (R5), and commits keep to one line because the new fence goes back to the
+newest commit that the state in memory descends from. Should the store hold a later one all the
+same, of an attempt whose memory is gone, it is off the line from our first commit on, like the work
+of any attempt that nobody continued.
 """
 
 import contextlib
 import math
 import os
 import re
-import socket
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -33,23 +40,34 @@ from rekindle.checkpoint import (
     Store,
     StoreError,
     flush,
+    hostcopy,
 )
 from rekindle.checkpoint.adoption import adopt
+from rekindle.checkpoint.hostcopy import HostMemory, Label, Line
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.location import check_options
-from rekindle.checkpoint.manifest import TensorEntry
+from rekindle.checkpoint.manifest import TensorEntry, commit_key
 from rekindle.checkpoint.objects import NotFound
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.contract import ENV_CHECKPOINT_URI, ENV_GRACE, ENV_POD
+from rekindle.contract import ENV_CHECKPOINT_URI, ENV_GRACE, ENV_JOB, ENV_NAMESPACE, ENV_POD
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.flags import Every, Flags, cadence, retention, store_options
+from rekindle.keeping import Keeper
+from rekindle.opening import Opened, Opening, owner
+from rekindle.recall import Recall, pod_name
 from rekindle.requirement import RequirementError, code_of
 from rekindle.resolving import Target, choose, whole
 
 _BACK_SECONDS = 120.0
 """How long going back waits for the save in flight."""
 _T = TypeVar("_T")
+_REACH_SECONDS = 5.0
+"""How long a save waits for a store that is being opened, while training stands still."""
+_BESIDE_SECONDS = 2.0
+"""The same for the save of workers that leave, when a pod that stays holds the state."""
+_ATTEMPTS = 1 << 20
+"""Added to the number of an attempt that began from memory, which is none of the store's."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -89,13 +107,16 @@ class Found:
     """R16 messages about newer checkpoints that are damaged."""
     foreign: bool = False
     """Whether it is a checkpoint of another run, which this run's history does not contain."""
+    source: str = "scratch"
+    """Where it came from, as `contract.Restored` has it."""
+    label: Label | None = None
+    """Of the copy in memory that it is; None for a commit."""
 
 
 @dataclass(kw_only=True)
 class Session:
     """The checkpoints of one attempt, as one rank sees them."""
 
-    store: Store
     world: World
     uri: str
     every: Every | Pace | None
@@ -124,43 +145,113 @@ class Session:
     """A line about the grace period that nobody has seen yet."""
     save_seconds: float | None = None
     """What the newest save has taken, in this attempt or in the one before."""
+    keeper: Keeper | None = None
+    """Makes copies in the pods' memory; None where no pod keeps any."""
+    _store: Store | None = None
+    _recall: Recall | None = None
+    _opening: Opening | None = None
+    """The store is being opened in the background; until then there is no saver."""
+    _line: Line | None = None
+    """What the copy descends from that this attempt began with."""
+    _base: CommitRef | None = None
+    _beside: bool = False
+    """Whether what is on its way is left to the process that uploads."""
 
     @classmethod
     def open(cls, flags: Flags, world: World, page: ControlPage | None) -> "Session":
         """Prove that checkpoints can be written (R5), and take the lease; collective."""
-        uri, notice = root(flags)
-        error: Exception | None = None
-        store: Store | None = None
-        fence = 0
-        try:
-            if notice is None:
-                # Else they were meant for the script's root, and this one is the job's.
-                check_options(uri, {option: f"store[{option!r}]" for option in flags.store})
-            store = Store.open(uri, **store_options(flags))
-            if world.first:
-                store.probe(uuid.uuid4().hex[:12])
-                owner = os.environ.get(ENV_POD) or socket.gethostname()
-                fence = store.acquire(owner=owner).fence
-        except (StoreError, InvalidLocation) as failure:
-            error = failure
-            if code_of(str(failure)) is None:
-                error = RequirementError(
-                    f"R5 cannot write checkpoints to {uri}: {failure} Training was not started."
-                )
-        except Exception as failure:
-            error = failure
-        world.agree(error)
-        assert store is not None
+        session = cls.of(flags, world, page)
+        session.reach(flags)
+        return session
+
+    @classmethod
+    def of(cls, flags: Flags, world: World, page: ControlPage | None) -> "Session":
+        """A session that has asked nobody anything yet."""
         return cls(
-            store=store,
             world=world,
-            uri=uri,
+            uri=root(flags)[0],
             every=cadence(flags),
             page=page,
             options=store_options(flags),
-            fence=world.share(fence),
             _keep=retention(flags),
         )
+
+    @property
+    def store(self) -> Store:
+        """Where the checkpoints are; making it asks nothing of the store."""
+        if self._store is None:
+            self._store = Store.open(self.uri, **self.options)
+        return self._store
+
+    def reach(self, flags: Flags) -> None:
+        """Prove that checkpoints can be written (R5), and take the lease; collective."""
+        error: Exception | None = None
+        fence = 0
+        try:
+            if root(flags)[1] is None:
+                # Else they were meant for the script's root, and this one is the job's.
+                check_options(self.uri, {option: f"store[{option!r}]" for option in flags.store})
+            store = self.store
+            if self.world.first:
+                store.probe(uuid.uuid4().hex[:12])
+                fence = store.acquire(owner=owner()).fence
+        except Exception as failure:
+            error = failure
+            if isinstance(failure, StoreError | InvalidLocation):
+                error = self._unwritable(failure, "Training was not started.")
+        self.world.agree(error)
+        self.fence = self.world.share(fence)
+
+    def _unwritable(self, error: Exception, what: str) -> Exception:
+        """R5, unless the error has a code of its own."""
+        if code_of(str(error)) is not None:
+            return error
+        return RequirementError(f"R5 cannot write checkpoints to {self.uri}: {error} {what}")
+
+    def recall(self, resume: str, start_from: str | None, *, shared: bool) -> Found | None:
+        """Begin from the members' memory; None when the store has to be asked. Collective.
+
+        Only copies of this very run count: same job, same store, and begun with the same
+        `ckpt_path` if there is one. `shared`: see `Copy.state`.
+        """
+        if resume == "never":
+            return None
+        job = f"{os.environ.get(ENV_NAMESPACE, '')}/{os.environ.get(ENV_JOB, '')}"
+        whose = hostcopy.identity(self.uri, job)
+        memory = HostMemory.from_environment()
+        # "last" is whatever this run has come to, as it is without a ckpt_path.
+        origin = None if start_from == "last" else start_from
+        recall = Recall(self.world, memory, whose, pod_name(os.environ.get(ENV_POD)), origin)
+        if not recall.able:
+            return None
+        self.keeper = Keeper(self.world, memory, whose, recall.generation)
+        recalled = recall.recall()
+        if recalled is None:
+            recall.release()
+            return None
+        self._recall = recall
+        copy, label = recalled.copy, recalled.copy.label
+        self.origin = start_from or label.origin
+        self._line = label.line
+        same = label.world_size == self.world.size
+        return Found(
+            restored=Restored(
+                ref=CommitRef(step=label.step, fence=label.line.fence),
+                state=copy.state(shared=shared),
+                rank_state=copy.rank_state(self.world.rank) if same else None,
+                meta=copy.meta,
+                world_size=label.world_size,
+            ),
+            skipped=(),
+            source="memory" if recalled.giver is None else f"memory of {recalled.giver}",
+            label=label,
+        )
+
+    def attempt(self, found: Found) -> int:
+        """A number that no attempt before has had, or 0 for a run that begins."""
+        if found.restored is None:
+            return 0
+        return self.fence if found.label is None else _ATTEMPTS + found.label.serial.generation
 
     def find(self, resume: str) -> Found:
         """Load the newest checkpoint that is good on every rank; collective."""
@@ -178,7 +269,7 @@ class Session:
                     f"{text} Falling back to step {ref.step} ({bad.step - ref.step} steps lost)."
                     for bad, text in damaged
                 )
-                return Found(restored=restored, skipped=skipped)
+                return Found(restored=restored, skipped=skipped, source=_named(self.uri, ref))
             if reason is not None:
                 damaged.append((ref, reason))
         if damaged:
@@ -222,7 +313,12 @@ class Session:
         for ref in refs:
             restored, reason = self._load(ref, store)
             if restored is not None:
-                return Found(restored=restored, skipped=(), foreign=not own)
+                return Found(
+                    restored=restored,
+                    skipped=(),
+                    foreign=not own,
+                    source=_named(self.uri if own else store.uri, ref),
+                )
             bad = bad or reason
         raise IntegrityError(
             f"R16 what ckpt_path={target.text!r} means is damaged or gone: "
@@ -309,9 +405,19 @@ class Session:
         return reason
 
     def begin(self, found: Found) -> None:
-        """Make the saver, on top of what was found."""
+        """Make the saver, on top of what was found, which is in place by now."""
         restored = found.restored
-        self._make(None if restored is None or found.foreign else restored.ref)
+        if self._recall is not None:
+            self._recall.release()
+            self._recall = None
+        if self.keeper is not None:
+            step = 0 if restored is None else restored.ref.step
+            done = 0.0 if restored is None else restored.state["loop"]["productive_seconds"]
+            self.keeper.begin(step, done, found.label)
+        if found.label is None:
+            self._make(None if restored is None or found.foreign else restored.ref)
+        else:
+            self._open()
         self.last_saved = 0 if restored is None else restored.ref.step
         if found.foreign:
             # The end of a run has to be in its own store, even if no step is left to do.
@@ -323,8 +429,44 @@ class Session:
             if self.save_seconds is not None:
                 self._weigh_grace(restored.ref.step, self.save_seconds)
         self.last_time = time.monotonic()
+        if restored is not None and found.label is not None:
+            # Each life of the workers may be shorter than the interval between two saves.
+            self.last_time -= float(restored.meta["unsaved_seconds"])
+
+    def _open(self) -> None:
+        line = self._line if self.world.first else None
+        self._opening = Opening(self.uri, self.options, line=line)
+
+    def reached(self, seconds: float) -> None:
+        """Join the store that is being opened, if one is; collective.
+
+        Raises `SaveError` on all ranks when it failed or takes longer than `seconds`; it is tried
+        again by the next call.
+        """
+        opening = self._opening
+        if opening is None:
+            return
+        ended = opening.wait(seconds)
+        error = opening.error
+        if not ended:
+            error = TimeoutError(f"there was no answer within {seconds:.0f} s.")
+        if error is not None:
+            error = self._unwritable(error, "Training goes on from memory.")
+        views = self.world.gather((None if error is None else str(error), opening.opened))
+        failures = [text for text, _ in views if text is not None]
+        if failures:
+            if ended:
+                self._open()
+            raise SaveError(failures[0])
+        opened = views[0][1]
+        assert isinstance(opened, Opened)
+        self._opening = None
+        self._store = self._store or opening.store
+        self.fence = opened.fence
+        self._make(opened.base)
 
     def _make(self, base: CommitRef | None) -> None:
+        self._base = base
         self.saver = Saver(
             self.store,
             lease_fence=self.fence,
@@ -338,6 +480,8 @@ class Session:
 
     def _committed(self, ref: CommitRef, seconds: float, size: int) -> None:
         """Called from the saver's thread."""
+        if self.keeper is not None:
+            self.keeper.note(ref)
         if isinstance(self.every, Pace):
             self.every.committed(seconds)
         self.save_seconds = seconds
@@ -381,6 +525,9 @@ class Session:
 
         What was saved after it is no part of the run any more: it goes on under a fence of its own.
         """
+        self.reached(_BACK_SECONDS)
+        if self.keeper is not None:
+            self.keeper.forget()
         self.close(_BACK_SECONDS)
         flush.wait(self.store.uri)
         self.world.barrier()
@@ -414,8 +561,7 @@ class Session:
         fence, error = 0, None
         if self.world.first:
             try:
-                owner = os.environ.get(ENV_POD) or socket.gethostname()
-                fence = self.store.acquire(owner=owner).fence
+                fence = self.store.acquire(owner=owner()).fence
             except Exception as failure:
                 error = failure
         self.world.agree(error)
@@ -479,12 +625,21 @@ class Session:
         wait: bool = False,
         deadline: float | None = None,
         frozen: Collection[str] = (),
+        beside: bool = False,
     ) -> None:
-        """Hand a snapshot to the saver; raises what it raises when `wait`."""
-        assert self.saver is not None
+        """Hand a snapshot to the saver; raises what it raises when `wait`. Collective.
+
+        `beside` says that a pod which stays holds the state: then nobody waits for a process that
+        uploads, which goes on beside the next round.
+        """
         self.last_saved = self.pending = step
         self.wanted = False
         self.last_time = time.monotonic()
+        left = math.inf if deadline is None else deadline - time.monotonic()
+        patience = _BACK_SECONDS if wait else _REACH_SECONDS
+        self.reached(max(0.0, min(_BESIDE_SECONDS if beside else patience, left)))
+        assert self.saver is not None
+        self._beside = beside
         self.saver.save(
             step,
             state,
@@ -493,7 +648,49 @@ class Session:
             wait=wait,
             deadline=deadline,
             frozen=frozen,
+            beside=beside,
         )
+
+    def copy(
+        self,
+        step: int,
+        state: Any,
+        rank_state: Any,
+        meta: dict[str, Any],
+        *,
+        began: float,
+        must: bool = False,
+    ) -> None:
+        """Copy the state into the pods' memory; collective, see `Keeper.take`."""
+        if self.keeper is None:
+            return
+        line = self._line
+        if self.saver is not None:
+            line = Line(fence=self.fence, step=step, base=self._base)
+        assert line is not None
+        self.keeper.take(
+            step,
+            state,
+            rank_state,
+            {**meta, "unsaved_seconds": 0.0 if must else time.monotonic() - self.last_time},
+            productive=state["loop"]["productive_seconds"],
+            line=line,
+            origin=self.origin,
+            began=began,
+            must=must,
+        )
+
+    @property
+    def opening(self) -> bool:
+        """Whether this attempt began from memory and has not joined the store yet."""
+        return self._opening is not None
+
+    def stays(self, step: int) -> bool:
+        """Whether the copy of a step lies in a pod that is there for the next round; collective."""
+        if self.keeper is None:
+            return False
+        mine = self.keeper.holds(step) and self.page is not None and self.page.stays
+        return any(self.world.gather(mine))
 
     @property
     def last_commit(self) -> int | None:
@@ -511,8 +708,14 @@ class Session:
         """Let the save in flight end, at most `timeout` seconds; whether it did."""
         if self.saver is None:
             return True
+        if self._beside and self.saver.abandon():
+            return True
         try:
             self.saver.close(timeout)
         except SaveError:
             return False
         return True
+
+
+def _named(uri: str, ref: CommitRef) -> str:
+    return f"{uri.rstrip('/')}/{commit_key(ref)}"

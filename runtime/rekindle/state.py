@@ -34,12 +34,16 @@ from rekindle.strategies.sharding import empty, like
 
 
 def collect(
-    run: Run, *, finished: bool, preempted: bool = False
+    run: Run, *, finished: bool, preempted: bool = False, durable: bool = True
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """State, rank state and meta at a step boundary; collective."""
+    """State, rank state and meta at a step boundary; collective.
+
+    Without `durable` it is for memory only, and nobody is told of a checkpoint.
+    """
     world, module = run.world, run.module
     # First of all: what callbacks learn here belongs to the state that they save.
-    named = [callback.aliases(run.trainer) for callback in run.trainer.callbacks]
+    told = run.trainer.callbacks if durable else ()
+    named = [callback.aliases(run.trainer) for callback in told]
     aliases = {name: about for names in named for name, about in names.items()}
     own_logs, own_metrics = run.logs.state(), metrics.states(module)
     parts = world.gather((run.ledger.own(), own_logs, own_metrics, run.seeds.state(run.step)))

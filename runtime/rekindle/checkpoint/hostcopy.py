@@ -44,11 +44,10 @@ from rekindle.checkpoint.tensors import (
     nbytes,
     rebuild,
 )
+from rekindle.contract import ENV_MEMORY
 
-ENV_MEMORY = "REKINDLE_MEMORY"
-"""Descriptors of the pod's memory files, separated by commas; without it there are no copies."""
 CHUNK = 32 * 2**20
-"""Bytes that a checksum covers, and that travel at once."""
+"""Bytes that a checksum covers."""
 _VERSION = 1
 _ALIGN = 64
 _TICKET_BYTES = 64 * 2**10
@@ -292,6 +291,11 @@ class HostMemory:
     def create(cls) -> Self:
         """Memory of this process alone; raises OSError where the system has none."""
         return cls([Slot.create().descriptor for _ in range(2)])
+
+    def close(self) -> None:
+        """Give up memory of this process alone; views of copies stay valid."""
+        for slot in self._slots:
+            slot.close()
 
     def copies(self, whose: str) -> list[Copy]:
         """What the slots hold of this run, newest first; not verified."""

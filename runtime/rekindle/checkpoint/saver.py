@@ -217,6 +217,7 @@ class Saver:
         wait: bool = False,
         deadline: float | None = None,
         frozen: Collection[str] = (),
+        beside: bool = False,
     ) -> float:
         """Snapshot the state and store it in the background; returns the seconds it took here.
 
@@ -225,7 +226,8 @@ class Saver:
         call with the same steps. The tensors may be changed as soon as this returns. `deadline` is
         a `time.monotonic()` value. With `wait` the call returns only when the checkpoint is
         durable. `frozen` names tensors (`model.backbone.weight`) that rarely change, if ever; the
-        same on all ranks.
+        same on all ranks. `beside` leaves a snapshot that has been handed to another process to it,
+        whatever `wait` says; call `abandon` then, and end this process.
 
         Raises `EncodingError` for what cannot be stored, `LeaseLost` (R15) when a newer attempt
         has taken over, `SaveTimeout` when the deadline passes; with `wait` also whatever made this
@@ -288,7 +290,7 @@ class Saver:
             self._shard = min(self._shard, DIRECT_BYTES)
             plan = self._lay_out(flat, own, frozenset(frozen), frozenset(known))
             self._directly(job, replace(task, plans=plan.plans), sources)
-        if wait:
+        if wait and not (beside and job.slot is not None):
             # The other side keeps to the limit itself; the second is for it to say so.
             job.finished.wait(_seconds(limit) + 1.0)
             if not job.finished.is_set():
@@ -319,6 +321,19 @@ class Saver:
                 slot.close()
             self._slots = []
             self._memory = torch.empty(0, dtype=torch.uint8)
+
+    def abandon(self) -> bool:
+        """Leave what is in flight to the process that stores it; whether there is one.
+
+        It goes on as that of a dead trainer, which no newer attempt stops before it has committed
+        something itself; so end this process soon.
+        """
+        if self._uploader is None or all(job.ended.is_set() for job in self._jobs):
+            return False
+        self._closed = True
+        self._uploader.abandon()
+        self._uploader = None
+        return True
 
     # What is in flight
 

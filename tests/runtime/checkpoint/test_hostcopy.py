@@ -23,6 +23,7 @@ from rekindle.checkpoint.hostcopy import (
 )
 from rekindle.checkpoint.manifest import CommitRef
 from rekindle.checkpoint.tensors import flatten
+from rekindle.contract import ENV_MEMORY
 
 RUN = hostcopy.identity("s3://bucket/run", "ns/job")
 
@@ -206,14 +207,14 @@ def test_without_memory_there_is_one_slot_or_none(memory, monkeypatch):
 
 @pytest.mark.parametrize(("text", "there"), [("", False), ("9999,9998", False), ("a", False)])
 def test_what_the_launcher_does_not_give_is_not_there(monkeypatch, text, there):
-    monkeypatch.setenv(hostcopy.ENV_MEMORY, text)
+    monkeypatch.setenv(ENV_MEMORY, text)
     assert (HostMemory.from_environment() is not None) is there
 
 
 def test_the_launchers_descriptors_are_used(memory, monkeypatch):
     mine, _ = memory
     write(mine, 1)
-    monkeypatch.setenv(hostcopy.ENV_MEMORY, ",".join(map(str, mine._fds)))
+    monkeypatch.setenv(ENV_MEMORY, ",".join(map(str, mine._fds)))
     assert len(HostMemory.from_environment().copies(RUN)) == 1
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rekindle as rk
+from rekindle.control import ControlPage
 
 
 class Samples(Dataset):
@@ -110,6 +111,11 @@ class Witness(rk.Callback):
             time.sleep(self.task["slow"])
         if step == self.task.get("stop_at") and trainer.global_rank == self.task.get("notified", 0):
             os.kill(os.getpid(), signal.SIGTERM)
+        if [trainer.global_rank, step] == self.task.get("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == self.task.get("ask_at"):
+            stays = trainer.global_rank in self.task["staying"]
+            ControlPage.from_environment().request_stop(time.monotonic() + 30, stays=stays)
         if step == self.task.get("fail_at") and trainer.global_rank == self.task.get("failing", 0):
             raise ValueError(f"made to fail at step {step}")
 

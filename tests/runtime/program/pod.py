@@ -1,0 +1,53 @@
+"""A worker of one pod of a round, with the pod's memory and control page (see test_memory)."""
+
+import json
+import os
+import runpy
+import signal
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from rekindle import keeping, recall
+from rekindle.checkpoint import hostcopy
+
+given = globals()  # ENVIRONMENT, MEMORY, TASK and OUT come from whoever runs this file
+task = given["TASK"]
+os.environ.update(given["ENVIRONMENT"])
+if given["MEMORY"]:
+    # As the launcher's children inherit them.
+    descriptors = [os.open(path, os.O_RDWR) for path in given["MEMORY"]]
+    os.environ["REKINDLE_MEMORY"] = ",".join(map(str, descriptors))
+torch.set_num_threads(1)
+if task.get("copies", "every step") == "every step":
+    keeping.LEAST_SECONDS, keeping.SHARE = 0.0, 1e9
+recall.PIECE = task.get("piece", recall.PIECE)
+
+
+def dying(function, left):
+    """The function, whose call after so many others is the end of the process."""
+
+    def call(*args, **kwargs):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*args, **kwargs)
+
+    return call
+
+
+rank = int(os.environ["RANK"])
+if (place := task.get("die", {}).get(str(rank))) is not None:
+    what, calls = place
+    if what == "copy":
+        hostcopy.HostMemory._complete = dying(hostcopy.HostMemory._complete, calls)
+    elif what == "give":
+        dist.send = dying(dist.send, calls)
+    elif what == "take":
+        dist.recv = dying(dist.recv, calls)
+    elif what == "recalled":
+        recall.Recall.release = dying(recall.Recall.release, calls)
+result = runpy.run_path(str(Path(__file__).with_name("program.py")))["main"](task)
+Path(given["OUT"]).write_text(json.dumps(result))
