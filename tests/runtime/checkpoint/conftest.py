@@ -1,5 +1,6 @@
 """A file system, an S3 server in this process, and stores that fail on demand."""
 
+import inspect
 import itertools
 import threading
 import urllib.request
@@ -8,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
+import botocore.hooks
 import botocore.session
 import pytest
 import torch
@@ -18,6 +20,8 @@ from rekindle.checkpoint.objects import Unreachable
 from rekindle.checkpoint.s3 import S3Objects
 
 _numbers = itertools.count()
+_names: dict[str, str] = {}
+_plain_name = botocore.hooks.EventAliaser._alias_event_name
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +49,27 @@ def parse_service_models_once(monkeypatch, loader):
         return plain(botocore_session=core)
 
     monkeypatch.setattr(boto3.session, "Session", session)
+
+
+@pytest.fixture(autouse=True)
+def name_events_once(monkeypatch):
+    """Every session and client of boto3 finds out anew how each of its 130 events is called now,
+    and whether each handler takes keywords: more work than all that the tests do with them.
+    """
+
+    def name(self, event):
+        if event not in _names:
+            _names[event] = _plain_name(self, event)
+        return _names[event]
+
+    def accepts_keywords(handler):
+        code = getattr(handler, "__code__", None)
+        if code is None:
+            return inspect.getfullargspec(handler)[2]
+        return code.co_flags & inspect.CO_VARKEYWORDS
+
+    monkeypatch.setattr(botocore.hooks.EventAliaser, "_alias_event_name", name)
+    monkeypatch.setattr(botocore.hooks, "accepts_kwargs", accepts_keywords)
 
 
 @pytest.fixture(scope="session")
