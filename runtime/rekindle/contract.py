@@ -99,6 +99,8 @@ ENV_MTBF = "REKINDLE_MTBF_SECONDS"
 ENV_CHECKPOINT_KEEP = "REKINDLE_CHECKPOINT_KEEP"
 """What retention keeps, as JSON: ``{"latest": 3, "best": [{"metric", "mode", "count"}], "every":
 steps or null, "hourly": 0}``."""
+ENV_NOTICE_FILE = "REKINDLE_NOTICE_FILE"
+"""A file that says, as soon as it is there, that the pod has to go; see rekindle.launch.notices."""
 ENV_METRICS_PORT = "REKINDLE_METRICS_PORT"
 """Overrides POD_METRICS_PORT; 0 picks a free port, empty serves nothing."""
 ENV_RUN_DIR = "REKINDLE_RUN_DIR"

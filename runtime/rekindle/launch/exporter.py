@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.multiprocess import MultiProcessCollector
 
 from rekindle.contract import AgentPhase
+from rekindle.launch import notices
 from rekindle.launch.session import Session
 
 logger = logging.getLogger(__name__)
@@ -101,9 +102,17 @@ class PodCollector:
 
 
 def start(
-    session: Session, directory: Callable[[], Path | None], *, address: str, port: int
+    session: Session,
+    directory: Callable[[], Path | None],
+    *,
+    address: str,
+    port: int,
+    tell: Callable[[str, float | None], None] | None = None,
 ) -> ThreadingHTTPServer | None:
-    """Serve from a daemon thread; None when the port cannot be had."""
+    """Serve from a daemon thread; None when the port cannot be had.
+
+    ``tell`` is called with each notice that somebody gives (see notices).
+    """
     registry = CollectorRegistry()
     registry.register(PodCollector(session, directory))
 
@@ -120,6 +129,27 @@ def start(
                 self._answer(status, f"{word} {session.phase.value}\n".encode(), "text/plain")
             else:
                 self._answer(404, b"only /metrics and /healthz\n", "text/plain")
+
+        def do_POST(self) -> None:
+            if tell is None or self.path.partition("?")[0] != notices.PATH:
+                self._answer(404, f"only {notices.PATH}\n".encode(), "text/plain")
+                return
+            try:
+                notices.admit(
+                    token=session.settings.token,
+                    shown=self.headers.get("Authorization"),
+                    peer=self.client_address[0],
+                )
+                if "Transfer-Encoding" in self.headers:
+                    raise notices.Refusal(411, "a notice needs a Content-Length")
+                length = self.headers.get("Content-Length", "0")
+                if not length.isdecimal() or int(length) > notices.MAX_BODY:
+                    raise notices.Refusal(400, f"more than {notices.MAX_BODY} bytes")
+                notices.take(self.rfile.read(int(length)), tell)
+            except notices.Refusal as refusal:
+                self._answer(refusal.status, f"{refusal}\n".encode(), "text/plain")
+            else:
+                self._answer(202, b"this pod saves and goes\n", "text/plain")
 
         def _answer(self, status: int, body: bytes, kind: str) -> None:
             self.send_response(status)

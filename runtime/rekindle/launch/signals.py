@@ -1,4 +1,4 @@
-"""Notices of the system, and the one thing that the agent's main loop sleeps on.
+"""Notices, and the one thing that the agent's main loop sleeps on.
 
 A Python signal handler runs between two bytecodes of the main thread, which may hold any lock at
 that moment: so the handler stores a time and does nothing else. What ends the sleep of the main
@@ -24,9 +24,12 @@ class Signals:
 
     def __init__(self) -> None:
         self.noticed_at: float | None = None
-        """time.monotonic() of the first SIGTERM or SIGINT."""
-        self.source = "SIGTERM"
-        """Name of the signal that came first."""
+        """time.monotonic() of the first notice."""
+        self.grace = 30.0
+        """Seconds that a notice leaves which does not say."""
+        self._signalled = False
+        self._notices: list[tuple[str, float, float | None]] = []
+        """Who, when, and how many seconds it has left; whoever appends needs no lock."""
         self.hurry = False
         """Set by a second SIGINT: somebody at a terminal does not want to wait for the save."""
         self._read, self._write = os.pipe()
@@ -43,12 +46,40 @@ class Signals:
             signal.signal(signal.SIGCHLD, lambda *_: None)
 
     def notice(self, number: int, _frame: FrameType | None = None) -> None:
-        """Remember the first notice; a second SIGTERM changes nothing."""
-        if self.noticed_at is None:
-            self.source = signal.Signals(number).name
-            self.noticed_at = time.monotonic()
+        """Remember the first signal; a second SIGTERM changes nothing."""
+        if not self._signalled:
+            self._signalled = True
+            self.tell(signal.Signals(number).name)
         elif number == signal.SIGINT:
             self.hurry = True
+
+    def tell(self, source: str, seconds: float | None = None) -> None:
+        """Take a notice; from any thread, and from a handler of signals."""
+        now = time.monotonic()
+        self._notices.append((source, now, seconds))
+        if self.noticed_at is None:
+            self.noticed_at = now
+        self.wake()
+
+    def _first_end(self) -> tuple[float, str]:
+        """When the pod ends, by the earliest notice, and who says so."""
+        known = [(at + (self.grace if s is None else s), who) for who, at, s in self._notices]
+        return min(known, default=(float("inf"), "SIGTERM"))
+
+    @property
+    def source(self) -> str:
+        """Give the notice that leaves the least time."""
+        return self._first_end()[1]
+
+    @property
+    def seconds(self) -> float:
+        """Give the seconds from the first notice to the pod's end; infinity without any."""
+        return self._first_end()[0] - (self.noticed_at or 0.0)
+
+    @property
+    def left(self) -> float:
+        """Give the seconds from now to the pod's end; infinity without a notice."""
+        return max(0.0, self._first_end()[0] - time.monotonic())
 
     def wake(self) -> None:
         """End the current or the next wait; from any thread."""
