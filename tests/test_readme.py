@@ -64,7 +64,7 @@ def test_ci_runs_the_two_commands_of_this_page():
         assert command(mark).endswith(last)
 
 
-@pytest.mark.parametrize("changes", [None, "storage"])
+@pytest.mark.parametrize("changes", [None, "storage", "capacity"])
 def test_the_manifest_is_accepted(changes):
     from rekindle_local.apiserver.server import ApiServer
 
