@@ -1,4 +1,10 @@
-"""What the trainer costs per step stays within what is promised, measured as the benchmark does."""
+"""What the trainer costs per step stays within what is promised, measured as the benchmark does.
+
+The promise is 25 µs, and 50 with five logged values; the second bound is lower here, so that twice
+the cost passes neither. They are for the machine that was measured on, whose loop by hand takes
+222 µs a step (the trainer took 16 and 26 there). A machine that is slower, or busy with other
+tests, gets more in proportion. Other programs only make figures larger: the best of three counts.
+"""
 
 import json
 import runpy
@@ -8,22 +14,38 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[1] / "bench" / "trainer_overhead.py"
+TRIES = 3
 
 # Not of processes, but of time that the quick tests do not have.
 pytestmark = pytest.mark.processes
 
 
-def test_an_idle_trainer_costs_60_microseconds_a_step_and_a_logged_scalar_15(monkeypatch, capsys):
+@pytest.fixture
+def measured(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "lightning", None)  # seconds, and nothing that we promise
-    monkeypatch.setattr(sys, "argv", ["trainer_overhead.py", "--steps", "300", "--rounds", "3"])
+    monkeypatch.setattr(sys, "argv", ["trainer_overhead.py", "--steps", "200", "--rounds", "5"])
     monkeypatch.setattr(sys, "path", list(sys.path))
-    runpy.run_path(str(BENCH), run_name="__main__")
-    out = capsys.readouterr()
-    found = json.loads(out.out.splitlines()[-1])
-    # The promise is for a machine where the loop by hand takes 120; other tests run beside this.
-    slower = max(1.0, found["raw_us"] / 120)
-    assert found["rekindle_extra_us"] < 60 * slower, found
-    assert found["rekindle_extra_5logs_us"] - found["rekindle_extra_us"] < 75 * slower, found
-    assert found["sampler_resume_ms"] < 50, found
-    assert found["lightning_extra_us"] is found["lightning_extra_5logs_us"] is None
-    assert "pip install lightning" in out.err
+
+    def measure():
+        runpy.run_path(str(BENCH), run_name="__main__")
+        out = capsys.readouterr()
+        assert "pip install lightning" in out.err
+        return json.loads(out.out.splitlines()[-1])
+
+    return measure
+
+
+def kept(found):
+    slower = max(1.0, found["raw_us"] / 222)
+    return (
+        found["rekindle_extra_us"] < 25 * slower and found["rekindle_extra_5logs_us"] < 40 * slower
+    )
+
+
+def test_a_trainer_costs_25_microseconds_a_step_and_40_with_five_logged_values(measured):
+    tries = []
+    while not tries or (not kept(tries[-1]) and len(tries) < TRIES):
+        tries.append(measured())
+    assert kept(tries[-1]), tries
+    assert tries[-1]["sampler_resume_ms"] < 50
+    assert tries[-1]["lightning_extra_us"] is tries[-1]["lightning_extra_5logs_us"] is None
