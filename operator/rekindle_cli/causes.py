@@ -18,6 +18,8 @@ HAPPENED: dict[str, str] = {
     Cause.TIMEOUT: "was stopped because a deadline of the job had passed",
     Cause.COMPLETED: "completed",
     Cause.OPERATOR: "was away for a moment, or for long; another process has taken over",
+    Cause.HUNG: "did not get on any more, and all others waited for it",
+    Cause.ROLLED_BACK: "went back to an older step by itself, because its loss was of no use",
 }
 """Predicate for the victims of an incident, by its cause."""
 
@@ -36,6 +38,8 @@ SHORT: dict[str, str] = {
     Cause.TIMEOUT: "deadline passed",
     Cause.COMPLETED: "completed",
     Cause.OPERATOR: "operator restarted",
+    Cause.HUNG: "hung",
+    Cause.ROLLED_BACK: "training went back by itself",
 }
 """A few words for a timeline, by cause."""
 

@@ -13,7 +13,18 @@ from rekindle_cli.causes import HAPPENED
 from rekindle_cli.snapshot import Incident, Job
 from rekindle_cli.wording import count, date, listed, seconds, sentence
 
-About = Literal["state", "advice", "incident", "evidence", "collateral", "cost", "action", "total"]
+About = Literal[
+    "state",
+    "advice",
+    "incident",
+    "evidence",
+    "stacks",
+    "collateral",
+    "cost",
+    "recovery",
+    "action",
+    "total",
+]
 """What a sentence is about; a view gives each its looks."""
 
 
@@ -98,15 +109,45 @@ def _incident(index: int, incident: Incident, job: Job) -> list[Sentence]:
     said = [say("incident", f"{when}{where}: {happened(incident)}")]
     if incident.evidence:
         said.append(say("evidence", incident.evidence))
+    if incident.stacks:
+        said.append(Sentence(about="stacks", text=incident.stacks, incident=index))
     if incident.collateral:
         also = listed(incident.collateral)
         said.append(
             say("collateral", f"{also} stopped only because of that; nothing is wrong there")
         )
     said.append(say("cost", _cost(incident, job)))
+    if incident.recovery:
+        said.append(say("recovery", _recovery(incident)))
     if incident.action:
         said.append(say("action", incident.action))
     return said
+
+
+_PHASES = {
+    "detect": "until the operator knew",
+    "decide": "until the pods had the next round",
+    "restart": "until its workers had met",
+    "restore": "until state was back",
+    "firstStep": "until the first step was done",
+}
+
+
+def _recovery(incident: Incident) -> str:
+    """Where the time went, and where the state came from."""
+    total = sum(amount for _, amount in incident.recovery)
+    parts = [f"{amount:.3g} s {_PHASES[name]}" for name, amount in incident.recovery]
+    text = f"the recovery took {total:.3g} s: {', '.join(parts)}"
+    sources: dict[str, list[str]] = {}
+    for pod, source in incident.restored:
+        sources.setdefault(source, []).append(pod)
+    if sources:
+        told = [f"{listed(pods)} from {_SOURCE.get(s, s)}" for s, pods in sources.items()]
+        text += f"; state came back to {'; '.join(told)}"
+    return text
+
+
+_SOURCE = {"memory": "its own memory", "scratch": "nothing, since there was no checkpoint"}
 
 
 def happened(incident: Incident) -> str:

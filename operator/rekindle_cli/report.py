@@ -168,6 +168,9 @@ def incident_json(incident: Incident) -> dict[str, Any]:
         "steps_lost": incident.steps_lost,
         "seconds_lost": incident.seconds_lost,
         "action": incident.action,
+        "recovery": dict(incident.recovery) or None,
+        "restored": dict(incident.restored) or None,
+        "stacks": incident.stacks or None,
     }
 
 

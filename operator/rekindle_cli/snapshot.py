@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, Self
 
 from rekindle import contract
+from rekindle.contract import RECOVERY_PHASES
 from rekindle_cli.rounds import Round
 from rekindle_cli.wording import parse_time
 
@@ -75,6 +76,12 @@ class Incident:
     steps_lost: int | None = None
     seconds_lost: float | None = None
     action: str = ""
+    recovery: tuple[tuple[str, float], ...] = ()
+    """(phase, seconds) of the recovery in their order, without their sum."""
+    restored: tuple[tuple[str, str], ...] = ()
+    """(pod, where its state came from) in the round that went on."""
+    stacks: str = ""
+    """Of a hang: where the pod to blame stood."""
 
     @property
     def key(self) -> tuple[datetime | None, int | None, str]:
@@ -97,7 +104,20 @@ class Incident:
             steps_lost=_int(data.get("stepsLost")),
             seconds_lost=_float(data.get("secondsLost")),
             action=_text(data.get("action")),
+            recovery=_phases(data.get("recovery")),
+            restored=tuple(
+                (_text(item.get("pod")), _text(item.get("source")))
+                for item in _items(data, "restored")
+                if isinstance(item, Mapping)
+            ),
+            stacks=_text(data.get("stacks")),
         )
+
+
+def _phases(data: object) -> tuple[tuple[str, float], ...]:
+    found = data if isinstance(data, Mapping) else {}
+    amounts = ((name, _float(found.get(name))) for name in RECOVERY_PHASES)
+    return tuple((name, amount) for name, amount in amounts if amount is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

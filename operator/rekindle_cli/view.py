@@ -224,7 +224,9 @@ _MARKS: dict[About, tuple[str, str]] = {
     "incident": ("\n", "yellow"),
     "evidence": ("  evidence: ", ""),
     "collateral": ("  collateral: ", ""),
+    "stacks": ("  where it stood: ", ""),
     "cost": ("  cost: ", ""),
+    "recovery": ("  recovery: ", ""),
     "action": ("  action: ", ""),
     "total": ("\n", ""),
 }

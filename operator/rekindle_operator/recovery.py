@@ -18,11 +18,8 @@ was last to step decides, since all wait for it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rekindle.contract import AgentReport, Timings
+from rekindle.contract import RECOVERY_PHASES, AgentReport, Timings
 from rekindle_operator.observed import Agent, Observed
-
-PHASES = ("detect", "decide", "restart", "restore", "firstStep")
-"""In their order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +65,7 @@ def measured(observed: Observed, noticed_at: float) -> Recovery | None:
         marks.append(at)
     seconds = {
         phase: round(after - before, 4)
-        for phase, before, after in zip(PHASES, marks, marks[1:], strict=False)
+        for phase, before, after in zip(RECOVERY_PHASES, marks, marks[1:], strict=False)
     }
     return Recovery(seconds=seconds, restored=sources(observed))
 

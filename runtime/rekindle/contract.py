@@ -166,6 +166,10 @@ class Cause(StrEnum):
     """The operator was away; named for the record, costs nothing by itself."""
 
 
+RECOVERY_PHASES = ("detect", "decide", "restart", "restore", "firstStep")
+"""Keys of status.incidents[].recovery, in the order in which they follow each other."""
+
+
 class AgentPhase(StrEnum):
     """Where an agent is in its life."""
 

@@ -28,6 +28,30 @@ def test_an_incident_is_told_from_cause_to_cost(job) -> None:
     ]
 
 
+def test_a_recovery_says_where_its_time_went_and_where_the_state_came_from(job) -> None:
+    entry = {
+        "cause": "PodLost",
+        "victims": ["digits-1"],
+        "recovery": {"decide": 0.03, "detect": 0.05, "restart": 0.1, "restore": 0.02, "total": 0.2},
+        "restored": [
+            {"pod": "digits-0", "source": "memory"},
+            {"pod": "digits-2", "source": "memory"},
+            {"pod": "digits-1r1", "source": "memory of digits-0"},
+        ],
+    }
+    assert said(job(incidents=[entry]), "recovery") == [
+        "the recovery took 0.2 s: 0.05 s until the operator knew, 0.03 s until the pods had the "
+        "next round, 0.1 s until its workers had met, 0.02 s until state was back; state came back "
+        "to digits-0 and digits-2 from its own memory; digits-1r1 from memory of digits-0."
+    ]
+
+
+def test_a_hang_shows_where_the_pod_to_blame_stood(job) -> None:
+    stacks = "rank 1 stands:\n  net.py:17 forward"
+    entry = {"cause": "Hung", "victims": ["digits-1"], "evidence": "e", "stacks": stacks}
+    assert said(job(incidents=[entry]), "stacks") == [stacks]
+
+
 def test_collateral_is_told_apart_from_the_victim(job) -> None:
     entry = {"cause": "PodLost", "victims": ["digits-1"], "collateral": ["digits-0", "digits-2"]}
     assert said(job(incidents=[entry]), "collateral") == [

@@ -4,9 +4,17 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.contract import AgentPhase, AgentReport, Member, Restored, Round, Timings
+from rekindle.contract import (
+    RECOVERY_PHASES,
+    AgentPhase,
+    AgentReport,
+    Member,
+    Restored,
+    Round,
+    Timings,
+)
 from rekindle_operator.observed import Agent, Observed
-from rekindle_operator.recovery import PHASES, measured
+from rekindle_operator.recovery import measured
 
 MEMBERS = tuple(
     Member(pod=f"digits-{n}", uid=f"u{n}", address="10.0.0.1", store_port=1, slots=1)
@@ -44,7 +52,7 @@ def test_the_parts_follow_each_other_and_add_up_to_the_whole():
     slower = replace(TIMINGS, stepped=0.25, broken=0.08)
     found = measured(seen(agent(0), agent(1, slower)), noticed_at=99.97)
     assert found is not None
-    assert tuple(found.seconds) == PHASES
+    assert tuple(found.seconds) == RECOVERY_PHASES
     assert found.seconds == pytest.approx(
         {"detect": 0.05, "decide": 0.03, "restart": 0.1, "restore": 0.03, "firstStep": 0.12},
         abs=1e-4,
@@ -81,8 +89,8 @@ def test_an_incident_tells_where_the_time_went_and_the_next_operator_knows(world
     w.kill("digits-1").settle()
     assert "recovery" not in w.last, "no member has made a step yet"
     w.until(lambda: "recovery" in w.last)
-    assert set(w.last["recovery"]) == {*PHASES, "total"}
-    parts = [w.last["recovery"][phase] for phase in PHASES]
+    assert set(w.last["recovery"]) == {*RECOVERY_PHASES, "total"}
+    parts = [w.last["recovery"][phase] for phase in RECOVERY_PHASES]
     assert w.last["recovery"]["total"] == pytest.approx(sum(parts), rel=0.05)
     assert {e["pod"] for e in w.last["restored"]} == {"digits-0", "digits-2"}
     before = w.last
