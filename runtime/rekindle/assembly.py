@@ -18,7 +18,7 @@ from rekindle.contract import Restored as RestoredReport
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.draws import Draw
-from rekindle.evaluation import evaluate
+from rekindle.evaluation import validate
 from rekindle.finite import Finite
 from rekindle.fitting import fitted
 from rekindle.flags import Flags, best_rule
@@ -556,21 +556,7 @@ def sanity_check(run: Run) -> bool:
     limit = run.flags.num_sanity_val_steps
     for hook in run.hooks.on_sanity_check_start:
         hook(run.trainer, run.module)
-    values = evaluate(
-        trainer=run.trainer,
-        module=run.module,
-        hooks=run.hooks,
-        logs=run.logs,
-        world=run.world,
-        meter=run.meter,
-        validation=run.validation,
-        validation_step=run.validation_step,
-        autocast=run.autocast,
-        seed=run.cursor.seed,
-        step=run.step,
-        poll=run.consensus.poll,
-        limit=None if limit < 0 else limit,
-    )
+    values = validate(run, run.validation, limit=None if limit < 0 else limit)
     run.trainer.callback_metrics.clear()
     for hook in run.hooks.on_sanity_check_end:
         hook(run.trainer, run.module)

@@ -10,7 +10,7 @@ A validation that is cut short leaves nothing behind: it is run again from its s
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,7 +28,7 @@ from rekindle.precision import mover
 from rekindle.preflight import StepFunction
 from rekindle.randomness import seed_validation
 from rekindle.requirement import RequirementError
-from rekindle.run import Validation
+from rekindle.run import Run, Validation
 from rekindle.strategies.sharding import sharded
 from rekindle.telemetry import Meter
 
@@ -92,11 +92,7 @@ def evaluate(
                 seed_validation(seed, step, index)
                 for hook in around["batch_start"]:
                     hook(trainer, module, data, index)
-                if autocast is None:
-                    output = validation_step(data, index)
-                else:
-                    with autocast:
-                        output = validation_step(data, index)
+                output = _called(validation_step, data, index, autocast)
                 for name, value in flattened(output).items():
                     check_value(name, value)
                     logs.note(name, value, False, False, True, None)
@@ -110,6 +106,25 @@ def evaluate(
             hook(trainer, module)
     meter.phase(stage, time.perf_counter() - began)
     return values
+
+
+def validate(run: Run, data: Validation, *, limit: int | None = None) -> dict[str, float] | None:
+    """`evaluate` between two steps of a run, or before its first one; collective."""
+    return evaluate(
+        trainer=run.trainer,
+        module=run.module,
+        hooks=run.hooks,
+        logs=run.logs,
+        world=run.world,
+        meter=run.meter,
+        validation=data,
+        validation_step=run.validation_step,
+        autocast=run.autocast,
+        seed=run.cursor.seed,
+        step=run.step,
+        poll=run.consensus.poll,
+        limit=limit,
+    )
 
 
 def predict(
@@ -150,11 +165,7 @@ def predict(
                 seed_validation(seed, trainer.global_step, index)
                 for hook in hooks.on_predict_batch_start:
                     hook(trainer, module, batch, index)
-                if autocast is None:
-                    output = step(batch, index)
-                else:
-                    with autocast:
-                        output = step(batch, index)
+                output = _called(step, batch, index, autocast)
                 for hook in hooks.on_predict_batch_end:
                     hook(trainer, module, output, batch, index)
                 if collect:
@@ -192,6 +203,18 @@ def _share(
             yield index, (), last
 
 
+def _called(
+    step: StepFunction,
+    batch: Any,
+    index: int,
+    autocast: "AbstractContextManager[object] | None",
+) -> Any:
+    if autocast is None:
+        return step(batch, index)
+    with autocast:
+        return step(batch, index)
+
+
 def _untraced(
     trainer: "Trainer",
     module: Module,
@@ -203,8 +226,7 @@ def _untraced(
     """Run a step for the sake of other ranks: nothing that it logs or counts is kept."""
     kept = metrics.states(module)
     module.attach(trainer, None)
-    with nullcontext() if autocast is None else autocast:
-        step(batch, 0)
+    _called(step, batch, 0, autocast)
     module.attach(trainer, logs)
     metrics.restore(module, kept)
 

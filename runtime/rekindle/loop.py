@@ -16,10 +16,10 @@ from typing import NoReturn
 
 import torch
 
-from rekindle import feeding, state
+from rekindle import evaluation, feeding, state
 from rekindle.checkpoint import SaveError
 from rekindle.consensus import obey
-from rekindle.evaluation import evaluate, reduce
+from rekindle.evaluation import reduce
 from rekindle.loader import Batch
 from rekindle.logs import flattened, newest
 from rekindle.manual_step import take_manual_step
@@ -207,20 +207,7 @@ def validate(run: Run) -> None:
         run.validating = False
         return
     run.validating = True
-    values = evaluate(
-        trainer=run.trainer,
-        module=run.module,
-        hooks=run.hooks,
-        logs=run.logs,
-        world=run.world,
-        meter=run.meter,
-        validation=run.validation,
-        validation_step=run.validation_step,
-        autocast=run.autocast,
-        seed=run.cursor.seed,
-        step=run.step,
-        poll=run.consensus.poll,
-    )
+    values = evaluation.validate(run, run.validation)
     if values is None:
         leave(run)
     run.validating = False
