@@ -28,7 +28,8 @@ States = dict[str, dict[str, Any]]
 def is_metric(value: object) -> bool:
     """Whether the value is a torchmetrics object."""
     torchmetrics = sys.modules.get("torchmetrics")
-    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+    # Not isinstance: of a class that is none of them, it asks each of their hundred subclasses.
+    return torchmetrics is not None and torchmetrics.Metric in type(value).__mro__
 
 
 def owned(module: nn.Module) -> dict[str, Any]:
