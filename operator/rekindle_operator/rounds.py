@@ -141,7 +141,11 @@ def decide(
         return _form(job, observed, number, hold=hold, patient=patient, now=now)
 
     going = [
-        pod for m in current.members if (pod := observed.pod(m.uid)) and observed.notices_of(pod)
+        pod
+        for m in current.members
+        if states[m.uid] is not State.DONE
+        and (pod := observed.pod(m.uid))
+        and observed.notices_of(pod)
     ]
     hurried = [pod for pod in going if not observed.may_stay(pod)]
     busy, ended = values & BUSY, values & {State.SAVED, State.STOPPED}
