@@ -42,10 +42,13 @@ def test_two_ranks_do_what_one_does(ranks, alone, tmp_path):
     tasks += [task("monitors", root="sharded-monitors", flags={"strategy": "fsdp"})]
     tasks += [task("averages", root="resumed", flags={"strategy": "fsdp", "max_epochs": 2})]
     tasks += [task("averages", root="resumed", flags={"strategy": "fsdp"})]
+    tasks += [task("finder", flags={"global_batch_size": 12})]
     tasks += [task("prediction", predict=True), task("prediction", predict=True)]
     one, two = ranks(2, *tasks)
     steps = [result["step"] for result in one]
-    assert steps == [15, 15, 11, 5, 10, 5, 15, 13, 15, 15, 11, 10, 15, 15, 15]
+    assert steps == [15, 15, 11, 5, 10, 5, 15, 13, 15, 15, 11, 10, 15, 6, 15, 15]
+    # What fits is what fits on the smaller device; the global batch is what was asked for.
+    assert one[13]["micro"] == 4
     for mine, theirs, given in zip(one, two, tasks, strict=True):
         assert mine == theirs, given
         flags = {k: v for k, v in given.get("flags", {}).items() if k != "strategy"}

@@ -9,6 +9,7 @@ from rekindle.callbacks import (
     EMA,
     SWA,
     BackboneFinetuning,
+    BatchSizeFinder,
     BatchSizeSchedule,
     EarlyStopping,
     GradNorms,
@@ -31,10 +32,12 @@ class Net(rk.Module):
         return self.head(torch.tanh(self.backbone(x)))[:, 0]
 
     def training_step(self, batch, batch_idx):
+        if len(batch[1]) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
         loss = nn.functional.binary_cross_entropy_with_logits(self(batch[0]), batch[1])
         return loss * 1000 if self.jumps and self.current_epoch and batch_idx == 5 else loss
 
-    jumps = False
+    jumps, room = False, 99
 
     def validation_step(self, batch, batch_idx):
         self.log("val/loss", nn.functional.mse_loss(self(batch[0]), batch[1]))
@@ -61,6 +64,7 @@ def callbacks(task):
         "timer": lambda: [Timer({"microseconds": 1}, interval="epoch")],
         "checkpoint": lambda: [ModelCheckpoint(monitor="val/loss", save_top_k=2)],
         "spike": lambda: [SpikeGuard(warmup=4, window=8)],
+        "finder": lambda: [BatchSizeFinder(init_val=1)],
         "prediction": lambda: [PredictionWriter(task["root"] + "-out")],
     }[task["toolbox"]]()
 
@@ -80,6 +84,8 @@ def main(task):
     data = TensorDataset(x, (x.sum(1) > 0).float())
     model, used = Net(), callbacks(task)
     model.jumps = task["toolbox"] == "spike"
+    if task["toolbox"] == "finder" and task["rank"] == 1:
+        model.room = 5
     trainer = rk.Trainer(
         root=task["root"],
         callbacks=used,
@@ -92,6 +98,7 @@ def main(task):
     predicted = trainer.predict(model, DataLoader(data, 4)) if task.get("predict") else []
     return {
         "step": trainer.global_step,
+        "micro": trainer._run.cursor.m,
         "weights": [value for p in model.parameters() for value in whole(p)],
         "shadow": [v for s in getattr(used[0], "shadow", {}).values() for v in whole(s)],
         "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
