@@ -23,6 +23,7 @@ from rekindle.finite import Finite
 from rekindle.fitting import fitted
 from rekindle.flags import Flags, best_rule
 from rekindle.gradients import broadcast
+from rekindle.heartbeat import Heartbeat
 from rekindle.hooks import Hooks
 from rekindle.hooktimes import HookTimes
 from rekindle.lanesum import LaneSum
@@ -206,6 +207,7 @@ def assemble(
         console=console,
         meter=Meter(first=world.local_rank == 0),
         page=page,
+        heart=Heartbeat.from_environment(),
         notice=notice,
         consensus=Consensus(
             world,

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from rekindle import metrics
 from rekindle.distributed import World
 from rekindle.gradients import broadcast
+from rekindle.heartbeat import Activity
 from rekindle.hooks import Hooks
 from rekindle.loader import to_device
 from rekindle.logs import Logs, Phase, check_value, flattened, means
@@ -110,21 +111,27 @@ def evaluate(
 
 def validate(run: Run, data: Validation, *, limit: int | None = None) -> dict[str, float] | None:
     """`evaluate` between two steps of a run, or before its first one; collective."""
-    return evaluate(
-        trainer=run.trainer,
-        module=run.module,
-        hooks=run.hooks,
-        logs=run.logs,
-        world=run.world,
-        meter=run.meter,
-        validation=data,
-        validation_step=run.validation_step,
-        autocast=run.autocast,
-        seed=run.cursor.seed,
-        step=run.step,
-        poll=run.consensus.poll,
-        limit=limit,
-    )
+
+    def poll() -> bool:
+        run.heart.beat()
+        return run.consensus.poll()
+
+    with run.heart.during(Activity.VALIDATING):
+        return evaluate(
+            trainer=run.trainer,
+            module=run.module,
+            hooks=run.hooks,
+            logs=run.logs,
+            world=run.world,
+            meter=run.meter,
+            validation=data,
+            validation_step=run.validation_step,
+            autocast=run.autocast,
+            seed=run.cursor.seed,
+            step=run.step,
+            poll=poll,
+            limit=limit,
+        )
 
 
 def predict(

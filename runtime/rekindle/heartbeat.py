@@ -28,7 +28,7 @@ _STEP, _PHASE, _AT, _BUSY, _RANK = range(5)  # words; _AT and _BUSY are f64
 _WORDS = struct.Struct("qqddq")
 
 
-class Phase(IntEnum):
+class Activity(IntEnum):
     """What a worker is at."""
 
     STARTING = 0
@@ -36,8 +36,13 @@ class Phase(IntEnum):
     TRAINING = 1
     VALIDATING = 2
     SAVING = 3
-    DONE = 4
+    BETWEEN = 4
+    """Between two epochs: hooks of the script, reading that begins anew."""
+    DONE = 5
     """It will make no step any more, and nobody should wait for one."""
+
+
+_TRAINING = int(Activity.TRAINING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class Beat:
 
     rank: int
     step: int
-    phase: Phase
+    phase: Activity
     at: float
     """time.monotonic() when it was last seen to get on."""
     busy: float | None = None
@@ -56,41 +61,48 @@ class Beat:
 class Heartbeat:
     """The worker's side."""
 
-    def __init__(self, path: Path, rank: int) -> None:
-        """Make the file and map it; raises OSError where that is not possible."""
-        path.write_bytes(_WORDS.pack(0, Phase.STARTING, time.monotonic(), math.nan, rank))
-        with path.open("r+b") as file:
-            os.ftruncate(file.fileno(), _SIZE)
-            view = memoryview(mmap.mmap(file.fileno(), _SIZE))
+    def __init__(self, path: Path | None = None, rank: int = 0) -> None:
+        """Make the file and map it; raises OSError where that is not possible.
+
+        Without a path, nobody listens.
+        """
+        mapped = mmap.mmap(-1, _SIZE)
+        if path is not None:
+            path.write_bytes(bytes(_SIZE))
+            with path.open("r+b") as file:
+                mapped = mmap.mmap(file.fileno(), _SIZE)
+        _WORDS.pack_into(mapped, 0, 0, Activity.STARTING, time.monotonic(), math.nan, rank)
+        view = memoryview(mapped)
         self._ints, self._floats = view.cast("q"), view.cast("d")
 
     @classmethod
-    def from_environment(cls) -> Self | None:
-        """The one of this process; None when no agent started it."""
+    def from_environment(cls) -> Self:
+        """The one of this process; nobody listens to it when no agent has started the process."""
         directory = os.environ.get(ENV_RUN_DIR)
         if not directory:
-            return None
+            return cls()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         return cls(path_of(Path(directory), local_rank), int(os.environ.get("RANK", "0")))
 
     def step(self, step: int, at: float) -> None:
-        """So many steps are done, the newest at `at` (hot path: two stores)."""
+        """So many steps are done, the newest at `at` (hot path: three stores)."""
         self._ints[_STEP] = step
+        self._ints[_PHASE] = _TRAINING
         self._floats[_AT] = at
 
     def beat(self) -> None:
         """Something that takes long gets on: a batch of a validation, a part of a save."""
         self._floats[_AT] = time.monotonic()
 
-    def enter(self, phase: Phase) -> None:
+    def enter(self, phase: Activity) -> None:
         """Be at something else from now on."""
         self._floats[_AT] = time.monotonic()
         self._ints[_PHASE] = phase
 
     @contextmanager
-    def during(self, phase: Phase) -> Iterator[None]:
+    def during(self, phase: Activity) -> Iterator[None]:
         """Be at something for a while."""
-        before = Phase(self._ints[_PHASE])
+        before = Activity(self._ints[_PHASE])
         self.enter(phase)
         try:
             yield
@@ -118,6 +130,8 @@ def read(directory: Path) -> tuple[Beat, ...]:
         if len(data) < _WORDS.size:
             continue
         step, phase, at, busy, rank = _WORDS.unpack(data)
+        if not at:
+            continue  # made in this moment
         own = None if math.isnan(busy) else busy
-        found.append(Beat(rank=rank, step=step, phase=Phase(phase), at=at, busy=own))
+        found.append(Beat(rank=rank, step=step, phase=Activity(phase), at=at, busy=own))
     return tuple(sorted(found, key=lambda beat: beat.rank))

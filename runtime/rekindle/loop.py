@@ -20,6 +20,7 @@ from rekindle import evaluation, feeding, state
 from rekindle.checkpoint import SaveError
 from rekindle.consensus import obey
 from rekindle.evaluation import reduce
+from rekindle.heartbeat import Activity
 from rekindle.loader import Batch
 from rekindle.logs import flattened, newest
 from rekindle.manual_step import take_manual_step
@@ -86,6 +87,7 @@ def train(run: Run) -> None:
                 validate(run)
             if run.done:
                 break
+        run.heart.enter(Activity.BETWEEN)
         if run.cursor.sample >= run.cursor.length:
             end_epoch(run)
         if run.done:
@@ -246,6 +248,7 @@ def report(run: Run, *, last: bool = False) -> None:
     run.reported, run.reported_at = run.step, now
     run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in found.items()})
     run.measured.update(dict.fromkeys(found, run.step))
+    run.heart.busy(run.meter.busy_seconds)
     line = run.hook_times.complaint(run.meter.step_seconds)
     if line is not None:
         run.console.say(line)
@@ -276,6 +279,7 @@ def save(
     """
     if run.session is None:
         return None
+    run.heart.enter(Activity.SAVING)
     began = time.perf_counter()
     tree, rank_tree, meta = state.collect(run, finished=finished, preempted=preempted)
     run.session.copy(run.step, tree, rank_tree, meta, began=began, must=True)

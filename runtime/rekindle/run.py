@@ -20,6 +20,7 @@ from rekindle.distributed import World
 from rekindle.finite import Finite, Window
 from rekindle.flags import Flags
 from rekindle.gradients import GradientSum
+from rekindle.heartbeat import Heartbeat
 from rekindle.hooks import Hooks
 from rekindle.hooktimes import HookTimes
 from rekindle.lanesum import LaneSum
@@ -88,6 +89,7 @@ class Run:
     console: Console
     meter: Meter
     page: ControlPage | None
+    heart: Heartbeat
     notice: Notice
     consensus: Consensus
     session: Session | None
@@ -253,6 +255,7 @@ class Run:
         self.cursor = cursor.after(step)
         self.step += 1
         self.productive += seconds
+        self.heart.step(self.step, time.monotonic())
         if self.page is not None and self.world.local_rank == 0:
             self.page.step_done(
                 step=self.step,

@@ -99,6 +99,11 @@ class Meter:
         """Mean duration of the steps since the last `flush`; 0 without one."""
         return sum(self.durations) / len(self.durations) if self.durations else 0.0
 
+    @property
+    def busy_seconds(self) -> float:
+        """The same without waiting for other ranks' gradients."""
+        return self.step_seconds - self.comm_wait / max(1, len(self.durations))
+
     def flush(self, *, step: int, epoch: int, loss: float | None) -> None:
         """Write out and begin anew."""
         SAMPLES.inc(self.samples)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rekindle.contract import Hang
-from rekindle.heartbeat import Beat, Phase
+from rekindle.heartbeat import Activity, Beat
 
 FACTOR = 5.0
 """How many times the longest interval seen a silence may last."""
@@ -22,11 +22,12 @@ LEAST = 60.0
 """Seconds; no learned limit is shorter."""
 WARM_STEPS = 3
 """Steps of a round from which nothing is learned and for which `UNKNOWN` holds."""
-UNKNOWN: Mapping[Phase, float] = {
-    Phase.STARTING: 1800.0,
-    Phase.TRAINING: 1800.0,
-    Phase.VALIDATING: 1800.0,
-    Phase.SAVING: 1800.0,
+UNKNOWN: Mapping[Activity, float] = {
+    Activity.STARTING: 1800.0,
+    Activity.TRAINING: 1800.0,
+    Activity.VALIDATING: 1800.0,
+    Activity.SAVING: 1800.0,
+    Activity.BETWEEN: 1800.0,
 }
 """Seconds for a phase of which nothing has been learned."""
 
@@ -44,7 +45,7 @@ class Seen:
 class Watchdog:
     """What has been learned; goes from round to round."""
 
-    longest: Mapping[Phase, float] = field(default_factory=dict)
+    longest: Mapping[Activity, float] = field(default_factory=dict)
     """Seconds: the longest interval between two signs of life, by phase."""
     seen: Mapping[int, Seen] = field(default_factory=dict)
     """By rank; of the present round."""
@@ -63,16 +64,16 @@ def observe(known: Watchdog, beats: Sequence[Beat]) -> Watchdog:
             seen[beat.rank] = Seen(beat=beat, first_step=beat.step)
             continue
         first = before.first_step
-        if before.beat.phase is Phase.STARTING and beat.phase is not Phase.STARTING:
+        if before.beat.phase is Activity.STARTING and beat.phase is not Activity.STARTING:
             first = beat.step
         seen[beat.rank] = Seen(beat=beat, first_step=first)
         same = beat.phase is before.beat.phase and beat.at > before.beat.at
         steps = beat.step - before.beat.step
-        if same and beat.phase is Phase.TRAINING and steps > 0:
+        if same and beat.phase is Activity.TRAINING and steps > 0:
             if before.beat.step - first >= WARM_STEPS:
                 took = (beat.at - before.beat.at) / steps
                 longest[beat.phase] = max(longest.get(beat.phase, 0.0), took)
-        elif same and beat.phase in {Phase.VALIDATING, Phase.SAVING}:
+        elif same and beat.phase is Activity.VALIDATING:
             took = beat.at - before.beat.at
             longest[beat.phase] = max(longest.get(beat.phase, 0.0), took)
     return Watchdog(longest=longest, seen=seen)
@@ -81,14 +82,18 @@ def observe(known: Watchdog, beats: Sequence[Beat]) -> Watchdog:
 def limit(known: Watchdog, beat: Beat, given: float | None) -> float | None:
     """Seconds of silence after which a worker counts as hung; None while nothing is expected.
 
-    ``given`` is the job's own limit; it holds once the round's first steps are done.
+    ``given`` is the job's own limit; it holds once the round's first steps are done, for steps and
+    for the batches of a validation. Saving has deadlines of its own, and what a script does between
+    epochs shows no sign of life: those are only kept from lasting for ever.
     """
-    if beat.phase is Phase.DONE:
+    if beat.phase is Activity.DONE:
         return None
     seen = known.seen.get(beat.rank)
     done = 0 if seen is None else beat.step - seen.first_step
-    if beat.phase is Phase.STARTING or (beat.phase is Phase.TRAINING and done < WARM_STEPS):
+    if beat.phase is Activity.STARTING or (beat.phase is Activity.TRAINING and done < WARM_STEPS):
         return max(UNKNOWN[beat.phase], given or 0.0)
+    if beat.phase in {Activity.SAVING, Activity.BETWEEN}:
+        return UNKNOWN[beat.phase]
     if given is not None:
         return given
     longest = known.longest.get(beat.phase)
@@ -107,7 +112,11 @@ def verdict(
     for beat in beats:
         allowed = limit(known, beat, given)
         idle = now - beat.at
-        if allowed is None or idle <= allowed or (beat.phase is Phase.STARTING and not beat.step):
+        if (
+            allowed is None
+            or idle <= allowed
+            or (beat.phase is Activity.STARTING and not beat.step)
+        ):
             continue
         hang = Hang(
             rank=beat.rank,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.heartbeat import Beat, Heartbeat, Phase, path_of, read
+from rekindle.heartbeat import Activity, Beat, Heartbeat, path_of, read
 from rekindle.launch.watchdog import (
     FACTOR,
     LEAST,
@@ -17,7 +17,7 @@ from rekindle.launch.watchdog import (
     verdict,
 )
 
-BEAT = Beat(rank=0, step=0, phase=Phase.TRAINING, at=0.0)
+BEAT = Beat(rank=0, step=0, phase=Activity.TRAINING, at=0.0)
 
 
 def trained(seconds: float, steps: int = 20) -> tuple[Watchdog, Beat]:
@@ -39,7 +39,7 @@ def test_a_limit_is_a_multiple_of_the_longest_step_and_never_short():
 def test_the_first_steps_teach_nothing_and_may_take_long():
     known = observe(observe(Watchdog(), [BEAT]), [replace(BEAT, step=1, at=700.0)])
     assert known.longest == {}
-    assert limit(known, replace(BEAT, step=1), 5.0) == UNKNOWN[Phase.TRAINING]
+    assert limit(known, replace(BEAT, step=1), 5.0) == UNKNOWN[Activity.TRAINING]
     known, beat = trained(1.0, WARM_STEPS)
     assert limit(known, beat, 5.0) == 5.0
 
@@ -62,21 +62,26 @@ def test_of_several_the_one_that_is_over_its_limit_for_longest_is_named():
     assert found.rank == 0
 
 
-@pytest.mark.parametrize("phase", [Phase.VALIDATING, Phase.SAVING])
-def test_long_phases_have_limits_of_their_own(phase):
+def test_a_validation_has_a_limit_of_its_own():
     known, beat = trained(0.1)
-    inside = replace(beat, phase=phase)
-    assert limit(known, inside, None) == UNKNOWN[phase]
+    inside = replace(beat, phase=Activity.VALIDATING)
+    assert limit(known, inside, None) == UNKNOWN[Activity.VALIDATING]
     known = observe(known, [inside])
     known = observe(known, [replace(inside, at=inside.at + 40.0)])
     assert limit(known, inside, None) == FACTOR * 40.0
     assert limit(known, inside, 7.0) == 7.0
 
 
+@pytest.mark.parametrize("phase", [Activity.SAVING, Activity.BETWEEN])
+def test_what_shows_no_sign_of_life_is_not_hurried(phase):
+    known, beat = trained(0.1)
+    assert limit(known, replace(beat, phase=phase), 7.0) == UNKNOWN[phase]
+
+
 def test_a_plain_script_and_a_worker_that_is_done_are_left_alone():
-    silent = replace(BEAT, phase=Phase.STARTING)
+    silent = replace(BEAT, phase=Activity.STARTING)
     assert verdict(Watchdog(), [silent], given=1.0, now=1e6) is None
-    done = replace(BEAT, phase=Phase.DONE, step=5)
+    done = replace(BEAT, phase=Activity.DONE, step=5)
     assert verdict(Watchdog(), [done], given=1.0, now=1e6) is None
 
 
@@ -95,14 +100,14 @@ def test_the_next_look_is_when_the_first_limit_ends():
 def test_a_heartbeat_is_read_as_it_was_written(tmp_path):
     heart = Heartbeat(path_of(tmp_path, 1), rank=5)
     (first,) = read(tmp_path)
-    assert (first.rank, first.step, first.phase, first.busy) == (5, 0, Phase.STARTING, None)
-    heart.enter(Phase.TRAINING)
+    assert (first.rank, first.step, first.phase, first.busy) == (5, 0, Activity.STARTING, None)
+    heart.enter(Activity.TRAINING)
     heart.step(7, 12.5)
     heart.busy(0.25)
-    assert read(tmp_path) == (Beat(rank=5, step=7, phase=Phase.TRAINING, at=12.5, busy=0.25),)
-    with heart.during(Phase.VALIDATING):
-        assert read(tmp_path)[0].phase is Phase.VALIDATING
-    assert read(tmp_path)[0].phase is Phase.TRAINING
+    assert read(tmp_path) == (Beat(rank=5, step=7, phase=Activity.TRAINING, at=12.5, busy=0.25),)
+    with heart.during(Activity.VALIDATING):
+        assert read(tmp_path)[0].phase is Activity.VALIDATING
+    assert read(tmp_path)[0].phase is Activity.TRAINING
     assert read(tmp_path)[0].at > 12.5
 
 
