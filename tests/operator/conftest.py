@@ -373,7 +373,7 @@ class World:
                 if agent.done_for >= DONE_WAIT:
                     self.exit(pod, 0, agent.outcome)
         agents = self.group()
-        if not self.trains or not agents or seconds <= 0:
+        if not self.trains or not agents or seconds <= 0 or self.stand(agents):
             return
         steps = max(1, int(seconds))
         before = agents[0].step
@@ -387,6 +387,10 @@ class World:
             for agent in agents:
                 agent.phase = AgentPhase.DONE
                 agent.outcome = Outcome(cause="Completed", code=0, message="done", at=self.now)
+
+    def stand(self, agents):
+        """Whether one of these does not get on, and so none of them does."""
+        return any("hang" in a.more or a.pod.node in self.dead for a in agents)
 
     def commit(self, agents):
         self.committed = CheckpointReport(
@@ -502,7 +506,9 @@ class World:
                 rounds[pod.agent.round.key] = pod.agent.round
         for current in rounds.values():
             agents = self.group_of(current)
-            if not self.hold_saves and any(a.wants_save or self.hurries(a) for a in agents):
+            if self.hold_saves or self.stand(agents):
+                continue
+            if any(a.wants_save or self.hurries(a) for a in agents):
                 self.commit(agents)
                 for agent in agents:
                     agent.phase, agent.wants_save = AgentPhase.WAITING, False
@@ -793,6 +799,8 @@ class World:
 
     def create(self, child):
         kind, name = child["kind"], child["metadata"]["name"]
+        owners = [(o["uid"], o["controller"]) for o in child["metadata"]["ownerReferences"]]
+        assert owners == [("job-uid", True)], f"{kind} {name} would outlive its job"
         if kind != "Pod":
             self.children[f"{kind}/{name}"] = self.children.get(f"{kind}/{name}", 0) + 1
             assert self.children[f"{kind}/{name}"] == 1, f"{kind} {name} was made twice"
@@ -879,7 +887,27 @@ class World:
         waiting = {u for u, a in observed.agents.items() if a.report.phase is AgentPhase.DONE}
         done = {p.slot for p in observed.pods if p.phase == "Succeeded" or p.uid in waiting}
         least = max(1, self.job.min_replicas - len(done))
-        assert len(slots) >= min(least, self.job.replicas - len(done)), "below minReplicas"
+        most = self.job.replicas - len(done)
+        assert len(slots) >= min(least, most), "below minReplicas"
+        phases = {u: a.report.phase for u, a in observed.agents.items()}
+        ready = {AgentPhase.WAITING, AgentPhase.RUNNING, AgentPhase.FAILED}
+        assert all(phases[m.uid] in ready for m in fresh.members), "who is not ready cannot begin"
+        inside = {m.uid for m in fresh.members}
+        left = [
+            pod.slot
+            for pod in observed.pods
+            if phases.get(pod.uid) in ready
+            and pod.uid not in inside
+            and pod.slot not in {*slots, *done}
+            and pod.slot < self.job.pods
+            and pod.template == self.job.template_hash
+            and observed.stays(pod)
+        ]
+        if left:
+            assert len(slots) >= most, "somebody who is ready is left out although there is room"
+            new = [pod.slot for pod in members if pod.uid not in before]
+            assert max(new, default=-1) < min(left), "a spare trains, a regular pod is left out"
+            assert all(map(observed.stays, members)), "who goes trains, who stays is left out"
 
 
 def unwelcome(spec):
