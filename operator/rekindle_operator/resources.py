@@ -29,6 +29,7 @@ from rekindle.contract import (
     ENV_CHECKPOINT_URI,
     ENV_COORDINATOR,
     ENV_GRACE,
+    ENV_HANG_TIMEOUT,
     ENV_JOB,
     ENV_MTBF,
     ENV_NAMESPACE,
@@ -250,6 +251,7 @@ def _environment(
         (ENV_CHECKPOINT_EVERY_STEPS, job.checkpoint.every_steps),
         (ENV_CHECKPOINT_EVERY_SECONDS, job.checkpoint.every_seconds),
         (ENV_CHECKPOINT_EVERY, "auto" if job.checkpoint.every_auto else None),
+        (ENV_HANG_TIMEOUT, job.hang_timeout),
         (ENV_MTBF, None if mtbf is None else f"{mtbf:.0f}"),
         (ENV_CHECKPOINT_KEEP, json.dumps(job.checkpoint.keep, sort_keys=True)),
     ]

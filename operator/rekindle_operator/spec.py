@@ -70,6 +70,8 @@ class TrainingJob:
     preemption_budget: Budget
     startup_deadline: float | None
     active_deadline: float | None
+    hang_timeout: str
+    """``auto``, ``never``, or seconds: in the words of rekindle.contract.ENV_HANG_TIMEOUT."""
     suspend: bool
     ttl_after_finished: float | None
     clean_pods: str
@@ -156,6 +158,7 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         preemption_budget=_budget(restart, "preemption", None, "24h"),
         startup_deadline=_deadline(deadlines, "startup", "30m"),
         active_deadline=_deadline(deadlines, "active", None),
+        hang_timeout=_hang_timeout((spec.get("hang") or {}).get("timeout", "auto")),
         suspend=bool(spec.get("suspend", False)),
         ttl_after_finished=spec.get("ttlSecondsAfterFinished"),
         clean_pods=spec.get("cleanPods", "Running"),
@@ -192,6 +195,12 @@ def _budget(restart: Mapping[str, Any], name: str, most: int | None, window: str
         max=given.get("max", most),
         window=parse_duration(given.get("window", window), f"spec.restart.{name}.window"),
     )
+
+
+def _hang_timeout(text: str) -> str:
+    if text in {"auto", "never"}:
+        return text
+    return f"{parse_duration(text, 'spec.hang.timeout'):.0f}"
 
 
 def _deadline(deadlines: Mapping[str, Any], name: str, default: str | None) -> float | None:

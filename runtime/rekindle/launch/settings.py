@@ -41,6 +41,8 @@ class Settings:
     """None serves nothing, 0 picks a free port."""
     termination_log: Path | None
     checkpoint_uri: str
+    hang_timeout: float | None = None
+    """Seconds without a sign of life that a worker may have; None: learned, infinite: any."""
 
 
 def from_environment(environment: Mapping[str, str]) -> Settings:
@@ -79,6 +81,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         metrics_port=_port(environment.get(contract.ENV_METRICS_PORT)),
         termination_log=termination_log(environment),
         checkpoint_uri=environment.get(contract.ENV_CHECKPOINT_URI, ""),
+        hang_timeout=_hang_timeout(environment.get(contract.ENV_HANG_TIMEOUT)),
     )
 
 
@@ -105,6 +108,23 @@ def _seconds(environment: Mapping[str, str], name: str, default: float) -> float
         value = -1.0
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name} is {text!r}, must be a number of seconds, 0 or more")
+    return value
+
+
+def _hang_timeout(text: str | None) -> float | None:
+    if not text or text == "auto":
+        return None
+    if text == "never":
+        return float("inf")
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 1 <= value < float("inf"):
+        raise ValueError(
+            f"{contract.ENV_HANG_TIMEOUT} is {text!r}, must be auto, never, or a number of seconds "
+            "from 1 up"
+        )
     return value
 
 

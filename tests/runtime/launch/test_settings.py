@@ -24,6 +24,14 @@ def test_an_operated_pod_knows_its_names():
     assert (settings.slots, settings.grace, settings.metrics_port) == (2, 30.0, 9430)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [(None, None), ("auto", None), ("90", 90.0), ("never", float("inf"))]
+)
+def test_how_long_a_worker_may_be_silent(text, seconds):
+    variables = OPERATED | ({"REKINDLE_HANG_TIMEOUT": text} if text else {})
+    assert from_environment(variables).hang_timeout == seconds
+
+
 def test_a_pod_without_an_operator_needs_nothing():
     settings = from_environment({"REKINDLE_PROC_PER_NODE": "cpu", "REKINDLE_METRICS_PORT": ""})
     assert settings.coordinator is None
@@ -38,6 +46,8 @@ def test_a_pod_without_an_operator_needs_nothing():
         ({"REKINDLE_TOKEN": "", "REKINDLE_POD_IP": ""}, "REKINDLE_POD_IP, REKINDLE_TOKEN"),
         ({"REKINDLE_PROC_PER_NODE": "0"}, "must be auto, gpu, cpu or a number"),
         ({"REKINDLE_PROC_PER_NODE": "many"}, "'many'"),
+        ({"REKINDLE_HANG_TIMEOUT": "soon"}, "must be auto, never, or a number of seconds"),
+        ({"REKINDLE_HANG_TIMEOUT": "0"}, "from 1 up"),
         ({"REKINDLE_GRACE_SECONDS": "soon"}, "REKINDLE_GRACE_SECONDS is 'soon'"),
         ({"REKINDLE_GRACE_SECONDS": "-1"}, "0 or more"),
         ({"REKINDLE_METRICS_PORT": "70000"}, "must be a port number"),
