@@ -7,6 +7,8 @@ arguments, as torchrun does. The parts, outermost first:
 - ``agent``: torch's elastic agent with a main loop of our own, which gathers facts and carries
   out what ``decision`` (pure) says;
 - ``workers`` and ``worker``: the worker processes seen from the agent, and from within;
+- ``forkserver`` and ``warm``: the process that they are forked from, likewise; ``preload`` and
+  ``imports`` say what it has imported by then, ``variables`` what is in whose environment;
 - ``rendezvous`` and ``backend``: the backend ``rekindle`` of torch's elastic rendezvous;
 - ``session``: what this pod says of itself and what it has been told;
 - ``client`` and ``solo``: who it says that to, a coordinator or, without an operator, itself;

@@ -10,6 +10,8 @@ import contextlib
 import logging
 import os
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,11 +19,21 @@ from pathlib import Path
 
 from rekindle.checkpoint import flush
 from rekindle.checkpoint.location import InvalidLocation, parse
-from rekindle.contract import ENV_CHECKPOINT_URI, ENV_TOKEN, Cause, ExitCode, Outcome
+from rekindle.contract import (
+    ENV_CHECKPOINT_URI,
+    ENV_TOKEN,
+    ENV_WARM,
+    AgentPhase,
+    Cause,
+    ExitCode,
+    Outcome,
+)
+from rekindle.launch import forkserver, notices, preload, termination
 from rekindle.launch import settings as environment
-from rekindle.launch import termination
+from rekindle.launch.forkserver import Starter
 from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals
+from rekindle.launch.variables import of_pod
 
 UPLOAD_SECONDS = 10.0
 """Longest wait for uploads at the end of a pod; agents of an ended job are given 15 s."""
@@ -93,8 +105,9 @@ def _refuse(log: Path | None, message: str) -> int:
 
 
 def _serve(settings: Settings, signals: Signals, command: Sequence[str]) -> int:
-    # Counting GPUs must not initialise CUDA in a process that starts others.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    # First of all: it takes longest, and what follows has threads and files of its own.
+    directory = Path(tempfile.mkdtemp(prefix="rekindle-"))
+    starter = _starter(settings, signals, command, directory)
     from rekindle.launch import exporter
     from rekindle.launch.agent import Agent
     from rekindle.launch.client import Coordinator, CoordinatorLink, Link
@@ -104,17 +117,77 @@ def _serve(settings: Settings, signals: Signals, command: Sequence[str]) -> int:
 
     plain_torch_logs()
     link: Link = CoordinatorLink(Coordinator(settings)) if settings.coordinator else SoloLink()
-    session = Session(settings, link, Spare(settings.address), signals)
-    agent = Agent(session, signals, command)
+    spare = Spare(settings.address)
+    phase = AgentPhase.WAITING if starter.ready else AgentPhase.WARMING
+    session = Session(settings, link, spare, signals, phase)
+    agent = Agent(session, signals, starter, directory)
     if settings.metrics_port is not None:
         exporter.start(
             session,
             lambda: agent.directory,
             address=settings.address,
             port=settings.metrics_port,
+            tell=signals.tell,
         )
+    signals.grace = settings.grace
+    notices.watch(notices.notice_file(os.environ), signals.tell)
     session.start()
     return agent.serve()
+
+
+def _starter(
+    settings: Settings, signals: Signals, command: Sequence[str], directory: Path
+) -> Starter:
+    """Begin to warm up what workers are started from.
+
+    While this process has no threads, the fork server is forked from it: torch is then imported
+    once for both, and in memory once.
+    """
+    (directory / "prometheus").mkdir()
+    memory = memory_files(2 * settings.slots)
+    variables = of_pod(settings, directory, memory)
+    warm = os.environ.get(ENV_WARM) != "0" and forkserver.usable()
+    # Some variables are read by libraries that are here already, or are set by the script first.
+    late = "torch" in sys.modules and "OMP_NUM_THREADS" in variables
+    top = preload.script_top(command)
+    os.environ.update(variables)
+    like_this = None
+    if warm and not late and not top.variables and not top.defaults:
+        preload.import_base()
+        if threading.active_count() == 1:
+
+            def like_this() -> None:
+                signals.uninstall()
+                plain_logs()
+
+    return Starter(
+        command=command,
+        count=settings.slots,
+        memory=memory,
+        warm=warm,
+        like_this=like_this,
+    )
+
+
+def plain_logs() -> None:
+    """Undo what ``main`` has done to logging: whoever is forked from here decides for itself."""
+    for handler in logging.root.handlers[:]:
+        logging.root.removeHandler(handler)
+    logging.getLogger("rekindle").setLevel(logging.NOTSET)
+
+
+def memory_files(count: int) -> tuple[int, ...]:
+    """Make files without a name that workers keep their snapshots in; none where there are none.
+
+    They take no memory until something is written, and count as the container's like its own.
+    """
+    if not hasattr(os, "memfd_create"):
+        return ()
+    try:
+        return tuple(os.memfd_create(f"rekindle-{number}") for number in range(count))
+    except OSError as error:
+        logger.warning("no memory that outlives workers: %s", error)
+        return ()
 
 
 def upload_seconds(settings: Settings, signals: Signals) -> float:

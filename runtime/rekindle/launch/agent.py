@@ -8,17 +8,21 @@ round. What is kept of torch's agent is how a rendezvous turns into workers with
 environment.
 
 For a re-form workers get SIGKILL at once: one that is blocked in a collective with a dead peer
-may not hear anything else for minutes, and what it has not committed is lost either way.
+may not hear anything else for minutes, and what it has not committed is lost either way. The next
+ones are forked from a process that has imported everything (``forkserver``); until that is warm,
+this pod says so and is in no round. While the kernel takes the old workers apart, the round's store
+is reached and its directory made.
+
+The agent owns the memory in which workers keep snapshots of their state: files without a name, two
+per worker, that live as long as the pod. What is in them is the trainer's business.
 """
 
 import logging
 import os
 import shutil
 import signal
-import sys
-import tempfile
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +37,7 @@ from torch.distributed.elastic.agent.server.api import (
 )
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.events.api import Event, EventSource
+from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
@@ -50,17 +55,20 @@ from rekindle.launch.decision import (
     Exit,
     Facts,
     Join,
+    Ready,
     Terminate,
     Wait,
+    ask_at,
     decide,
     leave_by,
     outcome_of,
 )
+from rekindle.launch.forkserver import Starter
 from rekindle.launch.rendezvous import Rendezvous, place
 from rekindle.launch.session import Session
-from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals
-from rekindle.launch.workers import ENV_AGENT_PID, RoundLogs, Workers
+from rekindle.launch.variables import MANY, of_round, of_worker
+from rekindle.launch.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -70,20 +78,22 @@ RETRY = 1.0
 """Seconds before a round that could not be joined is tried again."""
 FLUSH = 1.0
 """Seconds for last words to reach the coordinator."""
-MANY = 1_000_000
-"""torch's max_restarts, which workers see in their environment; nothing is counted against it."""
 
 
 class Agent(LocalElasticAgent):
     """Runs the workers of one pod, round after round; ``serve`` is the whole life of the pod."""
 
-    def __init__(self, session: Session, signals: Signals, command: Sequence[str]) -> None:
-        """Take the arguments of the worker's command line, ``train.py --epochs 10``."""
+    def __init__(
+        self, session: Session, signals: Signals, starter: Starter, directory: Path
+    ) -> None:
+        """``directory`` is for this agent alone, and removed at its end."""
         self._session = session
         self._signals = signals
-        self._base = Path(tempfile.mkdtemp(prefix="rekindle-"))
+        self._starter = starter
+        self._base = directory
         self._page: ControlPage | None = None
         self._workers: Workers | None = None
+        self._gone_at: float | None = None
         self._course = _Course()
         self._done_at: float | None = None
         self._notice_told = False
@@ -96,21 +106,21 @@ class Agent(LocalElasticAgent):
         spec = WorkerSpec(
             role="default",
             local_world_size=settings.slots,
-            entrypoint=sys.executable,
-            args=("-u", "-m", "rekindle.launch.worker", *command),
+            entrypoint="python",  # Workers are started by the starter, which knows the command.
             rdzv_handler=Rendezvous(session, settings.job, pause=signals.wait),
             max_restarts=MANY,
             local_addr=settings.address,
         )
-        super().__init__(spec=spec, logs_specs=RoundLogs(self._base), exit_barrier_timeout=0)
+        super().__init__(spec=spec, logs_specs=DefaultLogsSpecs(), exit_barrier_timeout=0)
 
     def serve(self) -> int:
         """Live until the pod's end; gives its exit code. The termination message is written."""
-        self._session.announce(AgentPhase.WAITING)
+        self._session.announce(self._session.phase)
         try:
             self.run()
         finally:
             self._shutdown()
+            self._starter.close()
             shutil.rmtree(self._base, ignore_errors=True)
         return self._code
 
@@ -147,6 +157,7 @@ class Agent(LocalElasticAgent):
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         super()._rendezvous(worker_group)
         self._course = _Course(oom_kills=oom_kills())
+        self._bury()
 
     def _assign_worker_ranks(
         self, store: object, group_rank: int, group_world_size: int, spec: WorkerSpec
@@ -168,49 +179,53 @@ class Agent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         current = self._current()
         directory = self._base / f"round-{current.number}-{current.key}"
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory.exists():
+            shutil.rmtree(directory)
         (directory / "prometheus").mkdir(parents=True)
         previous, self._page = self._page, ControlPage(directory, create=True)
-        if previous is not None and previous.directory != directory:
-            shutil.rmtree(previous.directory, ignore_errors=True)
-        spec = worker_group.spec
-        variables = _variables(self._session.settings, current, directory)
-        environments = {
-            worker.local_rank: {
-                **variables,
-                "RANK": str(worker.global_rank),
-                "ROLE_RANK": str(worker.role_rank),
-                "LOCAL_RANK": str(worker.local_rank),
-                "GROUP_RANK": str(worker_group.group_rank),
-                "ROLE_NAME": spec.role,
-                "LOCAL_WORLD_SIZE": str(spec.local_world_size),
-                "WORLD_SIZE": str(worker.world_size),
-                "ROLE_WORLD_SIZE": str(worker.role_world_size),
-                "GROUP_WORLD_SIZE": str(worker_group.group_world_size),
-                "MASTER_ADDR": str(worker_group.master_addr),
-                "MASTER_PORT": str(worker_group.master_port),
-                "TORCHELASTIC_RUN_ID": spec.rdzv_handler.get_run_id(),
+        where = place(current, self._session.settings.uid)
+        common = of_round(current, directory)
+        environments = [
+            {
+                **common,
+                **of_worker(
+                    rank=worker.global_rank,
+                    local_rank=worker.local_rank,
+                    slots=where.slots,
+                    world_size=where.world_size,
+                    group_rank=where.group_rank,
+                    group_size=where.group_size,
+                    address=str(worker_group.master_addr),
+                    port=int(worker_group.master_port or 0),
+                ),
             }
             for worker in worker_group.workers
-        }
-        self._workers = self._pcontext = Workers(
-            entrypoint=str(spec.entrypoint),
-            args={local_rank: tuple(spec.args) for local_rank in environments},
-            envs=environments,
-            directory=directory,
-            first_rank=worker_group.workers[0].global_rank,
+        ]
+        if self._gone_at is not None:
+            self._session.stopped(self._gone_at)
+        self._workers = Workers(self._starter)
+        self._workers.start(
+            environments, directory=directory, first_rank=worker_group.workers[0].global_rank
         )
-        self._workers.start()
         self._session.attach(self._page)
-        return self._workers.pids()
+        if previous is not None and previous.directory != directory:
+            shutil.rmtree(previous.directory, ignore_errors=True)
+        return dict(enumerate(self._workers.pids()))
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._shutdown()
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGKILL, timeout: int = 1) -> None:
         if self._workers is not None:
-            self._workers.close(death_sig, timeout)
-            self._workers = self._pcontext = None
+            self._workers.kill()
+            self._bury()
+
+    def _bury(self) -> None:
+        """Wait until the workers that were killed are gone."""
+        if self._workers is not None:
+            self._workers.bury()
+            self._workers = None
+            self._gone_at = time.monotonic()
 
     # The main loop's eyes and hands.
 
@@ -222,16 +237,27 @@ class Agent(LocalElasticAgent):
     def _facts(self) -> Facts:
         now = time.monotonic()
         session, signals, state = self._session, self._signals, self._course
+        self._starter.tend()
         exits = self._workers.exits() if self._workers else ()
-        _reap_orphans(() if self._workers is None else self._workers.pids().values())
+        own = [] if self._workers is None else self._workers.pids()
+        _reap_orphans([*own, *([] if self._starter.pid is None else [self._starter.pid])])
         if state.stopped_at is None and any(code in (75, 76) for code in exits):
             state.stopped_at = now
-        notice = None
+        if state.failed_at is None and any(code not in (None, 0, 75, 76) for code in exits):
+            state.failed_at = now
+        notice, ask = None, 0.0
         if signals.noticed_at is not None:
-            notice = leave_by(signals.noticed_at, session.settings.grace)
+            notice = leave_by(signals.noticed_at, signals.seconds)
+            ask = ask_at(
+                noticed_at=signals.noticed_at,
+                heard_at=session.heard_at,
+                leave_by=notice,
+                save_seconds=self._page.save_seconds if self._page else None,
+            )
             if signals.hurry:
                 self._hurried_at = self._hurried_at or now
                 notice = min(notice, self._hurried_at)
+                ask = min(ask, notice)
             if not self._notice_told:
                 self._notice_told = True
                 self._heed_notice()
@@ -248,6 +274,8 @@ class Agent(LocalElasticAgent):
             excluded=session.excluded(),
             stop=session.stop(),
             leave_by=notice,
+            ask_at=ask,
+            warm=self._starter.ready,
             save_by=self._save_by(now),
             asked_by=state.asked_by,
             terminated_at=state.terminated_at,
@@ -280,7 +308,9 @@ class Agent(LocalElasticAgent):
         if isinstance(action, Wait):
             files = self._workers.files() if self._workers else []
             seconds = min(action.seconds, FAR) if files is not None else min(action.seconds, POLL)
-            self._signals.wait(seconds, files or ())
+            self._signals.wait(seconds, [*(files or ()), *self._starter.files])
+        elif isinstance(action, Ready):
+            self._session.announce(AgentPhase.WAITING)
         elif isinstance(action, Join):
             self._join()
         elif isinstance(action, Ask):
@@ -300,7 +330,8 @@ class Agent(LocalElasticAgent):
             return  # Withdrawn in the meantime.
         if self._workers is not None:
             logger.info("stopping the workers for round %d: %s", offered.number, offered.reason)
-            self._stop_workers(self._worker_group)
+            # They are waited for when the round's store has been reached.
+            self._workers.kill()
         self._done_at = None
         try:
             self._initialize_workers(self._worker_group)
@@ -309,6 +340,8 @@ class Agent(LocalElasticAgent):
             self._retry = (offered.key, time.monotonic() + RETRY)
         except RendezvousGracefulExitError:
             pass  # The order to stop is among the facts.
+        except OSError as error:
+            logger.warning("cannot start the workers of round %d: %s", offered.number, error)
         else:
             where = place(self._current(), self._session.settings.uid)
             logger.info(
@@ -329,7 +362,8 @@ class Agent(LocalElasticAgent):
             self._done_at = facts.now
         if outcome is not None:
             logger.info("the workers have ended: %s", outcome.message)
-        self._session.announce(end.phase, outcome)
+        failed_at = self._course.failed_at if end.saved is None else None
+        self._session.announce(end.phase, outcome, failed_at=failed_at)
 
     def _outcome(self, end: End, exits: tuple[int | None, ...]) -> Outcome | None:
         assert self._page is not None, "a round that has ended had a page"
@@ -364,7 +398,7 @@ class Agent(LocalElasticAgent):
         logger.info(
             "%s: this pod has to go within %.0f s",
             self._signals.source,
-            self._session.settings.grace,
+            self._signals.left,
         )
         self._session.poke()
         if self._workers is not None:
@@ -404,6 +438,7 @@ class _Course:
     asked_by: float | None = None
     terminated_at: float | None = None
     stopped_at: float | None = None
+    failed_at: float | None = None
     oom_kills: int | None = None
     """The kernel's count when the round began."""
 
@@ -441,31 +476,10 @@ def last_words(
     return Outcome(cause=cause, code=code, message=message, at=now)
 
 
-def _variables(settings: Settings, current: Round, directory: Path) -> dict[str, str]:
-    """Give what all workers of a pod have in common in their environment."""
-    variables = {
-        contract.ENV_RUN_DIR: str(directory),
-        contract.ENV_ROUND: str(current.number),
-        ENV_AGENT_PID: str(os.getpid()),
-        "PROMETHEUS_MULTIPROC_DIR": str(directory / "prometheus"),
-        "TORCHELASTIC_RESTART_COUNT": str(current.number - 1),
-        "TORCHELASTIC_MAX_RESTARTS": str(MANY),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
-    defaults = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "1"}
-    if settings.slots > 1:
-        # As torchrun does: workers that each take all cores fight for them.
-        defaults["OMP_NUM_THREADS"] = "1"
-    if settings.address.startswith("127.") and sys.platform.startswith("linux"):
-        # gloo takes the interface of the host's name, which is another one than the pods' here.
-        defaults["GLOO_SOCKET_IFNAME"] = "lo"
-    return variables | {name: value for name, value in defaults.items() if name not in os.environ}
-
-
 def _reap_orphans(own: Collection[int]) -> None:
     """As PID 1, bury the processes that lost their parent.
 
-    A worker's end must stay for its own Popen object to see, so the reaper looks before it takes.
+    The end of an own child must stay for its Popen object to see, so this looks before it takes.
     """
     if os.getpid() != 1:
         return

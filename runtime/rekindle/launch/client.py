@@ -91,6 +91,10 @@ def _reason(error: Exception) -> str:
 class Link(Protocol):
     """Whoever decides about this pod: a coordinator far away, or nobody (see ``solo``)."""
 
+    @property
+    def heard_at(self) -> float | None:
+        """``time.monotonic()`` of the last answer, 0 before the first; None: there is nobody."""
+
     def start(self, snapshot: Callable[[], AgentReport], received: Callable[[View], None]) -> None:
         """Begin to report ``snapshot()`` and to hand over views."""
 
@@ -118,6 +122,7 @@ class CoordinatorLink:
         self._polls = 0  # Long polls answered.
         self._closed = False
         self._trouble: str | None = None
+        self.heard_at: float | None = 0.0
 
     def start(self, snapshot: Callable[[], AgentReport], received: Callable[[View], None]) -> None:
         """Start the two threads."""
@@ -161,6 +166,7 @@ class CoordinatorLink:
                 delay = min(LONGEST_DELAY, delay * 2)
                 continue
             self._note(None)
+            self.heard_at = time.monotonic()
             delay, pause = FIRST_DELAY, self._heartbeat
             with self._changed:
                 fresh = self._polls == polls

@@ -9,8 +9,10 @@ still meets a rule. The rules in one breath:
 - Workers that exit with 75 have committed; one is enough, the rest follow or are ended.
 - A worker that fails ends its siblings; what comes of it is the coordinator's verdict, a new
   round or an order to stop, and no restart budget is kept here.
-- A pod that has been told to go never joins again. It leaves with 75 when nothing is lost by its
-  going, and with 76 when its workers could not save.
+- A pod that has been told to go makes its replacement come before it breaks off: it trains on until
+  the coordinator says save, the deadline is near, or the coordinator does not answer. Without
+  workers it leaves at once. It leaves with 75 when nothing is lost by its going, and with 76 when
+  its workers could not save.
 """
 
 import signal
@@ -29,6 +31,10 @@ DONE_WAIT = 10.0
 """Seconds that a pod whose workers are done waits to be told to stop."""
 SAVE_SECONDS = 600.0
 """For a directive to save that names no time."""
+PATIENCE = 2.0
+"""Seconds after a notice, or after its last answer, that the coordinator has for its word."""
+LEAST_SAVE = 3.0
+"""Seconds that a save is given at least before the deadline of a notice."""
 FAR = 60.0
 """Longest sleep: seconds after which the loop looks at everything anew in any case."""
 
@@ -52,6 +58,10 @@ class Facts:
     stop: Directive | None = None
     leave_by: float | None = None
     """When saving must be over, for a pod that was told to go; None without a notice."""
+    ask_at: float = 0.0
+    """When a pod that was told to go asks its workers to save, if nobody has told it to."""
+    warm: bool = True
+    """Whether workers can be started without delay."""
     save_by: float | None = None
     """When saving must be over, for a directive to save; None without one."""
     asked_by: float | None = None
@@ -73,6 +83,11 @@ class Wait:
     """Sleep until something happens, at most so many seconds."""
 
     seconds: float
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Say that this pod can run workers."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,7 @@ class Exit:
     code: int
 
 
-Action = Wait | Join | Ask | Terminate | End | Exit
+Action = Wait | Ready | Join | Ask | Terminate | End | Exit
 
 
 def decide(facts: Facts) -> Action:
@@ -122,7 +137,11 @@ def decide(facts: Facts) -> Action:
         return _running(facts)
     if facts.leave_by is not None:
         return Exit(leaving_code(facts.phase, facts.outcome))
+    if facts.phase is AgentPhase.WARMING:
+        return Ready() if facts.warm else Wait(FAR)
     if facts.joinable:
+        if not facts.warm:
+            return Wait(FAR)
         if facts.retry_at is None or facts.now >= facts.retry_at:
             return Join()
         return Wait(facts.retry_at - facts.now)
@@ -144,11 +163,16 @@ def _running(facts: Facts) -> Action:
             return End(AgentPhase.DONE)
     if len(ended) == len(facts.exits):
         return End(gone, saved=saved)
-    if not noticed:
+    if not noticed or facts.asked_by is None:
+        # The coordinator knows of a notice: in a round of its making, a pod may run until it goes.
         if facts.joinable:
-            return Join()
+            return Join() if facts.warm else Wait(FAR)
         if facts.excluded:
             return End(AgentPhase.WAITING)
+    unasked = facts.asked_by is None and facts.save_by is None and facts.stopped_at is None
+    if noticed and unasked and facts.now < facts.ask_at:
+        # Somebody is there who sees to a replacement first; training goes on until then.
+        return Wait(facts.ask_at - facts.now)
     deadlines = [by for by in (facts.leave_by, facts.save_by) if by is not None]
     if deadlines:
         return _stopping(facts, min(deadlines), End(gone, saved=saved))
@@ -175,6 +199,24 @@ def _stopping(facts: Facts, deadline: float, end: End) -> Action:
 def leave_by(noticed_at: float, grace: float) -> float:
     """Give the deadline for saving after a notice: the grace less a margin, at least half of it."""
     return noticed_at + max(grace - MARGIN, grace / 2)
+
+
+def ask_at(
+    *, noticed_at: float, heard_at: float | None, leave_by: float, save_seconds: float | None
+) -> float:
+    """Say when a pod that was told to go asks its workers to save, if nobody tells it to.
+
+    At once without a coordinator (``heard_at`` None). One that answers, ``heard_at`` the last time,
+    knows of the notice and says when: after a replacement has come. Should it not say, saving
+    begins when what a save takes (``save_seconds``, None: never measured), twice and a little, is
+    left until ``leave_by``.
+    """
+    if heard_at is None:
+        return noticed_at
+    allowance = (leave_by - noticed_at) / 2
+    if save_seconds is not None:
+        allowance = max(LEAST_SAVE, 2 * save_seconds + 1)
+    return max(noticed_at, min(max(noticed_at, heard_at) + PATIENCE, leave_by - allowance))
 
 
 def leaving_code(phase: AgentPhase, outcome: Outcome | None) -> int:

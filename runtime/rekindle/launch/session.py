@@ -1,8 +1,8 @@
 """What this pod says of itself and what it has been told: the state that threads share.
 
-The main loop writes the phase, the link's threads read a whole report and write views, the
-exporter reads. All of it is small and behind one lock; nothing slow happens while the lock is
-held, and listeners are called without it.
+The main loop writes the phase, and when it got how far with a round; the link's threads read a
+whole report and write views, the exporter reads. All of it is small and behind one lock; nothing
+slow happens while the lock is held, and listeners are called without it.
 
 How far the workers are is read from the control page at the moment of a report. A page that no
 trainer has begun to fill is no progress: telling zeros in between would look like a run that was
@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from rekindle.contract import (
     AgentPhase,
@@ -24,6 +25,7 @@ from rekindle.contract import (
     Progress,
     Restored,
     Round,
+    Timings,
     View,
 )
 from rekindle.control import ControlPage
@@ -39,8 +41,14 @@ class Session:
     """The pod's state towards whoever decides about it."""
 
     def __init__(
-        self, settings: Settings, link: Link, spare: Spare, signals: Signals | None = None
+        self,
+        settings: Settings,
+        link: Link,
+        spare: Spare,
+        signals: Signals | None = None,
+        phase: AgentPhase = AgentPhase.WAITING,
     ) -> None:
+        """``phase`` is what the first report says."""
         self.settings = settings
         self.spare = spare
         self.rounds_joined = 0
@@ -49,13 +57,16 @@ class Session:
         self._link = link
         self._signals = signals
         self._lock = threading.Lock()
-        self._phase = AgentPhase.WAITING
+        self._phase = phase
         self._round: Round | None = None
         self._outcome: Outcome | None = None
         self._page: ControlPage | None = None
         self._progress: Progress | None = None
         self._checkpoint: CheckpointReport | None = None
         self._restored: Restored | None = None
+        self._failed_at: float | None = None
+        self._began: _Began | None = None
+        self._offered: tuple[str, float] | None = None
         self._view: View | None = None
         self._listeners: list[Callable[[], None]] = []
 
@@ -69,12 +80,22 @@ class Session:
 
     # What the pod says.
 
-    def announce(self, phase: AgentPhase, outcome: Outcome | None = None) -> None:
-        """Change the phase and report it at once."""
+    def announce(
+        self,
+        phase: AgentPhase,
+        outcome: Outcome | None = None,
+        *,
+        failed_at: float | None = None,
+    ) -> None:
+        """Change the phase and report it at once.
+
+        ``failed_at`` (time.monotonic()) is when workers were first seen to fail.
+        """
         self._read_page()
         with self._lock:
             self._phase = phase
             self._outcome = outcome
+            self._failed_at = failed_at
         self._link.poke()
 
     def joined(self, number: Round) -> None:
@@ -86,13 +107,25 @@ class Session:
             self._page = None
             self._progress = None
             self._restored = None
+            self._failed_at = None
+            seen = self._offered
+            at = seen[1] if seen and seen[0] == number.key else time.monotonic()
+            self._began = _Began(seen_at=at)
             self.rounds_joined += 1
         self._link.poke()
 
+    def stopped(self, at: float) -> None:
+        """Say when the workers of the round before were gone (time.monotonic())."""
+        with self._lock:
+            if self._began is not None:
+                self._began.stopped_at = at
+
     def attach(self, page: ControlPage) -> None:
-        """Read progress from this page from now on."""
+        """Read progress from this page from now on: the workers have been started."""
         with self._lock:
             self._page = page
+            if self._began is not None:
+                self._began.started_at = time.monotonic()
 
     def poke(self) -> None:
         """Report at once, because something outside this object has changed."""
@@ -112,7 +145,7 @@ class Session:
         settings = self.settings
         notice, seconds = None, None
         if self._signals is not None and self._signals.noticed_at is not None:
-            notice, seconds = self._signals.source, settings.grace
+            notice, seconds = self._signals.source, self._signals.left
         with self._lock:
             return AgentReport(
                 pod=settings.pod,
@@ -128,9 +161,20 @@ class Session:
                 checkpoint=self._checkpoint,
                 restored=self._restored,
                 outcome=self._outcome,
+                failed_for=(
+                    None
+                    if self._failed_at is None
+                    else max(0.0, time.monotonic() - self._failed_at)
+                ),
+                timings=None if self._began is None else self._began.timings(),
             )
 
     # What it has been told.
+
+    @property
+    def heard_at(self) -> float | None:
+        """When the other side last answered, 0 before the first time; None: there is none."""
+        return self._link.heard_at
 
     @property
     def phase(self) -> AgentPhase:
@@ -185,6 +229,9 @@ class Session:
         with self._lock:
             changed = view != self._view
             self._view = view
+            offered = view.round
+            if offered is not None and (not self._offered or self._offered[0] != offered.key):
+                self._offered = (offered.key, time.monotonic())
         if changed:
             for listener in self._listeners:
                 listener()
@@ -197,6 +244,7 @@ class Session:
         try:
             progress = page.progress()
             restored = page.restored()
+            stamps = page.stamps()
         except (OSError, ValueError) as error:
             logger.warning("cannot read what the workers have left: %s", error)
             return
@@ -207,7 +255,33 @@ class Session:
             if restored is not None or progress.step or progress.round_steps:
                 self._progress = progress
             self._restored = restored
+            if self._began is not None:
+                self._began.stamps = stamps
             self._checkpoint = checkpoint or self._checkpoint
+
+
+@dataclass
+class _Began:
+    """How far the workers of a round have come, in time.monotonic()."""
+
+    seen_at: float
+    stopped_at: float | None = None
+    started_at: float | None = None
+    stamps: tuple[float | None, float | None, float | None] = (None, None, None)
+
+    def timings(self) -> Timings:
+        """Give them as seconds since the round was first seen."""
+        stopped, started, grouped, restored, stepped = (
+            None if at is None else round(max(0.0, at - self.seen_at), 4)
+            for at in (self.stopped_at, self.started_at, *self.stamps)
+        )
+        return Timings(
+            stopped=stopped,
+            started=started,
+            grouped=grouped,
+            restored=restored,
+            stepped=stepped,
+        )
 
 
 def joinable(view: View | None, uid: str, ran: Round | None) -> Round | None:

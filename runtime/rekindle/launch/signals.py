@@ -45,6 +45,15 @@ class Signals:
             # Orphans become children of PID 1; their end has to wake the loop that buries them.
             signal.signal(signal.SIGCHLD, lambda *_: None)
 
+    def uninstall(self) -> None:
+        """Put back what Python begins with, in a process that was forked from this one."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.close(self._read)
+        os.close(self._write)
+
     def notice(self, number: int, _frame: FrameType | None = None) -> None:
         """Remember the first signal; a second SIGTERM changes nothing."""
         if not self._signalled:

@@ -46,6 +46,9 @@ def solo_view(report: AgentReport, now: float) -> View:
 class SoloLink:
     """A Link whose other side is ``solo_view``; answers within the call, without threads."""
 
+    heard_at: float | None = None
+    """There is nobody who could see to a replacement."""
+
     def start(self, snapshot: Callable[[], AgentReport], received: Callable[[View], None]) -> None:
         """Remember both."""
         self._snapshot = snapshot

@@ -1,10 +1,12 @@
 """A worker process: runs the user's script as Python would, and leaves word when it fails.
 
 What the script sees is what ``python train.py`` would show it: ``sys.argv``, ``sys.path[0]``,
-``__main__``, its own traceback without frames of ours. Around that, two things. The process dies
-with the agent (Linux), because a worker of a killed pod that goes on would write checkpoints
-beside its successor. And an uncaught exception becomes an Outcome in the round's directory,
-unless the trainer, which knows more, has written one already.
+``__main__``, its own traceback without frames of ours. It is either forked from a process that has
+imported much of it (``warm``) or, as ``python -m rekindle.launch.worker``, an interpreter of its
+own. Around that, two things. The process dies with the one that started it (Linux), because a
+worker of a killed pod that goes on would write checkpoints beside its successor. And an uncaught
+exception becomes an Outcome in the round's directory, unless the trainer, which knows more, has
+written one already.
 
 Exit codes pass through: only the script, or the trainer in it, can say 75.
 
@@ -31,24 +33,33 @@ from typing import NoReturn
 from rekindle.control import ControlPage
 from rekindle.outcome import classify
 
+ENV_PARENT = "REKINDLE_PARENT_PID"
+"""Pid of the process that a worker dies with, if it was started as a fresh interpreter."""
 _PR_SET_PDEATHSIG = 1
 
 
-def main(arguments: Sequence[str]) -> None:
+def fresh_arguments(command: Sequence[str]) -> list[str]:
+    """Give the command line of a worker that is a fresh interpreter."""
+    return [sys.executable, "-u", "-m", "rekindle.launch.worker", *command]
+
+
+def prepare(command: Sequence[str]) -> None:
+    """Set ``sys.argv`` and ``sys.path`` as Python would for ``script args...`` or ``-m ...``."""
+    sys.argv = list(command[1:] if command[0] == "-m" else command)
+    # For a module, Python puts the working directory first, as it did for this process.
+    if command[0] != "-m" and not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(os.path.realpath(command[0]))
+
+
+def main(command: Sequence[str]) -> None:
     """Run ``script args...`` or ``-m module args...``; returns when the script does."""
-    die_with_the_agent()
     page = ControlPage.from_environment()
-    is_module = arguments[0] == "-m"
-    target, *rest = arguments[1:] if is_module else arguments
-    sys.argv = [target, *rest]
     try:
-        if is_module:
-            runpy.run_module(target, run_name="__main__", alter_sys=True)
+        if command[0] == "-m":
+            runpy.run_module(command[1], run_name="__main__", alter_sys=True)
         else:
-            if not sys.flags.safe_path:
-                sys.path[0] = os.path.dirname(os.path.realpath(target))
             # Absolute, as Python makes __file__ and the names in tracebacks; argv[0] follows.
-            runpy.run_path(os.path.abspath(target), run_name="__main__")
+            runpy.run_path(os.path.abspath(command[0]), run_name="__main__")
     except SystemExit as request:
         if isinstance(request.code, str) and page is not None:
             leave_word(page, request)
@@ -62,13 +73,12 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(1)
 
 
-def die_with_the_agent() -> None:
-    """Ask the kernel for SIGKILL when the agent dies; a no-op where there is no such thing."""
-    agent = os.environ.get("REKINDLE_AGENT_PID")
-    if agent is None or not sys.platform.startswith("linux"):
+def die_with(parent: int) -> None:
+    """Ask the kernel for SIGKILL when the parent dies; a no-op where there is no such thing."""
+    if not sys.platform.startswith("linux"):
         return
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != int(agent):
+    if os.getppid() != parent:
         # It has died before the kernel was asked.
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -121,15 +131,27 @@ def leave(code: object) -> NoReturn:
         os._exit((code or 0) & 0xFF)
 
 
-if __name__ == "__main__":
+def end(command: Sequence[str]) -> NoReturn:
+    """Run the script and end the process as Python would."""
     try:
-        main(sys.argv[1:])
+        main(command)
     except SystemExit as request:
         leave(request.code)
-    except KeyboardInterrupt:
-        raise
+    except KeyboardInterrupt as interrupt:
+        sys.excepthook(type(interrupt), interrupt, user_frames(interrupt.__traceback__))
+        # As Python does: whoever waits for this process shall see what ended it.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
     except Exception:
         # Not the script's fault: this module's. Say so with the whole traceback.
         traceback.print_exc()
         leave(1)
     leave(0)
+
+
+if __name__ == "__main__":
+    if ENV_PARENT in os.environ:
+        die_with(int(os.environ.pop(ENV_PARENT)))
+    given = tuple(sys.argv[1:])
+    prepare(given)
+    end(given)

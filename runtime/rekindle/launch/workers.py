@@ -1,13 +1,15 @@
 """The worker processes of one round, seen from the agent.
 
-torch's own context for subprocesses is used for starting them; the rest is different:
+How a process comes into being is ``forkserver``'s business; here they are a group:
 
-- No signal handlers are installed in the agent: torch's raise an exception in the middle of
-  anything.
-- Ends are seen through a pidfd per worker, and siblings of a failed worker are ended by the
-  agent. torch does that itself within a poll, with SIGTERM and 30 s of patience for a worker that
-  is deaf to it, as any worker is that waits in a collective.
-- Killing means the whole process group, so that data workers go with their worker.
+- No signal handlers are installed in the agent: those of torch's own process context raise an
+  exception in the middle of anything.
+- Ends are seen through files, and siblings of a failed worker are ended by the agent. torch does
+  that itself within a poll, with SIGTERM and 30 s of patience for a worker that is deaf to it, as
+  any worker is that waits in a collective.
+- Killing means the whole process group, so that data workers go with their worker. It takes the
+  kernel a while to take a large process apart: ``kill`` and ``bury`` are two calls, so that other
+  things can be done meanwhile.
 - A pod with one worker gives it its own standard streams: no file, no copy, no delay. With
   several, lines get a prefix with the rank on the way through a FIFO. torch's way through log
   files would grow without bounds and read them by polling.
@@ -17,129 +19,98 @@ error files, and the Prometheus files of its workers.
 """
 
 import contextlib
+import logging
 import os
 import select
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from torch.distributed.elastic.multiprocessing.api import LogsDest, LogsSpecs, SubprocessContext
+from rekindle.launch.forkserver import Process, Starter
+from rekindle.launch.variables import ERROR_FILE
+from rekindle.launch.warm import Job
 
-ENV_AGENT_PID = "REKINDLE_AGENT_PID"
-"""Pid of the agent, for workers that want to die with it."""
+logger = logging.getLogger(__name__)
+
 LINE_LIMIT = 1 << 16
 """Bytes of a line that are held back for its end."""
+BURY_SECONDS = 30.0
+"""For killed workers to be gone."""
 
 
-class RoundLogs(LogsSpecs):
-    """Where the streams of the workers of a round go."""
-
-    def __init__(self, directory: Path) -> None:
-        super().__init__(log_dir=str(directory))
-        self._directory = directory
-
-    @property
-    def root_log_dir(self) -> str:
-        """Give the round's directory."""
-        return str(self._directory)
-
-    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Lay out the files; with several workers, streams are FIFOs that ``Prefixer`` reads."""
-        streams: dict[str, dict[int, str]] = {"stdout": {}, "stderr": {}}
-        errors = {}
-        for local_rank, environment in envs.items():
-            folder = self._directory / str(local_rank)
-            folder.mkdir()
-            errors[local_rank] = str(folder / "error.json")
-            environment["TORCHELASTIC_ERROR_FILE"] = errors[local_rank]
-            for name, paths in streams.items():
-                paths[local_rank] = ""
-                if len(envs) > 1:
-                    paths[local_rank] = str(folder / name)
-                    os.mkfifo(paths[local_rank])
-        return LogsDest(stdouts=streams["stdout"], stderrs=streams["stderr"], error_files=errors)
-
-
-class Workers(SubprocessContext):
+class Workers:
     """The processes."""
 
-    def __init__(
-        self,
-        *,
-        entrypoint: str,
-        args: Mapping[int, tuple[str, ...]],
-        envs: Mapping[int, dict[str, str]],
-        directory: Path,
-        first_rank: int,
-    ) -> None:
-        super().__init__(
-            name="worker",
-            entrypoint=entrypoint,
-            args=dict(args),
-            envs=dict(envs),
-            logs_specs=RoundLogs(directory),
-        )
+    def __init__(self, starter: Starter) -> None:
+        self._starter = starter
+        self._processes: list[Process] = []
         self._prefixer: Prefixer | None = None
-        self._first_rank = first_rank
-        self._pidfds: dict[int, int] = {}
 
-    def start(self) -> None:
-        """Start the processes; raises OSError when one cannot be started."""
-        if self.nprocs > 1:
+    def start(
+        self, environments: Sequence[Mapping[str, str]], *, directory: Path, first_rank: int
+    ) -> None:
+        """Start a process per environment; raises OSError when one cannot be started."""
+        several = len(environments) > 1
+        if several:
             self._prefixer = Prefixer()
-            for paths, to in ((self.stdouts, sys.stdout), (self.stderrs, sys.stderr)):
-                for local_rank, path in paths.items():
-                    prefix = f"[{self._first_rank + local_rank}] ".encode()
-                    self._prefixer.add(path, prefix, to.buffer)
+        jobs = []
+        for local_rank, environment in enumerate(environments):
+            folder = directory / str(local_rank)
+            folder.mkdir()
+            streams: dict[str, str] = {}
+            if self._prefixer is not None:
+                prefix = f"[{first_rank + local_rank}] ".encode()
+                for name, to in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+                    streams[name] = str(folder / name)
+                    os.mkfifo(streams[name])
+                    self._prefixer.add(streams[name], prefix, to.buffer)
+            own = {**environment, ERROR_FILE: str(folder / "error.json")}
+            jobs.append(Job(environment=own, **streams))
+        if self._prefixer is not None:
             self._prefixer.start()
-        self._start()  # type: ignore[no-untyped-call]
-        if hasattr(os, "pidfd_open"):
-            for local_rank, pid in self.pids().items():
-                # A kernel without pidfds costs speed, no more: the main loop then polls.
-                with contextlib.suppress(OSError):
-                    self._pidfds[local_rank] = os.pidfd_open(pid)
+        for job in jobs:
+            self._processes.append(self._starter.start(job))
+
+    def pids(self) -> list[int]:
+        """Give their numbers, by local rank."""
+        return [process.pid for process in self._processes]
 
     def exits(self) -> tuple[int | None, ...]:
         """Give the exit code of each worker, None while it runs, negative for a signal."""
-        handlers = self.subprocess_handlers
-        codes = tuple(handlers[local_rank].proc.poll() for local_rank in range(self.nprocs))
-        for local_rank, code in enumerate(codes):
-            if code is not None and local_rank in self._pidfds:
-                os.close(self._pidfds.pop(local_rank))
-        return codes
+        return tuple(process.poll() for process in self._processes)
 
     def files(self) -> list[int] | None:
         """Give files that become readable when a worker ends; None where the system has none."""
-        running = sum(
-            handler.proc.returncode is None for handler in self.subprocess_handlers.values()
-        )
-        return list(self._pidfds.values()) if len(self._pidfds) == running else None
+        files = [process.file for process in self._processes if process.poll() is None]
+        known = [file for file in files if file is not None]
+        return known if len(known) == len(files) else None
 
     def send(self, number: signal.Signals) -> None:
-        """Signal the workers, and with SIGKILL everything that they have started."""
-        for handler in self.subprocess_handlers.values():
-            pid = handler.proc.pid
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                if number == signal.SIGKILL:
-                    # Also when the worker itself has ended: its data workers may not have.
-                    os.killpg(pid, number)
-                elif handler.proc.poll() is None:
-                    os.kill(pid, number)
+        """Signal the workers that run."""
+        for process in self._processes:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(process.pid, number)
 
-    def _close(self, death_sig: signal.Signals, timeout: int = 30) -> None:
-        """Kill whatever is left, without asking; called by torch's base class on every way out."""
-        self.send(signal.SIGKILL)
-        for handler in self.subprocess_handlers.values():
-            # Only a process in an uninterruptible wait of the kernel (a broken disk or GPU) stays.
-            with contextlib.suppress(Exception):
-                handler.proc.wait(timeout)
-            for stream in (handler._stdout, handler._stderr):
-                if stream is not None:
-                    stream.close()
-        self.exits()
+    def kill(self) -> None:
+        """Kill the workers and everything that they have started, and do not wait."""
+        for process in self._processes:
+            # Also when the worker itself has ended: its data workers may not have.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+    def bury(self) -> None:
+        """Wait until all are gone."""
+        deadline = time.monotonic() + BURY_SECONDS
+        for process in self._processes:
+            if process.wait(max(0.0, deadline - time.monotonic())) is None:
+                # Only in an uninterruptible wait of the kernel (a broken disk or GPU).
+                logger.warning("worker process %d does not die of SIGKILL", process.pid)
+        self._starter.bury(self.pids())
         if self._prefixer is not None:
             self._prefixer.stop()
             self._prefixer = None

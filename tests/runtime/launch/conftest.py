@@ -166,9 +166,7 @@ def _handler(coordinator: FakeCoordinator) -> type[BaseHTTPRequestHandler]:
 
 FORKS = multiprocessing.get_context("forkserver")
 """Pods are forked from a process that has imported torch: a second less for each of them."""
-FORKS.set_forkserver_preload(
-    ["rekindle.launch.__main__", "rekindle.launch.agent", "rekindle.launch.exporter"]
-)
+FORKS.set_forkserver_preload(["torch._dynamo", "rekindle.launch.__main__", "rekindle.launch.agent"])
 
 
 class Pod:

@@ -80,5 +80,5 @@ def test_exit_codes_pass_and_parting_words_are_kept(tmp_path, ending, code, word
 
 def test_a_worker_whose_agent_is_gone_does_not_run(tmp_path):
     (tmp_path / "train.py").write_text("print('ran')")
-    ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py", REKINDLE_AGENT_PID="1")
+    ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py", REKINDLE_PARENT_PID="1")
     assert (ours.returncode, ours.stdout) == (-9, "")

@@ -1,0 +1,262 @@
+"""Importing ahead of time what workers will import, and noticing what must not be.
+
+A worker forked from a process with these modules has to be the same as one that imported them by
+itself. A module is left out (``Preloaded.unfit``) when its import did something that a fork
+cannot share or that each worker has to do for itself:
+
+- it read a variable that differs between workers (``LOCAL_RANK`` kept in a global, for example);
+- it started a thread or a process, which the fork would lack or share;
+- it initialised CUDA, after which a fork cannot use it;
+- it seeded or used a random generator that a worker seeds anew, or keeps one of its own.
+
+A script whose imports fail fails in its worker, where it can be seen; here that is only noted.
+The files of the user's own modules are remembered with their times: who forks later can tell
+whether what was imported is still what is on disk.
+"""
+
+import importlib
+import importlib.util
+import os
+import random
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rekindle.launch.imports import Import, Top, top_of
+from rekindle.launch.variables import OF_A_WORKER
+
+BASE = (
+    "torch",
+    # The first optimizer imports it: 800 modules, as long as torch itself takes.
+    "torch._dynamo",
+    "torch.distributed",
+    "torch.nn.parallel",
+    "torch.utils.data",
+    "rekindle.trainer",
+)
+"""What any script needs, or is soon to."""
+EVERYTHING = "*"
+"""In place of a name: none of the script's imports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preloaded:
+    """What came of it."""
+
+    files: Mapping[str, tuple[int, int]]
+    """The files of the user's own modules, with time of change (ns) and size."""
+    failed: tuple[str, ...] = ()
+    """What could not be imported, and why."""
+    unfit: Mapping[str, str]
+    """By package: why its modules may not be shared. They are imported here, so this process is
+    of no use; another one has to begin without them."""
+
+
+def import_base() -> None:
+    """Import ``BASE``; what cannot be had is missed later, where it matters."""
+    for name in BASE:
+        _try(Import(name), [])
+
+
+def preload(command: Sequence[str], without: Sequence[str] = ()) -> Preloaded:
+    """Import ``BASE`` and what the script imports at its top, except the packages ``without``."""
+    failed: list[str] = []
+    unfit: dict[str, str] = {}
+    for name in BASE:
+        _try(Import(name), failed)
+    before = set(sys.modules)
+    if EVERYTHING not in without:
+        with _watched() as reads:
+            for each in _wanted(command, without, failed):
+                children, state = _has_children(), _random_state()
+                known = set(sys.modules)
+                _try(each, failed)
+                why = _charge(reads, children, state, known - before, known)
+                if why is not None:
+                    unfit.setdefault(each.root, why)
+                    reads.clear()
+    own = [module for name, module in list(sys.modules.items()) if name not in before]
+    return Preloaded(files=_files(own), failed=tuple(failed), unfit=unfit)
+
+
+def changed(files: Mapping[str, tuple[int, int]]) -> str | None:
+    """Give a file that is not what it was, if there is one."""
+    return next((path for path, stamp in files.items() if _stamp(path) != stamp), None)
+
+
+def script_folder(command: Sequence[str]) -> str | None:
+    """Give what ``python script.py`` puts first into ``sys.path``; None where it puts nothing."""
+    if command[0] == "-m" or sys.flags.safe_path:
+        return None
+    return os.path.dirname(os.path.realpath(command[0]))
+
+
+def script_top(command: Sequence[str]) -> Top:
+    """Read the beginning of a script.
+
+    Empty for a script that cannot be read, which will say so itself, and for ``-m module``: finding
+    that may mean importing its package.
+    """
+    if command[0] == "-m":
+        return Top()
+    try:
+        return top_of(Path(command[0]).read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return Top()
+
+
+def _wanted(command: Sequence[str], without: Sequence[str], failed: list[str]) -> Iterator[Import]:
+    """Give the imports of a script, or of a module and before it of the packages that it is in."""
+    try:
+        if command[0] != "-m":
+            found = top_of(Path(command[0]).read_bytes())
+        else:
+            name = command[1]
+            parents = name.rpartition(".")[0]
+            if parents.partition(".")[0] in without:
+                return
+            if parents:
+                yield Import(parents)
+            spec = importlib.util.find_spec(name)
+            if spec is not None and spec.submodule_search_locations is not None:
+                yield Import(name)
+                spec = importlib.util.find_spec(f"{name}.__main__")
+            source = getattr(spec and spec.loader, "get_source", lambda _: None)(spec and spec.name)
+            found = top_of(source, spec.parent or "") if spec and source else Top()
+    except Exception as error:
+        failed.append(f"{' '.join(command[:2])}: {_words(error)}")
+        return
+    yield from (each for each in found.imports if each.root not in without)
+
+
+def _try(wanted: Import, failed: list[str]) -> None:
+    try:
+        module = importlib.import_module(wanted.module)
+        for name in wanted.names:
+            # Of a lazy package, this is what loads it.
+            if not hasattr(module, name):
+                importlib.import_module(f"{wanted.module}.{name}")
+    except BaseException as error:
+        failed.append(f"{wanted.module}: {_words(error)}")
+
+
+def _charge(
+    reads: set[str], children: bool, state: Any, known: set[str], before: set[str]
+) -> str | None:
+    """Say what an import did that makes it unfit."""
+    if reads:
+        return f"reads {', '.join(sorted(reads))} while it is imported"
+    if threading.active_count() > 1:
+        return "starts a thread while it is imported"
+    if _has_children() and not children:
+        return "starts a process while it is imported"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "initialises CUDA while it is imported"
+    if not _same(state, _random_state()):
+        return "uses or seeds random numbers while it is imported"
+    for name, module in list(sys.modules.items()):
+        if name not in before and _own_file(module) is not None and _keeps_generator(module):
+            return f"keeps a random generator in {name}"
+    return None
+
+
+class _Environment(os._Environ):  # type: ignore[type-arg]
+    """The environment, and who looks at what in it."""
+
+    reads: set[str]
+
+    def __getitem__(self, key: str) -> str:
+        if key in OF_A_WORKER:
+            self.reads.add(key)
+        return str(super().__getitem__(key))
+
+
+@contextmanager
+def _watched() -> Iterator[set[str]]:
+    """Note which variables of ``OF_A_WORKER`` are looked for."""
+    plain = type(os.environ)
+    reads: set[str] = set()
+    os.environ.__class__ = _Environment
+    os.environ.reads = reads  # type: ignore[attr-defined]
+    try:
+        yield reads
+    finally:
+        del os.environ.reads  # type: ignore[attr-defined]
+        os.environ.__class__ = plain
+
+
+def _has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _random_state() -> tuple[Any, Any]:
+    numpy = sys.modules.get("numpy.random")
+    return random.getstate(), None if numpy is None else numpy.get_state()
+
+
+def _same(before: tuple[Any, Any], after: tuple[Any, Any]) -> bool:
+    if before[0] != after[0]:
+        return False
+    if before[1] is None or after[1] is None:
+        return True
+    return all(
+        (ours == theirs).all() if hasattr(ours, "all") else ours == theirs
+        for ours, theirs in zip(before[1], after[1], strict=True)
+    )
+
+
+def _keeps_generator(module: ModuleType) -> bool:
+    kinds: list[type] = [random.Random]
+    if (numpy := sys.modules.get("numpy.random")) is not None:
+        kinds += [numpy.Generator, numpy.RandomState]
+    if (torch := sys.modules.get("torch")) is not None:
+        kinds.append(torch.Generator)
+    return any(isinstance(value, tuple(kinds)) for value in list(vars(module).values()))
+
+
+_INSTALLED = tuple(
+    os.path.realpath(path) + os.sep
+    for name, path in sysconfig.get_paths().items()
+    if name in {"stdlib", "platstdlib", "purelib", "platlib"}
+)
+
+
+def _own_file(module: ModuleType) -> str | None:
+    """Give a module's file, if it is the user's own: part of no installed package."""
+    path = getattr(module, "__file__", None)
+    if not isinstance(path, str) or os.path.realpath(path).startswith(_INSTALLED):
+        return None
+    return path
+
+
+def _files(modules: Sequence[ModuleType]) -> dict[str, tuple[int, int]]:
+    found = {}
+    for module in modules:
+        path = _own_file(module)
+        if path is not None and (stamp := _stamp(path)) is not None:
+            found[path] = stamp
+    return found
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+def _words(error: BaseException) -> str:
+    lines = str(error).strip().split("\n")
+    return f"{type(error).__name__}: {lines[0]}" if lines[0] else type(error).__name__

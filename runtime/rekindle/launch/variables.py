@@ -1,0 +1,103 @@
+"""What workers find in their environment: torchrun's names, and ours.
+
+Three layers, because workers are forked from a process that has an environment of its own: what
+holds for the pod's whole life is there from the beginning, for libraries that look only once; what
+belongs to a round and what belongs to one worker is set in the forked process. A module that keeps
+one of the latter (``OF_A_WORKER``) from the time of its import must not be shared (``preload``).
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rekindle import contract
+from rekindle.contract import Round
+from rekindle.launch.settings import Settings
+
+MANY = 1_000_000
+"""torch's max_restarts, which workers see in their environment; nothing is counted against it."""
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Where torch's ``record`` decorator leaves an exception."""
+OF_A_WORKER = frozenset(
+    {
+        "RANK",
+        "ROLE_RANK",
+        "LOCAL_RANK",
+        "GROUP_RANK",
+        "LOCAL_WORLD_SIZE",
+        "WORLD_SIZE",
+        "ROLE_WORLD_SIZE",
+        "GROUP_WORLD_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "TORCHELASTIC_RESTART_COUNT",
+        ERROR_FILE,
+        contract.ENV_RUN_DIR,
+        contract.ENV_ROUND,
+    }
+)
+"""Variables that differ between the workers of a pod, or between its rounds."""
+
+
+def of_pod(settings: Settings, directory: Path, memory: Sequence[int]) -> dict[str, str]:
+    """Give what all workers of all rounds of a pod have in common, beside the agent's own."""
+    variables = {
+        # Chosen per round in a worker. But whether metrics go to files at all, libraries decide
+        # when they are imported, which happens before.
+        "PROMETHEUS_MULTIPROC_DIR": str(directory / "prometheus"),
+        "ROLE_NAME": "default",
+        "TORCHELASTIC_MAX_RESTARTS": str(MANY),
+        "TORCHELASTIC_RUN_ID": settings.job,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    if memory:
+        variables[contract.ENV_MEMORY] = ",".join(str(file) for file in memory)
+    defaults = {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
+        # Looking for GPUs must not initialise CUDA in a process that others are forked from.
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+    }
+    if settings.slots > 1:
+        # As torchrun does: workers that each take all cores fight for them.
+        defaults["OMP_NUM_THREADS"] = "1"
+    if settings.address.startswith("127.") and sys.platform.startswith("linux"):
+        # gloo takes the interface of the host's name, which is another one than the pods' here.
+        defaults["GLOO_SOCKET_IFNAME"] = "lo"
+    return variables | {name: value for name, value in defaults.items() if name not in os.environ}
+
+
+def of_round(current: Round, directory: Path) -> dict[str, str]:
+    """Give what all workers of a round have in common."""
+    return {
+        contract.ENV_RUN_DIR: str(directory),
+        contract.ENV_ROUND: str(current.number),
+        "PROMETHEUS_MULTIPROC_DIR": str(directory / "prometheus"),
+        "TORCHELASTIC_RESTART_COUNT": str(current.number - 1),
+    }
+
+
+def of_worker(
+    *,
+    rank: int,
+    local_rank: int,
+    slots: int,
+    world_size: int,
+    group_rank: int,
+    group_size: int,
+    address: str,
+    port: int,
+) -> dict[str, str]:
+    """Give what one worker has for itself; ``address`` and ``port`` are those of the store."""
+    return {
+        "RANK": str(rank),
+        "ROLE_RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "GROUP_RANK": str(group_rank),
+        "LOCAL_WORLD_SIZE": str(slots),
+        "WORLD_SIZE": str(world_size),
+        "ROLE_WORLD_SIZE": str(world_size),
+        "GROUP_WORLD_SIZE": str(group_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
