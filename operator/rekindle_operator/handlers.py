@@ -45,6 +45,9 @@ def settings(*, clusterwide: bool) -> kopf.OperatorSettings:
 
     Scanning for namespaces and definitions needs rights on the whole cluster; an operator of named
     namespaces has none, and would try for a minute before it watches anything.
+
+    An event waits for nothing on its way: kopf gathers none before it calls a handler (it did so
+    for 0.1 s before 1.45), and only a task per object that was heard of lately stays behind.
     """
     chosen = kopf.OperatorSettings()
     chosen.scanning.disabled = not clusterwide

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rekindle.contract import (
+    SUSPENDED,
     AgentPhase,
     Cause,
     CheckpointReport,
@@ -804,7 +805,7 @@ def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float)
         forget_round=not alive,
         # Told to go alone, they would train until their grace is nearly over.
         directives=_save_directives(
-            observed, rounds.Decision(save="spec.suspend", save_seconds=job.grace_seconds / 2)
+            observed, rounds.Decision(save=SUSPENDED, save_seconds=job.grace_seconds / 2)
         ),
         requeue=None if job.suspend or alive else 0.1,
     )

@@ -100,7 +100,7 @@ class Agent(LocalElasticAgent):
         self._hurried_at: float | None = None
         self._code = int(ExitCode.USER_ERROR)
         self._retry: tuple[str, float] | None = None
-        self._save_seen: tuple[str, float] | None = None
+        self._save_seen: tuple[str, Directive, float] | None = None
         session.listen(signals.wake)
         settings = session.settings
         spec = WorkerSpec(
@@ -291,11 +291,14 @@ class Agent(LocalElasticAgent):
         if directive is None:
             return None
         key = self._current().key
-        if self._save_seen is None or self._save_seen[0] != key:
+        known = self._save_seen if self._save_seen and self._save_seen[0] == key else None
+        if known is None or known[1] != directive:
+            # Another one about this round comes when less time is left than was thought.
             seconds = SAVE_SECONDS if directive.seconds is None else directive.seconds
-            self._save_seen = (key, now + seconds)
+            by = now + seconds if known is None else min(known[2], now + seconds)
+            self._save_seen = known = (key, directive, by)
             logger.info("asked to save and stop within %.0f s: %s", seconds, directive.reason)
-        return self._save_seen[1]
+        return known[2]
 
     def _stays(self) -> bool:
         """Whether this pod is asked to save for the sake of a round that it will be in."""
