@@ -84,6 +84,14 @@ def assemble(
         )
     if page is not None and world.local_rank == 0:
         page.attach()
+    session = Session.of(flags, world, page) if flags.enable_checkpointing else None
+    hooks = Hooks(trainer.callbacks, module)
+    # What hooks are shown they may keep, and memory is written to again.
+    shared = not hooks.on_load_checkpoint
+    begun_from = start_from or flags.start
+    found = None
+    if session is not None:
+        found = session.recall(flags.resume, begun_from, shared=shared)
     given = {"train": train, "evaluation": validation}
     train_source, validation_source = load(module, datamodule, given, world, flags, "fit")
     if train_source is None:
@@ -91,7 +99,6 @@ def assemble(
             "fit() got no training data: give a DataModule, or fit(model, train_dataloaders=...)"
         )
     trainer.train_source = train_source
-    hooks = Hooks(trainer.callbacks, module)
     for hook in hooks.setup:
         hook(trainer, module, "fit")
     deferred.configure(module, world.device)
@@ -103,18 +110,9 @@ def assemble(
     except Exception as failure:
         error = failure
     world.agree(error)
-    if flags.preflight:
-        mark = check_data(train_source, flags.seed, world)
-    else:
-        mark = fingerprint(train_source, flags.seed) if train_source.samples else ""
-    session = Session.of(flags, world, page) if flags.enable_checkpointing else None
-    found = None
-    if session is not None:
-        # Hooks may keep what they are shown.
-        shared = not hooks.on_load_checkpoint
-        found = session.recall(flags.resume, start_from or flags.start, shared=shared)
-        if found is None:
-            session.reach(flags)
+    mark = _mark(train_source, flags, world, found)
+    if session is not None and found is None:
+        session.reach(flags)
     if session is not None and world.first:
         _, notice_line = persistence.root(flags)
         if notice_line is not None:
@@ -273,6 +271,24 @@ def assemble(
         weigh = (lambda: sum(map(optimizers.nbytes, optimization.optimizers))) if fresh else None
         session.prepare(tree, rank_tree, weigh)
     return run
+
+
+def _mark(source: Source, flags: Flags, world: World, found: Found | None) -> str:
+    """The fingerprint of the data, which is the same on all ranks (R9); collective.
+
+    A pod that has the run's state in its memory has shown its data to be the run's before, and its
+    workers take that as given. Newcomers show theirs; if they are others, all ranks look anew.
+    """
+    if found is not None and source.samples and not source.streamed:
+        mark = str(found.restored.meta["cursor"]["fingerprint"]) if found.restored else ""
+        if found.source != "memory":
+            mark = fingerprint(source, flags.seed)
+        views = world.gather((source.samples, mark))
+        if len(set(views)) == 1:
+            return mark
+    if flags.preflight:
+        return check_data(source, flags.seed, world)
+    return fingerprint(source, flags.seed) if source.samples else ""
 
 
 def _find(session: Session | None, flags: Flags, start_from: str | None, console: Console) -> Found:

@@ -50,6 +50,8 @@ def prepare(module: Module, datamodule: Any, world: World) -> None:
         for task in tasks:
             task()
         return
+    if not any(world.gather(bool(tasks))):
+        return
     error: Exception | None = None
     done = threading.Event()
     signs = threading.Thread(target=_signs, args=(world, done, bool(tasks)), daemon=True)
