@@ -28,7 +28,7 @@ from rekindle.contract import (
     ExitCode,
     Outcome,
 )
-from rekindle.launch import forkserver, notices, preload, termination
+from rekindle.launch import first, forkserver, notices, preload, termination
 from rekindle.launch import settings as environment
 from rekindle.launch.forkserver import Starter
 from rekindle.launch.settings import Settings
@@ -223,6 +223,7 @@ def plain_torch_logs() -> None:
 
 
 if __name__ == "__main__":
+    first.stand_before_the_agent()
     code = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()

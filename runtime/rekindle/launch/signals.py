@@ -44,6 +44,8 @@ class Signals:
         if os.getpid() == 1:
             # Orphans become children of PID 1; their end has to wake the loop that buries them.
             signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Whoever started this process may have held them back until now (see first).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
 
     def uninstall(self) -> None:
         """Put back what Python begins with, in a process that was forked from this one."""

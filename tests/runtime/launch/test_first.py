@@ -1,0 +1,97 @@
+"""PID 1 of a pod hands signals on, ends with the agent and as the agent did, and takes it along."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from rekindle.contract import ENV_COORDINATOR
+
+pytestmark = pytest.mark.processes
+
+PROGRAM = """
+import os, signal, sys, time
+from rekindle.launch.first import stand_before_the_agent
+from rekindle.launch.signals import Signals
+stand_before_the_agent()
+"""
+
+
+@contextmanager
+def pod(body: str, coordinator: str = "http://127.0.0.1:1") -> Iterator[subprocess.Popen[str]]:
+    """A program after its first process stands; it says its own pid and waits for what comes."""
+    environment = {**os.environ, ENV_COORDINATOR: coordinator}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM + body], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def agent_of(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
+def gone(pid: int, seconds: float = 10.0) -> bool:
+    """Whether a process that is no child of ours ends in time."""
+    try:
+        file = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([file], [], [], seconds)[0])
+    finally:
+        os.close(file)
+
+
+WAITS = "print(os.getpid(), flush=True)\ntime.sleep(60)"
+
+
+def test_its_death_is_the_agents():
+    with pod(WAITS) as process:
+        agent = agent_of(process)
+        assert agent != process.pid
+        process.kill()
+        assert gone(agent)
+
+
+@pytest.mark.parametrize(("end", "code"), [("os._exit(75)", 75), ("os.kill(os.getpid(), 9)", 137)])
+def test_it_ends_with_the_agents_code(end, code):
+    with pod(end) as process:
+        assert process.wait(10) == code
+
+
+def test_a_notice_reaches_the_agent_as_often_as_it_came():
+    seen = (
+        "s = Signals()\ns.install()\nprint(os.getpid(), flush=True)\n"
+        "s.wait(30)\nos._exit(7 if s.noticed_at else 8)"
+    )
+    with pod(seen) as process:
+        agent_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 7
+
+
+def test_a_notice_from_before_the_agent_listens_is_kept_for_it():
+    seen = (
+        "print(os.getpid(), flush=True)\ntime.sleep(0.3)\n"
+        "s = Signals()\ns.install()\ns.wait(30)\nos._exit(7 if s.noticed_at else 8)"
+    )
+    with pod(seen) as process:
+        agent_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 7
+
+
+def test_without_an_operator_the_agent_is_the_first_process_itself():
+    with pod(WAITS, coordinator="") as process:
+        assert agent_of(process) == process.pid
