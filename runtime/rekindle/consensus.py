@@ -2,10 +2,15 @@
 
 A preemption notice reaches one pod, a clock strikes on one rank; all ranks have to act on it after
 the *same* step, or they hang in each other's collectives. Asking the others before every step would
-put a round trip on the hot path. So at every poll each rank posts a word of wish bits as an
-asynchronous MAX all-reduce on the gloo group, and looks at the result of the word posted one poll
-earlier, which has arrived long since. All ranks see the same results in the same order; a wish
-takes effect one poll after it was posted.
+put a round trip on the hot path. So now and then each rank posts a word of wish bits as an
+asynchronous MAX all-reduce on the gloo group, and the next time looks at the result of the word
+that it posted before, which has arrived long since. All ranks see the same results in the same
+order.
+
+Now and then means every `INTERVAL` seconds, in polls: even a collective that nobody waits for costs
+its threads' share of the cores, as `tests/bench/consensus.py` shows beside a way without any. How
+many polls those are follows from the time between them, and is agreed on by the same word. In the
+first steps of a run, `LaneSeeds` has to hear of a step at once: there every poll has its word.
 
 Bits would be lost under MAX if one rank said 1 and another said 2, so each wish is an element of
 its own. A world of one reads the wishes directly.
@@ -15,6 +20,7 @@ What then follows a wish to stop (R17) is `obey`, for the trainer and for the br
 Polls have to be equally many on all ranks: one per optimizer step, one per round of validation.
 """
 
+import math
 import signal
 import threading
 import time
@@ -29,12 +35,15 @@ from rekindle.checkpoint import SaveError
 from rekindle.control import ControlPage
 from rekindle.distributed import World
 from rekindle.outcome import Preempted
-from rekindle.randomness import LaneSeeds
+from rekindle.randomness import EARLY, LONGEST, LaneSeeds
 
-STOP, SAVE, END, DREW, BAD = range(5)
+STOP, SAVE, END, DREW, BAD, PACE = range(6)
 """Elements of the word: stop at an agreed step; save because time has passed; training is over;
-`LaneSeeds.word`; gradients of a step that was done were not finite."""
-_WORDS = 5
+`LaneSeeds.word`; gradients of a step that was done were not finite; polls until the next word."""
+_WORDS = 6
+INTERVAL = 0.02
+"""Seconds between two words, about. A wish takes effect two words after it came up, at the latest:
+half of what a re-form takes, and none of it lost."""
 _MARGIN = 1.0
 """Seconds kept free before the process is killed, for the way out."""
 
@@ -100,7 +109,11 @@ class Consensus:
         self._end_due = end_due
         self._control = world.control
         self._sent: tuple[Any, torch.Tensor] | None = None
-        self._free = torch.zeros(_WORDS, dtype=torch.int64)
+        self._pace = self._span = 1
+        """Polls from one word to the next: as all ranks have agreed, and as it really is."""
+        self._silent = 0
+        """Polls until the next word."""
+        self._asked_at = math.inf
         self.save = False
         """Whether to save for a reason of time, as of the last poll."""
         self.stop = False
@@ -108,8 +121,11 @@ class Consensus:
         self.end = False
         """Whether the time for training is over, as of the last poll; stays true."""
 
-    def poll(self) -> bool:
-        """Post this rank's wishes and learn what all ranks wished at the last poll: stop?"""
+    def poll(self, step: int) -> bool:
+        """Before a step, with `step` of them done: do all ranks know of a wish to stop?
+
+        Equally often on all ranks.
+        """
         if self._control is None:
             self.save = self._save_due()
             self.end = self._end_due()
@@ -119,28 +135,45 @@ class Consensus:
             self.bad = self._late()
             self.back = self.bad is not None
             return self.stop
-        word = self._free
-        word[STOP] = self._notice.given
-        word[SAVE] = self._save_due()
-        word[END] = self._end_due()
-        word[DREW] = self._seeds.word
         if self.bad is None:
             self.bad = self._late()
-        word[BAD] = self.bad is not None
-        work = dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control, async_op=True)
-        previous, self._sent = self._sent, (work, word)
-        if previous is None:
-            self._free = torch.zeros(_WORDS, dtype=torch.int64)
-            return False
-        previous[0].wait()
-        self._free = previous[1]
-        stop, save, end, drew, bad = previous[1].tolist()
+        self.save = self.back = False
+        if self._silent:
+            self._silent -= 1
+            return self.stop
+        self._hear()
+        self._tell()
+        self._span = 1 if step < EARLY else self._pace
+        self._silent = self._span - 1
+        return self.stop
+
+    def _hear(self) -> None:
+        """What all ranks wished when the last word was posted."""
+        if self._sent is None:
+            return
+        self._sent[0].wait()
+        stop, save, end, drew, bad, self._pace = self._sent[1].tolist()
         self.back = bad == 1
         self._seeds.agree(drew)
         self.save = save == 1
         self.end = self.end or end == 1
         self.stop = self.stop or stop == 1
-        return self.stop
+
+    def _tell(self) -> None:
+        """Post what this rank wishes."""
+        now, before = time.perf_counter(), self._asked_at
+        apart = max(1e-6, (now - before) / self._span)
+        self._asked_at = now
+        word = torch.zeros(_WORDS, dtype=torch.int64) if self._sent is None else self._sent[1]
+        word[STOP] = self._notice.given
+        # What was just heard is about to be done.
+        word[SAVE] = self._save_due() and not self.save
+        word[END] = self._end_due()
+        word[DREW] = self._seeds.word
+        word[BAD] = self.bad is not None
+        word[PACE] = max(1, min(LONGEST, round(INTERVAL / apart))) if now > before else 1
+        work = dist.all_reduce(word, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        self._sent = work, word
 
     def settle(self) -> None:
         """Wait for the word that is still on its way; every rank has posted it."""

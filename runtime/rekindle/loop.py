@@ -60,7 +60,7 @@ def train(run: Run) -> None:
             steps = run.update.lockstep.even(run, steps)
         for step, batches in steps:
             run.seeds.note(run.step)
-            if run.consensus.poll():
+            if run.consensus.poll(run.step):
                 leave(run)
             if run.consensus.end:
                 run.expired = True

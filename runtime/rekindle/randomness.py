@@ -39,6 +39,10 @@ import torch
 _MASK = (1 << 64) - 1
 _TRAINING, _VALIDATION, _SAMPLE, _START, _UNUSED = 1, 2, 3, 4, 5
 _LARGE = 1 << 40
+EARLY = 64
+"""Steps of a run in which ranks agree before the next step on what one of them has noted."""
+LONGEST = 16
+"""Steps that may lie between two words of the ranks to each other after that (see consensus)."""
 _BY_STEP, _BY_LANE = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 """Odd, and not close to any ratio of small numbers, in their lower halves as well."""
 
@@ -273,7 +277,7 @@ class LaneSeeds:
         if (watch.python[2], watch.keys[1]) == self._words and not watch.touched:
             return
         if self._started and (watch.touched or not watch.clean):
-            self.wanted = step + 1
+            self.wanted = step + (1 if step < EARLY else 2 * LONGEST)
 
     @property
     def word(self) -> int:

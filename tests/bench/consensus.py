@@ -33,6 +33,7 @@ import torch.distributed as dist
 
 from rekindle.consensus import Consensus, Notice
 from rekindle.distributed import World
+from rekindle.randomness import EARLY
 
 LENGTHS = (0.0, 0.002, 0.01)
 """Seconds of work in a step."""
@@ -48,7 +49,7 @@ def ways(rank: int, size: int) -> dict[str, Callable[[], Callable[[], None]]]:
             rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), control=control
         )
         consensus = Consensus(world, Notice(None), lambda: False)
-        return lambda: assert_false(consensus.poll())
+        return lambda: assert_false(consensus.poll(EARLY))
 
     def word() -> Callable[[], None]:
         sent: list[Any] = []

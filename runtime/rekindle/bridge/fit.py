@@ -151,7 +151,7 @@ class Fit:
             return False
         assert self._consensus is not None
         self._progress.count()
-        self._consensus.poll()
+        self._consensus.poll(self._trainer.global_step)
         # In the middle of an accumulation there are gradients, which no checkpoint has.
         if not self._loop._should_accumulate():
             if self._consensus.stop:
