@@ -68,6 +68,8 @@ _BESIDE_SECONDS = 2.0
 """The same for the save of workers that leave, when a pod that stays holds the state."""
 _ATTEMPTS = 1 << 20
 """Added to the number of an attempt that began from memory, which is none of the store's."""
+_STARTED = "Training was not started."
+"""How R5 ends when the store is the first thing that is needed."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 
 
@@ -198,7 +200,7 @@ class Session:
         except Exception as failure:
             error = failure
             if isinstance(failure, StoreError | InvalidLocation):
-                error = self._unwritable(failure, "Training was not started.")
+                error = self._unwritable(failure, _STARTED)
         self.world.agree(error)
         self.fence = self.world.share(fence)
 
@@ -450,10 +452,12 @@ class Session:
         error = opening.error
         if not ended:
             error = TimeoutError(f"there was no answer within {seconds:.0f} s.")
+        text = None
         if error is not None:
-            error = self._unwritable(error, "Training goes on from memory.")
-        views = self.world.gather((None if error is None else str(error), opening.opened))
-        failures = [text for text, _ in views if text is not None]
+            error = self._unwritable(error, _STARTED)
+            text = str(error).removesuffix(_STARTED) + "Training goes on from memory."
+        views = self.world.gather((text, opening.opened))
+        failures = [failure for failure, _ in views if failure is not None]
         if failures:
             if ended:
                 self._open()

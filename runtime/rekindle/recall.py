@@ -157,10 +157,9 @@ class Recall:
                     continue
                 if not room:
                     return None
-            arrived = self._exchange(choice) if choice.sources else True
-            copy = self._mine(choice.label)
-            if choice.sources and not all(self._world.gather(arrived and copy is not None)):
+            if choice.sources and not all(self._world.gather(self._exchange(choice))):
                 return None
+            copy = self._mine(choice.label)
             if copy is None:
                 raise RuntimeError(
                     "the copy of the state that this pod has offered is not in its memory any more"

@@ -60,13 +60,16 @@ class Jobs:
             port = free.getsockname()[1]
         self.pages, self.outs, self.processes = [], [], []
         for rank, pod in enumerate(pods):
-            directory = self.folder / f"round-{self.number}-{rank}"
-            directory.mkdir()
-            self.pages.append(ControlPage(directory, create=True))
-            self.outs.append(directory / "result.json")
+            # The same pod twice is a pod with two workers.
+            local_rank = rank - pods.index(pod)
+            directory = self.folder / f"round-{self.number}-{pod.name}-{pods.index(pod)}"
+            if not local_rank:
+                directory.mkdir()
+                self.pages.append(ControlPage(directory, create=True))
+            self.outs.append(directory / f"result-{local_rank}.json")
             environment = {
                 "RANK": str(rank),
-                "LOCAL_RANK": "0",
+                "LOCAL_RANK": str(local_rank),
                 "WORLD_SIZE": str(len(pods)),
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
@@ -116,6 +119,11 @@ class Jobs:
         found = [page.restored() for page in self.pages]
         return [(one.step, one.source) for one in found]
 
+    @property
+    def said(self):
+        """What rank 0 has printed in the last round."""
+        return self.outs[0].with_suffix(".txt").read_text()
+
     def newest(self):
         store = Store.open(str(self.folder / "run"))
         return store.read(store.commits()[0])
@@ -134,7 +142,8 @@ def whole(_forkserver, tmp_path_factory):
     def run(size):
         if size not in known:
             jobs = Jobs(_forkserver, tmp_path_factory.mktemp("whole"))
-            known[size] = (jobs.run(*[Pod("p", memory=False)] * size), jobs.newest())
+            pods = [Pod(str(rank), memory=False) for rank in range(size)]
+            known[size] = (jobs.run(*pods), jobs.newest())
         return known[size]
 
     return run
@@ -173,6 +182,15 @@ def test_a_newcomer_gets_the_state_from_a_pod_that_has_it_and_a_rank_its_own_whe
     results = jobs.run(c, d)
     assert jobs.sources == [(8, "memory"), (8, "memory of c")]
     same(jobs, results, whole(2))
+
+
+def test_several_workers_of_a_pod_share_its_memory(jobs, whole):
+    a, b, c = (Pod(name) for name in "abc")
+    jobs.kill(a, a, b, kill=[1, 7])
+    assert (a.steps, b.steps) == ([6, 5], [6, 5])
+    results = jobs.run(b, c, c)
+    assert jobs.sources == [(6, "memory"), (6, "memory of b")]
+    same(jobs, results, whole(3))
 
 
 def test_pods_without_memory_take_part_and_get_the_state_as_well(jobs, whole):
@@ -253,3 +271,95 @@ def test_a_damaged_copy_is_left_out(jobs, whole):
     results = jobs.run(*pods)
     assert jobs.sources == [(5, "memory")] * 2
     same(jobs, results, whole(2))
+
+
+def blocked(folder):
+    """A store that cannot be written to, until it is given back."""
+    (folder / "run").rename(folder / "away")
+    (folder / "run").write_text("in the way")
+
+
+def given_back(folder):
+    (folder / "run").unlink()
+    (folder / "away").rename(folder / "run")
+
+
+def test_training_goes_on_from_memory_while_the_store_is_down(jobs, whole, tmp_path):
+    pods = [Pod("a"), Pod("b")]
+    jobs.kill(*pods, kill=[1, 4], steps=3, slow=0.05)
+    blocked(tmp_path)
+    jobs.kill(*pods, kill=[1, 8], steps=2)
+    assert jobs.sources == [(3, "memory")] * 2
+    assert pods[0].steps == [7, 6]
+    said = jobs.said
+    assert "checkpoint of step 4 was not saved: R5 cannot write checkpoints to " in said
+    assert "checkpoint of step 6 was not saved: R5 " in said
+    assert "Training goes on from memory." in said
+    given_back(tmp_path)
+    results = jobs.run(*pods)
+    assert jobs.sources == [(7, "memory")] * 2
+    # The commits of all attempts are one line.
+    store = Store.open(str(tmp_path / "run"))
+    steps = [ref.step for ref in store.line()]
+    assert steps == [10, 3]
+    assert store.read(store.line()[0]).base == store.line()[1]
+    same(jobs, results, whole(2))
+
+
+def test_workers_that_leave_while_a_pod_stays_do_not_wait_for_the_store(jobs, whole, tmp_path):
+    pods = [Pod("a"), Pod("b")]
+    jobs.kill(*pods, kill=[1, 4])
+    blocked(tmp_path)
+    results = jobs.run(*pods, ask_at=4, staying=[1])
+    assert {(r["exit"], r["step"]) for r in results} == {(75, 5)}
+    assert "R17 step 5 is in the pods' memory, but not committed: R5" in jobs.said
+    # Nobody stays: what is not committed is not saved.
+    results = jobs.run(*pods, ask_at=6, staying=[])
+    assert {(r["exit"], r["step"]) for r in results} == {(76, 7)}
+    given_back(tmp_path)
+    results = jobs.run(Pod("c"), pods[1], ask_at=8, staying=[])
+    assert jobs.sources == [(7, "memory of b"), (7, "memory")]
+    assert {(r["exit"], r["step"]) for r in results} == {(75, 9)}
+    assert jobs.newest().meta["step"] == 9
+    results = jobs.run(Pod("d"), Pod("e"))
+    assert jobs.sources[0][1].endswith("commit/000000000009-00000002.json")
+    same(jobs, results, whole(2))
+
+
+def test_a_large_state_is_uploaded_beside_the_next_round(jobs, tmp_path):
+    pods = [Pod("a"), Pod("b")]
+    results = jobs.run(*pods, ask_at=3, staying=[0, 1], by_process=True)
+    assert {(r["exit"], r["step"]) for r in results} == {(75, 4)}
+    limit = time.monotonic() + 20
+    while not list((tmp_path / "run").glob("commit/000000000004-*")):
+        assert time.monotonic() < limit, "the upload did not go on"
+        time.sleep(0.01)
+    jobs.run(*pods)
+    assert jobs.sources == [(4, "memory")] * 2
+    store = Store.open(str(tmp_path / "run"))
+    assert [ref.step for ref in store.line()] == [10, 4]
+
+
+def test_memory_counts_for_the_same_run_only(jobs, tmp_path):
+    pods = [Pod("a"), Pod("b")]
+    jobs.kill(*pods, kill=[1, 7])
+    jobs.kill(*pods, kill=[1, 2], flags={**FLAGS, "resume": "never"})
+    assert jobs.sources == [(0, "scratch")] * 2
+    jobs.kill(*pods, kill=[1, 2], root=str(tmp_path / "other"))
+    assert jobs.sources == [(0, "scratch")] * 2
+
+
+def test_what_was_given_up_does_not_come_back_from_memory(jobs, whole):
+    """Going back within a process makes its newer copies worthless, at whatever step they are."""
+    pods = [Pod("a"), Pod("b")]
+    flags = {**FLAGS, "nonfinite": "rollback"}
+    task = {"flags": flags, "bad_sample": 17, "steps": 2, "slow": 0.02}
+    (jobs.folder / "alone").mkdir()
+    alone = Jobs(jobs.forkserver, jobs.folder / "alone").run(
+        Pod("c", False), Pod("d", False), **task
+    )
+    Pod.whose = hostcopy.identity(str(jobs.folder / "run"), "test/job")
+    jobs.kill(*pods, kill=[0, 8], **task)
+    results = jobs.run(*pods, **task)
+    assert jobs.sources == [(7, "memory")] * 2
+    assert results[0]["weights"] == alone[0]["weights"]

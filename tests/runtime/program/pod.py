@@ -4,13 +4,14 @@ import json
 import os
 import runpy
 import signal
+import sys
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from rekindle import keeping, recall
-from rekindle.checkpoint import hostcopy
+from rekindle.checkpoint import hostcopy, saver
 
 given = globals()  # ENVIRONMENT, MEMORY, TASK and OUT come from whoever runs this file
 task = given["TASK"]
@@ -20,8 +21,12 @@ if given["MEMORY"]:
     descriptors = [os.open(path, os.O_RDWR) for path in given["MEMORY"]]
     os.environ["REKINDLE_MEMORY"] = ",".join(map(str, descriptors))
 torch.set_num_threads(1)
+# Line by line: this process may be killed.
+sys.stdout = Path(given["OUT"]).with_suffix(".txt").open("w", buffering=1)
 if task.get("copies", "every step") == "every step":
     keeping.LEAST_SECONDS, keeping.SHARE = 0.0, 1e9
+if task.get("by_process"):
+    saver.PROCESS_BYTES = 0
 recall.PIECE = task.get("piece", recall.PIECE)
 
 
