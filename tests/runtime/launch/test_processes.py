@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 import sys
 import time
 import urllib.request
@@ -141,6 +142,37 @@ def test_a_notice_is_heeded_while_the_coordinator_is_away(coordinator, start_pod
     coordinator.touch()
     pod.terminate()
     assert pod.exit_code(10.0) == 75
+
+
+@pytest.mark.parametrize("way", ["file", "HTTP call"])
+def test_other_platforms_give_a_notice_that_is_like_a_signal(coordinator, start_pod, tmp_path, way):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "REKINDLE_NOTICE_FILE": str(tmp_path / "notice"),
+        "REKINDLE_METRICS_PORT": str(port),
+    }
+    pod = start_pod("a", OBEDIENT, to=coordinator, environment=environment)
+    coordinator.wait_phase("a", AgentPhase.WAITING)
+    coordinator.form("a")
+    coordinator.wait_for(lambda: coordinator.reports["a"].progress)
+    words = b'{"seconds": 20, "reason": "rack 7 moves"}'
+    if way == "file":
+        (tmp_path / "notice").write_bytes(words)
+    else:
+        url = f"http://{coordinator.reports['a'].address}:{port}/v1/notice"
+        header = {"Authorization": "Bearer a secret"}
+        request = urllib.request.Request(url, data=words, headers=header, method="POST")
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            assert answer.status == 202
+    coordinator.wait_for(lambda: coordinator.reports["a"].notice)
+    report = coordinator.reports["a"]
+    assert report.notice == f"{way}: rack 7 moves"
+    assert 10.0 < report.notice_seconds <= 20.0
+    coordinator.order("a", DirectiveKind.SAVE, seconds=10.0)
+    assert pod.exit_code() == 75
+    assert pod.outcome().cause == Cause.SAVED
 
 
 def test_workers_that_do_not_save_in_time_cost_76(coordinator, start_pod, tmp_path):
