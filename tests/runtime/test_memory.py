@@ -45,6 +45,10 @@ class Pod:
         """Of the copies that it holds, newest first."""
         return [copy.label.step for copy in self.memory.copies(self.whose)]
 
+    @property
+    def newest(self):
+        return self.memory.copies(self.whose)[0]
+
 
 class Jobs:
     """Rounds of one job."""
@@ -160,10 +164,13 @@ def same(jobs, results, expected):
 
 def test_workers_that_are_killed_leave_the_state_to_the_next_ones(jobs, whole):
     pods = [Pod("a"), Pod("b")]
-    jobs.kill(*pods, kill=[1, 7])
+    jobs.kill(*pods, kill=[1, 7], slow=0.02)
     assert pods[0].steps == [6, 5]
+    unsaved = pods[0].newest.meta["unsaved_seconds"]
     jobs.kill(*pods, kill=[0, 9])
     assert jobs.sources == [(6, "memory"), (6, "memory")]
+    # Lives shorter than the time between two saves add up to one.
+    assert pods[0].newest.meta["unsaved_seconds"] > unsaved
     results = jobs.run(*pods)
     assert jobs.sources == [(8, "memory"), (8, "memory")]
     same(jobs, results, whole(2))
@@ -236,6 +243,16 @@ def test_death_in_the_middle_of_a_transfer_costs_nothing(jobs, whole, death):
     assert a.steps == [6, 5]
     assert c.steps in ([], [6])
     same(jobs, jobs.run(a, c), whole(2))
+
+
+def test_a_run_that_died_in_its_last_save_is_complete_and_gets_its_commit(jobs, whole):
+    pods = [Pod("a"), Pod("b")]
+    jobs.kill(*pods, die={"0": ["save", 0]})
+    assert not list((jobs.folder / "run").glob("commit/*"))
+    results = jobs.run(*pods)
+    assert jobs.sources == [(10, "memory")] * 2
+    assert "training is complete already: step 10" in jobs.said
+    same(jobs, results, whole(2))
 
 
 def test_all_memory_gone_means_the_newest_commit(jobs, whole):

@@ -3,12 +3,15 @@
 from collections import Counter
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle.checkpoint.hostcopy import Known, Label, Serial
+from rekindle.checkpoint.hostcopy import HostMemory, Known, Label, Line, Serial
 from rekindle.checkpoint.manifest import CommitRef
-from rekindle.recall import Offer, choose
+from rekindle.distributed import World
+from rekindle.keeping import Keeper
+from rekindle.recall import Offer, Recall, choose
 
 
 def label(generation, number, step, crc=0):
@@ -61,6 +64,25 @@ def test_a_newer_commit_counts_more_than_memory(known, memory):
 
 def test_without_copies_there_is_nothing_to_choose():
     assert choose([offer(0), offer(1)]) is None
+
+
+ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [(None, True), ("best", True), ("s3://other/run", False)]
+)
+def test_a_run_that_is_begun_from_somewhere_else_is_another_one(asked, found):
+    memory = HostMemory.create()
+    keeper = Keeper(ALONE, memory, "run", generation=5)
+    keeper.begin(0, 0.0, None)
+    line = Line(fence=1, step=1, base=None)
+    state = {"model": {"w": torch.ones(3)}}
+    keeper.take(1, state, {}, {}, productive=1.0, line=line, origin="best", began=0.0)
+    recall = Recall(ALONE, memory, "run", "pod", asked)
+    assert (recall.recall() is not None) is found
+    assert recall.generation == (6 if found else 1)
+    memory.close()
 
 
 COPIES = st.tuples(st.integers(1, 3), st.integers(0, 4), st.integers(0, 1))

@@ -52,6 +52,8 @@ if (place := task.get("die", {}).get(str(rank))) is not None:
         dist.send = dying(dist.send, calls)
     elif what == "take":
         dist.recv = dying(dist.recv, calls)
+    elif what == "save":
+        saver.Saver.save = dying(saver.Saver.save, calls)
     elif what == "recalled":
         recall.Recall.release = dying(recall.Recall.release, calls)
 result = runpy.run_path(str(Path(__file__).with_name("program.py")))["main"](task)
