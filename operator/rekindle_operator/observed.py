@@ -21,7 +21,7 @@ from rekindle.contract import (
     Round,
 )
 from rekindle_operator import notices
-from rekindle_operator.notices import LOST, Notice, Sign
+from rekindle_operator.notices import ADVICE, LOST, Notice, Sign
 from rekindle_operator.timestamps import parse_time
 
 LABEL_TEMPLATE = "rekindle.dev/template"
@@ -162,6 +162,8 @@ class Observed:
     """When this was observed."""
     notice_seconds: Mapping[str, float] = field(default_factory=dict)
     """What the job says about notices (see rekindle_operator.notices)."""
+    slow: Mapping[str, str] = field(default_factory=dict)
+    """By uid of the pod, in words: pods that are to move because they hold up the others."""
 
     def pod(self, uid: str) -> Pod | None:
         """The pod with this uid, if it still is an object."""
@@ -240,6 +242,10 @@ class Observed:
             leaves_at = agent.leaves_at or agent.seen_at + seconds
             found.append(
                 Notice(source="agent", words=words, at=leaves_at - seconds, seconds=seconds)
+            )
+        if pod.uid in self.slow:
+            found.append(
+                Notice(source="slow", words=self.slow[pod.uid], at=self.now, seconds=ADVICE)
             )
         return tuple(found)
 

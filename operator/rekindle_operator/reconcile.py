@@ -106,6 +106,7 @@ def reconcile(
     record = _note_pods(job, _begin(record, now), observed, now)
     record, operator_incident = _note_operator(record, observed)
     record = _note_progress(record, observed, now)
+    record, observed = _note_slow(job, record, observed, now)
 
     record, fresh, verdict, found = _note_incident(job, record, observed, now)
     settle = found.settle
@@ -216,6 +217,24 @@ def _note_progress(record: Record, observed: Observed, now: float) -> Record:
         pending_seconds=record.pending(now),
         pending_since=None,
     )
+
+
+def _note_slow(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> tuple[Record, Observed]:
+    """Remember slow nodes; where the job wants that, their pods are advised to go."""
+    slow = {
+        pod.node: (pod, found.words())
+        for found in stragglers.scores(observed)
+        if (pod := observed.pod(found.uid)) and pod.node
+    }
+    spells = stragglers.remember(record.slow or {}, set(slow), now)
+    if spells != (record.slow or {}):
+        record = replace(record, slow=spells)
+    if job.slow_nodes == "avoid":
+        bad = stragglers.nodes(spells) & slow.keys()
+        observed = replace(observed, slow={slow[n][0].uid: slow[n][1] for n in bad if n})
+    return record, observed
 
 
 def _newest_checkpoint(record: Record, observed: Observed) -> CheckpointReport | None:
@@ -447,7 +466,7 @@ def _missing_pods(
     missing: list[dict[str, Any]] = []
     mtbf = record.seconds_between_failures(now)
     pause = 0.0
-    avoid = _avoided(observed)
+    avoid = _avoided(record, observed)
     for slot in range(job.pods):
         valid = [pod for pod in observed.of_slot(slot) if rounds.wanted(job, pod)]
         if any(observed.stays(pod) or pod.succeeded for pod in valid):
@@ -476,9 +495,14 @@ def _tokens(job: TrainingJob, record: Record, now: float) -> float:
     return min(most, left + max(0.0, now - at) * job.pods / REPLACE_SECONDS)
 
 
-def _avoided(observed: Observed) -> resources.Avoid:
-    """Where no new pod should go: nodes that go, or that are advised to."""
-    hosts: dict[bool, set[str]] = {True: set(), False: set()}
+def _avoided(record: Record, observed: Observed) -> resources.Avoid:
+    """Where no new pod should go: nodes that go, and rather not those that may or were slow."""
+    known = observed.nodes or {}
+    slow = stragglers.nodes(record.slow or {})
+    hosts: dict[bool, set[str]] = {
+        True: {known[name].hostname if name in known else name for name in slow},
+        False: set(),
+    }
     for pod in observed.pods:
         node, told = observed.node_of(pod), observed.node_notices(pod)
         if node and told and not node.gone:

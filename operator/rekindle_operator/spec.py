@@ -75,6 +75,8 @@ class TrainingJob:
     suspend: bool
     ttl_after_finished: float | None
     clean_pods: str
+    slow_nodes: str
+    """tell or avoid."""
     notice_seconds: Mapping[str, float]
     """What the job says about notices, by their source; infinity: an advice."""
 
@@ -162,6 +164,7 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         suspend=bool(spec.get("suspend", False)),
         ttl_after_finished=spec.get("ttlSecondsAfterFinished"),
         clean_pods=spec.get("cleanPods", "Running"),
+        slow_nodes=str((spec.get("capacity") or {}).get("slowNodes", "tell")),
         notice_seconds=_notice_seconds(spec.get("capacity") or {}),
     )
 

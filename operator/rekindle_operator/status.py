@@ -50,6 +50,8 @@ class Record:
     """The highest incarnation of each slot, so that no name is used twice."""
     tokens: tuple[float, float] | None = None
     """How many replacements may be created at once, and when that was so (see reconcile)."""
+    slow: Mapping[str, tuple[float, float]] | None = None
+    """Nodes whose pod has held up the others (see stragglers)."""
     incidents: tuple[Incident, ...] = ()
     history: History = History()
     counts: Mapping[str, int] | None = None
@@ -121,6 +123,7 @@ def read(status: Mapping[str, Any]) -> Record:
         tokens=(accounting.get("tokens", 0.0), accounting["tokensAt"])
         if "tokensAt" in accounting
         else None,
+        slow={e["node"]: (e["since"], e["last"]) for e in accounting.get("slowNodes") or ()},
         incidents=tuple(from_status(i) for i in status.get("incidents") or ()),
         history=History(
             user=tuple((e["at"], e["step"]) for e in accounting.get("userErrors") or ()),
@@ -274,6 +277,7 @@ def render(
                 ("incarnations", {str(s): n for s, n in (record.incarnations or {}).items()}),
                 ("tokens", round(record.tokens[0], 3) if record.tokens else None),
                 ("tokensAt", record.tokens[1] if record.tokens else None),
+                ("slowNodes", _slow_nodes(record)),
                 ("suspendedSeconds", round(record.suspended_seconds, 3)),
                 ("suspendedAt", record.suspended_at),
             )
@@ -281,6 +285,11 @@ def render(
         },
     }
     return {key: value for key, value in document.items() if value is not None}
+
+
+def _slow_nodes(record: Record) -> list[dict[str, Any]]:
+    newest = sorted((record.slow or {}).items(), key=lambda item: item[1][1])[-20:]
+    return [{"node": node, "since": since, "last": last} for node, (since, last) in newest]
 
 
 def _spares(job: TrainingJob, observed: Observed, alive: list[Pod]) -> int:

@@ -4,15 +4,24 @@ All ranks of a round take the same time per step, because they wait for each oth
 apart is the time for which a rank itself was busy, the wait left out (`RankReport.busy`). A rank is
 slow when it needs much longer than the others do, as their median says, and long enough for that
 to be no noise.
+
+A rank may be slow for a moment for reasons of its data, so a node is called slow when its rank has
+been slow for a while without a break. That outlives the pod: new pods rather go elsewhere, for some
+hours; and where the job says so, the slow pod is moved as if its node were advised to go.
 """
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rekindle_operator.observed import Observed
 
 RATIO = 1.5
 """From this multiple of the others' median on, a rank is called slow."""
+SUSTAINED = 60.0
+"""Seconds without a break after which a slow rank speaks against its node."""
+MEMORY = 6 * 3600.0
+"""Seconds for which a node was slow."""
 LEAST = 0.002
 """Seconds per step by which a slow rank must differ; below that, it is noise of a scheduler."""
 
@@ -63,3 +72,23 @@ def scores(observed: Observed, ratio: float = RATIO) -> tuple[Slow, ...]:
                 Slow(pod=pod, uid=uid, rank=number, seconds=busy, ratio=busy / max(usual, 1e-9))
             )
     return tuple(sorted(slow, key=lambda one: one.ratio, reverse=True))
+
+
+Spells = Mapping[str, tuple[float, float]]
+"""By name of the node: since when, and until when, it was last seen to be slow."""
+
+
+def remember(known: Spells, slow: set[str], now: float) -> dict[str, tuple[float, float]]:
+    """Go on with what is known of nodes, now that these are slow."""
+    spells = {}
+    for node, (since, last) in known.items():
+        if node in slow:
+            spells[node] = (since, now)
+        elif last - since >= SUSTAINED and now - last < MEMORY:
+            spells[node] = (since, last)
+    return {**{node: (now, now) for node in slow}, **spells}
+
+
+def nodes(spells: Spells) -> set[str]:
+    """The nodes that were slow for long enough."""
+    return {node for node, (since, last) in spells.items() if last - since >= SUSTAINED}

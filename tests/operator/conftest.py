@@ -26,6 +26,7 @@ from rekindle.contract import (
     Hang,
     Outcome,
     Progress,
+    RankReport,
     Restored,
     Round,
     Timings,
@@ -679,6 +680,15 @@ class World:
             stacks=stacks,
         )
         self.trains = False
+        return self
+
+    def slow(self, name, factor=3.0):
+        """A pod needs longer for its part of each step than the others do."""
+        for agent in self.group():
+            busy = 0.1 * (factor if agent.pod.name == name else 1.0)
+            rank = agent.pod.slot
+            words = RankReport(rank=rank, step=agent.step, phase="training", idle=0.0, busy=busy)
+            agent.more["ranks"] = (words,)
         return self
 
     def settle_with_broken_image(self, name):

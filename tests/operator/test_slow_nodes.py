@@ -1,0 +1,57 @@
+"""A node that holds up all others: told, avoided by new pods, and left where the job wants that."""
+
+import pytest
+
+from rekindle_operator import stragglers
+
+
+def test_a_node_is_slow_only_after_a_while_without_a_break():
+    spells = stragglers.remember({}, {"a"}, 0.0)
+    for at in (20.0, 40.0, 59.0):
+        spells = stragglers.remember(spells, {"a"}, at)
+    assert not stragglers.nodes(spells)
+    assert stragglers.remember(spells, set(), 59.5) == {}
+    spells = stragglers.remember(spells, {"a", "b"}, 60.0)
+    assert stragglers.nodes(spells) == {"a"}
+    spells = stragglers.remember(spells, set(), 61.0)
+    assert spells == {"a": (0.0, 60.0)}
+    assert stragglers.remember(spells, set(), 61.0 + stragglers.MEMORY) == {}
+
+
+def liked(pod):
+    affinity = pod.body["spec"].get("affinity", {}).get("nodeAffinity", {})
+    wishes = affinity.get("preferredDuringSchedulingIgnoredDuringExecution", ())
+    return [v for w in wishes for e in w["preference"]["matchExpressions"] for v in e["values"]]
+
+
+def test_new_pods_rather_go_elsewhere_than_to_a_node_that_was_slow(world):
+    w = world().start().train(3).slow("digits-1").run(70)
+    slow = w.pod("digits-1").node
+    assert len(w.rounds) == 1, "by default it is only told"
+    assert w.condition("Degraded")["reason"] == "Straggler"
+    w.restart_operator().run(5)
+    w.kill("digits-2").settle()
+    assert liked(w.pod("digits-2r1")) == [slow]
+
+
+def test_a_slow_pod_is_moved_where_the_job_wants_that(world):
+    w = world(capacity={"slowNodes": "avoid"}).start().train(3)
+    slow = w.pod("digits-1").node
+    w.slow("digits-1").run(stragglers.SUSTAINED - 5)
+    assert len(w.created) == 3
+    w.until(lambda: w.members == ["digits-0", "digits-1r1", "digits-2"] and w.training(), 20)
+    assert len(w.rounds) == 2
+    assert w.last["stepsLost"] == 0
+    assert "times as long" in w.last["evidence"]
+    assert liked(w.pod("digits-1r1")) == [slow]
+    w.run(5)
+    assert sorted(p.name for p in w.alive) == w.members
+
+
+@pytest.mark.parametrize("seconds", [10, 55])
+def test_one_that_is_slow_for_a_moment_stays(world, seconds):
+    w = world(capacity={"slowNodes": "avoid"}).start().train(3)
+    w.slow("digits-1").run(seconds).slow("digits-1", factor=1.0).run(100, pace=5)
+    assert len(w.rounds) == 1
+    assert len(w.created) == 3
+    assert not liked(w.pod("digits-1"))
