@@ -393,17 +393,20 @@ def _consider_newcomers(
     job: TrainingJob, observed: Observed, current: Round, values: set[State], now: float
 ) -> Decision:
     """A whole, running round: is there room and is somebody waiting to fill it."""
-    inside = {m.uid for m in current.members}
+    inside, done = {m.uid for m in current.members}, _done(job, observed)
     if len(inside) > job.replicas:
         return Decision(save=f"scaled down to {job.replicas}")
+    room = job.replicas - len(done) - len(inside)
     ready = candidates(job, observed)
-    fresh = [(pod, agent) for pod, agent in ready if pod.uid not in inside]
-    if not fresh or len(inside) >= job.replicas or values != {State.RUNNING}:
+    fresh = [
+        (pod, agent) for pod, agent in ready if pod.uid not in inside and pod.slot not in done
+    ]
+    if not fresh or room <= 0 or values != {State.RUNNING}:
         return Decision()
     if not _stepping(current, observed):
         return Decision(waiting="the current round's first step", requeue=1.0)
-    fresh = fresh[: job.replicas - len(inside)]
-    gather = _gather(job, observed, fresh, room=job.replicas - len(inside) - len(fresh), now=now)
+    fresh = fresh[:room]
+    gather = _gather(job, observed, fresh, room=room - len(fresh), now=now)
     if gather > 0:
         return Decision(requeue=gather)
     return Decision(save=f"{', '.join(pod.name for pod, _ in fresh)} joins")
