@@ -23,7 +23,14 @@ import time
 from pathlib import Path
 from typing import Self
 
-from rekindle.contract import ENV_RUN_DIR, CheckpointReport, Outcome, Progress, Restored
+from rekindle.contract import (
+    ENV_RUN_DIR,
+    CheckpointReport,
+    Outcome,
+    Progress,
+    Restored,
+    Rollback,
+)
 
 PAGE_SIZE = 4096
 PAGE_NAME = "control"
@@ -149,6 +156,13 @@ class ControlPage:
             return None
         return Restored.from_json(json.loads(path.read_text()))
 
+    def rollback(self) -> Rollback | None:
+        """The newest return to an older step, if there was one in this round."""
+        path = self.directory / "rollback.json"
+        if not path.exists():
+            return None
+        return Rollback.from_json(json.loads(path.read_text()))
+
     def _metrics(self) -> dict[str, float] | None:
         path = self.directory / METRICS_FILE
         if not path.exists():
@@ -240,6 +254,10 @@ class ControlPage:
     def write_restored(self, restored: Restored) -> None:
         """Leave word of where this round began."""
         self._write("restored.json", restored.to_json())
+
+    def write_rollback(self, rollback: Rollback) -> None:
+        """Leave word that training went back by itself."""
+        self._write("rollback.json", rollback.to_json())
 
     def _write(self, name: str, document: dict[str, object]) -> None:
         temporary = self.directory / f".{name}.{os.getpid()}"

@@ -9,11 +9,13 @@ Windows that were left out are part of the state, so a restart leaves out the sa
 samples count as used: the ledger says what was read, `skipped` in the state what was not learnt.
 """
 
+import time
 from collections.abc import Iterator
 
 import torch
 
 from rekindle import state
+from rekindle.contract import Rollback
 from rekindle.finite import ALLOWED, Window
 from rekindle.loader import Batch
 from rekindle.order import Cursor, Step
@@ -72,7 +74,11 @@ def go_back(run: Run, back: Back) -> None:
             f"{back.reason}. There is no checkpoint before it to go back to: save more often "
             f"(checkpoint_every), or use nonfinite='skip'."
         )
+    left = run.step
     state.apply(run, found.restored)
+    if run.page is not None and run.world.local_rank == 0:
+        told = Rollback(at_step=left, to_step=run.step, reason=back.reason, at=time.time())
+        run.page.write_rollback(told)
     run.cursor = Cursor.from_json(found.restored.meta["cursor"])
     if run.gradients is not None:
         run.gradients.clear()

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rekindle.contract import (
     AgentPhase,
@@ -21,9 +21,12 @@ from rekindle.contract import (
     CheckpointReport,
     Directive,
     DirectiveKind,
+    Hang,
     Outcome,
     Progress,
+    RankReport,
     Restored,
+    Rollback,
     Round,
     Timings,
     View,
@@ -67,6 +70,9 @@ class Session:
         self._failed_at: float | None = None
         self._began: _Began | None = None
         self._offered: tuple[str, float] | None = None
+        self._ranks: tuple[RankReport, ...] = ()
+        self._hang: Hang | None = None
+        self._rollback: Rollback | None = None
         self._view: View | None = None
         self._listeners: list[Callable[[], None]] = []
 
@@ -107,10 +113,12 @@ class Session:
             self._page = None
             self._progress = None
             self._restored = None
-            self._failed_at = None
+            self._ranks, self._hang, self._rollback = (), None, None
             seen = self._offered
             at = seen[1] if seen and seen[0] == number.key else time.monotonic()
-            self._began = _Began(seen_at=at)
+            broken = None if self._failed_at is None else max(0.0, at - self._failed_at)
+            self._failed_at = None
+            self._began = _Began(seen_at=at, broken=broken)
             self.rounds_joined += 1
         self._link.poke()
 
@@ -126,6 +134,13 @@ class Session:
             self._page = page
             if self._began is not None:
                 self._began.started_at = time.monotonic()
+
+    def watched(self, ranks: tuple[RankReport, ...], hang: Hang | None) -> None:
+        """Say how the workers get on; a hang that begins, is located or ends is told at once."""
+        with self._lock:
+            before, self._ranks, self._hang = self._hang, ranks, hang
+        if (before and replace(before, idle=0.0)) != (hang and replace(hang, idle=0.0)):
+            self._link.poke()
 
     def poke(self) -> None:
         """Report at once, because something outside this object has changed."""
@@ -167,6 +182,9 @@ class Session:
                     else max(0.0, time.monotonic() - self._failed_at)
                 ),
                 timings=None if self._began is None else self._began.timings(),
+                ranks=self._ranks,
+                hang=self._hang,
+                rollback=self._rollback,
             )
 
     # What it has been told.
@@ -213,6 +231,13 @@ class Session:
             return None
         return directive if directive.round == self._round.number else None
 
+    def dump(self) -> Directive | None:
+        """Give the wish to know where the workers of the present round stand, if there is one."""
+        directive = self._view.directive if self._view else None
+        if directive is None or directive.kind is not DirectiveKind.DUMP or self._round is None:
+            return None
+        return directive if directive.round == self._round.number else None
+
     def joinable(self) -> Round | None:
         """Give the round that this pod should join next, if there is one."""
         return joinable(self._view, self.settings.uid, self._round)
@@ -245,6 +270,7 @@ class Session:
             progress = page.progress()
             restored = page.restored()
             stamps = page.stamps()
+            rollback = page.rollback()
         except (OSError, ValueError) as error:
             logger.warning("cannot read what the workers have left: %s", error)
             return
@@ -255,6 +281,7 @@ class Session:
             if restored is not None or progress.step or progress.round_steps:
                 self._progress = progress
             self._restored = restored
+            self._rollback = rollback
             if self._began is not None:
                 self._began.stamps = stamps
             self._checkpoint = checkpoint or self._checkpoint
@@ -265,6 +292,8 @@ class _Began:
     """How far the workers of a round have come, in time.monotonic()."""
 
     seen_at: float
+    broken: float | None = None
+    """Seconds for which the workers of the round before had been dead then."""
     stopped_at: float | None = None
     started_at: float | None = None
     stamps: tuple[float | None, float | None, float | None] = (None, None, None)
@@ -276,6 +305,8 @@ class _Began:
             for at in (self.stopped_at, self.started_at, *self.stamps)
         )
         return Timings(
+            age=max(0.0, time.monotonic() - self.seen_at),
+            broken=self.broken,
             stopped=stopped,
             started=started,
             grouped=grouped,

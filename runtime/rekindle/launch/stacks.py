@@ -12,10 +12,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from rekindle.contract import Hang
 
 ASK = signal.SIGQUIT
 """Makes a prepared worker write its stacks."""
@@ -106,6 +108,22 @@ def main_thread(rank: int, text: str) -> Stack:
 
 def _words(frame: re.Match[str]) -> str:
     return f"{frame['file']}:{frame['line']} {frame['function']}"
+
+
+def located(hang: Hang, dumps: Mapping[int, str]) -> Hang:
+    """A hang with what the dumps of this pod's workers say about it."""
+    found = [main_thread(rank, text) for rank, text in dumps.items()]
+    blamed = next((stack for stack in found if stack.frames and not stack.waits), None)
+    if blamed is not None:
+        # Of several workers in a pod, the one that does not wait is the one that is waited for.
+        hang = replace(hang, rank=blamed.rank)
+    own = next((stack for stack in found if stack.rank == hang.rank), None)
+    known = own is not None and bool(own.frames)
+    return replace(
+        hang,
+        stacks=summary(sorted(found, key=lambda stack: stack.rank != hang.rank)) or None,
+        waits=own.waits if own is not None and known else None,
+    )
 
 
 def summary(stacks: Iterable[Stack]) -> str:

@@ -118,22 +118,31 @@ def verdict(
             or (beat.phase is Activity.STARTING and not beat.step)
         ):
             continue
-        hang = Hang(
-            rank=beat.rank,
-            step=beat.step,
-            phase=beat.phase.name.lower(),
-            idle=round(idle, 3),
-            timeout=round(allowed, 3),
-        )
-        late.append((idle - allowed, hang))
+        late.append((idle - allowed, _hang(beat, allowed, now)))
     return max(late, key=lambda found: found[0])[1] if late else None
 
 
-def next_look(known: Watchdog, beats: Sequence[Beat], *, given: float | None, now: float) -> float:
-    """Seconds until a look can tell something new."""
-    left = [
-        beat.at + allowed - now
+def suspect(
+    known: Watchdog, beats: Sequence[Beat], *, given: float | None, now: float
+) -> Hang | None:
+    """The worker that has been silent for the largest part of its limit, if that is half of it.
+
+    For a pod whose peer says that it hangs: all stand still together, but not to the second.
+    """
+    shares = [
+        ((now - beat.at) / allowed, _hang(beat, allowed, now))
         for beat in beats
         if (allowed := limit(known, beat, given)) is not None
     ]
-    return max(0.1, min(left, default=LEAST))
+    share, found = max(shares, key=lambda item: item[0], default=(0.0, None))
+    return found if share >= 0.5 else None
+
+
+def _hang(beat: Beat, allowed: float, now: float) -> Hang:
+    return Hang(
+        rank=beat.rank,
+        step=beat.step,
+        phase=beat.phase.name.lower(),
+        idle=round(now - beat.at, 3),
+        timeout=round(min(allowed, 1e9), 3),
+    )

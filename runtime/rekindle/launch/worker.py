@@ -31,6 +31,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from rekindle.control import ControlPage
+from rekindle.launch import stacks
 from rekindle.outcome import classify
 
 ENV_PARENT = "REKINDLE_PARENT_PID"
@@ -54,6 +55,8 @@ def prepare(command: Sequence[str]) -> None:
 def main(command: Sequence[str]) -> None:
     """Run ``script args...`` or ``-m module args...``; returns when the script does."""
     page = ControlPage.from_environment()
+    if page is not None:
+        stacks.prepare(page.directory, int(os.environ.get("RANK", "0")))
     try:
         if command[0] == "-m":
             runpy.run_module(command[1], run_name="__main__", alter_sys=True)

@@ -12,8 +12,8 @@ from rekindle.launch.watchdog import (
     WARM_STEPS,
     Watchdog,
     limit,
-    next_look,
     observe,
+    suspect,
     verdict,
 )
 
@@ -91,10 +91,17 @@ def test_what_was_learned_outlives_the_round_and_its_ranks_do_not():
     assert (fresh.longest, fresh.seen) == (known.longest, {})
 
 
-def test_the_next_look_is_when_the_first_limit_ends():
+def test_a_pod_that_is_asked_names_who_stands_still_and_nobody_who_gets_on():
     known, beat = trained(1.0)
-    assert next_look(known, [beat], given=10.0, now=beat.at + 4.0) == 6.0
-    assert next_look(known, [], given=10.0, now=0.0) == LEAST
+    other = replace(beat, rank=1, at=beat.at + 8.0)
+    known = observe(known, [other])
+    now = beat.at + 9.0
+    assert verdict(known, [beat, other], given=10.0, now=now) is None
+    found = suspect(known, [beat, other], given=10.0, now=now)
+    assert found is not None
+    assert (found.rank, found.idle) == (0, 9.0)
+    assert suspect(known, [beat, other], given=20.0, now=now) is None
+    assert suspect(known, [], given=1.0, now=now) is None
 
 
 def test_a_heartbeat_is_read_as_it_was_written(tmp_path):
