@@ -29,7 +29,7 @@ from rekindle.order import Cursor, GlobalOrder
 
 _MASK = (1 << 64) - 1
 _CHUNK = 1 << 18
-_FLUSH = 256
+_FLUSH = 1024
 
 Span = tuple[int, int, int, int]
 """``(epoch, start, stop, count)``: positions ``[start, stop)`` of `count` epochs, first `epoch`."""
@@ -57,7 +57,9 @@ class Ledger:
 
     def __init__(self) -> None:
         self._spans: list[list[int]] = []
-        self._pending: list[tuple[int, Ids]] = []
+        self._pending: list[Ids] = []
+        """Ids of `_epoch` that are not in the digest yet."""
+        self._epoch = 0
         self._digest = 0
         self._samples = 0
         self._past: list[dict[str, Any]] = []
@@ -65,9 +67,10 @@ class Ledger:
 
     def used(self, epoch: int, ids: Ids) -> None:
         """Note ids that were handed to `training_step` (hot path: one append)."""
-        self._pending.append((epoch, ids))
-        if len(self._pending) >= _FLUSH:
+        if epoch != self._epoch or len(self._pending) >= _FLUSH:
             self._flush()
+            self._epoch = epoch
+        self._pending.append(ids)
 
     def covered(self, epoch: int, start: int, stop: int) -> None:
         """Note the positions of a completed step."""
@@ -116,14 +119,11 @@ class Ledger:
         self._samples = record.samples if first else 0
 
     def _flush(self) -> None:
-        by_epoch: dict[int, list[Ids]] = {}
-        for epoch, ids in self._pending:
-            by_epoch.setdefault(epoch, []).append(ids)
-        for epoch, parts in by_epoch.items():
-            ids = np.concatenate(parts)
-            self._digest = (self._digest + digest_of(epoch, ids)) & _MASK
+        if self._pending:
+            ids = np.concatenate(self._pending)
+            self._digest = (self._digest + digest_of(self._epoch, ids)) & _MASK
             self._samples += len(ids)
-        self._pending = []
+            self._pending = []
 
 
 def coalesced(spans: Iterable[list[int]]) -> list[Span]:

@@ -128,7 +128,7 @@ def pair(number, kind):
 def test_batches_in_a_list_come_as_a_loader_gives_them_however_many_are_cut_at_once(
     item, world_size, sample
 ):
-    data = [item(number) for number in range(200)]
+    data = [item(number) for number in range(700)]
     loader = DataLoader(data, batch_size=None)
     given = list(loader)
     shares = [
@@ -136,7 +136,7 @@ def test_batches_in_a_list_come_as_a_loader_gives_them_however_many_are_cut_at_o
         for rank in range(world_size)
     ]
     read = {int(ids[0]): repr(batch) for share in shares for ids, batch in share}
-    assert len(read) == sum(map(len, shares)) == 200 - sample
+    assert len(read) == sum(map(len, shares)) == 700 - sample
     assert all(batch == repr(given[number]) for number, batch in read.items())
 
 
