@@ -282,6 +282,25 @@ def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
     return found
 
 
+def _late(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
+    """Pods that may have trained before this operator listened, and have yet to tell so.
+
+    Spares may well be heard before them, and are no reason to stop what they do.
+    """
+    if now - observed.listening_since >= REANNOUNCE:
+        return []
+    return [
+        pod
+        for pod in observed.pods
+        if pod.uid not in observed.agents
+        and pod.alive
+        and pod.phase == "Running"
+        and not observed.lost(pod)
+        and wanted(job, pod)
+        and pod.created_at < observed.listening_since
+    ]
+
+
 def _done(job: TrainingJob, observed: Observed) -> set[int]:
     """Slots whose share of the training is complete."""
     return {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
@@ -318,17 +337,20 @@ def _form(
         return Decision(finished=True)
     most = job.replicas - len(done)
     least = min(max(1, job.min_replicas - len(done)), most)
-    silent = now - observed.listening_since < REANNOUNCE
     coming = _coming(job, observed, now)
-    # Those who may have trained before this operator listened, and have yet to tell so.
-    late = [pod for pod in coming if silent and pod.created_at < observed.listening_since]
-    if len(ready) < most and (late or coming and (patient or len(ready) < least)):
+    late = _late(job, observed, now) if last_number else []
+    untold = observed.round is None and late
+    silent = now - observed.listening_since < REANNOUNCE
+    short = len(ready) < most and (late or coming and (patient or len(ready) < least))
+    if untold or short:
         since = max([agent.phase_since for _, agent in ready], default=now)
         patience = REANNOUNCE if silent and not patient else PATIENCE
         left = since + patience - now
-        if len(ready) < least or left > 0:
-            names = ", ".join(pod.name for pod in coming)
+        if untold or len(ready) < least or left > 0:
+            names = ", ".join(dict.fromkeys(pod.name for pod in (*late, *coming)))
             again = min(max(left, 1.0), _patience_ends(coming, now))
+            if untold:
+                again = max(observed.listening_since + REANNOUNCE - now, 0.1)
             return Decision(waiting=f"{names} to join", requeue=again)
     if len(ready) < least:
         have = f"{len(ready)} of at least {least} pods have joined"

@@ -297,8 +297,11 @@ class World:
         return bool(agents) and all(a.round_steps > 0 for a in agents)
 
     def group(self):
-        """The agents of the current round, when all of them run in it."""
-        return self.group_of(self.rounds[-1]) if self.rounds else []
+        """The agents of the newest round that all of its members run in, if there is one.
+
+        The newest of all may have died with its operator before anybody heard of it.
+        """
+        return next(filter(None, map(self.group_of, self.rounds[:-4:-1])), [])
 
     def group_of(self, current):
         agents = []

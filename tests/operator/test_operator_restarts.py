@@ -270,3 +270,17 @@ def test_a_pod_that_goes_while_no_agent_has_reported_yet_is_charged_once(world):
     w.run(30)
     assert w.last["cause"] == "Preempted"
     assert w.restarts == (0, 0, 1)
+
+
+@pytest.mark.parametrize("late", ["digits-0", "digits-1"])
+def test_a_spare_that_is_heard_first_is_no_reason_to_stop_who_trains(world, late):
+    w = world(replicas=2, elastic={"spares": 1}).start().train(5)
+    everybody = {p.name for p in w.alive}
+    w.restart_operator(quiet=everybody - {"digits-2"}).run(10)
+    assert len(w.rounds) == 1
+    for pod in w.alive:
+        pod.agent.quiet = pod.name == late
+    w.run(60)
+    assert len(w.rounds) == 1
+    assert w.training()
+    assert w.restarts == (0, 0, 0)
