@@ -420,9 +420,7 @@ def _consider_newcomers(
         return Decision(save=f"scaled down to {job.replicas}")
     room = job.replicas - len(done) - len(inside)
     ready = candidates(job, observed)
-    fresh = [
-        (pod, agent) for pod, agent in ready if pod.uid not in inside and pod.slot not in done
-    ]
+    fresh = [(pod, agent) for pod, agent in ready if pod.uid not in inside and pod.slot not in done]
     if not fresh or room <= 0 or values != {State.RUNNING}:
         return Decision()
     if not _stepping(current, observed):

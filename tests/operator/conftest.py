@@ -430,7 +430,7 @@ class World:
                 pod.conditions.pop("PodScheduled", None)
                 pod.node = free[0]
                 taken.add(pod.node)
-            if pod.phase == "Pending":
+            if pod.phase == "Pending" and pod.node not in self.dead:
                 if pod.name in self.broken_image or "*" in self.broken_image:
                     pod.waiting = ("ErrImagePull", "no such image")
                     continue
