@@ -83,6 +83,15 @@ def test_a_spare_that_has_to_go_is_a_preemption_without_cost(world):
     assert w.pod("digits-3r1").node != w.pod("digits-0").node
 
 
+def test_a_spare_that_is_advised_to_go_is_better_than_none(world):
+    w = spared(world).taint("digits-3", "aws-node-termination-handler/rebalance-recommendation")
+    w.run(30)
+    assert not w.deleted
+    assert not w.losses
+    w.kill("digits-1").settle()
+    assert w.members == ["digits-0", "digits-3", "digits-2"]
+
+
 def test_a_first_round_takes_a_spare_for_a_pod_that_is_late(world):
     w = world(nodes=3, elastic=SPARE)
     w.broken_image = {"digits-1"}
