@@ -7,6 +7,7 @@ people and for the operator's verdict.
 """
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rekindle.checkpoint import flush
 from rekindle.checkpoint.location import InvalidLocation, parse
@@ -159,6 +161,7 @@ def _starter(
             def like_this() -> None:
                 signals.uninstall()
                 plain_logs()
+                unbuffer()
 
     return Starter(
         command=command,
@@ -174,6 +177,25 @@ def plain_logs() -> None:
     for handler in logging.root.handlers[:]:
         logging.root.removeHandler(handler)
     logging.getLogger("rekindle").setLevel(logging.NOTSET)
+
+
+def unbuffer() -> None:
+    """Have what is printed go out at once, as ``python -u`` would, also if this process buffers."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        old = getattr(sys, name)
+        if isinstance(old, io.TextIOWrapper) and not isinstance(old.buffer, io.RawIOBase):
+            raw = io.FileIO(number, "w", closefd=False)
+            raw.name = f"<{name}>"
+            new: Any = io.TextIOWrapper(
+                raw,
+                encoding=old.encoding,
+                errors=old.errors,
+                newline="\n",
+                write_through=True,
+            )
+            new.mode = "w"
+            setattr(sys, name, new)
+            setattr(sys, f"__{name}__", new)
 
 
 def memory_files(count: int) -> tuple[int, ...]:

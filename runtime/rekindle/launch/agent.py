@@ -68,6 +68,7 @@ from rekindle.launch.rendezvous import Rendezvous, place
 from rekindle.launch.session import Session
 from rekindle.launch.signals import Signals
 from rekindle.launch.variables import MANY, of_round, of_worker
+from rekindle.launch.watcher import Watcher
 from rekindle.launch.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -101,6 +102,9 @@ class Agent(LocalElasticAgent):
         self._code = int(ExitCode.USER_ERROR)
         self._retry: tuple[str, float] | None = None
         self._save_seen: tuple[str, Directive, float] | None = None
+        self._watcher = Watcher(
+            session, directory=lambda: self.directory, send=self._signal_workers
+        )
         session.listen(signals.wake)
         settings = session.settings
         spec = WorkerSpec(
@@ -116,9 +120,11 @@ class Agent(LocalElasticAgent):
     def serve(self) -> int:
         """Live until the pod's end; gives its exit code. The termination message is written."""
         self._session.announce(self._session.phase)
+        self._watcher.start()
         try:
             self.run()
         finally:
+            self._watcher.close()
             self._shutdown()
             self._starter.close()
             shutil.rmtree(self._base, ignore_errors=True)
@@ -219,6 +225,12 @@ class Agent(LocalElasticAgent):
         if self._workers is not None:
             self._workers.kill()
             self._bury()
+
+    def _signal_workers(self, number: signal.Signals) -> None:
+        """Signal the workers, from any thread."""
+        workers = self._workers
+        if workers is not None:
+            workers.send(number)
 
     def _bury(self) -> None:
         """Wait until the workers that were killed are gone."""
@@ -344,7 +356,17 @@ class Agent(LocalElasticAgent):
         except RendezvousGracefulExitError:
             pass  # The order to stop is among the facts.
         except OSError as error:
-            logger.warning("cannot start the workers of round %d: %s", offered.number, error)
+            # The fork server has died at this very moment. There is another one soon.
+            self._shutdown()
+            outcome = Outcome(
+                cause=Cause.POD_LOST,
+                code=int(ExitCode.PREEMPTED),
+                message=f"the workers of round {offered.number} could not be started: {error}",
+                at=time.time(),
+            )
+            logger.warning("%s", outcome.message)
+            now = time.monotonic()
+            self._session.announce(AgentPhase.FAILED, outcome, failed_at=now)
         else:
             where = place(self._current(), self._session.settings.uid)
             logger.info(

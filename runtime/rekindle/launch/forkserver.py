@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -48,6 +49,9 @@ class Process(Protocol):
 
     def wait(self, seconds: float) -> int | None:
         """Wait for its end, so long at most; as ``poll``."""
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it, if it runs; from any thread."""
 
     @property
     def file(self) -> int | None:
@@ -89,6 +93,11 @@ class Fresh:
             return self._closed(self._process.wait(seconds))
         return None
 
+    def send(self, number: signal.Signals) -> None:
+        """Signal it."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            self._process.send_signal(number)
+
     def _closed(self, code: int | None) -> int | None:
         if code is not None and self.file is not None:
             os.close(self.file)
@@ -104,6 +113,7 @@ class Forked:
         self._pidfd = pidfd
         self._server = server
         self._code: int | None = None
+        self._lock = threading.Lock()
 
     @property
     def file(self) -> int | None:
@@ -124,14 +134,21 @@ class Forked:
             if code is None and self._server.file is None and _readable(self._pidfd, 0.0):
                 code = -int(signal.SIGKILL)
             if code is not None:
-                self._code = code
-                os.close(self._pidfd)
+                with self._lock:
+                    self._code = code
+                    os.close(self._pidfd)
                 break
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
             _readable(self._pidfd if self._server.file is None else self._server.file, left)
         return self._code
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it."""
+        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
+            if self._code is None:
+                signal.pidfd_send_signal(self._pidfd, number)
 
 
 class Child(Protocol):
@@ -180,6 +197,9 @@ class _Forked:
 def _fork(
     start: Start, own: socket.socket, other: socket.socket, like_this: Callable[[], None]
 ) -> _Forked:
+    # What is buffered would be written by both.
+    sys.stdout.flush()
+    sys.stderr.flush()
     with warnings.catch_warnings():
         # Python from 3.12 on warns of threads, which native libraries have and look after.
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -28,6 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from rekindle.contract import ENV_CHECKPOINT_URI
 from rekindle.launch.imports import Import, Top, top_of
 from rekindle.launch.variables import OF_A_WORKER
 
@@ -38,9 +39,13 @@ BASE = (
     "torch.distributed",
     "torch.nn.parallel",
     "torch.utils.data",
+    # The first step of an optimizer imports it.
+    "torch.profiler._cupti_monitor",
     "rekindle.trainer",
 )
 """What any script needs, or is soon to."""
+OF_STORES = {"s3": "rekindle.checkpoint.s3"}
+"""What a store needs in addition, by the scheme of its URI."""
 EVERYTHING = "*"
 """In place of a name: none of the script's imports."""
 
@@ -60,7 +65,7 @@ class Preloaded:
 
 def import_base() -> None:
     """Import ``BASE``; what cannot be had is missed later, where it matters."""
-    for name in BASE:
+    for name in _base():
         _try(Import(name), [])
 
 
@@ -68,7 +73,7 @@ def preload(command: Sequence[str], without: Sequence[str] = ()) -> Preloaded:
     """Import ``BASE`` and what the script imports at its top, except the packages ``without``."""
     failed: list[str] = []
     unfit: dict[str, str] = {}
-    for name in BASE:
+    for name in _base():
         _try(Import(name), failed)
     before = set(sys.modules)
     if EVERYTHING not in without:
@@ -83,6 +88,11 @@ def preload(command: Sequence[str], without: Sequence[str] = ()) -> Preloaded:
                     reads.clear()
     own = [module for name, module in list(sys.modules.items()) if name not in before]
     return Preloaded(files=_files(own), failed=tuple(failed), unfit=unfit)
+
+
+def _base() -> list[str]:
+    scheme = os.environ.get(ENV_CHECKPOINT_URI, "").partition(":")[0]
+    return [*BASE, *(module for name, module in OF_STORES.items() if name == scheme)]
 
 
 def changed(files: Mapping[str, tuple[int, int]]) -> str | None:

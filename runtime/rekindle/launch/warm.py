@@ -90,6 +90,8 @@ def _again(start: Start, unfit: Mapping[str, str], environment: Mapping[str, str
     known = {**start.unfit, **unfit}
     if start.attempt >= ATTEMPTS:
         known[EVERYTHING] = f"after {start.attempt} attempts without some of them"
+    for file in (start.socket, *start.memory):
+        os.set_inheritable(file, True)
     arguments = arguments_of(replace(start, unfit=known, attempt=start.attempt + 1))
     os.execve(sys.executable, arguments, dict(environment))
 

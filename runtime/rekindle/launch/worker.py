@@ -27,7 +27,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import replace
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import NoReturn
 
 from rekindle.control import ControlPage
@@ -54,6 +54,9 @@ def prepare(command: Sequence[str]) -> None:
 
 def main(command: Sequence[str]) -> None:
     """Run ``script args...`` or ``-m module args...``; returns when the script does."""
+    if "__mp_main__" in sys.modules:
+        # What multiprocessing, when it was imported, took for the main program.
+        sys.modules["__mp_main__"] = _MainAlias("__mp_main__")
     page = ControlPage.from_environment()
     if page is not None:
         stacks.prepare(page.directory, int(os.environ.get("RANK", "0")))
@@ -74,6 +77,13 @@ def main(command: Sequence[str]) -> None:
             leave_word(page, error)
         sys.excepthook(type(error), error, user_frames(error.__traceback__))
         sys.exit(1)
+
+
+class _MainAlias(ModuleType):
+    """Another name of ``__main__``, whichever that is: spawned processes pickle by it."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys.modules["__main__"], name)
 
 
 def die_with(parent: int) -> None:

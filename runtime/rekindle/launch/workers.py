@@ -90,11 +90,9 @@ class Workers:
         return known if len(known) == len(files) else None
 
     def send(self, number: signal.Signals) -> None:
-        """Signal the workers that run."""
+        """Signal the workers that run; from any thread."""
         for process in self._processes:
-            if process.poll() is None:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(process.pid, number)
+            process.send(number)
 
     def kill(self) -> None:
         """Kill the workers and everything that they have started, and do not wait."""

@@ -265,10 +265,12 @@ def start_pod(tmp_path: Path) -> Iterator[StartPod]:
         to: FakeCoordinator | None = None,
         environment: dict[str, str] | None = None,
         python: tuple[str, ...] = (),
+        files: dict[str, str] | None = None,
     ) -> Pod:
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "train.py").write_text(script)
+        for path, text in {"train.py": script, **(files or {})}.items():
+            (folder / path).write_text(text)
         variables = {"SHARED": str(tmp_path)}
         if to is not None:
             variables |= {
