@@ -273,6 +273,9 @@ def _note_incident(
             # Agents have yet to tell in which round a pod was that is going: it would be charged
             # as one outside of any now, and as a member of its round then.
             return record, (), None, incidents.Detection()
+    record, verdict = _note_explanations(job, record, observed, now)
+    if verdict is not None:
+        return record, (), verdict, incidents.Detection()
     fresh: list[Incident] = []
     known = record.incidents
     step = record.progress.step if record.progress else 0
@@ -300,6 +303,41 @@ def _note_incident(
         known = (*known, incident)  # not those of the record: the oldest may have left it just now
         if not verdict.retry:
             return record, tuple(fresh), verdict, incidents.Detection()
+
+
+def _note_explanations(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> tuple[Record, incidents.Verdict | None]:
+    """Take over what has been said since about pods that vanished; a verdict if that ends the job.
+
+    The budget that has paid gets it back, and the one of the cause pays.
+    """
+    for index, incident in enumerate(record.incidents):
+        better = incidents.explained(incident, observed)
+        if better is None:
+            continue
+        verdict = None
+        history, counts = record.history, dict(record.counts or {})
+        if better.klass != incident.klass:
+            history = incidents.uncharge(history, incident)
+            verdict = incidents.judge(
+                job,
+                better,
+                history,
+                checkpoint=record.checkpoint.step if record.checkpoint else None,
+                started=record.first_step_at is not None,
+                training=False,
+                now=now,
+            )
+            better = replace(better, action=verdict.action)
+            history = incidents.charge(history, better, job, now)
+            counts[incident.klass] = max(counts.get(incident.klass, 0) - 1, 0)
+            counts[better.klass] = counts.get(better.klass, 0) + 1
+        known = (*record.incidents[:index], better, *record.incidents[index + 1 :])
+        record = replace(record, incidents=known, history=history, counts=counts)
+        if verdict is not None and not verdict.retry:
+            return record, verdict
+    return record, None
 
 
 def _note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
@@ -391,7 +429,7 @@ def _measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident
     fresh: dict[int, Incident] = {}
     for index, incident in enumerate(record.incidents):
         if number and incident.recovered_in == number and incident.round and not incident.recovery:
-            found = recovery.measured(observed, incident.at)
+            found = recovery.measured(observed, incident.at, incident.victims)
             if found is None:
                 break
             fresh[index] = replace(incident, recovery=found.seconds, restored=found.restored)
@@ -517,7 +555,7 @@ def _unwanted_pods(
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     doomed: list[Deletion] = []
     for pod in observed.pods:
-        if (pod.alive and observed.node_lost(pod)) or (pod.lingers and not pod.deleting):
+        if (not pod.told and observed.node_lost(pod)) or (pod.lingers and not pod.deleting):
             doomed.append(_deletion(observed, pod))
         elif not pod.alive or pod.deleting:
             continue
@@ -553,7 +591,7 @@ def _deletion(observed: Observed, pod: Pod) -> Deletion:
 
     The fence of the checkpoint store keeps what may still run there from doing harm.
     """
-    force = pod.alive and observed.node_lost(pod)
+    force = not pod.told and observed.node_lost(pod)
     return Deletion(name=pod.name, uid=pod.uid, force=force)
 
 
@@ -598,6 +636,7 @@ def _dump_directives(observed: Observed) -> dict[str, Directive]:
             kind=DirectiveKind.DUMP, round=current.number, reason="a worker does not get on"
         )
         for member in current.members
+        if member.uid in observed.agents
     }
 
 
@@ -771,7 +810,7 @@ def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: fl
     running = [
         pod
         for pod in observed.pods
-        if (pod.alive or pod.lingers) and (not pod.deleting or _deletion(observed, pod).force)
+        if (not pod.told or pod.lingers) and (not pod.deleting or _deletion(observed, pod).force)
     ]
     late = since >= END_SECONDS
     doomed = [pod for pod in running if late and job.clean_pods != "None"]
