@@ -18,7 +18,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from aiohttp import ClientError
@@ -260,7 +260,10 @@ class Controller:
         self.coordinator.keep_agents(key, known)
         state.retired &= known
         return Observed(
-            pods=tuple(sorted(state.parsed.values(), key=lambda p: (p.slot, p.incarnation))),
+            pods=tuple(
+                replace(pod, vanished_at=room.vanished.get(pod.uid))
+                for pod in sorted(state.parsed.values(), key=lambda p: (p.slot, p.incarnation))
+            ),
             nodes=dict(self._nodes) if self._nodes is not None else None,
             agents=dict(room.agents),
             round=room.round,

@@ -6,6 +6,11 @@ current round and a directive. All of it is memory only, and all of it comes bac
 from the agents themselves, since every report repeats the round that the agent is in: the highest
 number reported is the current round.
 
+A pod also holds a connection open on which nothing is said, its lifeline, from a first process that
+is small: the kernel closes it within a millisecond of that process's end, while the kubelet may
+need a second or more to tell. A lifeline that breaks without a goodbye, and is not there again at
+once, is thus the first word of a lost pod; the kubelet's comes later and says why.
+
 A pod proves with its job's secret that it belongs to the job; the secret's value comes from the API
 server and is compared in constant time. A pod that the operator does not see as a live pod of the
 job is answered 409 and tries again: after a restart the caches are not filled yet.
@@ -21,9 +26,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from aiohttp import web
+from aiohttp import ClientError, web
 
-from rekindle.contract import AgentReport, Directive, Round, View
+from rekindle.contract import LIFELINE, AgentReport, Directive, Round, View
 from rekindle_operator import metrics
 from rekindle_operator.observed import Agent
 
@@ -33,6 +38,10 @@ MAX_WAIT = 60.0
 """Longest time in seconds that a watch is held open."""
 MAX_BODY = 256 * 1024
 """A report is a few kilobytes; more is refused."""
+SILENCE = 60.0
+"""Seconds without a beat after which a pod's lifeline means nothing any more."""
+RETURN = 0.02
+"""Seconds for a pod whose lifeline broke to come back: one that lives does so at once."""
 PROGRESS_INTERVAL = 1.0
 """Seconds between two reconciles of a job of which only the progress has changed."""
 
@@ -53,6 +62,10 @@ class JobRoom:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Replaced and set whenever views may differ."""
     progress_due: float = 0.0
+    lifelines: dict[str, object] = field(default_factory=dict)
+    """By uid: one that is open, each an object of its own."""
+    vanished: dict[str, float] = field(default_factory=dict)
+    """By uid: when a lifeline broke, and did not come back."""
 
     def view(self, uid: str) -> View:
         """What the pod with this uid may see. Its version is a digest of its content."""
@@ -126,6 +139,7 @@ class Coordinator:
         """Drop the reports of all other pods."""
         room = self.room(job)
         room.agents = {uid: agent for uid, agent in room.agents.items() if uid in uids}
+        room.vanished = {uid: at for uid, at in room.vanished.items() if uid in uids}
         metrics.AGENTS.set(sum(len(room.agents) for room in self._rooms.values()))
 
     def application(self) -> web.Application:
@@ -134,6 +148,7 @@ class Coordinator:
         path = "/v1/namespaces/{namespace}/jobs/{job}/pods/{pod}"
         app.router.add_post(path, self._report)
         app.router.add_get(path, self._watch)
+        app.router.add_post(path + LIFELINE, self._lifeline)
         return app
 
     async def _admit(self, request: web.Request) -> JobKey:
@@ -163,6 +178,44 @@ class Coordinator:
         self._note(job, report, time.time())
         return web.json_response(self.room(job).view(report.uid).to_json())
 
+    async def _lifeline(self, request: web.Request) -> web.Response:
+        """Hold the connection for as long as a pod lives; the body's end says goodbye."""
+        job = await self._admit(request)
+        pod, uid = request.match_info["pod"], request.query.get("uid", "")
+        if not self._is_live(job, pod, uid):
+            raise _refusal(409, f"{pod} ({uid}) is no live pod of this job (yet)")
+        room, own = self.room(job), object()
+        room.lifelines[uid] = own
+        if room.vanished.pop(uid, None) is not None:
+            logger.warning("%s/%s: %s is there again", *job, pod)
+            self._wake(job, 0.0)
+        try:
+            async with asyncio.timeout(SILENCE) as limit:
+                while await request.content.readany():
+                    limit.reschedule(asyncio.get_running_loop().time() + SILENCE)
+        except TimeoutError:
+            pass  # Half of a connection, or a proxy that holds beats back: it says nothing.
+        except (OSError, ClientError, asyncio.CancelledError) as error:
+            if request.transport is None:
+                loop = asyncio.get_running_loop()
+                loop.call_later(RETURN, self._vanished, job, pod, uid, own, time.time())
+            if isinstance(error, asyncio.CancelledError):
+                raise  # A runner may cancel those whose client is gone.
+            return web.Response()
+        if room.lifelines.get(uid) is own:
+            del room.lifelines[uid]
+        return web.Response()
+
+    def _vanished(self, job: JobKey, pod: str, uid: str, own: object, at: float) -> None:
+        """A lifeline broke a moment ago: unless it is there again, so did the pod."""
+        room = self._rooms.get(job)
+        if room is None or room.lifelines.get(uid) is not own:
+            return
+        del room.lifelines[uid]
+        if self._is_live(job, pod, uid):
+            room.vanished[uid] = at
+            self._wake(job, 0.0)
+
     def _note(self, job: JobKey, report: AgentReport, now: float) -> None:
         """Keep a report; ask for a reconcile at once if it says something new, else soon."""
         room = self.room(job)
@@ -180,6 +233,7 @@ class Coordinator:
             phase_since=since,
             hang_since=hang_since,
             leaves_at=_leaves_at(old, report, now),
+            noticed_at=_noticed_at(old, report, now),
         )
         if report.round and (room.round is None or report.round.number > room.round.number):
             # An operator that has just started learns the current round from its members.
@@ -224,6 +278,12 @@ def _leaves_at(old: Agent | None, report: AgentReport, now: float) -> float | No
     known = old.leaves_at if old else None
     told = now + report.notice_seconds
     return told if known is None else min(known, told)
+
+
+def _noticed_at(old: Agent | None, report: AgentReport, now: float) -> float | None:
+    if report.notice is None:
+        return None
+    return now if old is None or old.noticed_at is None else old.noticed_at
 
 
 def _key(report: AgentReport) -> str | None:

@@ -35,6 +35,9 @@ SETTLE_HANG = 5.0
 KEEP = 20
 """Incidents kept in the status."""
 
+UNEXPLAINED = "its first process has died, of what is not known yet"
+"""Ends the evidence of a lost pod until the kubelet says more."""
+
 USER = {
     Cause.USER_ERROR,
     Cause.OUT_OF_MEMORY,
@@ -364,9 +367,9 @@ def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
         return Cause.PREEMPTED, f"{pod.name}: {pod.disruption}", None
     if observed.node_lost(pod):
         return Cause.NODE_LOST, f"{pod.name}: {observed.node_going(pod)}", None
-    if pod.forced and pod.alive:
+    if pod.forced and not pod.told:
         return Cause.POD_LOST, f"{pod.name} was deleted by force, without time to save", None
-    going = observed.going(pod) if pod.alive else None
+    going = None if pod.told else observed.going(pod)
     if going:
         return Cause.PREEMPTED, f"{pod.name}: {going}", None
     agent = observed.agents.get(pod.uid)
@@ -376,6 +379,8 @@ def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
         return Cause.PREEMPTED, f"{pod.name} was told to go (SIGTERM){code}", None
     if node_going := observed.node_going(pod):
         return Cause.PREEMPTED, f"{pod.name}: {node_going}", None
+    if not pod.told and pod.vanished_at is not None:
+        return Cause.POD_LOST, f"{pod.name}: {UNEXPLAINED}", None
     if pod.exit_reason == "OOMKilled":
         text = f"{pod.name} was killed for using more memory than its limit (OOMKilled)"
         return Cause.OUT_OF_MEMORY, text, None
@@ -392,6 +397,26 @@ def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
     if pod.exit_reason:
         return Cause.POD_LOST, f"{pod.name}: {pod.exit_reason} {pod.exit_message}".strip(), None
     return Cause.POD_LOST, f"{pod.name} failed without saying why", None
+
+
+def explained(incident: Incident, observed: Observed) -> Incident | None:
+    """The incident of a pod that had vanished, as what has been said since tells it; None if none.
+
+    Training has gone on meanwhile: the kubelet takes its time.
+    """
+    if not incident.evidence.endswith(UNEXPLAINED):
+        return None
+    pod = next((pod for pod in observed.pods if pod.name == incident.victims[0]), None)
+    if pod is None or not (pod.told or observed.node_lost(pod)):
+        return None
+    cause, evidence, reason = _why_pod(observed, pod)
+    return replace(incident, cause=cause, evidence=evidence, reason=reason)
+
+
+def uncharge(history: History, incident: Incident) -> History:
+    """The history without an incident of the class infrastructure."""
+    kept = tuple(at for at in history.infrastructure if abs(at - incident.at) > 0.01)
+    return replace(history, infrastructure=kept)
 
 
 def _why_outcome(outcome: Outcome) -> tuple[Cause, str, str | None]:

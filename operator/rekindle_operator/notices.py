@@ -27,6 +27,8 @@ NOT_READY = "node.kubernetes.io/not-ready"
 UNREACHABLE = "node.kubernetes.io/unreachable"
 SHUTDOWN = "NodeShutdown"
 """Our name for what the kubelet says by Ready=False alone: it is shutting the machine down."""
+SHUTDOWN_SECONDS = 15.0
+"""What a kubelet leaves pods when its machine goes down; GKE's figure, the least of all."""
 PATIENCE = 30.0
 """Seconds for which a node may be not ready without being left: a kubelet that starts anew is."""
 
@@ -75,7 +77,7 @@ SOURCES: Mapping[str, Source] = {
     ),
     # Conditions. The taint of a node that is not ready says the same as its condition.
     NOT_READY: Source(words="node is not ready", seconds=ADVICE),
-    SHUTDOWN: Source(words="node shuts down", seconds=15.0),
+    SHUTDOWN: Source(words="node shuts down", seconds=SHUTDOWN_SECONDS),
     "PreemptScheduled": Source(words="Azure takes the spot machine back", seconds=30.0),
     "TerminateScheduled": Source(words="Azure deletes the machine", seconds=300.0),
     "RedeployScheduled": Source(words="Azure moves the machine", seconds=600.0),

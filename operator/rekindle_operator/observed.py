@@ -85,11 +85,18 @@ class Pod:
     outcome: Outcome | None = None
     """The termination message, when the agent wrote one."""
     finished_at: float | None = None
+    vanished_at: float | None = None
+    """When its lifeline broke, of which the kubelet may tell later or never."""
+
+    @property
+    def told(self) -> bool:
+        """Whether the kubelet has said that it is through."""
+        return self.phase in {"Succeeded", "Failed"} or self.exit_code is not None
 
     @property
     def finished(self) -> bool:
         """Whether it is through: with a sidecar, the container that trains may be so alone."""
-        return self.phase in {"Succeeded", "Failed"} or self.exit_code is not None
+        return self.told or self.vanished_at is not None
 
     @property
     def succeeded(self) -> bool:
@@ -104,7 +111,7 @@ class Pod:
     @property
     def lingers(self) -> bool:
         """Whether other containers still run although training in it has ended."""
-        return self.finished and self.phase not in {"Succeeded", "Failed"}
+        return self.told and self.phase not in {"Succeeded", "Failed"}
 
     @property
     def alive(self) -> bool:
@@ -135,6 +142,8 @@ class Agent:
     """Since when it says that a worker hangs."""
     leaves_at: float | None = None
     """When its pod ends, once that was told to go: the earliest time that it has told."""
+    noticed_at: float | None = None
+    """Since when it says that its pod was told to go."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,18 +245,26 @@ class Observed:
                 )
             )
         if agent and agent.report.notice:
-            words = f"agent was told to go: {agent.report.notice}"
-            told = agent.report.notice_seconds
-            seconds = pod.grace if told is None else told
-            leaves_at = agent.leaves_at or agent.seen_at + seconds
-            found.append(
-                Notice(source="agent", words=words, at=leaves_at - seconds, seconds=seconds)
-            )
+            found.append(self._told(pod, agent))
         if pod.uid in self.slow:
             found.append(
                 Notice(source="slow", words=self.slow[pod.uid], at=self.now, seconds=ADVICE)
             )
         return tuple(found)
+
+    def _told(self, pod: Pod, agent: Agent) -> Notice:
+        """What an agent says of its pod's end.
+
+        A SIGTERM to a pod that nobody deletes comes from a machine that shuts down, which gives
+        pods less than they ask for, and does not say how much.
+        """
+        at = agent.seen_at if agent.noticed_at is None else agent.noticed_at
+        seconds = pod.grace if agent.leaves_at is None else max(agent.leaves_at - at, 0.1)
+        signal = agent.report.notice == "SIGTERM" and "SIGTERM" not in self.notice_seconds
+        if signal and not pod.deleting:
+            seconds = min(seconds, notices.SHUTDOWN_SECONDS)
+        words = f"agent was told to go: {agent.report.notice}"
+        return Notice(source="agent", words=words, at=at, seconds=seconds)
 
     def going(self, pod: Pod) -> str | None:
         """In words, why an alive pod has to go; None when it stays."""

@@ -15,7 +15,7 @@ operator's clock by when their report came in: nothing rests on clocks that agre
 was last to step decides, since all wait for it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from rekindle.contract import RECOVERY_PHASES, AgentReport, Timings
@@ -37,10 +37,13 @@ class Recovery:
         return sum(self.seconds.values())
 
 
-def measured(observed: Observed, noticed_at: float) -> Recovery | None:
+def measured(
+    observed: Observed, noticed_at: float, victims: Collection[str] = ()
+) -> Recovery | None:
     """What the members of the current round say, once all of them have made a step.
 
-    ``noticed_at`` is when the operator knew of the incident, in unix seconds. None while somebody
+    ``noticed_at`` is when the operator knew of the incident, in unix seconds, and ``victims`` are
+    the pods that it took, whose lifelines may have broken earlier. None while somebody
     has yet to step, or when no member measures (a plain script).
     """
     current = observed.round
@@ -58,7 +61,12 @@ def measured(observed: Observed, noticed_at: float) -> Recovery | None:
     agent, last = max(found, key=lambda item: item[0].seen_at - item[1].age + _stepped(item[1]))
     seen = agent.seen_at - last.age
     broken = max((timings.broken or 0.0 for _, timings in found), default=0.0)
-    began = min(noticed_at, seen - broken)
+    vanished = [
+        pod.vanished_at
+        for pod in observed.pods
+        if pod.name in victims and pod.vanished_at is not None
+    ]
+    began = min(noticed_at, seen - broken, *vanished)
     marks = [began, max(began, min(noticed_at, seen)), seen]
     for moment in (last.grouped or last.started, last.restored, last.stepped):
         at = marks[-1] if moment is None else max(marks[-1], seen + moment)

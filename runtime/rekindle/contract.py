@@ -10,7 +10,12 @@ The conversation between an agent (PID 1 of a pod, ``rekindle.launch``) and the 
     POST {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}            body: AgentReport -> View
     GET  {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}?version=V&wait=S             -> View
 
-Both carry ``Authorization: Bearer {token}``. A report is the agent's whole state and replaces the
+    POST {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}/lifeline?uid=U       a body without an end
+
+The last one is held by the pod's first process: a byte now and then, the end of the body when the
+pod ends by itself, and a connection that breaks when it is killed.
+
+All carry ``Authorization: Bearer {token}``. A report is the agent's whole state and replaces the
 one before: reporting twice is harmless, and a coordinator that has lost its memory knows everything
 again once each agent has reported. The GET answers when the view differs from version V, or after S
 seconds. Refusals: 401 for a wrong token, 404 for an unknown job, 409 for a pod that the operator
@@ -625,6 +630,10 @@ class View(Document):
             object.__setattr__(self, "round", Round.from_json(self.round))
         if self.directive is not None and not isinstance(self.directive, Directive):
             object.__setattr__(self, "directive", Directive.from_json(self.directive))
+
+
+LIFELINE = "/lifeline"
+"""Behind a pod's path, with ``?uid=``: a POST whose body goes on for as long as the pod lives."""
 
 
 def pod_path(namespace: str, job: str, pod: str) -> str:

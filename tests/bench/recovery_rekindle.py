@@ -54,7 +54,7 @@ def main() -> None:
         world=int(environment["WORLD_SIZE"]),
     )
     rk.seed_everything(7)
-    x = torch.randn(60_000, 32, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(12_000, 32, generator=torch.Generator().manual_seed(0))
     trainer = rk.Trainer(max_steps=10**9, global_batch_size=4 * chosen.lanes, seed=7)
     trainer.fit(
         Net(chosen.width, chosen.delay, chosen.lanes, log),

@@ -366,10 +366,111 @@ def test_a_deadline_that_stays_is_told_once_and_an_earlier_one_at_once(fresh, to
 
 def test_the_earliest_end_that_a_pod_has_told_counts_and_is_news_once():
     bench = Bench()
-    for seconds in (30.0, 20.0, 29.0):
+    for at, seconds in ((1000.0, 30.0), (1001.0, 19.0), (1002.0, 28.0)):
         told = report(notice="SIGTERM", notice_seconds=seconds)
-        bench.coordinator._note(JOB, told, 1000.0)
-    assert bench.room.agents["uid-digits-0"].leaves_at == 1020.0
+        bench.coordinator._note(JOB, told, at)
+    agent = bench.room.agents["uid-digits-0"]
+    assert (agent.noticed_at, agent.leaves_at) == (1000.0, 1020.0)
     assert len(bench.wakes) == 1
-    bench.coordinator._note(JOB, report(), 1001.0)
-    assert bench.room.agents["uid-digits-0"].leaves_at is None
+    bench.coordinator._note(JOB, report(), 1003.0)
+    agent = bench.room.agents["uid-digits-0"]
+    assert (agent.noticed_at, agent.leaves_at) == (None, None)
+
+
+@asynccontextmanager
+async def lifeline(bench, *, uid="uid-digits-0"):
+    """A pod's open connection: how to say goodbye, and how to break it."""
+    server = bench.client.server
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    path = contract.pod_path("ml", "digits", "digits-0") + contract.LIFELINE
+    writer.write(
+        f"POST {path}?uid={uid} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n".encode()
+    )
+    await writer.drain()
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def test_a_lifeline_that_breaks_tells_of_a_lost_pod():
+    async def scenario(bench):
+        async with lifeline(bench):
+            await until(lambda: bench.room.lifelines)
+            assert not bench.room.vanished
+        await until(lambda: bench.room.vanished)
+        assert list(bench.room.vanished) == ["uid-digits-0"]
+        assert bench.wakes == [(JOB, 0.0)]
+
+    with_bench(scenario)
+
+
+def test_one_that_is_back_at_once_tells_nothing(monkeypatch):
+    monkeypatch.setattr(module, "RETURN", 0.2)
+
+    async def scenario(bench):
+        async with lifeline(bench):
+            await until(lambda: bench.room.lifelines)
+            first = dict(bench.room.lifelines)
+        async with lifeline(bench):
+            await until(lambda: bench.room.lifelines != first)
+            await asyncio.sleep(0.3)
+            assert not bench.room.vanished
+            assert not bench.wakes
+
+    with_bench(scenario)
+
+
+def test_one_that_comes_back_late_makes_the_pod_live_again(monkeypatch):
+    monkeypatch.setattr(module, "RETURN", 0.0)
+
+    async def scenario(bench):
+        async with lifeline(bench):
+            await until(lambda: bench.room.lifelines)
+        await until(lambda: bench.room.vanished)
+        async with lifeline(bench):
+            await until(lambda: not bench.room.vanished)
+            assert bench.wakes == [(JOB, 0.0)] * 2
+
+    with_bench(scenario)
+
+
+def test_a_goodbye_is_no_loss(monkeypatch):
+    monkeypatch.setattr(module, "RETURN", 0.0)
+
+    async def scenario(bench):
+        async with lifeline(bench) as (reader, writer):
+            writer.write(b"0\r\n\r\n")
+            assert b"200" in await reader.readline()
+        assert not bench.room.lifelines
+        assert not bench.room.vanished
+        assert not bench.wakes
+
+    with_bench(scenario)
+
+
+def test_silence_ends_a_lifeline_and_tells_nothing(monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.05)
+    monkeypatch.setattr(module, "RETURN", 0.0)
+
+    async def scenario(bench):
+        async with lifeline(bench) as (reader, _):
+            assert b"200" in await reader.readline()
+        assert not bench.room.vanished
+
+    with_bench(scenario)
+
+
+def test_the_lifeline_of_an_unknown_pod_is_refused():
+    async def scenario(bench):
+        async with lifeline(bench, uid="uid-of-another") as (reader, _):
+            assert b"409" in await reader.readline()
+        assert not bench.room.lifelines
+
+    with_bench(scenario)

@@ -126,6 +126,24 @@ def test_without_a_replacement_training_goes_on_until_the_deadline_nears(world, 
     assert w.restarts == (0, 0, 1)
 
 
+@pytest.mark.parametrize(
+    ("source", "capacity", "after"),
+    [
+        ("file: rack 7 moves", {}, 20),
+        ("SIGTERM", {}, 7.5),
+        ("SIGTERM", {"notices": [{"sign": "SIGTERM", "seconds": 40}]}, 20),
+    ],
+    ids=["a file", "a machine that shuts down", "a machine that is known"],
+)
+def test_what_only_the_agent_was_told_has_a_deadline_too(world, source, capacity, after):
+    w = full(world, capacity=capacity)
+    w.tell("digits-1", source, seconds=40.0).run(after - 1, pace=0.5)
+    assert len(w.rounds) == 1
+    w.run(1.5, pace=0.5)
+    assert [m.pod for m in w.rounds[1].members] == ["digits-0", "digits-2"]
+    assert w.last["stepsLost"] == 0
+
+
 def test_nobody_is_hurried_by_an_advice(world):
     w = full(world)
     w.taint("digits-1", REBALANCE).run(600, pace=5)

@@ -7,17 +7,37 @@ of it ends at the same time instead of one after the other, and the survivors go
 earlier. So PID 1 is this interpreter as it is before anything is imported, and does what PID 1 has
 to do: it hands signals on, buries orphans, and ends with the agent's exit code.
 
+It also holds the pod's lifeline, a connection to the coordinator on which nothing is said: the
+kernel closes it when this process is killed, which is the first word of that anywhere. One that
+breaks for another reason is there again within milliseconds; a pod that ends by itself says
+goodbye by ending the body.
+
 Signals stay blocked from before the fork until the agent has its handlers (see ``signals``): one
 that comes in between is not lost and does not kill.
 """
 
+import contextlib
 import ctypes
 import os
+import random
 import signal
+import socket
 import sys
+import threading
+import time
 from typing import NoReturn
+from urllib.parse import quote, urlsplit
 
-from rekindle.contract import ENV_COORDINATOR
+from rekindle.contract import (
+    ENV_COORDINATOR,
+    ENV_JOB,
+    ENV_NAMESPACE,
+    ENV_POD,
+    ENV_POD_UID,
+    ENV_TOKEN,
+    LIFELINE,
+    pod_path,
+)
 
 FORWARDED = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
@@ -25,6 +45,11 @@ FORWARDED = frozenset(
 """What a container runtime or people may send to PID 1."""
 HANDLED = frozenset({signal.SIGTERM, signal.SIGINT})
 """What the agent has handlers for: the rest is its own business from the start."""
+BEAT = 15.0
+"""Seconds between two bytes on the lifeline, for those on the way that forget idle connections."""
+CONNECT_SECONDS = 2.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.001, 3.0
+"""Seconds before a lifeline that broke or was refused is tried again; doubling from the first."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -49,6 +74,8 @@ def stand_before_the_agent() -> None:
 
 def _attend(child: int) -> NoReturn:
     """Be PID 1 until the agent has ended."""
+    lifeline = Lifeline()
+    threading.Thread(target=lifeline.hold, name="lifeline", daemon=True).start()
     while True:
         number = signal.sigwait(FORWARDED | {signal.SIGCHLD})
         if number != signal.SIGCHLD:
@@ -58,6 +85,77 @@ def _attend(child: int) -> NoReturn:
             pid, status = os.waitpid(-1, os.WNOHANG)  # the agent is there until the line below
             if pid == child:
                 code = os.waitstatus_to_exitcode(status)
+                if code >= 0:
+                    lifeline.end()
                 os._exit(128 - code if code < 0 else code)
             if pid == 0:
                 break
+
+
+class Lifeline:
+    """A request whose body goes on for as long as this process lives."""
+
+    def __init__(self) -> None:
+        names = (ENV_NAMESPACE, ENV_JOB, ENV_POD, ENV_POD_UID, ENV_TOKEN)
+        namespace, job, pod, uid, token = (os.environ.get(name, "") for name in names)
+        self._url = urlsplit(os.environ[ENV_COORDINATOR].rstrip("/"))
+        path = self._url.path + pod_path(namespace, job, pod) + LIFELINE
+        self._head = (
+            f"POST {path}?uid={quote(uid)} HTTP/1.1\r\nHost: {self._url.netloc}\r\n"
+            f"Authorization: Bearer {token}\r\nContent-Type: application/octet-stream\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n"
+        ).encode("latin-1", "replace")
+        self._connection: socket.socket | None = None
+        self._begins = threading.Lock()
+        """Held while a request is sent: its end must not come before it."""
+
+    def hold(self) -> NoReturn:
+        """Keep a connection open for ever."""
+        pause = FIRST_PAUSE
+        while True:
+            began = time.monotonic()
+            with contextlib.suppress(OSError, ValueError):
+                self._hold_one()
+            if time.monotonic() - began > 1:
+                pause = FIRST_PAUSE  # it was accepted: whatever broke it, be back at once
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    def end(self) -> None:
+        """Say that this process ends because the pod is through."""
+        self._begins.acquire(timeout=1.0)
+        with contextlib.suppress(OSError, ValueError):
+            if self._connection is not None:
+                self._connection.sendall(b"0\r\n\r\n")
+
+    def _hold_one(self) -> None:
+        """Open a connection, and return when it is of no use any more."""
+        secure = self._url.scheme == "https"
+        host, port = self._url.hostname or "", self._url.port or (443 if secure else 80)
+        with contextlib.ExitStack() as stack:
+            connection = stack.enter_context(
+                socket.create_connection((host, port), CONNECT_SECONDS)
+            )
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * BEAT))
+            if secure:
+                import ssl  # not for a pod that talks in the clear: it is large
+
+                context = ssl.create_default_context()
+                connection = stack.enter_context(
+                    context.wrap_socket(connection, server_hostname=host)
+                )
+            with self._begins:
+                connection.sendall(self._head)
+                self._connection = connection
+            connection.settimeout(BEAT)
+            try:
+                while True:
+                    try:
+                        connection.recv(1024)
+                    except TimeoutError:
+                        connection.sendall(b"1\r\n\n\r\n")
+                    else:
+                        return  # an answer: it is refused, or the coordinator goes
+            finally:
+                self._connection = None

@@ -1,8 +1,10 @@
 """PID 1 of a pod hands signals on, ends with the agent and as the agent did, and takes it along."""
 
+import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +30,11 @@ def pod(body: str, coordinator: str = "http://127.0.0.1:1") -> Iterator[subproce
     environment = {**os.environ, ENV_COORDINATOR: coordinator}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM + body], env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PROGRAM + body],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         try:
             yield process
@@ -95,3 +101,50 @@ def test_a_notice_from_before_the_agent_listens_is_kept_for_it():
 def test_without_an_operator_the_agent_is_the_first_process_itself():
     with pod(WAITS, coordinator="") as process:
         assert agent_of(process) == process.pid
+
+
+@contextmanager
+def coordinator() -> Iterator[tuple[str, socket.socket]]:
+    """Something that accepts lifelines; its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", server
+
+
+def said(connection: socket.socket) -> bytes:
+    """Everything up to the end of a connection."""
+    connection.settimeout(10)
+    parts = []
+    with connection, contextlib.suppress(ConnectionResetError):
+        while part := connection.recv(4096):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_its_lifeline_breaks_when_it_is_killed():
+    with coordinator() as (url, server), pod(WAITS, coordinator=url) as process:
+        connection, _ = server.accept()
+        agent_of(process)
+        assert b"/lifeline?uid=" in connection.recv(4096)
+        process.kill()
+        assert said(connection) == b""
+
+
+def test_it_says_goodbye_when_the_agent_is_through():
+    body = "print(os.getpid(), flush=True)\nsys.stdin.read()\nos._exit(0)"
+    with coordinator() as (url, server), pod(body, coordinator=url) as process:
+        agent_of(process)
+        connection, _ = server.accept()
+        assert connection.recv(4096)
+        assert process.stdin is not None
+        process.stdin.close()
+        assert said(connection).endswith(b"0\r\n\r\n")
+        assert process.wait(10) == 0
+
+
+def test_a_lifeline_that_breaks_is_there_again():
+    with coordinator() as (url, server), pod(WAITS, coordinator=url):
+        for _ in range(3):
+            connection, _ = server.accept()
+            assert connection.recv(4096)
+            connection.close()
