@@ -140,6 +140,11 @@ class Keeper:
         self._seen = (step, productive)
         self._cost = time.perf_counter() - began
 
+    def passed(self, batches: int) -> None:
+        """So many batches went by between two steps: work that is not to be lost either."""
+        if self._seen is not None:
+            self.due_at = max(self._seen[0] + 1, self.due_at - batches)
+
     def holds(self, step: int) -> bool:
         """Whether this rank keeps the copy of a step in its pod's memory."""
         return self._memory is not None and self._held == step

@@ -213,6 +213,8 @@ def validate(run: Run) -> None:
     if values is None:
         leave(run)
     run.validating = False
+    if run.session is not None and run.session.keeper is not None:
+        run.session.keeper.passed(run.validation.batches // run.world.size)
     _publish(run, values)
     run.console.say(f"step {run.step}: " + ("  ".join(f"{n} {v:.4f}" for n, v in values.items())))
 

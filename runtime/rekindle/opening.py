@@ -53,6 +53,11 @@ class Opening:
         self.error: Exception | None = None
         threading.Thread(target=self._run, name="rekindle-opening", daemon=True).start()
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether it has ended well."""
+        return self._done.is_set() and self.error is None
+
     def wait(self, seconds: float) -> bool:
         """Whether it has ended, with a result or an error, at most so much later."""
         self._hurry.set()

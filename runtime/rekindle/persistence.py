@@ -668,6 +668,11 @@ class Session:
         """Copy the state into the pods' memory; collective, see `Keeper.take`."""
         if self.keeper is None:
             return
+        opening = None if must else self._opening
+        if opening is not None and all(self.world.gather(opening.succeeded)):
+            # As soon as the store is there: the first save finds its own memory touched then.
+            self.reached(0.0)
+            self.prepare(state, rank_state, None)
         line = self._line
         if self.saver is not None:
             line = Line(fence=self.fence, step=step, base=self._base)
@@ -706,7 +711,7 @@ class Session:
     @property
     def in_flight(self) -> int | None:
         """Step of a snapshot that is staged and not known to be durable yet."""
-        return None if self.pending == self.last_commit else self.pending
+        return None if self.saver is None or self.pending == self.last_commit else self.pending
 
     def close(self, timeout: float) -> bool:
         """Let the save in flight end, at most `timeout` seconds; whether it did."""

@@ -63,6 +63,17 @@ def test_the_next_copy_is_as_far_as_steps_are_short(memory):
     assert newest.label.pace == keeper.due_at - 15
 
 
+def test_the_batches_of_a_validation_count_as_well(memory):
+    keeper = Keeper(ALONE, memory, "run", generation=1)
+    keeper.begin(0, 0.0, None)
+    take(keeper, 1, 0.1)
+    assert keeper.due_at == 11
+    keeper.passed(4)
+    assert keeper.due_at == 7
+    keeper.passed(50)
+    assert keeper.due_at == 2
+
+
 def test_who_begins_from_a_copy_goes_on_at_its_pace(memory):
     keeper = Keeper(ALONE, memory, "run", generation=1)
     keeper.begin(0, 0.0, None)

@@ -358,8 +358,8 @@ class HostMemory:
             while usable and sum(missing[:usable]) > free * memory.SHARE:
                 usable -= 1
         try:
-            for slot in self._slots[:usable]:
-                slot.reserve(capacity)
+            for index in range(usable):
+                self._grow(index, capacity)
         except OSError:
             return False
         self._usable = usable
@@ -434,15 +434,23 @@ class HostMemory:
         """A slot that holds nothing newer than the other, which holds no copy from now on."""
         others = [index for index in range(self._usable) if index != self._kept]
         index = min(others or range(1), key=self._number)
-        slot = self._slots[index]
-        slot.reserve(size + _TICKET_BYTES)
-        return index, slot.memory(size)
+        self._grow(index, size + _TICKET_BYTES)
+        return index, self._slots[index].memory(size)
 
     def _complete(self, index: int, label: Label, ticket: bytes) -> None:
+        self._grow(index, label.size + len(ticket))
         slot = self._slots[index]
-        slot.reserve(label.size + len(ticket))
         slot.complete(label.serial.generation << 40 | label.serial.number + 1, label.size, ticket)
         self._kept = index
+
+    def _grow(self, index: int, capacity: int) -> None:
+        """Let a slot take so much; what moves is no longer page-locked."""
+        if capacity <= self._slots[index].capacity:
+            return
+        address = self._registered.pop(index, None)
+        if address is not None:
+            torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]
+        self._slots[index].reserve(capacity)
 
     def _number(self, index: int) -> int:
         return int.from_bytes(os.pread(self._fds[index], 8, _NUMBER_AT), "little")
@@ -451,12 +459,12 @@ class HostMemory:
         """Page-lock the slot for copies from a GPU; whether they need not be waited for."""
         if not any(t.device.type == "cuda" for t in flat.tensors.values()):
             return False
-        address = view.data_ptr()
-        if self._registered.get(index) != address:
+        if index not in self._registered:
             cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            if int(cudart.cudaHostRegister(address, view.numel(), 0)) == 0:
+            address, size = view.data_ptr(), self._slots[index].capacity
+            if int(cudart.cudaHostRegister(address, size, 0)) == 0:
                 self._registered[index] = address
-        return self._registered.get(index) == address
+        return index in self._registered
 
 
 def _by_step(ref: CommitRef) -> tuple[int, int]:
