@@ -36,6 +36,8 @@ BASE = (
     "torch",
     # The first optimizer imports it: 800 modules, as long as torch itself takes.
     "torch._dynamo",
+    # Its generator must be known before anybody seeds it.
+    "numpy.random",
     "torch.distributed",
     "torch.nn.parallel",
     "torch.utils.data",
@@ -98,13 +100,6 @@ def _base() -> list[str]:
 def changed(files: Mapping[str, tuple[int, int]]) -> str | None:
     """Give a file that is not what it was, if there is one."""
     return next((path for path, stamp in files.items() if _stamp(path) != stamp), None)
-
-
-def script_folder(command: Sequence[str]) -> str | None:
-    """Give what ``python script.py`` puts first into ``sys.path``; None where it puts nothing."""
-    if command[0] == "-m" or sys.flags.safe_path:
-        return None
-    return os.path.dirname(os.path.realpath(command[0]))
 
 
 def script_top(command: Sequence[str]) -> Top:

@@ -14,14 +14,17 @@ from rekindle.launch.decision import (
     Exit,
     Facts,
     Join,
+    Ready,
     Terminate,
     Wait,
+    ask_at,
     decide,
     leave_by,
     outcome_of,
 )
 
 RUNNING, WAITING, FAILED = AgentPhase.RUNNING, AgentPhase.WAITING, AgentPhase.FAILED
+WARMING = AgentPhase.WARMING
 DONE, LEAVING = AgentPhase.DONE, AgentPhase.LEAVING
 STOP = Directive(kind=DirectiveKind.STOP, round=1, reason="test", code=70)
 
@@ -92,13 +95,49 @@ TABLE = {
         RUNS | {"attached": True, "asked_by": 27.0, "joinable": True} | NOTICED,
         Wait(27.0),
     ),
+    "noticed: training goes on while somebody sees to a replacement": (
+        RUNS | {"attached": True, "ask_at": 12.0, "now": 2.0} | NOTICED,
+        Wait(10.0),
+    ),
+    "noticed: nobody has said when": (
+        RUNS | {"attached": True, "ask_at": 12.0, "now": 12.0} | NOTICED,
+        Ask(27.0),
+    ),
+    "noticed: told when": (
+        RUNS | {"attached": True, "ask_at": 12.0, "now": 2.0, "save_by": 9.0} | NOTICED,
+        Ask(9.0),
+    ),
+    "noticed: a peer's notice comes first": (
+        RUNS | {"exits": (75, None), "stopped_at": 1.0, "ask_at": 12.0, "now": 2.0} | NOTICED,
+        Ask(27.0),
+    ),
+    "noticed: a round that counts on this pod all the same": (
+        RUNS | {"attached": True, "ask_at": 12.0, "joinable": True} | NOTICED,
+        Join(),
+    ),
+    "noticed: a round without this pod": (
+        RUNS | {"attached": True, "ask_at": 12.0, "excluded": True} | NOTICED,
+        End(WAITING),
+    ),
     "noticed: saved": (RUNS | {"exits": (75, 75)} | NOTICED, End(LEAVING, saved=True)),
     "noticed: killed at last": (
         RUNS | {"asked_by": 27.0, "terminated_at": 27.0, "now": 28.0} | NOTICED,
         End(LEAVING, saved=False),
     ),
     "leaving": ({"phase": LEAVING, "outcome": outcome(76), "stop": STOP}, Exit(76)),
+    "warming": ({"phase": WARMING, "warm": False}, Wait(FAR)),
+    "warming: a round has to wait": (
+        {"phase": WARMING, "warm": False, "joinable": True},
+        Wait(FAR),
+    ),
+    "warming: warm": ({"phase": WARMING, "warm": True}, Ready()),
+    "warming: noticed, nothing is lost": ({"phase": WARMING, "warm": False} | NOTICED, Exit(75)),
+    "warming: an order to stop": ({"phase": WARMING, "warm": False, "stop": STOP}, Exit(70)),
     "waiting": ({"phase": WAITING}, Wait(FAR)),
+    "waiting: a round, but the fork server has died": (
+        {"phase": WAITING, "joinable": True, "warm": False},
+        Wait(FAR),
+    ),
     "waiting: a round": ({"phase": WAITING, "joinable": True}, Join()),
     "waiting: tried in vain": (
         {"phase": WAITING, "joinable": True, "retry_at": 3.0, "now": 1.0},
@@ -134,6 +173,23 @@ def test_decides(facts, action):
 @pytest.mark.parametrize(("grace", "seconds"), [(30.0, 27.0), (4.0, 2.0), (0.0, 0.0)])
 def test_saving_gets_the_grace_less_a_margin_and_at_least_half(grace, seconds):
     assert leave_by(100.0, grace) == 100.0 + seconds
+
+
+@pytest.mark.parametrize(
+    ("heard_at", "save_seconds", "at"),
+    [
+        (None, None, 100.0),  # nobody to see to a replacement
+        (0.0, None, 102.0),  # no answer yet
+        (101.0, None, 103.0),  # it goes on if the next answer comes
+        (190.0, None, 110.0),  # half of the time, while nothing has been measured
+        (190.0, 0.1, 117.0),
+        (190.0, 4.0, 111.0),
+        (190.0, 60.0, 100.0),
+    ],
+)
+def test_a_noticed_pod_asks_when_nobody_answers_or_a_save_would_be_late(heard_at, save_seconds, at):
+    found = ask_at(noticed_at=100.0, heard_at=heard_at, leave_by=120.0, save_seconds=save_seconds)
+    assert found == at
 
 
 def ended(end: End, **values: Any) -> Outcome | None:

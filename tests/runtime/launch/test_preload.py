@@ -1,0 +1,130 @@
+"""What is imported ahead of time, and what must not be."""
+
+import os
+import sys
+import textwrap
+import threading
+
+import numpy.random  # noqa: F401  as in a fork server
+import pytest
+
+from rekindle.launch import preload
+
+HELD = threading.Event()
+
+
+@pytest.fixture
+def attempt(tmp_path, monkeypatch):
+    """attempt(module=..., script=...): preload a script with a helper; everything is undone."""
+    monkeypatch.setattr(preload, "_base", list)
+    monkeypatch.setattr(preload, "_has_children", lambda: False)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    HELD.clear()
+
+    def run(module: str = "", script: str = "import helper", without=()) -> preload.Preloaded:
+        (tmp_path / "helper.py").write_text(textwrap.dedent(module))
+        (tmp_path / "train.py").write_text(script)
+        return preload.preload([str(tmp_path / "train.py"), "--x"], without)
+
+    yield run
+    HELD.set()
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_plain_module_is_shared_and_its_file_remembered(attempt, tmp_path):
+    found = attempt("VALUE = 1")
+    assert (found.failed, found.unfit) == ((), {})
+    assert list(found.files) == [str(tmp_path / "helper.py")]
+    assert "helper" in sys.modules
+    assert preload.changed(found.files) is None
+    (tmp_path / "helper.py").write_text("VALUE = 1234")
+    assert preload.changed(found.files) == str(tmp_path / "helper.py")
+    (tmp_path / "helper.py").unlink()
+    assert preload.changed(found.files) == str(tmp_path / "helper.py")
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        ("import os\nx = os.environ.get('LOCAL_RANK')", "reads LOCAL_RANK"),
+        ("import os\nx = 'WORLD_SIZE' in os.environ", "reads WORLD_SIZE"),
+        ("import os\nx = os.getenv('RANK', '0')", "reads RANK"),
+        ("import random\nrandom.seed(1)", "uses or seeds random numbers"),
+        ("import numpy\nnumpy.random.seed(1)", "uses or seeds random numbers"),
+        ("import random\nGENERATOR = random.Random()", "keeps a random generator in helper"),
+        ("import numpy\nG = numpy.random.default_rng()", "keeps a random generator in helper"),
+        (
+            "import threading, test_preload_held as held\n"
+            "threading.Thread(target=held.HELD.wait, daemon=True).start()",
+            "starts a thread",
+        ),
+    ],
+)
+def test_what_a_fork_cannot_share_is_unfit_with_its_reason(attempt, monkeypatch, module, why):
+    monkeypatch.setitem(sys.modules, "test_preload_held", sys.modules[__name__])
+    threads = threading.active_count()
+    monkeypatch.setattr(preload.threading, "active_count", counting(threads))
+    found = attempt(module)
+    assert list(found.unfit) == ["helper"]
+    assert why in found.unfit["helper"]
+
+
+def counting(usual: int):
+    """Other tests may have left threads behind: those do not count."""
+    real = threading.active_count
+    return lambda: real() - usual + 1
+
+
+def test_other_variables_may_be_read_and_the_environment_is_itself_again(attempt, monkeypatch):
+    monkeypatch.setattr(preload.threading, "active_count", lambda: 1)
+    plain = type(os.environ)
+    found = attempt(
+        "import os\nx = os.environ.get('HOME'), dict(os.environ)\nos.environ['NEW'] = '1'"
+    )
+    monkeypatch.delenv("NEW")
+    assert found.unfit == {}
+    assert type(os.environ) is plain
+    assert "reads" not in vars(os.environ)
+
+
+@pytest.mark.parametrize("error", ["import nothing_like_it", "1 / 0", "raise SystemExit(3)"])
+def test_an_import_that_fails_is_noted_and_left_to_the_script(attempt, error):
+    found = attempt(error)
+    assert found.failed[0].startswith("helper: ")
+    assert found.unfit == {}
+    assert "helper" not in sys.modules
+
+
+@pytest.mark.parametrize("without", [("helper",), ("*",)])
+def test_what_was_unfit_is_not_imported_again(attempt, without):
+    found = attempt("raise AssertionError", "import helper, json", without)
+    assert (found.failed, found.unfit) == ((), {})
+
+
+def test_a_script_that_is_no_python_is_noted(attempt):
+    assert "SyntaxError" in attempt(script="def f(:").failed[0]
+
+
+def test_a_module_is_found_with_its_package_and_its_relative_imports(
+    attempt, tmp_path, monkeypatch
+):
+    (tmp_path / "pack").mkdir()
+    for name, text in {"__init__": "", "train": "from . import model", "model": "x = 1"}.items():
+        (tmp_path / "pack" / f"{name}.py").write_text(text)
+    found = preload.preload(["-m", "pack.train"])
+    assert found.failed == ()
+    assert {os.path.basename(path) for path in found.files} == {"__init__.py", "model.py"}
+    assert "pack.train" not in sys.modules
+
+
+@pytest.mark.parametrize(("command", "folder"), [(["-m", "x"], None), (["a/b.py"], "a")])
+def test_the_folder_of_a_script_comes_first_in_the_path(command, folder, monkeypatch):
+    monkeypatch.setattr(sys, "path", ["first", "second"])
+    monkeypatch.setattr(sys, "argv", [])
+    from rekindle.launch.worker import prepare
+
+    prepare([*command, "--x"])
+    assert sys.path[0] == (os.path.realpath(folder) if folder else "first")
+    assert sys.argv == [command[-1], "--x"]
