@@ -24,8 +24,8 @@ from typing import Self
 from rekindle.contract import ENV_RUN_DIR
 
 _SIZE = 64
-_STEP, _PHASE, _AT, _BUSY, _RANK = range(5)  # words; _AT and _BUSY are f64
-_WORDS = struct.Struct("qqddq")
+_STEP, _PHASE, _AT, _BUSY, _RANK, _FIRST = range(6)  # words; _AT and _BUSY are f64
+_WORDS = struct.Struct("qqddqq")
 
 
 class Activity(IntEnum):
@@ -52,6 +52,8 @@ class Beat:
     rank: int
     step: int
     phase: Activity
+    first: int = 0
+    """The step that it began with in this round."""
     at: float
     """time.monotonic() when it was last seen to get on."""
     busy: float | None = None
@@ -71,7 +73,7 @@ class Heartbeat:
             path.write_bytes(bytes(_SIZE))
             with path.open("r+b") as file:
                 mapped = mmap.mmap(file.fileno(), _SIZE)
-        _WORDS.pack_into(mapped, 0, 0, Activity.STARTING, time.monotonic(), math.nan, rank)
+        _WORDS.pack_into(mapped, 0, 0, Activity.STARTING, time.monotonic(), math.nan, rank, 0)
         view = memoryview(mapped)
         self._ints, self._floats = view.cast("q"), view.cast("d")
 
@@ -83,6 +85,11 @@ class Heartbeat:
             return cls()
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         return cls(path_of(Path(directory), local_rank), int(os.environ.get("RANK", "0")))
+
+    def begin(self, step: int) -> None:
+        """Training is about to go on after so many steps."""
+        self._ints[_STEP] = self._ints[_FIRST] = step
+        self.beat()
 
     def step(self, step: int, at: float) -> None:
         """So many steps are done, the newest at `at` (hot path: three stores)."""
@@ -129,9 +136,11 @@ def read(directory: Path) -> tuple[Beat, ...]:
             continue
         if len(data) < _WORDS.size:
             continue
-        step, phase, at, busy, rank = _WORDS.unpack(data)
+        step, phase, at, busy, rank, first = _WORDS.unpack(data)
         if not at:
             continue  # made in this moment
         own = None if math.isnan(busy) else busy
-        found.append(Beat(rank=rank, step=step, phase=Activity(phase), at=at, busy=own))
+        found.append(
+            Beat(rank=rank, step=step, phase=Activity(phase), first=first, at=at, busy=own)
+        )
     return tuple(sorted(found, key=lambda beat: beat.rank))

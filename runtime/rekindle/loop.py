@@ -48,6 +48,7 @@ def train(run: Run) -> None:
     for hook in hooks.on_train_start:
         hook(trainer, module)
     run.seeds.start()
+    run.heart.begin(run.step)
     if run.validating:
         validate(run)
     take = stepping(run) if run.update.automatic else partial(take_manual_step, run)

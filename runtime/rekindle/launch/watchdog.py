@@ -33,22 +33,13 @@ UNKNOWN: Mapping[Activity, float] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """One worker as it was when it was last looked at."""
-
-    beat: Beat
-    first_step: int
-    """Where it was when it was first seen to train in this round."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class Watchdog:
     """What has been learned; goes from round to round."""
 
     longest: Mapping[Activity, float] = field(default_factory=dict)
     """Seconds: the longest interval between two signs of life, by phase."""
-    seen: Mapping[int, Seen] = field(default_factory=dict)
-    """By rank; of the present round."""
+    seen: Mapping[int, Beat] = field(default_factory=dict)
+    """By rank, as last looked at in the present round."""
 
     def next_round(self) -> "Watchdog":
         """Keep what was learned, forget who was where."""
@@ -59,23 +50,17 @@ def observe(known: Watchdog, beats: Sequence[Beat]) -> Watchdog:
     """Learn from newer heartbeats of the same round."""
     longest, seen = dict(known.longest), dict(known.seen)
     for beat in beats:
-        before = seen.get(beat.rank)
-        if before is None:
-            seen[beat.rank] = Seen(beat=beat, first_step=beat.step)
+        before, seen[beat.rank] = seen.get(beat.rank), beat
+        if before is None or beat.phase is not before.phase or beat.at <= before.at:
             continue
-        first = before.first_step
-        if before.beat.phase is Activity.STARTING and beat.phase is not Activity.STARTING:
-            first = beat.step
-        seen[beat.rank] = Seen(beat=beat, first_step=first)
-        same = beat.phase is before.beat.phase and beat.at > before.beat.at
-        steps = beat.step - before.beat.step
-        if same and beat.phase is Activity.TRAINING and steps > 0:
-            if before.beat.step - first >= WARM_STEPS:
-                took = (beat.at - before.beat.at) / steps
-                longest[beat.phase] = max(longest.get(beat.phase, 0.0), took)
-        elif same and beat.phase is Activity.VALIDATING:
-            took = beat.at - before.beat.at
-            longest[beat.phase] = max(longest.get(beat.phase, 0.0), took)
+        steps = beat.step - before.step
+        if beat.phase is Activity.TRAINING and steps > 0 and _warm(before):
+            took = (beat.at - before.at) / steps
+        elif beat.phase is Activity.VALIDATING:
+            took = beat.at - before.at
+        else:
+            continue
+        longest[beat.phase] = max(longest.get(beat.phase, 0.0), took)
     return Watchdog(longest=longest, seen=seen)
 
 
@@ -88,9 +73,7 @@ def limit(known: Watchdog, beat: Beat, given: float | None) -> float | None:
     """
     if beat.phase is Activity.DONE:
         return None
-    seen = known.seen.get(beat.rank)
-    done = 0 if seen is None else beat.step - seen.first_step
-    if beat.phase is Activity.STARTING or (beat.phase is Activity.TRAINING and done < WARM_STEPS):
+    if beat.phase is Activity.STARTING or (beat.phase is Activity.TRAINING and not _warm(beat)):
         return max(UNKNOWN[beat.phase], given or 0.0)
     if beat.phase in {Activity.SAVING, Activity.BETWEEN}:
         return UNKNOWN[beat.phase]
@@ -98,6 +81,11 @@ def limit(known: Watchdog, beat: Beat, given: float | None) -> float | None:
         return given
     longest = known.longest.get(beat.phase)
     return UNKNOWN[beat.phase] if longest is None else max(LEAST, FACTOR * longest)
+
+
+def _warm(beat: Beat) -> bool:
+    """Whether the first steps of the round are done."""
+    return beat.step - beat.first >= WARM_STEPS
 
 
 def verdict(
