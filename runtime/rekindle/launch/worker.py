@@ -75,7 +75,7 @@ def main(command: Sequence[str]) -> None:
     except BaseException as error:
         if page is not None:
             leave_word(page, error)
-        sys.excepthook(type(error), error, user_frames(error.__traceback__))
+        show(error)
         sys.exit(1)
 
 
@@ -111,6 +111,12 @@ def leave_word(page: ControlPage, error: BaseException) -> None:
             words = str(error).strip().split("\n")[0]
             outcome = replace(outcome, message=words[:1000], traceback=None)
         page.write_outcome(outcome)
+
+
+def show(error: BaseException) -> None:
+    """Print an uncaught exception as Python would, without frames of ours."""
+    trace = user_frames(error.__traceback__)
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
 
 
 def user_frames(trace: TracebackType | None) -> TracebackType | None:
@@ -151,7 +157,7 @@ def end(command: Sequence[str]) -> NoReturn:
     except SystemExit as request:
         leave(request.code)
     except KeyboardInterrupt as interrupt:
-        sys.excepthook(type(interrupt), interrupt, user_frames(interrupt.__traceback__))
+        show(interrupt)
         # As Python does: whoever waits for this process shall see what ended it.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

@@ -82,3 +82,11 @@ def test_a_worker_whose_agent_is_gone_does_not_run(tmp_path):
     (tmp_path / "train.py").write_text("print('ran')")
     ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py", REKINDLE_PARENT_PID="1")
     assert (ours.returncode, ours.stdout) == (-9, "")
+
+
+def test_an_interrupted_script_dies_of_the_signal_like_python(tmp_path):
+    (tmp_path / "train.py").write_text("raise KeyboardInterrupt")
+    plain = run(tmp_path, "train.py")
+    ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py")
+    assert (ours.returncode, ours.stderr) == (plain.returncode, plain.stderr)
+    assert ours.returncode == -2
