@@ -146,7 +146,7 @@ def test_what_only_the_agent_was_told_has_a_deadline_too(world, source, capacity
 
 def test_nobody_is_hurried_by_an_advice(world):
     w = full(world)
-    w.taint("digits-1", REBALANCE).run(600, pace=5)
+    w.taint("digits-1", REBALANCE).run(200, pace=5)
     assert w.members == ["digits-0", "digits-1", "digits-2"]
     assert len(w.rounds) == 1
     assert not w.losses
