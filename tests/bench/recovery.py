@@ -503,7 +503,7 @@ def measure(chosen: argparse.Namespace, folder: Path) -> Figures:
         crds=(yaml.safe_load((ROOT / "crds" / "trainingjob.yaml").read_text()),),
     )
     log = folder / "operator.log"
-    small, large = ("--delay=0.012",), ("--width=2048",)
+    small, large = ("--delay=0.012",), ("--width=2048", "--lanes=3")
     try:
         with ClusterThread(cluster) as thread, operator(thread.kubeconfig, log):
             site = Site(thread, folder)

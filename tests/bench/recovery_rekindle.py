@@ -31,7 +31,8 @@ class Net(rk.Module):
         return ((self.layers(x) - y) ** 2).mean()
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), lr=1e-4)
+        # Fused: the plain one takes longer for 100 MB of state than the recovery itself.
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-4, fused=True)
         optimizer.register_step_post_hook(
             lambda *_: self.log_of_steps.note(self.trainer.global_step + 1)
         )
