@@ -6,6 +6,7 @@ cannot share or that each worker has to do for itself:
 
 - it read a variable that differs between workers (``LOCAL_RANK`` kept in a global, for example);
 - it started a thread or a process, which the fork would lack or share;
+- it keeps a file or connection open, whose position all forks would share;
 - it initialised CUDA, after which a fork cannot use it;
 - it seeded or used a random generator that a worker seeds anew, or keeps one of its own.
 
@@ -14,6 +15,7 @@ The files of the user's own modules are remembered with their times: who forks l
 whether what was imported is still what is on disk.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -81,10 +83,9 @@ def preload(command: Sequence[str], without: Sequence[str] = ()) -> Preloaded:
     if EVERYTHING not in without:
         with _watched() as reads:
             for each in _wanted(command, without, failed):
-                children, state = _has_children(), _random_state()
-                known = set(sys.modules)
+                was = _Situation()
                 _try(each, failed)
-                why = _charge(reads, children, state, known - before, known)
+                why = _charge(reads, was, _Situation())
                 if why is not None:
                     unfit.setdefault(each.root, why)
                     reads.clear()
@@ -151,23 +152,35 @@ def _try(wanted: Import, failed: list[str]) -> None:
         failed.append(f"{wanted.module}: {_words(error)}")
 
 
-def _charge(
-    reads: set[str], children: bool, state: Any, known: set[str], before: set[str]
-) -> str | None:
+class _Situation:
+    """What an import may change."""
+
+    def __init__(self) -> None:
+        self.modules = set(sys.modules)
+        self.threads = threading.active_count()
+        self.children = _has_children()
+        self.files = _open_files()
+        self.random = _random_state()
+
+
+def _charge(reads: set[str], before: _Situation, after: _Situation) -> str | None:
     """Say what an import did that makes it unfit."""
     if reads:
         return f"reads {', '.join(sorted(reads))} while it is imported"
-    if threading.active_count() > 1:
+    if after.threads > before.threads:
         return "starts a thread while it is imported"
-    if _has_children() and not children:
+    if after.children and not before.children:
         return "starts a process while it is imported"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "initialises CUDA while it is imported"
-    if not _same(state, _random_state()):
+    if not _same(before.random, after.random):
         return "uses or seeds random numbers while it is imported"
-    for name, module in list(sys.modules.items()):
-        if name not in before and _own_file(module) is not None and _keeps_generator(module):
+    if kept := after.files - before.files:
+        return f"keeps {min(kept)} open from its import on"
+    for name in sorted(after.modules - before.modules):
+        module = sys.modules.get(name)
+        if module is not None and _own_file(module) is not None and _keeps_generator(module):
             return f"keeps a random generator in {name}"
     return None
 
@@ -203,6 +216,25 @@ def _has_children() -> bool:
     except ChildProcessError:
         return False
     return True
+
+
+def _open_files() -> set[str]:
+    """Give what this process has open, as far as the system tells.
+
+    Not the files of metrics: their library begins new ones in a forked process.
+    """
+    metrics = os.environ.get("PROMETHEUS_MULTIPROC_DIR") or "/proc/self/fd"
+    found: set[str] = set()
+    try:
+        numbers = os.listdir("/proc/self/fd")
+    except OSError:
+        return found
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            target = os.readlink(f"/proc/self/fd/{number}")
+            if not target.startswith((metrics, "/proc/")):
+                found.add(target)
+    return found
 
 
 def _random_state() -> tuple[Any, Any]:

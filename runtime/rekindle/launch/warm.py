@@ -189,6 +189,7 @@ class Server:
             self._forget()
             worker.die_with(server)
             os.setsid()
+            settle()
             return _await(here)
         os.close(here)
         pidfd = os.pidfd_open(pid)
@@ -251,6 +252,16 @@ def _await(pipe: int) -> Job:
     return Job(**json.loads(data))
 
 
+def settle() -> None:
+    """Part with what a forked process has in common with others, as far as that can be done now."""
+    importlib.invalidate_caches()
+    # Python seeds `random` anew in a forked process. What numpy draws must differ as well.
+    if (numpy := sys.modules.get("numpy.random")) is not None:
+        numpy.seed()
+    if (processes := sys.modules.get("multiprocessing.process")) is not None:
+        processes.current_process().authkey = os.urandom(32)
+
+
 def become(job: Job, start: Start, files: Mapping[str, tuple[int, int]]) -> NoReturn:
     """Run the script as a fresh interpreter with this environment would."""
     for path, target in ((job.stdout, 1), (job.stderr, 2)):
@@ -261,12 +272,6 @@ def become(job: Job, start: Start, files: Mapping[str, tuple[int, int]]) -> NoRe
     os.environ.update(job.environment)
     if (path := preload.changed(files)) is not None:
         _run_fresh(path, start)
-    importlib.invalidate_caches()
-    # Python seeds `random` anew in a forked process. What numpy draws must differ as well.
-    if (numpy := sys.modules.get("numpy.random")) is not None:
-        numpy.seed()
-    if (processes := sys.modules.get("multiprocessing.process")) is not None:
-        processes.current_process().authkey = os.urandom(32)
     worker.end(start.command)
 
 
