@@ -11,7 +11,7 @@ word on everything that is not a tensor. Tensors are the same everywhere and nee
 
 Slots are touched in a thread before they are used for the first time, since the kernel takes longer
 to clear new pages than the copy does; until then this pod leaves copies out, the others need not.
-Nothing here waits for the store.
+Checksums are computed in a thread as well. Nothing here waits for the store.
 """
 
 import json
@@ -70,7 +70,7 @@ class Keeper:
         self._pace = 1
         self._plan: Plan | None = None
         self._toucher: threading.Thread | None = None
-        self._cost = 0.0
+        self._cost = (0.0, 0.0)
         self._seen: tuple[int, float] | None = None
         self._held: int | None = None
         self.due_at = _NEVER
@@ -110,17 +110,18 @@ class Keeper:
             self.due_at = _NEVER
             return
         size = sum(map(nbytes, flat.tensors.values()))
-        cost = max(self._cost, size / _RATE)
         told = None
         if self._world.first:
             told = (_text(flat.tree), _text(encoding.encode(meta, "meta")))
-        parts = self._world.gather((pack(rank_state), cost, self._step_seconds(step, productive)))
+        seconds = self._step_seconds(step, productive)
+        parts = self._world.gather((pack(rank_state), self._cost, seconds))
         tree, words = self._world.share(told) or (b"", b"")
-        pace = steps_between(
-            max(part[1] for part in parts), min(part[2] for part in parts) or LEAST_SECONDS
-        )
+        # Who comes last has waited for nobody, and nobody takes less than the copying itself.
+        costs = [size / _RATE, min(part[1][0] for part in parts), *(part[1][1] for part in parts)]
+        pace = steps_between(max(costs), min(part[2] for part in parts) or LEAST_SECONDS)
         self._number += 1
         blobs = [part[0] for part in parts]
+        writing = time.perf_counter()
         if self._memory is not None:
             self._plan = planned(flat, self._plan)
             whole = self._plan.size + sum(map(len, blobs)) + 64 * len(blobs) + len(tree + words)
@@ -134,11 +135,12 @@ class Keeper:
                     line=line,
                     pace=pace,
                 )
-                self._memory.write(label, flat, self._plan, blobs, tree, words)
+                self._memory.write(label, flat, self._plan, blobs, tree, words, later=not must)
                 self._held = step
         self._pace, self.due_at = pace, step + pace
         self._seen = (step, productive)
-        self._cost = time.perf_counter() - began
+        now = time.perf_counter()
+        self._cost = (now - began, now - writing)
 
     def passed(self, batches: int) -> None:
         """So many batches went by between two steps: work that is not to be lost either."""
@@ -153,6 +155,11 @@ class Keeper:
         """A commit is durable; called from the saver's thread."""
         if self._memory is not None:
             self._memory.note(self._whose, Known(generation=self._generation, ref=ref))
+
+    def settle(self) -> None:
+        """Wait until the newest copy counts."""
+        if self._memory is not None:
+            self._memory.settle()
 
     def forget(self) -> None:
         """Training goes back to an older step: copies of newer ones are no part of it any more."""

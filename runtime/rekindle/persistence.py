@@ -715,6 +715,8 @@ class Session:
 
     def close(self, timeout: float) -> bool:
         """Let the save in flight end, at most `timeout` seconds; whether it did."""
+        if self.keeper is not None:
+            self.keeper.settle()
         if self.saver is None:
             return True
         if self._beside and self.saver.abandon():

@@ -47,6 +47,8 @@ def take(keeper, step, productive, size=10, **more):
         began=time.perf_counter(),
         **more,
     )
+    if keeper._memory is not None:
+        keeper._memory.settle()
 
 
 def test_the_next_copy_is_as_far_as_steps_are_short(memory):

@@ -9,8 +9,9 @@ same, so any of them serves any other, and a rank gets its own back wherever it 
     | header page: which copy, newest known commit | state tensors | rank 0 | rank 1 | ticket |
 
 The bytes are written first, then their checksums with the ticket, then the number that makes the
-slot count. Death in between leaves the other slot, which holds the copy before. What is torn, was
-made for another run (`identity`), or does not match its checksums, is no copy.
+slot count; the last two in a thread, while training goes on. Death in between leaves the other
+slot, which holds the copy before. What is torn, was made for another run (`identity`), or does not
+match its checksums, is no copy.
 
 *Newest* is the copy with the highest generation, then the highest serial. A generation is one life
 of the group, or what follows a return to an older step in it; all ranks know it from what they were
@@ -25,6 +26,7 @@ import contextlib
 import json
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -272,6 +274,7 @@ class HostMemory:
         self._kept: int | None = None
         self._receiving: tuple[int, memoryview] | None = None
         self._registered: dict[int, int] = {}
+        self._finishing: threading.Thread | None = None
         self.ready = 0
         """Bytes that the slots take without growing."""
 
@@ -294,6 +297,7 @@ class HostMemory:
 
     def close(self) -> None:
         """Give up memory of this process alone; views of copies stay valid."""
+        self.settle()
         for slot in self._slots:
             slot.close()
 
@@ -338,6 +342,7 @@ class HostMemory:
 
     def clear(self) -> None:
         """Forget all copies: what they hold is no part of the run any more."""
+        self.settle()
         for descriptor in self._fds:
             if os.fstat(descriptor).st_size:
                 os.pwrite(descriptor, bytes(8), _NUMBER_AT)
@@ -350,6 +355,7 @@ class HostMemory:
         """
         if size <= self.ready:
             return True
+        self.settle()
         capacity = size + size // 50 + _TICKET_BYTES
         free = memory.available()
         usable = len(self._slots)
@@ -375,11 +381,15 @@ class HostMemory:
         ranks: Sequence[bytes],
         tree: bytes,
         meta: bytes,
-    ) -> Label:
-        """Fill a slot, which is reserved; returns the label with the checksums.
+        *,
+        later: bool = False,
+    ) -> None:
+        """Fill a slot, which is reserved. The tensors may be changed as soon as this returns.
 
         `tree` and `meta` are JSON, and rank 0's everywhere: clocks and names in them differ
-        between ranks, which have to begin alike.
+        between ranks, which have to begin alike. With `later` the checksums are left to a thread,
+        and the copy counts when that is done; from a GPU the bytes are then on their way only, in
+        the order of the stream, and nobody waits for them.
         """
         ranges, at = [], plan.size
         for blob in ranks:
@@ -397,18 +407,31 @@ class HostMemory:
             # What lies between is not what was there before: copies are the same everywhere.
             if size % _ALIGN:
                 target[start + size : _aligned(start + size)] = bytes(-size % _ALIGN)
-        for device in {t.device for t in flat.tensors.values() if t.device.type == "cuda"}:
-            torch.cuda.current_stream(device).synchronize()
-        full = replace(
-            label, size=at, algorithm=checksum.DEFAULT, crcs=checksums(target, checksum.DEFAULT)
-        )
+        devices = {t.device for t in flat.tensors.values() if t.device.type == "cuda"}
+        events = [torch.cuda.current_stream(device).record_event() for device in devices]
         places = {"tensors": plan.places, "ranks": ranges}
-        head = {"version": _VERSION, **full.to_json()}
-        ticket = b"\n".join(
-            (*(json.dumps(d, separators=(",", ":")).encode() for d in (head, places)), tree, meta)
-        )
-        self._complete(index, full, ticket)
-        return full
+
+        def finish() -> None:
+            for event in events:
+                event.synchronize()
+            crcs = checksums(target, checksum.DEFAULT)
+            full = replace(label, size=at, algorithm=checksum.DEFAULT, crcs=crcs)
+            head = {"version": _VERSION, **full.to_json()}
+            documents = (json.dumps(d, separators=(",", ":")).encode() for d in (head, places))
+            self._complete(index, full, b"\n".join((*documents, tree, meta)))
+
+        if not later:
+            finish()
+            return
+        # A process that ends in the middle of this leaves the copy before.
+        self._finishing = threading.Thread(target=finish, name="rekindle-copy", daemon=True)
+        self._finishing.start()
+
+    def settle(self) -> None:
+        """Wait until the newest copy counts."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
 
     def receive(self, size: int) -> memoryview:
         """Memory for a copy from elsewhere; raises OSError when there is none."""
@@ -432,6 +455,7 @@ class HostMemory:
 
     def _open(self, size: int) -> tuple[int, memoryview]:
         """A slot that holds nothing newer than the other, which holds no copy from now on."""
+        self.settle()
         others = [index for index in range(self._usable) if index != self._kept]
         index = min(others or range(1), key=self._number)
         self._grow(index, size + _TICKET_BYTES)
