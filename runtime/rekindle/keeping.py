@@ -12,6 +12,9 @@ word on everything that is not a tensor. Tensors are the same everywhere and nee
 Slots are touched in a thread before they are used for the first time, since the kernel takes longer
 to clear new pages than the copy does; until then this pod leaves copies out, the others need not.
 Checksums are computed in a thread as well. Nothing here waits for the store.
+
+Of a sharded state (FSDP2, tensor parallel) each rank holds a part that no other one has, which only
+the store puts together again. Such a run keeps no copies and begins from its newest commit.
 """
 
 import json
@@ -117,7 +120,9 @@ class Keeper:
         parts = self._world.gather((pack(rank_state), self._cost, seconds))
         tree, words = self._world.share(told) or (b"", b"")
         # Who comes last has waited for nobody, and nobody takes less than the copying itself.
-        costs = [size / _RATE, min(part[1][0] for part in parts), *(part[1][1] for part in parts)]
+        costs = [min(part[1][0] for part in parts), *(part[1][1] for part in parts)]
+        if not self._number:
+            costs.append(size / _RATE)
         pace = steps_between(max(costs), min(part[2] for part in parts) or LEAST_SECONDS)
         self._number += 1
         blobs = [part[0] for part in parts]
