@@ -86,12 +86,15 @@ def assemble(
         page.attach()
     session = Session.of(flags, world, page) if flags.enable_checkpointing else None
     hooks = Hooks(trainer.callbacks, module)
-    # What hooks are shown they may keep, and memory is written to again.
-    shared = not hooks.on_load_checkpoint
+    shared: list[str] = []
+    if not hooks.on_load_checkpoint:
+        # Hooks may keep what they are shown, while the memory is written to again.
+        named = (*module.named_parameters(), *module.named_buffers())
+        shared = [f"model.{optimizers.plain(name)}" for name, _ in named]
     begun_from = start_from or flags.start
     found = None
     if session is not None:
-        found = session.recall(flags.resume, begun_from, shared=shared)
+        found = session.recall(flags.resume, begun_from, shared=set(shared))
     given = {"train": train, "evaluation": validation}
     train_source, validation_source = load(module, datamodule, given, world, flags, "fit")
     if train_source is None:

@@ -113,12 +113,14 @@ class Keeper:
             self.due_at = _NEVER
             return
         size = sum(map(nbytes, flat.tensors.values()))
+        self._plan = planned(flat, self._plan)
         told = None
         if self._world.first:
-            told = (_text(flat.tree), _text(encoding.encode(meta, "meta")))
+            digest = self._plan.digest
+            told = (_text(flat.tree), _text(encoding.encode(meta, "meta")), digest)
         seconds = self._step_seconds(step, productive)
         parts = self._world.gather((pack(rank_state), self._cost, seconds))
-        tree, words = self._world.share(told) or (b"", b"")
+        tree, words, digest = self._world.share(told) or (b"", b"", "")
         # Who comes last has waited for nobody, and nobody takes less than the copying itself.
         costs = [min(part[1][0] for part in parts), *(part[1][1] for part in parts)]
         if not self._number:
@@ -127,8 +129,10 @@ class Keeper:
         self._number += 1
         blobs = [part[0] for part in parts]
         writing = time.perf_counter()
-        if self._memory is not None:
-            self._plan = planned(flat, self._plan)
+        if self._memory is not None and digest != self._plan.digest:
+            # Rank 0's words would not fit these tensors; pods where they do have the copy.
+            self._memory.clear()
+        elif self._memory is not None:
             whole = self._plan.size + sum(map(len, blobs)) + 64 * len(blobs) + len(tree + words)
             if self._room(whole, wait=must):
                 label = Label(

@@ -210,7 +210,9 @@ class Session:
             return error
         return RequirementError(f"R5 cannot write checkpoints to {self.uri}: {error} {what}")
 
-    def recall(self, resume: str, start_from: str | None, *, shared: bool) -> Found | None:
+    def recall(
+        self, resume: str, start_from: str | None, *, shared: Collection[str] = ()
+    ) -> Found | None:
         """Begin from the members' memory; None when the store has to be asked. Collective.
 
         Only copies of this very run count: same job, same store, and begun with the same

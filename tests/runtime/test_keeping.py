@@ -129,6 +129,16 @@ def test_without_room_the_run_goes_on_and_older_copies_are_not_believed(memory, 
     assert memory.known("run").ref.step == 2
 
 
+def test_a_pod_whose_state_has_another_form_than_rank_0_says_keeps_none(memory, monkeypatch):
+    keeper = Keeper(ALONE, memory, "run", generation=1)
+    keeper.begin(0, 0.0, None)
+    take(keeper, 1, 0.1)
+    monkeypatch.setattr(World, "share", lambda self, told: (*told[:2], "another"))
+    take(keeper, 2, 0.2)
+    assert memory.copies("run") == []
+    assert not keeper.holds(2)
+
+
 def test_what_cannot_be_stored_is_named(memory):
     keeper = Keeper(ALONE, memory, "run", generation=1)
     keeper.begin(0, 0.0, None)

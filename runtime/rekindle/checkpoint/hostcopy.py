@@ -23,12 +23,14 @@ than that is passed over.
 """
 
 import contextlib
+import hashlib
 import json
+import logging
 import os
 import struct
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Self
 
@@ -48,10 +50,14 @@ from rekindle.checkpoint.tensors import (
 )
 from rekindle.contract import ENV_MEMORY
 
+log = logging.getLogger(__name__)
+
 CHUNK = 32 * 2**20
 """Bytes that a checksum covers."""
 _VERSION = 1
 _ALIGN = 64
+_SHARE = 0.5
+"""Of the memory that is available, that copies may take; the training's own need still grows."""
 _TICKET_BYTES = 64 * 2**10
 """Room that is kept for tickets to grow."""
 _BOARD_AT = 512
@@ -213,16 +219,16 @@ class Copy:
         found: dict[str, Any] = encoding.decode(json.loads(self._meta))
         return found
 
-    def state(self, *, shared: bool) -> encoding.Tree:
+    def state(self, *, shared: Collection[str] = ()) -> encoding.Tree:
         """The whole state, in memory of its own.
 
-        With `shared`, the model's tensors stay in the slot and are valid until it is written to
+        Tensors that are named as `shared` stay in the slot and are valid until it is written to
         again: for a caller that copies them to where they belong.
         """
         tensors = {}
         for name, dtype, shape, at, size in self._places["tensors"]:
             tensor = _tensor(self.payload[at : at + size], dtype, shape)
-            tensors[name] = tensor if shared and name.startswith("model.") else tensor.clone()
+            tensors[name] = tensor if name in shared else tensor.clone()
         return rebuild(json.loads(self._tree), tensors)
 
     def rank_state(self, rank: int) -> encoding.Tree | None:
@@ -249,6 +255,8 @@ class Plan:
     signature: tuple[tuple[str, torch.dtype, torch.Size], ...]
     places: tuple[tuple[str, str, list[int], int, int], ...]
     size: int
+    digest: str
+    """Of all that; the same on ranks whose states have the same form."""
 
 
 def planned(flat: Flat, before: Plan | None) -> Plan:
@@ -260,7 +268,8 @@ def planned(flat: Flat, before: Plan | None) -> Plan:
     for name, tensor in flat.tensors.items():
         places.append((name, dtype_name(tensor), list(tensor.shape), at, nbytes(tensor)))
         at = _aligned(at + nbytes(tensor))
-    return Plan(signature=signature, places=tuple(places), size=at)
+    digest = hashlib.sha256(repr(places).encode()).hexdigest()
+    return Plan(signature=signature, places=tuple(places), size=at, digest=digest)
 
 
 class HostMemory:
@@ -274,6 +283,7 @@ class HostMemory:
         self._kept: int | None = None
         self._receiving: tuple[int, memoryview] | None = None
         self._registered: dict[int, int] = {}
+        self._noticed = False
         self._finishing: threading.Thread | None = None
         self.ready = 0
         """Bytes that the slots take without growing."""
@@ -361,8 +371,17 @@ class HostMemory:
         usable = len(self._slots)
         if free is not None:
             missing = [max(0, capacity - os.fstat(fd).st_size) for fd in self._fds]
-            while usable and sum(missing[:usable]) > free * memory.SHARE:
+            while usable and sum(missing[:usable]) > free * _SHARE:
                 usable -= 1
+        if usable < len(self._slots) and not self._noticed:
+            self._noticed = True
+            log.warning(
+                "copies of the state (%d MiB each, two of them) are to take half of the %d MiB at "
+                "most that are available: %s. Raise the memory limit of the pods.",
+                capacity >> 20,
+                (free or 0) >> 20,
+                "only one is kept" if usable else "none is kept, a restart reads the store",
+            )
         try:
             for index in range(usable):
                 self._grow(index, capacity)
