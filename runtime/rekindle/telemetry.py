@@ -101,8 +101,11 @@ class Meter:
 
     @property
     def busy_seconds(self) -> float:
-        """The same without waiting for other ranks' gradients."""
-        return self.step_seconds - self.comm_wait / max(1, len(self.durations))
+        """The same without waiting for other ranks' gradients.
+
+        Some of these may have been waited for in a step that was gone back from, and is no step.
+        """
+        return max(0.0, self.step_seconds - self.comm_wait / max(1, len(self.durations)))
 
     def flush(self, *, step: int, epoch: int, loss: float | None) -> None:
         """Write out and begin anew."""
