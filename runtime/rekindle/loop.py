@@ -320,6 +320,7 @@ def save(
 def copy(run: Run) -> None:
     """Copy the state into the pods' memory, between two steps; collective."""
     assert run.session is not None
+    run.heart.enter(Activity.SAVING)
     began = time.perf_counter()
     tree, rank_tree, meta = state.collect(run, finished=False, durable=False)
     run.session.copy(run.step, tree, rank_tree, meta, began=began)

@@ -366,6 +366,13 @@ def test_memory_counts_for_the_same_run_only(jobs, tmp_path):
     assert jobs.sources == [(0, "scratch")] * 2
 
 
+def test_a_newcomer_has_to_show_that_it_has_the_same_data(jobs):
+    a, b = Pod("a"), Pod("b")
+    jobs.kill(a, kill=[0, 3])
+    errors = [result["error"] for result in jobs.run(b, a, short={0: 99})]
+    assert all("R9 training dataset differs between ranks" in error for error in errors)
+
+
 def test_what_was_given_up_does_not_come_back_from_memory(jobs, whole):
     """Going back within a process makes its newer copies worthless, at whatever step they are."""
     pods = [Pod("a"), Pod("b")]
