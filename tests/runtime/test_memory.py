@@ -357,6 +357,12 @@ def test_a_large_state_is_uploaded_beside_the_next_round(jobs, tmp_path):
     assert [ref.step for ref in store.line()] == [10, 4]
 
 
+def test_a_pod_that_leaves_alone_waits_for_its_commit_however_large(jobs, tmp_path):
+    (result,) = jobs.run(Pod("a"), ask_at=3, staying=[], by_process=True)
+    assert result["exit"] == 75
+    assert len(list((tmp_path / "run").glob(f"commit/{result['step']:012d}-*"))) == 1
+
+
 def test_memory_counts_for_the_same_run_only(jobs, tmp_path):
     pods = [Pod("a"), Pod("b")]
     jobs.kill(*pods, kill=[1, 7])
