@@ -721,7 +721,9 @@ class Session:
             self.keeper.settle()
         if self.saver is None:
             return True
-        if self._beside and self.saver.abandon():
+        if self._beside:
+            # Nobody waits for what comes after a commit: the next round is about to begin.
+            self.saver.abandon()
             return True
         try:
             self.saver.close(timeout)
