@@ -72,9 +72,11 @@ def train(run: Run) -> None:
                 go_back(run, run.back)
                 break
             if session is not None and session.due(run.step, run.consensus.save):
-                save(run)
+                with run.heart.during(Activity.SAVING):
+                    save(run)
             elif keeper is not None and run.step >= keeper.due_at:
-                copy(run)
+                with run.heart.during(Activity.SAVING):
+                    copy(run)
             done = run.step
             if run.hook_times.active:
                 run.hooks = run.hook_times.of(done)
@@ -320,7 +322,6 @@ def save(
 def copy(run: Run) -> None:
     """Copy the state into the pods' memory, between two steps; collective."""
     assert run.session is not None
-    run.heart.enter(Activity.SAVING)
     began = time.perf_counter()
     tree, rank_tree, meta = state.collect(run, finished=False, durable=False)
     run.session.copy(run.step, tree, rank_tree, meta, began=began)
