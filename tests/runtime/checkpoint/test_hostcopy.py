@@ -247,18 +247,27 @@ def test_the_base_is_the_newest_commit_that_the_state_descends_from(line, expect
 
 
 def test_a_copy_costs_little_more_than_the_copying():
-    flat = flatten({"model": {str(n): torch.randn(2**20) for n in range(16)}})
+    """In processor time of this thread, since the machine may have more to do; it is 1.5 to 1.9.
+
+    Into pages that have to be cleared first it would be ten.
+    """
+    flat = flatten({"model": {str(n): torch.randn(2**20) for n in range(8)}})
     plan = planned(flat, None)
     memory = HostMemory.create()
     assert memory.reserve(plan.size + 1000)
-    plain, ours = [], []
-    into = {name: torch.empty_like(tensor) for name, tensor in flat.tensors.items()}
-    for number in range(5):
-        began = time.perf_counter()
+    into = {name: torch.zeros_like(tensor) for name, tensor in flat.tensors.items()}
+
+    def plain():
         for name, tensor in flat.tensors.items():
             into[name].copy_(tensor)
-        plain.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        memory.write(label(number), flat, plan, [b"x"], b"{}", b"{}")
-        ours.append(time.perf_counter() - began)
-    assert min(ours) < 3 * min(plain), (ours, plain)
+
+    def ours():
+        memory.write(label(1), flat, plan, [b"x"], b"{}", b"{}")
+
+    times = {plain: [], ours: []}
+    for call in [plain, ours] * 8:
+        began = time.thread_time()
+        call()
+        times[call].append(time.thread_time() - began)
+    memory.close()
+    assert min(times[ours]) < 4 * min(times[plain]), times.values()
