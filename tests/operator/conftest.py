@@ -460,6 +460,9 @@ class World:
             agent = pod.agent
             if agent is None or pod.over or self.unreachable(pod):
                 continue
+            alone = agent.notice and agent.round and not self.group_of(agent.round)
+            if alone and agent.phase is AgentPhase.RUNNING and self.now >= agent.leave_by:
+                self.fall(pod.name)  # nobody is there to save with
             if agent.notice and agent.phase is not AgentPhase.RUNNING:
                 self.leave(agent)
             elif self.up and not agent.quiet:
@@ -481,7 +484,7 @@ class World:
         newer = agent.round is None or (
             offered.number >= agent.round.number and offered.key != agent.round.key
         )
-        newer = newer and not agent.notice
+        newer = newer and not (agent.notice and agent.wants_save)  # then it only saves and goes
         if newer and offered.first_rank(agent.pod.uid) is not None:
             self.join(agent, offered)
         elif newer and agent.phase is AgentPhase.RUNNING:
