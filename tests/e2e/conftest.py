@@ -7,6 +7,7 @@ the tests; they work in namespaces of their own, which they delete.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -223,6 +224,65 @@ class Job:
         with mock.patch.dict(os.environ, environment):
             return Store.open(checkpoint["uri"], endpoint_url=checkpoint["endpointUrl"])
 
+    def whole(self, *, besides: str = "") -> dict[str, Any]:
+        """The status once everybody trains, every incident is over and no pod is on its way.
+
+        `besides`: a pod that is not to be there any more.
+        """
+
+        def there(status: dict[str, Any]) -> dict[str, Any] | None:
+            spec, pods = self.get()["spec"], self.pods()
+            spares = (spec.get("elastic") or {}).get("spares", 0)
+            wanted = spec.get("replicas", 1) + spares
+            assert status.get("phase") not in {"Failed", "Succeeded"}, status.get("message")
+            alive = [p for p in pods if p.status.phase in {"Pending", "Running"}]
+            ready = [p for p in alive if self._ready(p)]
+            training = status.get("phase") == "Running" and status.get("message", "").startswith(
+                f"training on {spec.get('replicas', 1)} pod"
+            )
+            warm = status.get("spares", 0) == spares
+            calm = training and warm and " until " not in status["message"]
+            gone = besides not in {p.metadata.name for p in alive}
+            return status if calm and gone and len(alive) == len(ready) == wanted else None
+
+        return self.wait(there, "everybody to train")
+
+    @staticmethod
+    def _ready(pod: Any) -> bool:
+        conditions = {c.type: c.status for c in pod.status.conditions or ()}
+        return conditions.get("Ready") == "True" and pod.metadata.deletion_timestamp is None
+
+    def incident(self, pod: str, *, over: bool = True) -> dict[str, Any]:
+        """The newest incident that names this pod as its victim, once training goes on."""
+
+        def there(status: dict[str, Any]) -> dict[str, Any] | None:
+            named = [i for i in status.get("incidents", ()) if pod in i["victims"]]
+            told = [i for i in named if not over or i.get("recoveredInRound")]
+            return told[-1] if told else None
+
+        return self.wait(there, f"an incident of {pod}")
+
+    def measured(self, pod: str) -> dict[str, Any]:
+        """That incident once all members have told how long they took."""
+
+        def there(status: dict[str, Any]) -> dict[str, Any] | None:
+            named = [i for i in status.get("incidents", ()) if pod in i["victims"]]
+            return next((i for i in named if i.get("recovery")), None)
+
+        return self.wait(there, f"the phases of {pod}'s incident")
+
+    def members(self) -> list[str]:
+        """The pods of the newest round by rank, as the events about the job tell."""
+        events = self.site.core.list_namespaced_event(
+            self.namespace, field_selector=f"involvedObject.name={self.name},reason=RoundFormed"
+        ).items
+        rounds = dict(e.message.removeprefix("round ").split(":", 1) for e in events)
+        pods = rounds[max(rounds, key=int)].split(" (")[0]
+        return [name.strip() for name in pods.split(",")]
+
+    def node_of(self, pod: str) -> str:
+        return self.site.core.read_namespaced_pod(pod, self.namespace).spec.node_name
+
     def failed(self) -> dict[str, str]:
         """The Failed condition, once it is true."""
         self.wait_phase("Failed")
@@ -365,25 +425,40 @@ def namespace(site: Site) -> str:
     return site.namespace()
 
 
-@pytest.fixture
-def submit(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
-    """Create a job; spec fields by keyword, the script's arguments by position."""
+@contextlib.contextmanager
+def submitting(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
+    """A function that creates jobs, which are gone with their pods at the end of the block."""
     made: list[Job] = []
 
-    def create(name: str, *arguments: str, container: dict[str, Any] | None = None, **spec: Any):
+    def create(
+        name: str,
+        *arguments: str,
+        container: dict[str, Any] | None = None,
+        notice_file: str | None = None,
+        grace: int = 20,
+        **spec: Any,
+    ) -> Job:
+        volumes = [{"name": "scripts", "configMap": {"name": "scripts"}}]
+        mounts = [{"name": "scripts", "mountPath": "/scripts"}]
+        env = []
+        if notice_file:
+            volumes.append({"name": "told", "emptyDir": {}})
+            mounts.append({"name": "told", "mountPath": str(Path(notice_file).parent)})
+            env.append({"name": "REKINDLE_NOTICE_FILE", "value": notice_file})
         template = {
             "spec": {
-                "terminationGracePeriodSeconds": 20,
+                "terminationGracePeriodSeconds": grace,
                 "containers": [
                     {
                         "name": "trainer",
                         "image": site.image,
                         "args": ["/scripts/regress.py", *arguments],
-                        "volumeMounts": [{"name": "scripts", "mountPath": "/scripts"}],
+                        "volumeMounts": mounts,
+                        "env": env,
                         **(container or {}),
                     }
                 ],
-                "volumes": [{"name": "scripts", "configMap": {"name": "scripts"}}],
+                "volumes": volumes,
             }
         }
         checkpoint = {
@@ -411,6 +486,20 @@ def submit(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
             if error.status != 404:
                 raise
     wait_for(lambda: not any(job.pods() for job in made), "the pods of the scenario to go")
+
+
+@pytest.fixture
+def submit(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
+    """Create a job; spec fields by keyword, the script's arguments by position."""
+    with submitting(site, namespace) as create:
+        yield create
+
+
+@pytest.fixture(scope="module")
+def submit_for_all(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
+    """The same for jobs that several scenarios use one after the other."""
+    with submitting(site, namespace) as create:
+        yield create
 
 
 @pytest.fixture

@@ -1,8 +1,15 @@
-"""What the scenarios train: a linear model with dropout on 1,003 samples, as slowly as asked."""
+"""What the scenarios train: a linear model with dropout on 1,003 samples, as slowly as asked.
+
+What goes wrong in the program itself, or takes long in it, is asked for by arguments, too. A hang
+and a loss that is no number come once: only in workers that have begun at the first step.
+"""
 
 import argparse
+import math
+import os
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -13,19 +20,54 @@ LANES = 4
 
 
 class Net(rk.Module):
-    def __init__(self, delay: float, raise_at: int | None):
+    def __init__(self, asked: argparse.Namespace):
         super().__init__()
         self.layers = torch.nn.Sequential(
             torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Linear(16, 1)
         )
-        self.delay, self.raise_at = delay, raise_at
+        self.asked = asked
+        self.began: int | None = None
+        self.spoilt = False
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        if self.raise_at is not None and self.trainer.global_step >= self.raise_at:
-            raise ValueError(f"the data of step {self.raise_at} is cursed")
-        time.sleep(self.delay * self.trainer.world_size / LANES)
-        return ((self.layers(x) - y) ** 2).mean()
+        asked, step = self.asked, self.trainer.global_step
+        self.began = step if self.began is None else self.began
+        if asked.raise_at is not None and step >= asked.raise_at:
+            raise ValueError(f"the data of step {asked.raise_at} is cursed")
+        if self.began == 0 and step == asked.hang_at and self.trainer.global_rank == 1:
+            self.stand_still()
+        time.sleep(asked.delay * self.trainer.world_size / LANES)
+        if self.trainer.global_rank == asked.slow_rank:
+            time.sleep(0.1)
+        loss = ((self.layers(x) - y) ** 2).mean()
+        if self.began == 0 and step == asked.nan_at and not self.spoilt:
+            self.spoilt = True
+            return loss * math.nan
+        return loss
+
+    def stand_still(self):
+        while True:
+            time.sleep(0.1)
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        time.sleep(self.asked.validation)
+        self.log("val_loss", ((self.layers(x) - y) ** 2).mean())
+
+    def on_validation_start(self):
+        print("validation begins", flush=True)
+
+    def on_save_checkpoint(self, checkpoint):
+        if self.asked.saving:
+            print("saving begins", flush=True)
+            time.sleep(self.asked.saving)
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        asked, trainer = self.asked, self.trainer
+        if trainer.global_step == asked.notice_at and trainer.global_rank == 1:
+            told = Path(os.environ["REKINDLE_NOTICE_FILE"])
+            told.write_text('{"seconds": 60, "reason": "rack 7 moves"}')
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=0.01)
@@ -36,6 +78,12 @@ parser.add_argument("--steps", type=int, default=60)
 parser.add_argument("--delay", type=float, default=0.0, help="seconds per step")
 parser.add_argument("--raise-at", type=int)
 parser.add_argument("--exit-at-once", action="store_true")
+parser.add_argument("--hang-at", type=int, help="step at which rank 1 stands still")
+parser.add_argument("--nan-at", type=int, help="step of which the loss is no number")
+parser.add_argument("--slow-rank", type=int, help="a rank that needs 0.1 s more than the others")
+parser.add_argument("--notice-at", type=int, help="step after which rank 1 finds a notice")
+parser.add_argument("--validation", type=float, help="seconds per batch, of which there are 40")
+parser.add_argument("--saving", type=float, default=0.0, help="seconds that a save begins with")
 args = parser.parse_args()
 if args.exit_at_once:
     sys.exit("there is nothing to train here")
@@ -44,5 +92,17 @@ generator = torch.Generator().manual_seed(0)
 x = torch.randn(1003, 8, generator=generator)
 data = TensorDataset(x, x.sum(1, keepdim=True))
 rk.seed_everything(7)
-trainer = rk.Trainer(max_steps=args.steps, global_batch_size=24, seed=7, log_every_n_steps=5)
-trainer.fit(Net(args.delay, args.raise_at), DataLoader(data, batch_size=24 // LANES, shuffle=True))
+trainer = rk.Trainer(
+    max_steps=args.steps,
+    global_batch_size=24,
+    seed=7,
+    log_every_n_steps=5,
+    nonfinite="rollback",
+    num_sanity_val_steps=0,
+    val_check_interval=20 if args.validation else None,
+)
+trainer.fit(
+    Net(args),
+    DataLoader(data, batch_size=24 // LANES, shuffle=True),
+    DataLoader(data, batch_size=25) if args.validation else None,
+)
