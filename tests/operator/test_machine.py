@@ -1,12 +1,18 @@
 """Random histories of a job: whatever happens in whatever order, what must hold holds.
 
 The world checks its invariants in every tick: no rank twice, no round below minReplicas, members
-that live, numbers that grow, charges that equal incidents, nothing created after the end, a status
-that the CRD accepts. Here events come in random order, the operator dies in the middle of some, and
-when they stop the job has to come to its end. REKINDLE_NIGHTLY=1 looks at many
-more histories (REKINDLE_EXAMPLES of them).
+that live and are ready, nobody left out without need, numbers that grow, children that their job
+owns, nothing created after the end, a status that the CRD accepts. Here events come in random
+order, and the operator dies in the middle of some. The machine keeps its own books, which are not
+made from the operator's code: which pod something has happened to that may be charged, and by when
+who was told to go has to be gone. When the events stop the job has to be whole again in bounded
+time, and then to come to its end.
+
+REKINDLE_MACHINE=deep looks at many more histories, other ones each time and longer
+(REKINDLE_EXAMPLES of them).
 """
 
+import math
 import os
 
 from hypothesis import HealthCheck, settings
@@ -19,11 +25,32 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from rekindle.contract import AgentPhase
+from rekindle.contract import AgentPhase, Rollback
 from rekindle_operator import status
 
-NIGHTLY = os.environ.get("REKINDLE_NIGHTLY") == "1"
+DEEP = os.environ.get("REKINDLE_MACHINE") == "deep"
 pick = st.integers(0, 9)
+EVER = math.inf
+TAINTS = {
+    "karpenter.sh/disrupted": 30,
+    "cloud.google.com/impending-node-termination": 15,
+    "aws-node-termination-handler/spot-itn": 120,
+    "aws-node-termination-handler/rebalance-recommendation": EVER,
+    "node.kubernetes.io/not-ready": EVER,
+    "node.kubernetes.io/unreachable": 0,
+}
+"""Seconds that each of them leaves."""
+CONDITIONS = {
+    ("PreemptScheduled", "True"): 30,
+    ("TerminateScheduled", "True"): 300,
+    ("VMEventScheduled", "True"): EVER,
+    ("Ready", "False"): EVER,
+    ("Ready", "Unknown"): 0,
+}
+CHARGED = {"user", "infrastructure", "preemption"}
+OF_PROGRAMS = {"UserError", "PeerLost", "Hung"}
+WHOLE_AGAIN = 450.0
+"""Seconds: the longest pause after losses in a row, and the longest patience of a start."""
 
 
 class Histories(RuleBasedStateMachine):
@@ -37,33 +64,77 @@ class Histories(RuleBasedStateMachine):
         nodes=st.integers(1, 6),
         spares=st.integers(0, 2),
         warms_for=st.sampled_from([0.0, 4.0]),
+        ttl=st.sampled_from([None, 40]),
     )
-    def begin(self, replicas, least, nodes, spares, warms_for):
+    def begin(self, replicas, least, nodes, spares, warms_for, ttl):
         self.w = self.World(
             replicas=replicas,
             nodes=nodes,
             elastic={"minReplicas": min(replicas, least), "spares": spares},
             restart={"user": {"max": 3, "window": "1h"}},
             deadlines={"startup": None},
+            ttlSecondsAfterFinished=ttl,
             save_every=7,
         )
         self.w.warms_for = warms_for
-        self.over = False
+        self.place, self.w.kubernetes = self.w.kubernetes, self.pods_are_placed
+        self.failed: set[str] = set()
+        """Pods in which something has failed that nothing was charged for."""
+        self.told: set[str] = set()
+        """Pods that were told to go and that nothing was charged for."""
+        self.due: dict[str, float] = {}
+        """By uid of the pod or name of the node: when it has to be gone."""
+        self.came: set[str] = set()
+        """Pods that are or were on a node that has to be gone."""
+        self.read = 0
+        """So many incidents have been held against these books."""
+
+    def pods_are_placed(self):
+        """As the world does it, and whoever comes to a node that has to go is in trouble."""
+        self.place()
+        for pod in self.w.pods.values():
+            if pod.node in self.due and pod.name not in self.came:
+                self.told.add(pod.name)
+                self.came.add(pod.name)
+
+    # Who is concerned.
 
     def a_pod(self, number, *, running=False):
         pods = [p for p in self.w.alive if not running or p.agent and not p.terminated]
         return pods[number % len(pods)].name if pods else None
 
-    def on_a_pod(self, number, event, *args, running=False, **more):
-        name = self.a_pod(number, running=running)
-        if name is not None:
-            event(name, *args, **more)
+    def a_member(self, number):
+        agents = self.w.group()
+        return agents[number % len(agents)].pod.name if agents else None
+
+    def a_placed_pod(self, number):
+        pods = [p for p in self.w.alive if p.node in self.w.nodes]
+        return pods[number % len(pods)].name if pods else None
+
+    def happens_to(self, name, event, *args, seconds=None, **more):
+        """Something happens to a pod; `seconds`: it was told to be gone after so many."""
+        if name is None:
+            return
+        (self.failed if seconds is None else self.told).add(name)
+        if seconds is not None:
+            uid = self.w.pod(name).uid
+            self.due[uid] = min(self.due.get(uid, EVER), self.w.now + seconds)
+        event(name, *args, **more)
+
+    def happens_to_node(self, name, seconds, event, *args):
+        if name is None:
+            return
+        node = self.w.pod(name).node
+        self.told |= {p.name for p in self.w.alive if p.node == node}
+        self.due[node] = min(self.due.get(node, EVER), self.w.now + seconds)
+        event(name, *args)
 
     # What happens.
 
-    @rule(seconds=st.sampled_from([0, 1, 1, 3, 10, 70]))
+    @rule(seconds=st.sampled_from([0, 1, 1, 3, 10, 40]))
     def time_passes(self, seconds):
         self.w.run(seconds, pace=5.0)
+        self.nobody_trains_past_its_end()
 
     @rule()
     def one_tick(self):
@@ -72,73 +143,102 @@ class Histories(RuleBasedStateMachine):
         if self.w.up:
             self.w.tick()
 
-    @rule(number=pick, code=st.sampled_from([137, 1, 139]))
-    def kill(self, number, code):
-        self.on_a_pod(number, self.w.kill, code, running=True)
-
-    @rule(number=pick)
-    def out_of_memory(self, number):
-        self.on_a_pod(number, self.w.kill, 137, "OOMKilled", running=True)
-
-    @rule(number=pick)
-    def cannot_start(self, number):
-        self.on_a_pod(number, self.w.kill, 128, "StartError")
-
-    @rule(number=pick)
-    def delete(self, number):
-        self.on_a_pod(number, self.w.delete)
+    @rule(
+        number=pick,
+        end=st.sampled_from([(137,), (1,), (139,), (137, "OOMKilled"), (128, "StartError")]),
+    )
+    def kill(self, number, end):
+        starts = end[-1] == "StartError"
+        self.happens_to(self.a_pod(number, running=not starts), self.w.kill, *end)
 
     @rule(number=pick)
     def vanish(self, number):
-        self.on_a_pod(number, self.w.vanish)
+        self.happens_to(self.a_pod(number), self.w.vanish)
 
-    @rule(number=pick)
-    def evict(self, number):
-        self.on_a_pod(number, self.w.evict)
+    @rule(number=pick, grace=st.sampled_from([5, 30]))
+    def delete(self, number, grace):
+        self.happens_to(self.a_pod(number), self.w.delete, grace, seconds=grace)
 
-    @rule(
-        number=pick,
-        key=st.sampled_from(
-            [
-                "karpenter.sh/disrupted",
-                "node.kubernetes.io/unreachable",
-                "node.kubernetes.io/not-ready",
-                "aws-node-termination-handler/rebalance-recommendation",
-                "aws-node-termination-handler/spot-itn",
-            ]
-        ),
-    )
+    @rule(number=pick, reason=st.sampled_from(["EvictionByEvictionAPI", "PreemptionByScheduler"]))
+    def evict(self, number, reason):
+        self.happens_to(self.a_pod(number), self.w.evict, reason, seconds=30)
+
+    @rule(number=pick, source=st.sampled_from([("file: spot", 120), ("HTTP call: drain", 10)]))
+    def tell(self, number, source):
+        name = self.a_pod(number, running=True)
+        if name and not self.w.pod(name).agent.notice:
+            self.happens_to(name, self.w.tell, *source, seconds=source[1])
+
+    @rule(number=pick, key=st.sampled_from(sorted(TAINTS)))
     def taint(self, number, key):
-        pods = [p for p in self.w.alive if p.node in self.w.nodes]
-        if pods:
-            self.w.taint(pods[number % len(pods)].name, key)
+        self.happens_to_node(self.a_placed_pod(number), TAINTS[key], self.w.taint, key)
+
+    @rule(number=pick, sign=st.sampled_from(sorted(CONDITIONS)))
+    def node_condition(self, number, sign):
+        name, seconds = self.a_placed_pod(number), CONDITIONS[sign]
+        self.happens_to_node(name, seconds, self.w.condition_of_node, *sign)
+        if name and sign[0] == "Ready":  # Kubernetes adds the taint that says the same
+            kind = "unreachable" if sign[1] == "Unknown" else "not-ready"
+            self.w.taint(name, f"node.kubernetes.io/{kind}")
 
     @rule()
-    def taints_go(self):
-        for body in self.w.nodes.values():
-            body["spec"].pop("taints", None)
+    def nodes_are_well_again(self):
+        self.w.nodes = {name: {"spec": {}, "status": {}} for name in self.w.nodes}
+        self.due = {name: at for name, at in self.due.items() if name not in self.w.nodes}
 
     @rule(number=pick)
-    def node_dies(self, number):
-        pods = [p for p in self.w.alive if p.node in self.w.nodes]
-        if pods:
-            self.w.lose_node(pods[number % len(pods)].name)
+    def node_goes(self, number):
+        self.happens_to_node(self.a_placed_pod(number), 0, self.w.lose_node)
+
+    @rule(number=pick)
+    def machine_dies(self, number):
+        """First the pods that stay lose contact, and only much later somebody says why."""
+        name = self.a_placed_pod(number)
+        self.happens_to_node(name, EVER, self.w.die_unnoticed)
+        for agent in self.w.group():
+            self.happens_to(agent.pod.name, self.w.fall)
+
+    @rule()
+    def dead_machines_are_noticed(self):
+        for pod in self.w.alive:
+            if pod.node in self.w.dead and pod.node in self.w.nodes:
+                self.happens_to_node(pod.name, 0, self.w.taint, "node.kubernetes.io/unreachable")
 
     @rule(number=pick)
     def node_comes(self, number):
-        self.w.nodes.setdefault(f"spare-{number}", {"spec": {}, "status": {}})
+        self.w.nodes.setdefault(f"other-{number}", {"spec": {}, "status": {}})
 
     @rule(number=pick, cause=st.sampled_from(["UserError", "PeerLost", "PeerLost"]))
     def workers_fail(self, number, cause):
+        self.happens_to(self.a_member(number), self.w.fail, cause=cause)
+
+    @rule(number=pick, stacks=st.sampled_from([None, "net.py:17 forward"]))
+    def workers_hang(self, number, stacks):
+        blamed = self.a_member(number)
+        for agent in self.w.group():
+            name = agent.pod.name
+            self.happens_to(name, self.w.hang, waits=name != blamed, stacks=stacks)
+        self.w.trains = True
+
+    @rule()
+    def what_hangs_gets_on(self):
+        for agent in self.w.group():
+            agent.more.pop("hang", None)
+
+    @rule()
+    def trainer_goes_back(self):
         agents = self.w.group()
-        if agents:
-            self.w.fail(agents[number % len(agents)].pod.name, cause=cause)
+        if agents and agents[0].round_steps:
+            step = agents[0].step
+            back = Rollback(at_step=step, to_step=max(0, step - 5), reason="nan", at=self.w.now)
+            for agent in agents:
+                agent.more["rollback"] = back
 
     @rule(number=pick)
     def one_is_done(self, number):
         agents = self.w.group()
         if agents and agents[0].round_steps:
-            self.w.finish(agents[number % len(agents)].pod.name)
+            self.w.finish(self.a_member(number))
 
     @rule(number=pick)
     def falls_silent(self, number):
@@ -162,25 +262,45 @@ class Histories(RuleBasedStateMachine):
             {f"digits-{number % 4}", f"digits-{number % 4}r1"} if broken else set()
         )
 
+    def operator_is_new(self, *, quiet=()):
+        """It does not know which pods the one before has asked to go."""
+        self.told |= {*self.w.deleted}
+        self.w.restart_operator(quiet=quiet)
+
     @rule(late=st.sets(pick, max_size=2))
     def operator_restarts(self, late):
         names = [p.name for p in self.w.alive]
-        self.w.restart_operator(quiet=[names[n % len(names)] for n in late if names])
+        self.operator_is_new(quiet=[names[n % len(names)] for n in late if names])
 
     @rule()
     def operator_is_away(self):
         self.w.stop_operator()
 
     @rule(where=st.sampled_from(["children", "status"]))
-    def operator_dies_in_the_middle(self, where):
+    def operator_dies_between_writes(self, where):
         if self.w.up:
             self.w.kubernetes()
             self.w.act()
             self.w.tick(die_after=where)
+            self.operator_is_new()
 
-    @rule(replicas=st.integers(1, 4))
-    def scale(self, replicas):
-        self.w.change(replicas=max(replicas, self.w.job.min_replicas))
+    @rule(number=pick)
+    def operator_dies_when_one_has_heard_of_a_round(self, number):
+        if self.w.up:
+            self.w.kubernetes()
+            self.w.act()
+            self.w.tick()
+            agents = [p.agent for p in self.w.alive if p.agent and not self.w.unreachable(p)]
+            if agents:
+                self.w.obey(agents[number % len(agents)])
+            self.operator_is_new()
+
+    @rule(replicas=st.integers(1, 4), spares=st.integers(0, 2))
+    def scale(self, replicas, spares):
+        least = self.w.job.min_replicas
+        self.w.change(
+            replicas=max(replicas, least), elastic={"minReplicas": least, "spares": spares}
+        )
 
     @rule(suspend=st.booleans())
     def suspend(self, suspend):
@@ -193,15 +313,39 @@ class Histories(RuleBasedStateMachine):
     # What holds, besides what the world checks in every tick.
 
     @invariant()
-    def pods_are_bounded(self):
-        if hasattr(self, "w"):
-            assert len(self.w.pods) <= 4 * (4 + 2) + 6
+    def what_holds(self):
+        assert len(self.w.pods) <= 4 * (4 + 2) + 6
+        names = [name for name in self.w.created if name not in self.w.unrecorded]
+        assert len(set(names)) == len(names)
+        self.nothing_is_charged_twice()
 
-    @invariant()
-    def names_are_not_used_twice(self):
-        if hasattr(self, "w"):
-            names = [name for name in self.w.created if name not in self.w.unrecorded]
-            assert len(set(names)) == len(names)
+    def nothing_is_charged_twice(self):
+        """Each charge is for a pod that something has happened to since the last one."""
+        fresh, self.read = self.w.incidents[self.read :], len(self.w.incidents)
+        for incident in fresh:
+            if incident.klass not in CHARGED:
+                continue
+            named = {*incident.victims, *incident.collateral}
+            assert (self.failed | self.told) & set(incident.victims), f"what for? {incident}"
+            self.failed -= named
+            if incident.cause not in OF_PROGRAMS:  # such a pod may have been told to go, too
+                self.told -= named
+        ended = [i.round for i in self.w.incidents if i.round]
+        assert len(set(ended)) == len(ended), "a round has ended twice"
+        moments = [i.at for i in self.w.incidents if i.cause == "RolledBack"]
+        assert len(set(moments)) == len(moments), "one rollback is told twice"
+
+    def nobody_trains_past_its_end(self):
+        w = self.w
+        agents = w.group()
+        if not w.up or w.hold_saves or w.stand(agents) or any(a.quiet for a in agents):
+            return
+        for agent in agents:
+            pod = agent.pod
+            end = min(self.due.get(pod.uid, EVER), self.due.get(pod.node, EVER))
+            assert w.now < end, f"{pod.name} had to be gone {w.now - end} s ago"
+
+    # The end.
 
     def finish_like_the_others(self, current):
         """Nobody trains alone while a member of the same round is done."""
@@ -213,33 +357,56 @@ class Histories(RuleBasedStateMachine):
                 if agent.phase is AgentPhase.RUNNING and agent.round.key == current.key:
                     self.w.finish(agent.pod.name)
 
+    def whole(self):
+        """All train whose share is not complete; or all is over."""
+        w = self.w
+        wanted = [p for p in w.pods.values() if p.slot < w.job.pods]
+        done = {
+            p.slot
+            for p in wanted
+            if p.phase == "Succeeded" or p.agent and p.agent.phase is AgentPhase.DONE
+        }
+        everybody = len(w.members) + len(done) >= w.job.replicas and w.training()
+        return w.phase in status.TERMINAL or everybody
+
+    def go_on(self, seconds, done):
+        """Let time pass until it is done, or all of it is over."""
+        end = self.w.now + seconds
+        while not done() and self.w.now < end:
+            for current in self.w.rounds[-1:]:
+                self.finish_like_the_others(current)
+            self.w.run(5, pace=5.0)
+        assert done(), self.w.status
+
     def teardown(self):
-        """Events stop and there is room: the job comes to its end."""
+        """Events stop and there is room: the job is whole again and comes to its end."""
         if not hasattr(self, "w"):
             return
         w = self.w
-        w.restart_operator()
+        self.operator_is_new()
         w.change(suspend=False)
         w.hold_saves, w.broken_image = False, set()
-        w.nodes = {name: {"spec": {}, "status": {}} for name in w.nodes}
+        self.what_hangs_gets_on()
+        self.dead_machines_are_noticed()
+        gone = {"spec": {"taints": [{"key": "node.kubernetes.io/unreachable"}]}, "status": {}}
+        w.nodes = {n: gone if n in w.dead else {"spec": {}, "status": {}} for n in w.nodes}
         w.nodes |= {f"fresh-{n}": {"spec": {}, "status": {}} for n in range(6)}
-        w.run(30, pace=2.0)
-        for _ in range(80):
-            if w.phase in status.TERMINAL:
-                break
-            for current in w.rounds[-1:]:
-                self.finish_like_the_others(current)
-            w.total_steps = min([w.total_steps, *[a.step + 30 for a in w.group()]])
-            w.run(20, pace=5.0)
-        assert w.phase in status.TERMINAL, w.status
-        made = list(w.created)
-        w.run(60, pace=10.0)
+        self.go_on(WHOLE_AGAIN, self.whole)
+        w.total_steps = min([w.total_steps, *[a.step + 12 for a in w.group()]])
+        self.go_on(120, lambda: w.phase in status.TERMINAL)
+        self.nothing_is_charged_twice()
+        made, plans = list(w.created), w.plans
+        w.run(90, pace=10.0)
         assert w.created == made
+        assert w.plans - plans <= 60, "it does not come to rest"
+        assert not [p.name for p in w.alive if p.kill_at is None], "pods of a job that is over"
+        assert w.removed == (w.job.ttl_after_finished is not None)
 
 
 SETTINGS = settings(
-    max_examples=int(os.environ.get("REKINDLE_EXAMPLES", "2000")) if NIGHTLY else 25,
-    stateful_step_count=60 if NIGHTLY else 20,
+    max_examples=int(os.environ.get("REKINDLE_EXAMPLES", "2000")) if DEEP else 55,
+    stateful_step_count=70 if DEEP else 55,
+    derandomize=not DEEP,  # whoever breaks something is the one who sees it
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
