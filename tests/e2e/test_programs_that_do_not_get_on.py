@@ -18,7 +18,7 @@ def log(job, pod):
 
 def test_a_rollback_a_slow_rank_and_a_hang_are_named_with_pod_and_stacks(submit):
     job = submit(
-        "stuck", "--steps=60", "--delay=0.02", "--nan-at=15", "--slow-rank=1", "--hang-at=40",
+        "stuck", "--steps=50", "--delay=0.02", "--nan-at=15", "--slow-rank=1", "--hang-at=30",
         replicas=2, hang={"timeout": "3s"},
     )  # fmt: skip
     slow = job.wait(
@@ -54,16 +54,16 @@ def of_cause(status, cause):
 
 def test_a_notice_during_a_long_validation_is_obeyed_in_time(submit, eventually):
     job = submit(
-        "validating", "--steps=100000", "--delay=0.02", "--validation=0.6",
-        replicas=2, elastic={"minReplicas": 2}, grace=8,
+        "validating", "--steps=100000", "--delay=0.02", "--validation=0.4",
+        replicas=2, elastic={"minReplicas": 2}, grace=6,
     )  # fmt: skip
     eventually(lambda: "validation begins" in log_if_any(job, "validating-1"), "a validation")
-    assert_saved_in_time(job, "validating-1", grace=8)
+    assert_saved_in_time(job, "validating-1", grace=6)
 
 
 def test_a_notice_during_a_slow_save_is_obeyed_in_time(submit, eventually):
     job = submit(
-        "saving", "--steps=100000", "--delay=0.02", "--saving=2",
+        "saving", "--steps=100000", "--delay=0.02", "--saving=1.5",
         replicas=2, elastic={"minReplicas": 2}, grace=10,
     )  # fmt: skip
     eventually(lambda: log_if_any(job, "saving-1").count("saving begins") > 1, "a save")

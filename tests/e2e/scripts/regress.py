@@ -39,7 +39,7 @@ class Net(rk.Module):
             self.stand_still()
         time.sleep(asked.delay * self.trainer.world_size / LANES)
         if self.trainer.global_rank == asked.slow_rank:
-            time.sleep(0.1)
+            time.sleep(0.03)
         loss = ((self.layers(x) - y) ** 2).mean()
         if self.began == 0 and step == asked.nan_at and not self.spoilt:
             self.spoilt = True
@@ -80,7 +80,7 @@ parser.add_argument("--raise-at", type=int)
 parser.add_argument("--exit-at-once", action="store_true")
 parser.add_argument("--hang-at", type=int, help="step at which rank 1 stands still")
 parser.add_argument("--nan-at", type=int, help="step of which the loss is no number")
-parser.add_argument("--slow-rank", type=int, help="a rank that needs 0.1 s more than the others")
+parser.add_argument("--slow-rank", type=int, help="a rank that needs 30 ms more for a batch")
 parser.add_argument("--notice-at", type=int, help="step after which rank 1 finds a notice")
 parser.add_argument("--validation", type=float, help="seconds per batch, of which there are 40")
 parser.add_argument("--saving", type=float, default=0.0, help="seconds that a save begins with")
