@@ -206,7 +206,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(number=pick)
     def node_comes(self, number):
-        self.w.nodes.setdefault(f"other-{number}", {"spec": {}, "status": {}})
+        if f"other-{number}" not in self.due:  # else it is one that has gone
+            self.w.nodes.setdefault(f"other-{number}", {"spec": {}, "status": {}})
 
     @rule(number=pick, cause=st.sampled_from(["UserError", "PeerLost", "PeerLost"]))
     def workers_fail(self, number, cause):
