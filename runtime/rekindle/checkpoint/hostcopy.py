@@ -194,7 +194,7 @@ class Copy:
         """
         head, places, tree, meta = ticket.split(b"\n")
         document = json.loads(head)
-        if document.pop("version") != _VERSION:
+        if not isinstance(document, dict) or document.pop("version", None) != _VERSION:
             raise ValueError("a copy of another version")
         label = Label.from_json(document)
         if label.size != len(payload):
