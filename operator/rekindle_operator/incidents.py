@@ -559,20 +559,22 @@ def of_a_started_job(incident: Incident) -> Incident:
 def backoff(incidents: Sequence[Incident], now: float) -> float:
     """Seconds to wait before pods are replaced, when incident follows incident without progress.
 
-    A pod that ended outside of any round has made none, whatever the others do meanwhile.
+    A pod that ended outside of any round has made none, whatever the others do meanwhile. What took
+    no pod, another operator or a rollback, neither adds to the pause nor begins it anew.
     """
-    fruitless, after = 0, now
+    fruitless, after, newest = 0, now, now
     for incident in reversed(incidents):
-        if incident.cause is Cause.OPERATOR:
+        if incident.klass in {"operator", "trainer"}:
             continue
         idle = incident.round == 0 and after - incident.at < BACKOFF_MEMORY
         lost = incident.klass == "infrastructure" and incident.open
         if not idle and not lost:
             break
+        newest = incident.at if fruitless == 0 else newest
         fruitless, after = fruitless + 1, incident.at
     if fruitless < 3:
         return 0.0
-    return max(0.0, incidents[-1].at + min(2.0 ** (fruitless - 2), BACKOFF_MOST) - now)
+    return max(0.0, newest + min(2.0 ** (fruitless - 2), BACKOFF_MOST) - now)
 
 
 def stamp(at: float) -> str:

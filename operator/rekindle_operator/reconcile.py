@@ -223,17 +223,24 @@ def _note_slow(
     job: TrainingJob, record: Record, observed: Observed, now: float
 ) -> tuple[Record, Observed]:
     """Remember slow nodes; where the job wants that, their pods are advised to go."""
-    slow = {
-        pod.node: (pod, found.words())
-        for found in stragglers.scores(observed)
+    slow = [
+        (pod.node, pod, found.words())
+        for found in reversed(stragglers.scores(observed))  # a pod's slowest rank speaks for it
         if (pod := observed.pod(found.uid)) and pod.node
-    }
-    spells = stragglers.remember(record.slow or {}, set(slow), now)
+    ]
+    spells = stragglers.remember(record.slow or {}, {node for node, *_ in slow}, now)
     if spells != (record.slow or {}):
         record = replace(record, slow=spells)
     if job.slow_nodes == "avoid":
-        bad = stragglers.nodes(spells) & slow.keys()
-        observed = replace(observed, slow={slow[n][0].uid: slow[n][1] for n in bad if n})
+        bad = stragglers.nodes(spells)
+        # A pod that was made since is there because no other node could take it: to move it
+        # would be to stop all others again and again.
+        moved = {
+            pod.uid: words
+            for node, pod, words in slow
+            if node in bad and pod.created_at < spells[node][0]
+        }
+        observed = replace(observed, slow=moved)
     return record, observed
 
 
@@ -310,7 +317,8 @@ def _note_explanations(
 ) -> tuple[Record, incidents.Verdict | None]:
     """Take over what has been said since about pods that vanished; a verdict if that ends the job.
 
-    The budget that has paid gets it back, and the one of the cause pays.
+    The budget that has paid gets it back, and the one of the cause pays; where none had to pay,
+    because nobody stopped training for that pod, none does.
     """
     for index, incident in enumerate(record.incidents):
         better = incidents.explained(incident, observed)
@@ -319,20 +327,21 @@ def _note_explanations(
         verdict = None
         history, counts = record.history, dict(record.counts or {})
         if better.klass != incident.klass:
-            history = incidents.uncharge(history, incident)
+            counts[incident.klass] = max(counts.get(incident.klass, 0) - 1, 0)
+            counts[better.klass] = counts.get(better.klass, 0) + 1
+        returned = incidents.uncharge(history, incident)
+        if better.klass != incident.klass and returned != history:
             verdict = incidents.judge(
                 job,
                 better,
-                history,
+                returned,
                 checkpoint=record.checkpoint.step if record.checkpoint else None,
                 started=record.first_step_at is not None,
                 training=False,
                 now=now,
             )
             better = replace(better, action=verdict.action)
-            history = incidents.charge(history, better, job, now)
-            counts[incident.klass] = max(counts.get(incident.klass, 0) - 1, 0)
-            counts[better.klass] = counts.get(better.klass, 0) + 1
+            history = incidents.charge(returned, better, job, now)
         known = (*record.incidents[:index], better, *record.incidents[index + 1 :])
         record = replace(record, incidents=known, history=history, counts=counts)
         if verdict is not None and not verdict.retry:

@@ -69,6 +69,19 @@ def test_a_rollback_joins_the_log_and_costs_no_budget(world):
     assert w.phase == "Running"
 
 
+def test_many_rollbacks_do_not_delay_the_replacement_of_a_lost_pod(world):
+    w = world().start().train(12)
+    for _ in range(6):
+        back = Rollback(at_step=12, to_step=10, reason="a spike", at=w.now)
+        for agent in w.group():
+            agent.more["rollback"] = back
+        w.run(1)
+    assert len(w.losses) == 6
+    w.trains = False
+    w.kill("digits-1").run(1)
+    assert "digits-1r1" in w.created
+
+
 def measured(w, *seconds):
     for agent, busy in zip(w.group(), seconds, strict=True):
         rank = RankReport(rank=agent.pod.slot, step=3, phase="training", idle=0.0, busy=busy)

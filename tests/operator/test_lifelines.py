@@ -47,6 +47,15 @@ def test_a_budget_that_the_cause_finds_spent_ends_the_job(world):
     assert w.restarts == (1, 0, 0)
 
 
+def test_a_spare_that_nobody_stopped_for_costs_nothing_whatever_its_end_was(world):
+    w = world(elastic={"spares": 1}, restart={"user": {"max": 0}}).start().train(3)
+    w.cut("digits-3").settle().kill("digits-3", reason="OOMKilled").settle()
+    assert (w.last["cause"], w.phase) == ("OutOfMemory", "Running")
+    assert w.restarts == (1, 0, 0)
+    assert "userErrors" not in w.status["accounting"]
+    assert len(w.rounds) == 1
+
+
 def test_a_dead_node_is_named_when_it_is_known(world):
     w = gone_on(world().start().train(3).cut(VICTIM))
     w.taint(VICTIM, "node.kubernetes.io/unreachable").settle()

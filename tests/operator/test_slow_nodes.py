@@ -55,3 +55,15 @@ def test_one_that_is_slow_for_a_moment_stays(world, seconds):
     assert len(w.rounds) == 1
     assert len(w.created) == 3
     assert not liked(w.pod("digits-1"))
+
+
+def test_a_pod_that_found_no_other_node_is_not_moved_again_and_again(world):
+    w = world(capacity={"slowNodes": "avoid"}, nodes=4).start().train(3)
+    slow = w.pod("digits-1").node
+    w.slow("digits-1").until(lambda: "digits-1r1" in w.members and w.training(), 90)
+    w.kill("digits-1r1").until(lambda: "digits-1r2" in w.members and w.training())
+    assert w.pod("digits-1r2").node == slow
+    rounds = len(w.rounds)
+    w.slow("digits-1r2").run(2 * stragglers.SUSTAINED)
+    assert len(w.rounds) == rounds
+    assert w.condition("Degraded")["reason"] == "Straggler"
