@@ -12,6 +12,7 @@ cannot help: before any progress, or at the same step as the one before.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from rekindle.contract import Cause, ExitCode, Hang, Member, Outcome, Round
@@ -75,6 +76,8 @@ class Incident:
     """(pod, where its state came from) of each member of the round that went on."""
     stacks: str = ""
     """Of a hang: where the rank to blame stood."""
+    silent: float = 0.0
+    """Of a hang: seconds for which nobody had got on when it was noticed."""
     reason: str | None = None
     """Stable code of the outcome, Store/R5 for example. Not kept in the status."""
 
@@ -247,11 +250,12 @@ def _of_round(
         _, cause, evidence, reason = gone[0]
         return Detection(incident=incident(cause, evidence, [m.pod for m, *_ in gone], reason))
     if not failed and State.HUNG in states.values():
-        left, blamed_pod, evidence, stacks = _hang(observed, current, now)
+        left, blamed_pod, evidence, hang = _hang(observed, current, now)
         if left > 0:
             return Detection(settle=left, dump=True)
         hung = incident(Cause.HUNG, evidence, [blamed_pod])
-        return Detection(incident=replace(hung, stacks=stacks))
+        stood = round(hang.idle, 3)
+        return Detection(incident=replace(hung, stacks=hang.stacks or "", silent=stood))
     if not failed:
         return Detection()
     agents = [(observed.agents[m.uid], m) for m in failed]
@@ -275,8 +279,8 @@ def _of_round(
     return Detection(incident=incident(cause, evidence, [member.pod], reason))
 
 
-def _hang(observed: Observed, current: Round, now: float) -> tuple[float, str, str, str]:
-    """Seconds until a verdict about a hang; pod to blame, evidence, stacks of that pod.
+def _hang(observed: Observed, current: Round, now: float) -> tuple[float, str, str, Hang]:
+    """Seconds until a verdict about a hang; pod to blame, evidence, what its agent says.
 
     All ranks stand still. To blame is one whose main thread does something else than wait for
     others; failing that, the one that is fewest steps on, and last the one that is silent longest.
@@ -300,7 +304,7 @@ def _hang(observed: Observed, current: Round, now: float) -> tuple[float, str, s
     )
     if waiting:
         evidence += f"; {waiting} other pod{'s' * (waiting > 1)} wait for it"
-    return left, pod, evidence, hang.stacks or ""
+    return left, pod, evidence, hang
 
 
 def of_the_trainer(observed: Observed, known: Sequence[Incident]) -> Incident | None:
@@ -520,7 +524,7 @@ def resolve(
         incident,
         resumed_from=resumed_from,
         steps_lost=lost,
-        seconds_lost=round(now - incident.at + lost * step_seconds, 3),
+        seconds_lost=round(now - incident.at + incident.silent + lost * step_seconds, 3),
         recovered_in=current,
     )
 
@@ -577,8 +581,12 @@ def backoff(incidents: Sequence[Incident], now: float) -> float:
     return max(0.0, newest + min(2.0 ** (fruitless - 2), BACKOFF_MOST) - now)
 
 
+@lru_cache(maxsize=1024)
 def stamp(at: float) -> str:
-    """A Kubernetes timestamp with milliseconds."""
+    """A Kubernetes timestamp with milliseconds.
+
+    A status is rendered at every look at a job, and mostly holds the times that it held before.
+    """
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -603,6 +611,7 @@ def to_status(incident: Incident) -> dict[str, Any]:
                 ("recovery", _recovery(incident) or None),
                 ("restored", [{"pod": p, "source": s} for p, s in incident.restored] or None),
                 ("stacks", incident.stacks[:2000] or None),
+                ("silentSeconds", incident.silent or None),
             )
             if value is not None
         },
@@ -633,6 +642,7 @@ def from_status(document: Mapping[str, Any]) -> Incident:
         recovery={k: v for k, v in (document.get("recovery") or {}).items() if k != "total"},
         restored=tuple((e["pod"], e["source"]) for e in document.get("restored") or ()),
         stacks=document.get("stacks", ""),
+        silent=document.get("silentSeconds", 0.0),
     )
 
 

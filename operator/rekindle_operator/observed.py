@@ -221,8 +221,21 @@ class Observed:
             )
         return self._node_notices[key]
 
+    @cached_property
+    def _notices(self) -> dict[str, tuple[Notice, ...]]:
+        return {}
+
     def notices_of(self, pod: Pod) -> tuple[Notice, ...]:
-        """All that has told a pod to go; the first is the best explanation."""
+        """All that has told a pod to go; the first is the best explanation.
+
+        One decision asks for it some forty times a pod.
+        """
+        found = self._notices.get(pod.uid)
+        if found is None:
+            found = self._notices[pod.uid] = self._read_notices(pod)
+        return found
+
+    def _read_notices(self, pod: Pod) -> tuple[Notice, ...]:
         agent, found = self.agents.get(pod.uid), []
         if pod.disruption:
             found.append(

@@ -181,8 +181,11 @@ def _begin(record: Record, now: float) -> Record:
 def _note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
     """Tell that another operator process has taken over a job that has had a round."""
     since = observed.listening_since
-    before, record = record.operator_since, replace(record, operator_since=since)
-    if before is None or before == since or record.round == 0:
+    before = record.operator_since
+    if before == since:
+        return record, ()
+    record = replace(record, operator_since=since)
+    if before is None or record.round == 0:
         return record, ()
     known = incidents.of_the_operator(record.incidents, since)
     return replace(record, incidents=known), known[-1:]
@@ -199,7 +202,7 @@ def _still_suspended(record: Record, observed: Observed) -> bool:
 def _note_progress(record: Record, observed: Observed, now: float) -> Record:
     """Take over what the round's first agent says about steps and checkpoints."""
     checkpoint = _newest_checkpoint(record, observed)
-    if checkpoint:
+    if checkpoint and checkpoint != record.checkpoint:
         record = replace(record, checkpoint=checkpoint)
     report = status.leader(observed)
     if report is None:
@@ -287,7 +290,9 @@ def _note_incident(
     known = record.incidents
     step = record.progress.step if record.progress else 0
     # What would follow if nothing had gone wrong: do all train on although some have to go?
-    calm = rounds.decide(job, observed, last_number=record.round, hold=True, now=now).going
+    calm = None
+    if any(map(observed.notices_of, observed.pods)):
+        calm = rounds.decide(job, observed, last_number=record.round, hold=True, now=now).going
     while True:
         found = incidents.detect(
             job,
@@ -427,6 +432,8 @@ def _resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tu
             result.append(closed[-1])
         else:
             result.append(incident)
+    if not closed:
+        return record, ()
     rework = sum((incident.steps_lost or 0) * step_seconds for incident in closed)
     record = replace(record, incidents=tuple(result), rework_seconds=record.rework_seconds + rework)
     return record, tuple(closed)
@@ -438,7 +445,9 @@ def _measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident
     fresh: dict[int, Incident] = {}
     for index, incident in enumerate(record.incidents):
         if number and incident.recovered_in == number and incident.round and not incident.recovery:
-            found = recovery.measured(observed, incident.at, incident.victims)
+            found = recovery.measured(
+                observed, incident.at, incident.victims, silent=incident.silent
+            )
             if found is None:
                 break
             fresh[index] = replace(incident, recovery=found.seconds, restored=found.restored)

@@ -38,13 +38,14 @@ class Recovery:
 
 
 def measured(
-    observed: Observed, noticed_at: float, victims: Collection[str] = ()
+    observed: Observed, noticed_at: float, victims: Collection[str] = (), silent: float = 0.0
 ) -> Recovery | None:
     """What the members of the current round say, once all of them have made a step.
 
     ``noticed_at`` is when the operator knew of the incident, in unix seconds, and ``victims`` are
-    the pods that it took, whose lifelines may have broken earlier. None while somebody
-    has yet to step, or when no member measures (a plain script).
+    the pods that it took, whose lifelines may have broken earlier. ``silent`` is for how many
+    seconds nobody had got on by then. None while somebody has yet to step, or when no member
+    measures (a plain script).
     """
     current = observed.round
     if current is None:
@@ -66,7 +67,7 @@ def measured(
         for pod in observed.pods
         if pod.name in victims and pod.vanished_at is not None
     ]
-    began = min(noticed_at, seen - broken, *vanished)
+    began = min(noticed_at - silent, seen - broken, *vanished)
     marks = [began, max(began, min(noticed_at, seen)), seen]
     for moment in (last.grouped or last.started, last.restored, last.stepped):
         at = marks[-1] if moment is None else max(marks[-1], seen + moment)

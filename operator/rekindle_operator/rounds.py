@@ -134,11 +134,8 @@ def decide(
     if values == {State.DONE}:
         return Decision(finished=True)
     number = max(last_number, current.number)
-    inside = {m.uid for m in current.members}
-    patient = all(pod.uid not in inside for pod, _ in candidates(job, observed))
-
     if values & {State.LOST, State.FAILED, State.HUNG}:
-        return _form(job, observed, number, hold=hold, patient=patient, now=now)
+        return _form_next(job, observed, current, number, hold=hold, now=now)
 
     going = [
         pod
@@ -158,7 +155,7 @@ def decide(
         )
         left = first + PARTIAL_SAVE - now
     if (hurried or ended) and (not busy or left is not None and left <= 0):
-        return _form(job, observed, number, hold=hold, patient=patient, now=now)
+        return _form_next(job, observed, current, number, hold=hold, now=now)
     if ended:
         why = _why_going(observed, hurried) or "other members have saved"
         return Decision(
@@ -173,6 +170,15 @@ def decide(
             return decision
     decision = _consider_newcomers(job, observed, current, values, now)
     return replace(decision, going=_why_going(observed, going) or None)
+
+
+def _form_next(
+    job: TrainingJob, observed: Observed, current: Round, number: int, *, hold: bool, now: float
+) -> Decision:
+    """Form the round after this one; where none of its members is left, there is no hurry."""
+    inside = {m.uid for m in current.members}
+    patient = all(pod.uid not in inside for pod, _ in candidates(job, observed))
+    return _form(job, observed, number, hold=hold, patient=patient, now=now)
 
 
 def _why_going(observed: Observed, going: list[Pod]) -> str:
@@ -419,9 +425,11 @@ def _consider_newcomers(
     if len(inside) > job.replicas:
         return Decision(save=f"scaled down to {job.replicas}")
     room = job.replicas - len(done) - len(inside)
+    if room <= 0 or values != {State.RUNNING}:
+        return Decision()
     ready = candidates(job, observed)
     fresh = [(pod, agent) for pod, agent in ready if pod.uid not in inside and pod.slot not in done]
-    if not fresh or room <= 0 or values != {State.RUNNING}:
+    if not fresh:
         return Decision()
     if not _stepping(current, observed):
         return Decision(waiting="the current round's first step", requeue=1.0)

@@ -1,10 +1,15 @@
 """Kubernetes timestamps as unix seconds; everything else in the operator counts in those."""
 
 from datetime import datetime
+from functools import lru_cache
 
 
 def parse_time(text: str | None) -> float | None:
     """Unix seconds of a Kubernetes timestamp; None for none."""
-    if not text:
-        return None
+    return _parsed(text) if text else None
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> float:
+    """The same times come with each look at a job."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

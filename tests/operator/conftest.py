@@ -45,6 +45,8 @@ MARGIN = 3.0
 DONE_WAIT = 10.0
 """Seconds that an agent whose workers are done waits for an order before it exits with 0."""
 RESYNC = 60.0
+FIT: set[tuple[str, str]] = set()
+"""Fields of a status that fit the CRD, with their values: most tests come to the same ones."""
 
 
 @cache
@@ -96,6 +98,8 @@ class SimPod:
     forced: bool = False
     agent: "SimAgent | None" = None
     removed: bool = False
+    read: tuple | None = None
+    """Its newest document, and what the operator makes of that."""
 
     @property
     def over(self):
@@ -104,6 +108,12 @@ class SimPod:
     @property
     def idle(self):
         return self.over or self.terminated is not None
+
+    def parsed(self):
+        document = self.document()
+        if self.read is None or self.read[0] != document:
+            self.read = document, parse_pod(document)
+        return self.read[1]
 
     def document(self):
         meta = {
@@ -160,6 +170,13 @@ class SimAgent:
     """Other fields of its reports: hang, rollback, ranks, timings."""
 
     def report(self, world):
+        """Made anew only when something in it is new."""
+        made_of = self.known(), world.total_steps, world.now if self.notice else None
+        if world.made.get(self.pod.uid, (None,))[0] != made_of:
+            world.made[self.pod.uid] = made_of, self.fresh_report(world)
+        return world.made[self.pod.uid][1]
+
+    def fresh_report(self, world):
         progress = None
         if self.round is not None and (self.restored or self.round_steps):
             progress = Progress(
@@ -228,6 +245,8 @@ class World:
         self.known: dict = {}
         self.up = True
         self.reports: dict[str, Agent] = {}
+        self.made: dict[str, tuple] = {}
+        """The newest report of each agent, and of what it was made."""
         self.round: Round | None = None
         self.directives: dict[str, Directive] = {}
         self.retired: set[str] = set()
@@ -757,11 +776,11 @@ class World:
     # The operator.
 
     def observed(self):
-        pods = [parse_pod(pod.document()) for pod in self.pods.values()]
+        pods = [pod.parsed() for pod in self.pods.values()]
         known = {*self.pods, *(m.uid for m in (self.round.members if self.round else ()))}
         self.reports = {u: a for u, a in self.reports.items() if u in known}
         self.known = {
-            name: parse_node({"metadata": {"name": name}, **body}, self.now, self.known.get(name))
+            name: self.node(name, body)
             for name, body in self.nodes.items()
             if name not in self.hidden
         }
@@ -769,7 +788,7 @@ class World:
         nodes.update({p.node: gone(p.node) for p in pods if p.node and p.node not in self.nodes})
         return Observed(
             pods=tuple(
-                replace(pod, vanished_at=self.cut_off.get(pod.uid))
+                replace(pod, vanished_at=self.cut_off[pod.uid]) if pod.uid in self.cut_off else pod
                 for pod in sorted(pods, key=lambda p: (p.slot, p.incarnation))
             ),
             nodes=nodes,
@@ -784,6 +803,12 @@ class World:
             now=self.now,
             notice_seconds=self.job.notice_seconds,
         )
+
+    def node(self, name, body):
+        before = self.known.get(name)
+        if before and not before.signs and body == {"spec": {}, "status": {}}:
+            return before
+        return parse_node({"metadata": {"name": name}, **body}, self.now, before)
 
     def tick(self, *, die_after=None):
         """One reconcile. `die_after`: children, status; the operator dies there."""
@@ -896,13 +921,19 @@ class World:
         if shape == self.checked:
             return
         self.checked = shape
-        document = {**document, "incidents": document["incidents"][-2:]}  # others were checked
-        unknown: list[str] = []
-        schemas.prune(document, status_schema(), unknown=unknown)
-        assert not unknown, f"the CRD does not know {unknown}"
-        bad = schemas.validate(document, status_schema())
-        assert not bad, bad
-        assert "t0ken" not in json.dumps(document)
+        parts = [(key, value) for key, value in document.items() if key != "incidents"]
+        parts += [("incidents", [incident]) for incident in document["incidents"]]
+        for key, value in parts:
+            text = json.dumps(value)
+            if (key, text) in FIT:
+                continue
+            unknown: list[str] = []
+            schemas.prune({key: value}, status_schema(), unknown=unknown)
+            assert not unknown, f"the CRD does not know {unknown}"
+            bad = schemas.validate({key: value}, status_schema())
+            assert not bad, bad
+            assert "t0ken" not in text
+            FIT.add((key, text))
 
     def check_round(self, fresh, observed):
         for old in self.rounds:
