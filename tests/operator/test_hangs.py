@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import DirectiveKind, RankReport, Rollback
+from rekindle.contract import DirectiveKind, RankReport, Rollback, Timings
 from rekindle_operator import incidents
 from rekindle_operator.stragglers import RATIO, scores
 
@@ -15,7 +15,9 @@ def hung(w):
 
 
 def test_the_rank_that_does_not_wait_is_to_blame_and_all_begin_again(world):
-    w = hung(world().start().train(12)).settle()
+    w = world().start().train(12)
+    w.timings = Timings(age=0.0, grouped=0.1, restored=0.2, stepped=0.3)
+    w = hung(w).settle()
     assert w.last["cause"] == "Hung"
     assert w.last["victims"] == ["digits-1"]
     assert "rank 1 on digits-1" in w.last["evidence"]
@@ -23,7 +25,9 @@ def test_the_rank_that_does_not_wait_is_to_blame_and_all_begin_again(world):
     assert "net.py:17" in w.last["stacks"]
     assert w.restarts == (0, 1, 0)
     w.trains = True
-    w.until(w.training)
+    w.until(lambda: "recovery" in w.last)
+    assert w.last["recovery"]["detect"] == pytest.approx(65.0, abs=0.5)
+    assert w.last["secondsLost"] >= 65.0
     assert w.members == ["digits-0", "digits-1", "digits-2"]
     assert w.round.number == 2
     assert w.restarts == (0, 1, 0)
