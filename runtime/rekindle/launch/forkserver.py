@@ -277,7 +277,10 @@ class ForkServer:
         return None if self._connection is None else self._connection.fileno()
 
     def start(self, job: Job) -> Forked:
-        """Start a worker; raises OSError when that cannot be had."""
+        """Start a worker; raises OSError when that cannot be had.
+
+        A server that does not answer is killed: its answer would be taken for the next worker's.
+        """
         if self._connection is None:
             raise OSError("the fork server has died")
         message = {"start": {**vars(job), "environment": dict(job.environment)}}
@@ -286,6 +289,7 @@ class ForkServer:
         while not self._started:
             left = deadline - time.monotonic()
             if left <= 0 or self._connection is None:
+                self.kill()
                 raise OSError("the fork server does not answer")
             _readable(self._connection.fileno(), left)
             self.read()

@@ -16,6 +16,7 @@ import ipaddress
 import json
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -89,7 +90,8 @@ def watch(path: Path, tell: Callable[[str, float | None], None]) -> threading.Th
             if notice is not None:
                 tell(_words("file", notice), notice.seconds)
                 return
-            tries = tries + 1 if path.exists() else 0
+            # Not path.exists(), which raises where a directory on the way may not be entered.
+            tries = tries + 1 if os.path.exists(path) else 0
             pause.wait(POLL)
 
     thread = threading.Thread(target=look, name="notices", daemon=True)

@@ -66,16 +66,19 @@ def path_of(directory: Path, rank: int) -> Path:
 
 
 def collect(
-    directory: Path, send: Callable[[signal.Signals], None], seconds: float = _PATIENCE
+    directory: Path,
+    send: Callable[[signal.Signals], None],
+    count: int,
+    seconds: float = _PATIENCE,
 ) -> dict[int, str]:
-    """Ask all prepared workers of a round, and give what they have written, by rank.
+    """Ask the ``count`` workers of a round, and give what they have written, by rank.
 
     ``send`` sends a signal to each of them. Workers that have not prepared would die of it: so
     nobody is asked unless all files are there.
     """
     files = {int(path.stem.partition("-")[2]): path for path in directory.glob("stacks-*.txt")}
     before = {rank: path.stat().st_size for rank, path in files.items()}
-    if not files:
+    if len(files) < count:
         return {}
     send(ASK)
     deadline = time.monotonic() + seconds

@@ -66,6 +66,9 @@ class Watcher:
             except OSError as error:
                 # A round's directory goes away in the middle of a look.
                 logger.debug("cannot look at the workers: %s", error)
+            except Exception:
+                # Whatever is wrong with one look, nobody would notice that there are no more.
+                logger.exception("cannot look at the workers")
 
     def look(self, now: float) -> None:
         """Look once."""
@@ -109,7 +112,7 @@ class Watcher:
                 found.step,
                 found.timeout,
             )
-            self._stacks = stacks.collect(directory, self._send)
+            self._stacks = stacks.collect(directory, self._send, self._session.settings.slots)
             for rank, text in self._stacks.items():
                 logger.warning("stacks of rank %d:\n%s", rank, text.rstrip())
         return stacks.located(found, self._stacks)

@@ -140,7 +140,10 @@ class Prefixer:
     def stop(self) -> None:
         """Copy what is there and end."""
         os.write(self._stop_write, b"\0")
-        self._thread.join(5.0)
+        if self._thread.ident is not None:
+            self._thread.join(5.0)
+        if self._thread.is_alive():
+            return  # Nobody reads this process's streams; the files are the thread's until then.
         for file in (*self._sources, self._stop_read, self._stop_write):
             os.close(file)
 

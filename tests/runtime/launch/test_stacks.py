@@ -44,9 +44,12 @@ def test_a_summary_of_many_ranks_fits_into_a_report():
     assert len(stacks.summary(many)) <= stacks.ROOM
 
 
-def test_nobody_is_asked_who_would_die_of_it(tmp_path):
+@pytest.mark.parametrize("prepared", [0, 1])
+def test_nobody_is_asked_where_one_would_die_of_it(tmp_path, prepared):
     asked: list[signal.Signals] = []
-    assert stacks.collect(tmp_path, asked.append) == {}
+    for rank in range(prepared):
+        stacks.path_of(tmp_path, rank).touch()
+    assert stacks.collect(tmp_path, asked.append, 2, 0.0) == {}
     assert asked == []
 
 
@@ -69,7 +72,7 @@ def test_a_process_that_hangs_in_c_code_tells_where(tmp_path):
     try:
         assert process.stdout is not None
         process.stdout.readline()
-        said = stacks.collect(tmp_path, process.send_signal, 30.0)
+        said = stacks.collect(tmp_path, process.send_signal, 1, 30.0)
     finally:
         process.kill()
         process.wait()
