@@ -116,8 +116,8 @@ ENV_RUN_DIR = "REKINDLE_RUN_DIR"
 ENV_ROUND = "REKINDLE_ROUND"
 """Set by the agent for its workers: the number of the round they belong to."""
 ENV_MEMORY = "REKINDLE_MEMORY"
-"""Set by the agent for its workers: descriptors of memory files that outlive them, as numbers
-separated by commas; those of local rank n are number 2n and 2n + 1. Unset: there are none."""
+"""Set by the agent for its workers: descriptors of two memory files that outlive them, as numbers
+separated by a comma. Unset: there are none."""
 ENV_WARM = "REKINDLE_WARM"
 """``0`` starts each worker as a fresh interpreter instead of forking it from a warm one."""
 

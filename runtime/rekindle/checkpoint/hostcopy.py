@@ -64,6 +64,8 @@ _BOARD_AT = 512
 _BOARD = struct.Struct("<QQQQ")  # digest of the run, generation, step, fence
 _BOARD_CRC = struct.Struct("<I")
 _NUMBER_AT = 256
+_NAMED = "/memfd:rekindle-"
+"""How the names of the launcher's files begin, as the kernel shows them."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -276,8 +278,8 @@ class HostMemory:
     """The slots of one pod, as a worker sees them. Only the pod's first worker writes."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
-        """Take the first two of the launcher's descriptors; they stay the launcher's."""
-        self._fds = tuple(descriptors[:2])
+        """Take two descriptors, which stay the launcher's."""
+        self._fds = tuple(descriptors)
         self._slots = [Slot(descriptor) for descriptor in self._fds]
         self._usable = len(self._slots)
         self._kept: int | None = None
@@ -290,15 +292,19 @@ class HostMemory:
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """The memory that the launcher has named; None without one, or where it is not there."""
+        """The memory that the launcher has named; None without one, or where it is not there.
+
+        A program that a worker starts gets the variable, but not the files. Its descriptors of
+        these numbers are something else, which must not be written to.
+        """
         text = os.environ.get(ENV_MEMORY, "")
         descriptors = [int(part) for part in text.split(",") if part.strip().isdecimal()]
         try:
-            for descriptor in descriptors:
-                os.fstat(descriptor)
+            names = [os.readlink(f"/proc/self/fd/{descriptor}") for descriptor in descriptors]
         except OSError:
             return None
-        return cls(descriptors) if descriptors else None
+        ours = bool(names) and all(name.startswith(_NAMED) for name in names)
+        return cls(descriptors) if ours else None
 
     @classmethod
     def create(cls) -> Self:
@@ -448,8 +454,9 @@ class HostMemory:
 
     def settle(self) -> None:
         """Wait until the newest copy counts."""
-        if self._finishing is not None:
-            self._finishing.join()
+        finishing = self._finishing  # Two threads may wait for it.
+        if finishing is not None:
+            finishing.join()
             self._finishing = None
 
     def receive(self, size: int) -> memoryview:

@@ -59,12 +59,12 @@ class Slot:
         size = -(-(capacity + _PAGE) // _PAGE) * _PAGE
         # Somebody who had the slot before may have made it larger; what it holds stays.
         size = max(size, os.fstat(self.descriptor).st_size)
-        self._map = None
         os.ftruncate(self.descriptor, size)
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self.descriptor, 0, size)
-        self._size = size
+        # Only now: without more memory, the slot remains what it is.
         self._map = mmap.mmap(self.descriptor, size, flags=mmap.MAP_SHARED | _POPULATE)
+        self._size = size
 
     def memory(self, size: int) -> memoryview:
         """The first `size` bytes after the header, writable; the slot counts as empty now."""

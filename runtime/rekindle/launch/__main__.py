@@ -146,7 +146,7 @@ def _starter(
     once for both, and in memory once.
     """
     (directory / "prometheus").mkdir()
-    memory = memory_files(2 * settings.slots)
+    memory = memory_files()
     variables = of_pod(settings, directory, memory)
     warm = os.environ.get(ENV_WARM) != "0" and forkserver.usable()
     # Some variables are read by libraries that are here already, or are set by the script first.
@@ -198,15 +198,16 @@ def unbuffer() -> None:
             setattr(sys, f"__{name}__", new)
 
 
-def memory_files(count: int) -> tuple[int, ...]:
-    """Make files without a name that workers keep their snapshots in; none where there are none.
+def memory_files() -> tuple[int, ...]:
+    """Make two files without a name that workers keep copies of the state in (``hostcopy``).
 
     They take no memory until something is written, and count as the container's like its own.
+    None where the system has no such files.
     """
     if not hasattr(os, "memfd_create"):
         return ()
     try:
-        return tuple(os.memfd_create(f"rekindle-{number}") for number in range(count))
+        return tuple(os.memfd_create(f"rekindle-{number}") for number in range(2))
     except OSError as error:
         logger.warning("no memory that outlives workers: %s", error)
         return ()

@@ -13,8 +13,8 @@ ones are forked from a process that has imported everything (``forkserver``); un
 this pod says so and is in no round. While the kernel takes the old workers apart, the round's store
 is reached and its directory made.
 
-The agent owns the memory in which workers keep snapshots of their state: files without a name, two
-per worker, that live as long as the pod. What is in them is the trainer's business.
+Two files without a name, in which workers keep copies of the state, live as long as the pod: each
+worker inherits them. What is in them is the trainer's business.
 """
 
 import logging

@@ -206,10 +206,16 @@ def test_without_memory_there_is_one_slot_or_none(memory, monkeypatch, caplog):
         mine.receive(4_000_000)
 
 
-@pytest.mark.parametrize(("text", "there"), [("", False), ("9999,9998", False), ("a", False)])
-def test_what_the_launcher_does_not_give_is_not_there(monkeypatch, text, there):
+@pytest.mark.parametrize("text", ["", "9999,9998", "a"])
+def test_what_the_launcher_does_not_give_is_not_there(monkeypatch, text):
     monkeypatch.setenv(ENV_MEMORY, text)
-    assert (HostMemory.from_environment() is not None) is there
+    assert HostMemory.from_environment() is None
+
+
+def test_files_that_are_not_the_launchers_are_left_alone(monkeypatch, tmp_path):
+    with (tmp_path / "a").open("w+b") as a, (tmp_path / "b").open("w+b") as b:
+        monkeypatch.setenv(ENV_MEMORY, f"{a.fileno()},{b.fileno()}")
+        assert HostMemory.from_environment() is None
 
 
 def test_the_launchers_descriptors_are_used(memory, monkeypatch):

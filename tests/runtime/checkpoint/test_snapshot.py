@@ -60,6 +60,20 @@ def test_a_slot_grows_and_the_other_side_follows(pair):
     assert mine.capacity >= 100_000
 
 
+def test_a_slot_that_cannot_grow_remains_what_it_is(pair, monkeypatch):
+    mine, theirs = pair
+    fill(mine, 1, b"x" * 10)
+
+    def full(*_):
+        raise OSError("no memory")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="no memory"):
+        mine.reserve(100_000)
+    fill(mine, 2, b"y" * 10)
+    assert bytes(theirs.read()[2]) == b"y" * 10
+
+
 def test_the_pages_of_a_slot_are_there_before_they_are_needed(pair):
     mine, _ = pair
     mine.reserve(10 * 2**20)

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import AgentPhase
+from rekindle.launch import forkserver
+from rekindle.launch.forkserver import ForkServer
+from rekindle.launch.warm import Job
 
 pytestmark = pytest.mark.processes
 
@@ -102,10 +105,10 @@ def test_workers_find_what_a_fresh_interpreter_would_and_share_no_secrets(start_
         assert same | {"files": None} == expected | {"files": None}
         assert same["files"] == ["/dev/null", *(f for f in same["files"][1:] if "/round-1-" in f)]
         assert connections(own["files"]) == connections(usual["files"]) == 0
-        assert sum("memfd" in file for file in own["files"]) == 4
+        assert sum("memfd" in file for file in own["files"]) == 2
         assert (own["leads"], own["rank"], own["token"]) == (True, str(rank), None)
         assert own["threads"] == "1"
-        assert len(own["memory"].split(",")) == 4
+        assert len(own["memory"].split(",")) == 2
     for secret in ("random", "numpy", "authkey"):
         assert workers[0][1][secret] != workers[1][1][secret]
     assert pod.text().count("at exit") == 2
@@ -184,6 +187,17 @@ def test_what_an_import_keeps_of_a_worker_is_left_to_the_workers(start_pod):
     assert "workers import helper themselves: it reads RANK while it is imported" in pod.text()
     for rank in range(2):
         assert f"[{rank}] rank {rank}\n" in pod.text()
+
+
+def test_a_fork_server_that_does_not_answer_is_killed_with_what_it_might_still_say(monkeypatch):
+    deaf = [sys.executable, "-c", "import time; time.sleep(600)"]
+    monkeypatch.setattr(forkserver, "arguments_of", lambda _start: deaf)
+    monkeypatch.setattr(forkserver, "ANSWER_SECONDS", 0.1)
+    server = ForkServer(command=["train.py"], count=1, memory=(), unfit={}, like_this=None)
+    with pytest.raises(OSError, match="does not answer"):
+        server.start(Job(environment={}))
+    assert server.file is None
+    eventually(lambda: server.code() == -signal.SIGKILL)
 
 
 def test_a_round_says_how_it_came_up(coordinator, start_pod):
