@@ -87,7 +87,7 @@ class Notice:
 
 
 class Consensus:
-    """The wishes of all ranks, agreed on one poll later."""
+    """The wishes of all ranks, agreed on one word later."""
 
     def __init__(
         self,

@@ -1,18 +1,20 @@
-"""PID 1 of every pod: starts the workers of a round, watches them, and tells the coordinator.
+"""What stands in every pod: starts the workers of a round, watches them, tells the coordinator.
 
 ``python -m rekindle.launch train.py --epochs 10`` takes a script (or ``-m module``) and its
 arguments, as torchrun does. The parts, outermost first:
 
+- ``first``: PID 1 where there is an operator, a small process with everything else as its child;
 - ``__main__``: signals, arguments, and a termination message on every way out;
 - ``agent``: torch's elastic agent with a main loop of our own, which gathers facts and carries
   out what ``decision`` (pure) says;
 - ``workers`` and ``worker``: the worker processes seen from the agent, and from within;
 - ``forkserver`` and ``warm``: the process that they are forked from, likewise; ``preload`` and
   ``imports`` say what it has imported by then, ``variables`` what is in whose environment;
-- ``rendezvous`` and ``backend``: the backend ``rekindle`` of torch's elastic rendezvous;
+- ``watcher``, ``watchdog`` (pure) and ``stacks``: whether workers get on, and where they stand;
+- ``rendezvous``, ``store`` and ``backend``: the backend ``rekindle`` of torch's rendezvous;
 - ``session``: what this pod says of itself and what it has been told;
 - ``client`` and ``solo``: who it says that to, a coordinator or, without an operator, itself;
-- ``exporter``, ``termination``, ``settings``, ``signals``, ``cgroup``: one subject each.
+- ``exporter``, ``notices``, ``termination``, ``settings``, ``signals``, ``cgroup``: a subject each.
 
 Importing this package is free, because workers import it before they run the user's script.
 """
