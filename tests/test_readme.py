@@ -64,7 +64,7 @@ def test_ci_runs_the_two_commands_of_this_page():
         assert command(mark).endswith(last)
 
 
-@pytest.mark.parametrize("changes", [None, "storage", "capacity"])
+@pytest.mark.parametrize("changes", [None, "storage", "capacity", "watch"])
 def test_the_manifest_is_accepted(changes):
     from rekindle_local.apiserver.server import ApiServer
 

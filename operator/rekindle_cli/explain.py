@@ -142,12 +142,15 @@ def _recovery(incident: Incident) -> str:
     for pod, source in incident.restored:
         sources.setdefault(source, []).append(pod)
     if sources:
-        told = [f"{listed(pods)} from {_SOURCE.get(s, s)}" for s, pods in sources.items()]
+        told = [f"{listed(pods)} from {_source(s, len(pods))}" for s, pods in sources.items()]
         text += f"; state came back to {'; '.join(told)}"
     return text
 
 
-_SOURCE = {"memory": "its own memory", "scratch": "nothing, since there was no checkpoint"}
+def _source(source: str, pods: int) -> str:
+    if source == "memory":
+        return "its own memory" if pods == 1 else "their own memory"
+    return "nothing, since there was no checkpoint" if source == "scratch" else source
 
 
 def happened(incident: Incident) -> str:

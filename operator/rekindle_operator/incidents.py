@@ -490,7 +490,7 @@ def _within(incident: Incident, budget: Budget, spent: int, name: str) -> Verdic
         )
         return _fail(incident, message, f"no retry: budget of {budget.max} is spent")
     left = "" if budget.max is None else f" ({spent + 1} of {budget.max})"
-    return Verdict(retry=True, action=f"go on from the newest checkpoint{left}")
+    return Verdict(retry=True, action=f"go on from the newest state{left}")
 
 
 def _fail(incident: Incident, message: str, action: str) -> Verdict:

@@ -58,7 +58,7 @@ STATUS: Document = {
             "resumedFrom": 120,
             "stepsLost": 0,
             "secondsLost": 4.0,
-            "action": "go on from the newest checkpoint",
+            "action": "go on from the newest state",
         }
     ],
 }

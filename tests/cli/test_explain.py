@@ -24,7 +24,7 @@ def test_an_incident_is_told_from_cause_to_cost(job) -> None:
         "reclaimed or drained, or it was evicted or deleted.",
         "digits-1: node node-1: taint aws-node-termination-handler/spot-itn.",
         "0 steps had to be done again, training stood still for 4.0 s; it went on from step 120.",
-        "go on from the newest checkpoint.",
+        "go on from the newest state.",
     ]
 
 
@@ -42,7 +42,7 @@ def test_a_recovery_says_where_its_time_went_and_where_the_state_came_from(job) 
     assert said(job(incidents=[entry]), "recovery") == [
         "the recovery took 0.2 s: 0.05 s until the operator knew, 0.03 s until the pods had the "
         "next round, 0.1 s until its workers had met, 0.02 s until state was back; state came back "
-        "to digits-0 and digits-2 from its own memory; digits-1r1 from memory of digits-0."
+        "to digits-0 and digits-2 from their own memory; digits-1r1 from memory of digits-0."
     ]
 
 
