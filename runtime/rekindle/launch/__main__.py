@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"rekindle.launch: {error}", file=sys.stderr)
         return _refuse(log, str(error))
     # Workers have no business with it, and a script that prints its environment must not tell it.
-    os.environ.pop(ENV_TOKEN, None)
+    first.forget(ENV_TOKEN)
     try:
         code = _serve(settings, signals, command)
         await_uploads(os.environ.get(ENV_CHECKPOINT_URI), upload_seconds(settings, signals))

@@ -75,6 +75,7 @@ def stand_before_the_agent() -> None:
 def _attend(child: int) -> NoReturn:
     """Be PID 1 until the agent has ended."""
     lifeline = Lifeline()
+    forget(ENV_TOKEN)
     threading.Thread(target=lifeline.hold, name="lifeline", daemon=True).start()
     while True:
         number = signal.sigwait(FORWARDED | {signal.SIGCHLD})
@@ -90,6 +91,20 @@ def _attend(child: int) -> NoReturn:
                 os._exit(128 - code if code < 0 else code)
             if pid == 0:
                 break
+
+
+def forget(name: str) -> None:
+    """Take a variable out of the environment, and out of what the system shows of this process.
+
+    The latter, ``/proc/self/environ``, is that of every process which is forked from this one, too.
+    """
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None)
+        libc.getenv.restype = ctypes.c_void_p
+        address = libc.getenv(os.fsencode(name))
+        if address:
+            ctypes.memset(address, 0, len(os.fsencode(os.environ.get(name, ""))))
+    os.environ.pop(name, None)
 
 
 class Lifeline:

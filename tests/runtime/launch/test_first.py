@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from rekindle.contract import ENV_COORDINATOR
+from rekindle.contract import ENV_COORDINATOR, ENV_TOKEN
 
 pytestmark = pytest.mark.processes
 
@@ -123,11 +124,15 @@ def said(connection: socket.socket) -> bytes:
     return b"".join(parts)
 
 
-def test_its_lifeline_breaks_when_it_is_killed():
+def test_its_lifeline_breaks_when_it_is_killed(monkeypatch):
+    monkeypatch.setenv(ENV_TOKEN, "a secret")
     with coordinator() as (url, server), pod(WAITS, coordinator=url) as process:
         connection, _ = server.accept()
         agent_of(process)
-        assert b"/lifeline?uid=" in connection.recv(4096)
+        head = connection.recv(4096)
+        assert b"/lifeline?uid=" in head
+        assert b"Bearer a secret\r\n" in head
+        assert b"a secret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
         process.kill()
         assert said(connection) == b""
 

@@ -58,6 +58,7 @@ if __name__ == "__main__":
         "files": extra, "leads": os.getsid(0) == os.getpid(),
         "memory": os.environ.get("REKINDLE_MEMORY"),
         "token": os.environ.get("REKINDLE_TOKEN"), "rank": os.environ.get("RANK"),
+        "shown": "a secret" in open("/proc/self/environ").read(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
     if "numpy" in sys.modules:
@@ -86,7 +87,7 @@ def connections(files: list[str]) -> int:
 
 
 def test_workers_find_what_a_fresh_interpreter_would_and_share_no_secrets(start_pod, tmp_path):
-    two = {"REKINDLE_PROC_PER_NODE": "2"}
+    two = {"REKINDLE_PROC_PER_NODE": "2", "REKINDLE_TOKEN": "a secret"}
     pod = start_pod("a", FACTS, "-x", "1", python=("-m", "rekindle.launch"), environment=two)
     assert pod.exit_code() == 0
     plain = subprocess.run(
@@ -107,6 +108,7 @@ def test_workers_find_what_a_fresh_interpreter_would_and_share_no_secrets(start_
         assert connections(own["files"]) == connections(usual["files"]) == 0
         assert sum("memfd" in file for file in own["files"]) == 2
         assert (own["leads"], own["rank"], own["token"]) == (True, str(rank), None)
+        assert not own["shown"]
         assert own["threads"] == "1"
         assert len(own["memory"].split(",")) == 2
     for secret in ("random", "numpy", "authkey"):
