@@ -108,7 +108,9 @@ def reconcile(
     record = _note_progress(record, observed, now)
     record, observed = _note_slow(job, record, observed, now)
 
+    before = record.incidents
     record, fresh, verdict, found = _note_incident(job, record, observed, now)
+    explained = _explained(before, record.incidents)
     settle = found.settle
     record, told = _note_rollback(record, observed)
     fresh = (*operator_incident, *told, *fresh)
@@ -154,7 +156,7 @@ def reconcile(
         directives=_dump_directives(observed)
         if found.dump
         else _save_directives(observed, decision),
-        events=(*map(_incident_event, fresh), *_round_events(decision)),
+        events=(*map(_incident_event, (*explained, *fresh)), *_round_events(decision)),
         requeue=min(waits) if waits else None,
         incidents=fresh,
         resolved=resolved,
@@ -354,13 +356,22 @@ def _note_explanations(
     return record, None
 
 
+def _explained(before: tuple[Incident, ...], after: tuple[Incident, ...]) -> tuple[Incident, ...]:
+    """The incidents of which it has become known what they were."""
+    unknown = {i.at for i in before if i.evidence.endswith(incidents.UNEXPLAINED)}
+    return tuple(
+        i for i in after if i.at in unknown and not i.evidence.endswith(incidents.UNEXPLAINED)
+    )
+
+
 def _note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
-    """Take over what the trainer has put right by itself."""
+    """Take over what the trainer has put right by itself; what it does again is rework."""
     found = incidents.of_the_trainer(observed, record.incidents)
     if found is None:
         return record, ()
     known = (*record.incidents, found)[-incidents.KEEP :]
-    return replace(record, incidents=known), (found,)
+    rework = record.rework_seconds + (found.seconds_lost or 0.0)
+    return replace(record, incidents=known, rework_seconds=rework), (found,)
 
 
 def _charged(

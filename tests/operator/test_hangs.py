@@ -68,6 +68,7 @@ def test_a_rollback_joins_the_log_and_costs_no_budget(world):
     assert (found["cause"], found["stepsLost"]) == ("RolledBack", 2)
     assert (found["resumedFrom"], found["secondsLost"]) == (10, pytest.approx(2.0))
     assert w.restarts == (0, 0, 0)
+    assert w.status["accounting"]["reworkSeconds"] == pytest.approx(2.0)
     w.restart_operator().run(2)
     assert len(w.losses) == 1, "a new operator tells it once more"
     assert w.phase == "Running"

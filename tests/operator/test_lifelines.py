@@ -38,6 +38,8 @@ def test_a_cause_of_another_class_moves_the_charge(world):
     w.kill(VICTIM, reason="OOMKilled").settle()
     assert w.last["cause"] == "OutOfMemory"
     assert w.restarts == (1, 0, 0)
+    told = [event.reason for event in w.events if event.kind == "Warning"]
+    assert told == ["PodLost", "OutOfMemory"]
 
 
 def test_a_budget_that_the_cause_finds_spent_ends_the_job(world):
