@@ -27,14 +27,9 @@ class Recovery:
     """How one incident was recovered from."""
 
     seconds: Mapping[str, float]
-    """By phase."""
+    """By phase; their sum is the whole, from the first sign to the first step."""
     restored: tuple[tuple[str, str], ...] = ()
     """(pod, where its state came from) of each member."""
-
-    @property
-    def total(self) -> float:
-        """The whole, from the first sign to the first step."""
-        return sum(self.seconds.values())
 
 
 def measured(
