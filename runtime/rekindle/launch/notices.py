@@ -86,7 +86,7 @@ def watch(path: Path, tell: Callable[[str, float | None], None]) -> threading.Th
         tries = 0
         pause = threading.Event()
         while True:
-            notice = _read(path, last=tries >= PATIENCE)
+            notice = _read(path, tries)
             if notice is not None:
                 tell(_words("file", notice), notice.seconds)
                 return
@@ -99,13 +99,16 @@ def watch(path: Path, tell: Callable[[str, float | None], None]) -> threading.Th
     return thread
 
 
-def _read(path: Path, *, last: bool) -> Notice | None:
+def _read(path: Path, tries: int) -> Notice | None:
+    """Read the file, which has been seen so many times before; None while it is no notice."""
     try:
-        return parse(path.read_text(errors="replace")[:MAX_BODY])
+        text = path.read_text(errors="replace")[:MAX_BODY]
+        # At first sight, somebody may be about to write into an empty file how much time is left.
+        return parse(text) if text.strip() or tries else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        if not last:
+        if tries < PATIENCE:
             return None
         logger.warning("%s is there and says that this pod has to go, but %s", path, error)
         return Notice()

@@ -106,6 +106,13 @@ def test_a_file_that_is_still_being_written_is_read_when_it_is_whole(tmp_path, m
     assert ear.heard == [("file", 7.0)]
 
 
+def test_an_empty_file_may_be_about_to_say_more(tmp_path):
+    path = tmp_path / "notice"
+    path.touch()
+    assert notices._read(path, 0) is None
+    assert notices._read(path, 1) == Notice()
+
+
 def post(server, body=b"", **headers):
     url = f"http://127.0.0.1:{server.server_port}{notices.PATH}"
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")
