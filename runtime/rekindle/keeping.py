@@ -17,6 +17,7 @@ Of a sharded state (FSDP2, tensor parallel) each rank holds a part that no other
 the store puts together again. Such a run keeps no copies and begins from its newest commit.
 """
 
+import contextlib
 import json
 import math
 import threading
@@ -144,8 +145,10 @@ class Keeper:
                     line=line,
                     pace=pace,
                 )
-                self._memory.write(label, flat, self._plan, blobs, tree, words, later=not must)
-                self._held = step
+                # A pod that cannot get more memory leaves the copy out; the one before remains.
+                with contextlib.suppress(OSError):
+                    self._memory.write(label, flat, self._plan, blobs, tree, words, later=not must)
+                    self._held = step
         self._pace, self.due_at = pace, step + pace
         self._seen = (step, productive)
         now = time.perf_counter()

@@ -129,6 +129,20 @@ def test_without_room_the_run_goes_on_and_older_copies_are_not_believed(memory, 
     assert memory.known("run").ref.step == 2
 
 
+def test_memory_that_cannot_grow_costs_the_copy_and_not_the_run(memory, monkeypatch):
+    keeper = Keeper(ALONE, memory, "run", generation=1)
+    keeper.begin(0, 0.0, None)
+    take(keeper, 1, 0.1)
+
+    def full(*_, **__):
+        raise OSError("no memory")
+
+    monkeypatch.setattr(memory, "write", full)
+    take(keeper, 2, 0.2, must=True)
+    assert not keeper.holds(2)
+    assert [copy.label.step for copy in memory.copies("run")] == [1]
+
+
 def test_a_pod_whose_state_has_another_form_than_rank_0_says_keeps_none(memory, monkeypatch):
     keeper = Keeper(ALONE, memory, "run", generation=1)
     keeper.begin(0, 0.0, None)

@@ -322,18 +322,17 @@ class Saver:
             self._slots = []
             self._memory = torch.empty(0, dtype=torch.uint8)
 
-    def abandon(self) -> bool:
-        """Leave what is in flight to the process that stores it; whether there is one.
+    def abandon(self) -> None:
+        """Leave what is in flight to the process that stores it, if there is one.
 
         It goes on as that of a dead trainer, which no newer attempt stops before it has committed
         something itself; so end this process soon.
         """
         if self._uploader is None or all(job.ended.is_set() for job in self._jobs):
-            return False
+            return
         self._closed = True
         self._uploader.abandon()
         self._uploader = None
-        return True
 
     # What is in flight
 
