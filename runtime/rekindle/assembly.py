@@ -95,6 +95,7 @@ def assemble(
     found = None
     if session is not None:
         found = session.recall(flags.resume, begun_from, shared=set(shared))
+    trainer._recalled = found is not None
     given = {"train": train, "evaluation": validation}
     train_source, validation_source = load(module, datamodule, given, world, flags, "fit")
     if train_source is None:

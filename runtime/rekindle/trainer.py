@@ -203,6 +203,8 @@ class Trainer:
         self._optimizers: list[torch.optim.Optimizer] | None = None
         self._run: Run | None = None
         self._planned: int | None = None
+        self._recalled = False
+        """Whether the run that begins has been found in the memory of its pods."""
         self._logged: list[dict[str, Any]] = []
         self._console = Console(first=True, progress=self.flags.enable_progress_bar)
 

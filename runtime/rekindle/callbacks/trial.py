@@ -62,9 +62,14 @@ def trial(
 
 
 def begun(trainer: "Trainer") -> bool:
-    """Whether the run that begins has a checkpoint, and so what an earlier attempt found."""
+    """Whether the run that begins has a checkpoint, and so what an earlier attempt found.
+
+    The store is not asked about a run that was found in memory: it need not even be there.
+    """
     world, flags = trainer.world, trainer.flags
     assert world is not None
+    if trainer._recalled:
+        return True
     found, error = False, None
     if world.first and flags.enable_checkpointing and flags.resume != "never":
         try:

@@ -5,7 +5,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import rekindle as rk
+from rekindle import persistence
 from rekindle.callbacks import BatchSizeFinder, LearningRateFinder
+from rekindle.checkpoint.hostcopy import HostMemory
+from rekindle.contract import ENV_MEMORY
 from rekindle.tuning import Tuner
 
 pytestmark = pytest.mark.processes
@@ -131,6 +134,17 @@ def test_a_run_is_trained_with_the_batch_that_fits_and_keeps_it(fit, same, large
     assert second.optimal_batch_size == trainer.model.hparams.batch_size == 8
     assert len(trainer._run.feed.history) == 1
     assert same(trainer, expected)
+
+
+def test_of_a_run_that_lies_in_memory_the_store_is_asked_nothing(fit, large, monkeypatch):
+    memory = HostMemory.create()
+    monkeypatch.setenv(ENV_MEMORY, ",".join(map(str, memory._fds)))
+    fit(BatchSizeFinder(init_val=1), model=large, stop=4)
+    monkeypatch.setattr(persistence, "begun", None)
+    finder = BatchSizeFinder(init_val=1)
+    assert fit(finder, model=large).global_step == 9
+    assert finder.optimal_batch_size == 8
+    memory.close()
 
 
 def test_the_batch_that_is_found_divides_a_global_batch_that_is_given(fit, large):
