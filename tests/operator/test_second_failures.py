@@ -49,7 +49,7 @@ def test_a_second_loss_at_any_moment_of_a_recovery_is_survived(world, loss, when
     assert 1 <= sum(w.restarts) <= 2
     assert len(w.created) == len(set(w.created))
     assert w.restarts[0] == 0
-    w.run(60)
+    w.run(60, pace=5)
     assert len(w.alive) == 4 + spares
 
 

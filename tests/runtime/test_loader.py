@@ -115,6 +115,17 @@ def pair(number, kind):
     return kind([torch.full((2,), float(number)), torch.tensor([number])])
 
 
+def told(value):
+    """All there is to say of an item; its `repr` says the same, and takes ten times as long."""
+    if isinstance(value, dict):
+        return {key: told(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value), [told(item) for item in value]
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return type(value), value.dtype, value.tolist()
+    return type(value), value
+
+
 @pytest.mark.parametrize(
     "item",
     [
@@ -135,9 +146,9 @@ def test_batches_in_a_list_come_as_a_loader_gives_them_however_many_are_cut_at_o
         lanes(loader, G=6, sample=sample, rank=rank, world_size=world_size)
         for rank in range(world_size)
     ]
-    read = {int(ids[0]): repr(batch) for share in shares for ids, batch in share}
+    read = {int(ids[0]): told(batch) for share in shares for ids, batch in share}
     assert len(read) == sum(map(len, shares)) == 700 - sample
-    assert all(batch == repr(given[number]) for number, batch in read.items())
+    assert all(batch == told(given[number]) for number, batch in read.items())
 
 
 def test_epochs_augment_differently():
