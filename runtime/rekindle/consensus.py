@@ -17,7 +17,9 @@ its own. A world of one reads the wishes directly.
 
 What then follows a wish to stop (R17) is `obey`, for the trainer and for the bridge alike.
 
-Polls have to be equally many on all ranks: one per optimizer step, one per round of validation.
+Polls have to be equally many on all ranks: one per optimizer step, one per round of validation. A
+wish that is heard where nobody can act on it, in a validation for example, is kept for who can: a
+word may come at such polls only.
 """
 
 import math
@@ -116,15 +118,18 @@ class Consensus:
         self._asked_at = math.inf
         self.save = False
         """Whether to save for a reason of time, as of the last poll."""
+        self._acted = True
+        """Whether the last poll was one after which that, and `back`, are heeded."""
         self.stop = False
         """Whether to save and stop, as of the last poll; stays true."""
         self.end = False
         """Whether the time for training is over, as of the last poll; stays true."""
 
-    def poll(self, step: int) -> bool:
+    def poll(self, step: int, *, acts: bool = True) -> bool:
         """Before a step, with `step` of them done: do all ranks know of a wish to stop?
 
-        Equally often on all ranks.
+        Equally often on all ranks, and with the same `acts`: whether the other wishes are heeded
+        before the next poll.
         """
         if self._control is None:
             self.save = self._save_due()
@@ -137,7 +142,9 @@ class Consensus:
             return self.stop
         if self.bad is None:
             self.bad = self._late()
-        self.save = self.back = False
+        if self._acted:
+            self.save = self.back = False
+        self._acted = acts
         if self._silent:
             self._silent -= 1
             return self.stop
@@ -153,9 +160,9 @@ class Consensus:
             return
         self._sent[0].wait()
         stop, save, end, drew, bad, self._pace = self._sent[1].tolist()
-        self.back = bad == 1
+        self.back = self.back or bad == 1
         self._seeds.agree(drew)
-        self.save = save == 1
+        self.save = self.save or save == 1
         self.end = self.end or end == 1
         self.stop = self.stop or stop == 1
 

@@ -114,7 +114,7 @@ def validate(run: Run, data: Validation, *, limit: int | None = None) -> dict[st
 
     def poll() -> bool:
         run.heart.beat()
-        return run.consensus.poll(run.step)
+        return run.consensus.poll(run.step, acts=False)
 
     with run.heart.during(Activity.VALIDATING):
         return evaluate(

@@ -62,12 +62,12 @@ class Ranks:
 
         return Work()
 
-    def poll(self, step: int) -> list[bool]:
+    def poll(self, step: int, *, acts: bool = True) -> list[bool]:
         found = []
         for rank, each in enumerate(self.all):
             self.asking = rank
             self.now[rank] += self.seconds[rank]
-            found.append(each.poll(step))
+            found.append(each.poll(step, acts=acts))
         return found
 
 
@@ -119,6 +119,21 @@ def test_one_wish_to_save_is_one_save(ranks):
         if both.all[0].save:
             saved.append(step)
             both.due[0] = False
+    assert len(saved) == 1
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+def test_a_wish_that_is_heard_where_nobody_acts_is_kept_for_who_does(ranks, odd):
+    both = ranks(0.001, 0.001)
+    saved = []
+    for poll in range(2 * EARLY, 2 * EARLY + 200):
+        # Words come every 16 polls: always in the same half of the polls.
+        acts = poll % 2 == odd
+        both.due[0] = poll > 2 * EARLY + 20 and not saved
+        both.poll(poll, acts=acts)
+        if acts and both.all[0].save:
+            assert both.all[1].save
+            saved.append(poll)
     assert len(saved) == 1
 
 

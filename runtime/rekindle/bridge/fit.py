@@ -151,9 +151,10 @@ class Fit:
             return False
         assert self._consensus is not None
         self._progress.count()
-        self._consensus.poll(self._trainer.global_step)
         # In the middle of an accumulation there are gradients, which no checkpoint has.
-        if not self._loop._should_accumulate():
+        whole = not self._loop._should_accumulate()
+        self._consensus.poll(self._trainer.global_step, acts=whole)
+        if whole:
             if self._consensus.stop:
                 self._leave()
             if self.session.due(self._trainer.global_step, self._consensus.save):
