@@ -131,17 +131,17 @@ class Consensus:
         Equally often on all ranks, and with the same `acts`: whether the other wishes are heeded
         before the next poll.
         """
+        if self.bad is None:
+            # Told once, so it is kept until somebody goes back.
+            self.bad = self._late()
         if self._control is None:
             self.save = self._save_due()
             self.end = self._end_due()
             self.stop = self._notice.given
             if self._seeds.wanted is not None:
                 self._seeds.agree(self._seeds.word)
-            self.bad = self._late()
             self.back = self.bad is not None
             return self.stop
-        if self.bad is None:
-            self.bad = self._late()
         if self._acted:
             self.save = self.back = False
         self._acted = acts

@@ -149,6 +149,15 @@ def test_what_was_drawn_is_heard_by_all_before_the_step_that_it_names(ranks, mom
     assert 77 in both.draws[1].heard
 
 
+def test_a_late_find_of_a_single_process_is_kept_through_a_validation():
+    finds = iter([3])
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
+    single = Consensus(alone, Flag(), lambda: False, late=lambda: next(finds, None))
+    single.poll(5, acts=False)
+    single.poll(5)
+    assert (single.back, single.bad) == (True, 3)
+
+
 def test_a_late_find_is_told_once(ranks):
     both = ranks(0.001, 0.001)
     both.all[1]._late = lambda: 3
