@@ -6,9 +6,10 @@ bodies in Python threads and would hold up the event loop that serves the API; t
 its standard input does, so it never outlives the cluster. Only S3 is reachable, not the other
 services or moto's own control API.
 
-Two things are done about memory: moto remembers every object it ever made so that a reset can close
-them (deleted and overwritten checkpoints would stay for ever), which is turned off, and large
-buffers are given back to the system when freed.
+Three things are done about memory: moto remembers every object it ever made so that a reset can
+close them (deleted and overwritten checkpoints would stay for ever), which is turned off; it leaves
+bodies in reference cycles, which are looked for after each large one; and large buffers are given
+back to the system when freed.
 
 moto is imported when the server process starts and never by importing this module.
 """
@@ -16,6 +17,7 @@ moto is imported when the server process starts and never by importing this modu
 import argparse
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import secrets
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 ACCESS_KEY = "embedded"
 """The access key of every embedded store; the secret is new with each start."""
+LARGE = 1 << 20
+"""Bytes of a body from which on what it leaves behind is looked for at once."""
 _START_SECONDS = 60.0
 
 
@@ -221,6 +225,12 @@ def serve(host: str, port: int) -> None:
         def log(self, type: str, message: str, *args: Any) -> None:
             """Errors are the client's to report."""
 
+        def run_wsgi(self) -> None:
+            """Answer a request, and let go of what it brought."""
+            super().run_wsgi()
+            if int(self.headers.get("Content-Length") or 0) >= LARGE:
+                gc.collect()
+
     def say(**message: Any) -> None:
         sys.stdout.write(json.dumps(message) + "\n")
         sys.stdout.flush()
@@ -229,6 +239,7 @@ def serve(host: str, port: int) -> None:
     if "secret" not in first:
         return
     gate = Gate(_moto_app(), {ACCESS_KEY: first["secret"]}, first.get("deny", ()))
+    gc.freeze()  # what is there now stays: only what requests make is looked through
     server = make_server(host, port, gate, threaded=True, request_handler=Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     say(endpoint=f"http://{host}:{server.server_port}")
