@@ -461,7 +461,8 @@ class Session:
         views = self.world.gather((text, opening.opened))
         failures = [failure for failure, _ in views if failure is not None]
         if failures:
-            if ended:
+            if ended and opening.error is not None:
+                # Ranks that have it keep what they have: the lease need not be taken twice.
                 self._open()
             raise SaveError(failures[0])
         opened = views[0][1]
