@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import sys
 import threading
 import time
@@ -452,6 +453,43 @@ def test_what_waits_at_a_checkpoint_is_written_by_the_attempt_that_resumes(tmp_p
     else:
         found = [int(line.split(",")[0]) for line in text[1:]]
     assert found == [1, 2, 3, 4, 5, 6, 7]
+    Late.may.set()
+    journal.close("failed", SECONDS)
+
+
+@pytest.mark.parametrize("kind", [loggers.JSONLLogger, loggers.CSVLogger])
+def test_what_is_written_of_a_step_of_which_more_waits_is_not_lost(tmp_path, kind):
+    """A step and the validation after it are two records: one may be written, the other wait."""
+
+    class Late(kind):
+        there, may = threading.Event(), threading.Event()
+
+        def write(self, metrics, step, at):
+            if step == 3 and "val" in metrics and self is first:
+                self.there.set()
+                assert self.may.wait(SECONDS)
+            super().write(metrics, step, at)
+
+    stage = Stage(tmp_path, Late)
+    now, first = [0], Late()
+    journal = Journal([first], world(), print)
+    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False, now=lambda: now[0]))
+    for now[0] in (1, 2, 3):
+        journal.record({"loss": 1.0}, step=now[0], epoch=0)
+    journal.record({"val": 2.0}, step=3, epoch=0)
+    assert Late.there.wait(SECONDS)
+    stage.saved = json.loads(json.dumps(journal.state()))
+    stage.attempt([4], resume=3)
+    path = tmp_path / "logs/version_0" / kind.FILE
+    if kind is loggers.JSONLLogger:
+        rows = lines(path)
+    else:
+        header, *rest = [line.split(",") for line in path.read_text().splitlines()]
+        rows = [
+            dict(zip(header, map(float, (v or "nan" for v in row)), strict=True)) for row in rest
+        ]
+    assert [row["step"] for row in rows if row.get("loss", math.nan) == 1.0] == [1, 2, 3]
+    assert [row["step"] for row in rows if row.get("val", math.nan) == 2.0] == [3]
     Late.may.set()
     journal.close("failed", SECONDS)
 

@@ -9,7 +9,8 @@ Errors of a logger end here as well. One that cannot be opened is given up, one 
 a record is tried with the next. Whoever owns the feed asks for `news` and tells people.
 
 What waits when a checkpoint is made goes into it (`waiting`), and is written by the attempt that
-resumes: a killed process loses no record of a step that its checkpoint has.
+resumes: a killed process loses no record of a step that its checkpoint has. That attempt goes back
+to before the first step of which anything waits, so what is written of that step goes along.
 
 The thread is a daemon: a logger that hangs cannot keep the process from ending.
 """
@@ -64,6 +65,8 @@ class Feed:
         self._news: deque[str] = deque(maxlen=10)
         self._told = False
         self._writing: Record | None = None
+        self._done: list[Record] = []
+        """What was written last, as far as it belongs to one step of the run."""
         self._known: Known = {}
         self._again: dict[str, int] = {}
         """Last step per name of what the attempt before left over."""
@@ -97,10 +100,13 @@ class Feed:
             self._changed.notify()
 
     def waiting(self) -> list[Record]:
-        """What is not known to be written, oldest first."""
+        """What the next attempt has to write, oldest first; see the module's docstring."""
         with self._changed:
             first = [] if self._writing is None else [self._writing]
-            return [*first, *itertools.islice(self._waiting, _SAVED)]
+            found = [*first, *itertools.islice(self._waiting, _SAVED)]
+            if found and self._done and self._done[0].now == found[0].now:
+                found = [*self._done, *found]
+            return found
 
     def opened(self, timeout: float = 60.0) -> bool:
         """Whether the logger is open; waits until that is known."""
@@ -151,6 +157,9 @@ class Feed:
 
     def _next(self) -> Record | None:
         with self._changed:
+            if self._writing is not None and self._writing.values:
+                same = bool(self._done) and self._done[0].now == self._writing.now
+                self._done = [*(self._done if same else ()), self._writing][-_SAVED:]
             self._writing = None
             while not self._waiting and self._status is None:
                 self._changed.wait()
