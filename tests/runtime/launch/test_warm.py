@@ -99,6 +99,8 @@ def test_workers_find_what_a_fresh_interpreter_would_and_share_no_secrets(start_
         text=True,
         timeout=60,
         check=True,
+        # A shell that runs tests in its background has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     expected, usual = said(plain.stdout)
     workers = [said(pod.text(), f"[{rank}] ") for rank in range(2)]
