@@ -668,7 +668,8 @@ class World:
         """A condition of the node that a pod is on."""
         node = self.nodes[self.pod(name).node]
         entry = {"type": kind, "status": status, "lastTransitionTime": stamp(self.now), **more}
-        node["status"] = {"conditions": [entry]}
+        others = [c for c in node["status"].get("conditions", ()) if c["type"] != kind]
+        node["status"] = {"conditions": [*others, entry]}
         return self
 
     def die_unnoticed(self, name):

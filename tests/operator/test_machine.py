@@ -47,6 +47,8 @@ CONDITIONS = {
     ("Ready", "False"): EVER,
     ("Ready", "Unknown"): 0,
 }
+ENDS = [(137,), (1,), (139,), (137, "OOMKilled")]
+"""Exit code, and what the kubelet makes of it."""
 CHARGED = {"user", "infrastructure", "preemption"}
 OF_PROGRAMS = {"UserError", "PeerLost", "Hung"}
 WHOLE_AGAIN = 450.0
@@ -86,6 +88,8 @@ class Histories(RuleBasedStateMachine):
         """By uid of the pod or name of the node: when it has to be gone."""
         self.came: set[str] = set()
         """Pods that are or were on a node that has to be gone."""
+        self.cut: set[str] = set()
+        """Pods that are dead, and of which only their lifelines have told."""
         self.read = 0
         """So many incidents have been held against these books."""
 
@@ -145,11 +149,29 @@ class Histories(RuleBasedStateMachine):
 
     @rule(
         number=pick,
-        end=st.sampled_from([(137,), (1,), (139,), (137, "OOMKilled"), (128, "StartError")]),
+        end=st.sampled_from([*ENDS, (128, "StartError")]),
     )
     def kill(self, number, end):
         starts = end[-1] == "StartError"
         self.happens_to(self.a_pod(number, running=not starts), self.w.kill, *end)
+
+    @rule(number=pick, later=st.sampled_from([None, 1, 5, 20]), end=st.sampled_from(ENDS))
+    def lifeline_breaks(self, number, later, end):
+        """A pod is known to be lost before the kubelet tells, if that does not die, too."""
+        name = self.a_pod(number, running=True)
+        if name is None:
+            return
+        self.cut.add(name)
+        self.happens_to(name, self.w.cut)
+        if later is not None:
+            self.w.run(later)
+            self.kubelet_tells(*end)
+
+    def kubelet_tells(self, *end):
+        """What is said of a pod that is known to be lost is no second event."""
+        for name in self.cut & {p.name for p in self.w.alive}:
+            self.w.kill(name, *end)
+        self.cut.clear()
 
     @rule(number=pick)
     def vanish(self, number):
@@ -264,7 +286,8 @@ class Histories(RuleBasedStateMachine):
         )
 
     def operator_is_new(self, *, quiet=()):
-        """It does not know which pods the one before has asked to go."""
+        """It does not know which pods the one before has asked to go, nor which lifelines broke."""
+        self.w.cut_off.clear()
         self.told |= {*self.w.deleted}
         self.w.restart_operator(quiet=quiet)
 
@@ -388,6 +411,7 @@ class Histories(RuleBasedStateMachine):
         w.change(suspend=False)
         w.hold_saves, w.broken_image = False, set()
         self.what_hangs_gets_on()
+        self.kubelet_tells(137)
         self.dead_machines_are_noticed()
         gone = {"spec": {"taints": [{"key": "node.kubernetes.io/unreachable"}]}, "status": {}}
         w.nodes = {n: gone if n in w.dead else {"spec": {}, "status": {}} for n in w.nodes}
