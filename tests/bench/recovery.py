@@ -1,6 +1,6 @@
 """How long training stands still when a pod goes, beside torchrun with defaults and tuned.
 
-Run it alone: `python tests/bench/recovery.py [--rounds 5] [--only kill join ...]`; about twelve
+Run it alone: `python tests/bench/recovery.py [--rounds 5] [--only kill preempt ...]`; about twelve
 minutes, most of it torchrun's time-outs. Everything runs on the embedded cluster with the real
 operator, three pods on three nodes; torchrun's launchers are plain pods of the same cluster. The
 last line is JSON, seconds as medians unless the name says otherwise:
@@ -54,6 +54,7 @@ import yaml
 from kubernetes import client, config
 from recovery_steps import Course, longest_gap, resumed_at, settled, steps_lost
 
+from rekindle.contract import RECOVERY_PHASES
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
 
@@ -66,8 +67,6 @@ CALM = 30
 """Steps that all workers have done in one generation before anything is measured."""
 GIVE_UP = 200.0
 """Seconds after which torchrun's defaults are no longer waited for."""
-PHASES = ("detect", "decide", "restart", "restore", "firstStep")
-"""The parts of an incident's recovery, in order."""
 PARTS = ("kill", "kill-100mb", "kill-3workers", "preempt", "torchrun-tuned", "torchrun-default")
 
 
@@ -92,9 +91,9 @@ class Figures:
 
     def add_breakdown(self, recovery: dict[str, float] | None, whole: float) -> None:
         """Take over an incident's own account of a recovery that took ``whole`` seconds."""
-        if not recovery or any(recovery.get(name) is None for name in PHASES):
+        if not recovery or any(recovery.get(name) is None for name in RECOVERY_PHASES):
             return
-        parts = {name: float(recovery[name]) for name in PHASES}
+        parts = {name: float(recovery[name]) for name in RECOVERY_PHASES}
         self.breakdowns.append(parts)
         self.errors.append(abs(sum(parts.values()) - whole) / whole)
         print(f"  {recovery}", file=sys.stderr, flush=True)
@@ -111,7 +110,7 @@ class Figures:
         }
         parts = {
             name: round(statistics.median(each[name] for each in self.breakdowns), 4)
-            for name in (PHASES if self.breakdowns else ())
+            for name in (RECOVERY_PHASES if self.breakdowns else ())
         }
         error = round(statistics.median(self.errors), 4) if self.errors else None
         spread = {
