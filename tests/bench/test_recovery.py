@@ -91,7 +91,7 @@ def test_figures_are_medians_and_the_breakdown_is_held_against_the_whole(capsys)
     figures = bench.Figures()
     for seconds in (0.2, 0.9, 0.3):
         figures.add("rekindle_kill_s", seconds)
-    parts = dict.fromkeys(bench.PHASES, 0.05)
+    parts = dict.fromkeys(bench.RECOVERY_PHASES, 0.05)
     figures.add_breakdown(parts, 0.25)
     figures.add_breakdown({**parts, "decide": 0.1}, 0.25)
     figures.add_breakdown(None, 0.25)
