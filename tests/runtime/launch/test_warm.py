@@ -136,7 +136,15 @@ os.pwrite(memory[1], b"kept", 0)
 def test_memory_is_kept_metrics_are_not_and_a_changed_module_is_read_again(
     coordinator, start_pod, tmp_path
 ):
-    pod = start_pod("a", ROUNDS, to=coordinator, files={"helper.py": "VALUE = 1\n"})
+    # From a fresh interpreter: one that is forked for tests may have the library of metrics already,
+    # which decides when it is imported whether they go to files.
+    pod = start_pod(
+        "a",
+        ROUNDS,
+        to=coordinator,
+        files={"helper.py": "VALUE = 1\n"},
+        python=("-m", "rekindle.launch"),
+    )
     coordinator.wait_phase("a", AgentPhase.WAITING)
     for number, value in ((1, 1), (2, 1), (3, 22)):
         if value != 1:
