@@ -136,8 +136,8 @@ os.pwrite(memory[1], b"kept", 0)
 def test_memory_is_kept_metrics_are_not_and_a_changed_module_is_read_again(
     coordinator, start_pod, tmp_path
 ):
-    # From a fresh interpreter: one that is forked for tests may have the library of metrics already,
-    # which decides when it is imported whether they go to files.
+    # From a fresh interpreter: one that is forked for tests may have the library of metrics
+    # already, which decides when it is imported whether they go to files.
     pod = start_pod(
         "a",
         ROUNDS,
