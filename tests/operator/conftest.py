@@ -93,8 +93,11 @@ class SimPod:
     waiting: tuple | None = None
     terminated: dict | None = None
     told_at: float = 0.0
+    """When deletion was first asked for."""
+    grace: float = 0.0
+    """The shortest time to end that was asked for: the API server counts it from ``told_at``."""
     kill_at: float | None = None
-    """Deletion was asked for; SIGKILL comes then."""
+    """SIGKILL comes then: the kubelet gives a shorter time from when it hears of it."""
     forced: bool = False
     agent: "SimAgent | None" = None
     removed: bool = False
@@ -122,8 +125,8 @@ class SimPod:
             "creationTimestamp": stamp(self.created_at),
         }
         if self.kill_at is not None:
-            meta["deletionTimestamp"] = stamp(self.kill_at)
-            meta["deletionGracePeriodSeconds"] = 0 if self.forced else self.kill_at - self.told_at
+            meta["deletionTimestamp"] = stamp(self.told_at + self.grace)
+            meta["deletionGracePeriodSeconds"] = 0 if self.forced else self.grace
         state = {}
         if self.terminated:
             state = {"terminated": self.terminated}
@@ -628,9 +631,11 @@ class World:
                 pod.phase, pod.agent = "Failed", None
             return
         if pod.kill_at is None:
-            pod.told_at, pod.kill_at = self.now, self.now + grace
+            pod.told_at, pod.grace, pod.kill_at = self.now, grace, self.now + grace
             if pod.agent:
                 pod.agent.notice, pod.agent.leave_by = "SIGTERM", pod.kill_at - MARGIN
+        elif grace < pod.grace:
+            pod.grace, pod.kill_at = grace, min(pod.kill_at, self.now + grace)
 
     def vanish(self, name):
         """The object is gone in one go, as after a forced deletion by somebody."""

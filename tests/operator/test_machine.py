@@ -15,7 +15,8 @@ REKINDLE_MACHINE=deep looks at many more histories, other ones each time and lon
 import math
 import os
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -442,3 +443,15 @@ def test_whatever_happens_the_job_keeps_its_promises_and_ends(world):
         World = staticmethod(world)
 
     run_state_machine_as_test(InThisWorld, settings=SETTINGS)
+
+
+# Too long for the fast part of the suite, like what starts processes; parts for several workers.
+@pytest.mark.processes
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("number", range(8))
+def test_thousands_of_other_histories_keep_them_too(world, number):
+    class InThisWorld(Histories):
+        World = staticmethod(world)
+
+    chosen = settings(SETTINGS, derandomize=False, max_examples=250, database=None)
+    run_state_machine_as_test(seed(number)(InThisWorld), settings=chosen)

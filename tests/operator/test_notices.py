@@ -196,6 +196,14 @@ def test_a_wish_to_save_says_what_is_left_until_the_pod_must_have_gone(world, pa
     assert orders[0].seconds == pytest.approx(left, abs=0.6)
 
 
+def test_who_is_told_again_with_less_time_is_left_by_then(world):
+    w = full(world)
+    w.delete("digits-1", 30).run(2).delete("digits-1", 5).run(3)
+    assert "digits-1" not in w.members
+    assert w.last["stepsLost"] == 0
+    assert w.restarts == (0, 0, 1)
+
+
 def test_a_node_whose_kubelet_starts_anew_loses_no_pod(world):
     w = world().start().train(3).condition_of_node("digits-1", "Ready", "False")
     w.run(notices.PATIENCE - 5)

@@ -561,9 +561,10 @@ class Objects:
             metadata["deletionGracePeriodSeconds"] = grace
             if metadata.get("generation"):
                 metadata["generation"] += 1
-        elif grace < (metadata.get("deletionGracePeriodSeconds") or 0):
-            # Once begun, the time to stop can only be shortened.
-            metadata["deletionTimestamp"] = timestamp(self.clock() + grace)
+        elif grace < (before := metadata.get("deletionGracePeriodSeconds") or 0):
+            # Once begun, the time to stop can only be shortened; it counts from the first request.
+            ends = datetime.fromisoformat(metadata["deletionTimestamp"]).timestamp()
+            metadata["deletionTimestamp"] = timestamp(ends - before + grace)
             metadata["deletionGracePeriodSeconds"] = grace
         marked = {**obj, "metadata": metadata}
         if resource.kind == "Namespace":
