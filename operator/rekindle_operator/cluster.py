@@ -17,7 +17,7 @@ from kubernetes.aio import client, config
 
 from rekindle.contract import GROUP, KIND, LABEL_JOB, LABEL_MANAGED_BY, PLURAL, VERSION
 from rekindle_operator.incidents import stamp
-from rekindle_operator.reconcile import Deletion, Event
+from rekindle_operator.plan import Deletion, Event
 from rekindle_operator.resources import TOKEN_KEY
 
 logger = logging.getLogger(__name__)

@@ -37,7 +37,8 @@ from rekindle_operator.observed import (
     parse_node,
     parse_pod,
 )
-from rekindle_operator.reconcile import Deletion, Plan, reconcile
+from rekindle_operator.plan import Deletion, Plan
+from rekindle_operator.reconcile import reconcile
 from rekindle_operator.status import condition
 from rekindle_operator.timestamps import parse_time
 

@@ -49,7 +49,7 @@ class Record:
     incarnations: Mapping[int, int] | None = None
     """The highest incarnation of each slot, so that no name is used twice."""
     tokens: tuple[float, float] | None = None
-    """How many replacements may be created at once, and when that was so (see reconcile)."""
+    """How many replacements may be created at once, and when that was so (see pods)."""
     slow: Mapping[str, tuple[float, float]] | None = None
     """Nodes whose pod has held up the others (see stragglers)."""
     incidents: tuple[Incident, ...] = ()

@@ -1,7 +1,10 @@
 """A node that holds up all others: told, avoided by new pods, and left where the job wants that."""
 
+import statistics
+
 import pytest
 
+from rekindle.contract import RankReport
 from rekindle_operator import stragglers
 
 
@@ -67,3 +70,17 @@ def test_a_pod_that_found_no_other_node_is_not_moved_again_and_again(world):
     w.slow("digits-1r2").run(2 * stragglers.SUSTAINED)
     assert len(w.rounds) == rounds
     assert w.condition("Degraded")["reason"] == "Straggler"
+
+
+@pytest.mark.parametrize(
+    "times", [(1, 4), (2, 1, 9), (1, 8, 9), (3, 1, 7, 1), (5, 5, 1, 1, 20), (1, 1, 1, 3, 3, 3, 3)], ids=str
+)
+def test_a_rank_is_held_against_the_median_of_all_others(world, times):
+    w = world(replicas=len(times)).start()
+    for agent, busy in zip(w.group(), times, strict=True):
+        words = {"rank": agent.pod.slot, "step": 1, "phase": "training", "idle": 0.0}
+        agent.more["ranks"] = (RankReport(**words, busy=float(busy)),)
+    w.settle()
+    others = [statistics.median([*times[:n], *times[n + 1 :]]) for n in range(len(times))]
+    slow = {n: times[n] / usual for n, usual in enumerate(others) if times[n] > 1.5 * usual}
+    assert {one.rank: one.ratio for one in stragglers.scores(w.observed())} == slow

@@ -1,0 +1,235 @@
+"""The record of what went wrong: each event charged once, explained later, closed, and measured.
+
+``incidents`` finds and judges one event; here it is put into the memory that survives the operator.
+An incident passes through up to four plans: it is charged when it is found, put right when the
+kubelet tells what a broken lifeline could not, closed when a later round has made a step, and
+measured when all members of that round have told where the time went.
+"""
+
+from dataclasses import replace
+
+from rekindle_operator import incidents, recovery, rounds, status
+from rekindle_operator.incidents import Incident
+from rekindle_operator.observed import Observed
+from rekindle_operator.spec import TrainingJob
+from rekindle_operator.status import Record
+
+
+def note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+    """Tell that another operator process has taken over a job that has had a round."""
+    since = observed.listening_since
+    before = record.operator_since
+    if before == since:
+        return record, ()
+    record = replace(record, operator_since=since)
+    if before is None or record.round == 0:
+        return record, ()
+    known = incidents.of_the_operator(record.incidents, since)
+    return replace(record, incidents=known), known[-1:]
+
+
+def note_incidents(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> tuple[Record, tuple[Incident, ...], incidents.Verdict | None, incidents.Detection]:
+    """Find what has gone wrong since, charge it, and say whether there is another try.
+
+    The last part is what could not be charged yet.
+    """
+    if record.round and observed.round is None:
+        listening = now - observed.listening_since
+        if listening < rounds.REANNOUNCE:
+            # Agents have yet to tell in which round a pod was that is going: it would be charged
+            # as one outside of any now, and as a member of its round then.
+            return record, (), None, incidents.Detection()
+    record, verdict = _note_explanations(job, record, observed, now)
+    if verdict is not None:
+        return record, (), verdict, incidents.Detection()
+    fresh: list[Incident] = []
+    known = record.incidents
+    step = record.progress.step if record.progress else 0
+    # What would follow if nothing had gone wrong: do all train on although some have to go?
+    calm = None
+    if any(map(observed.notices_of, observed.pods)):
+        calm = rounds.decide(job, observed, last_number=record.round, hold=True, now=now).going
+    while True:
+        found = incidents.detect(
+            job,
+            observed,
+            known,
+            charged=record.charged_round,
+            progress=step,
+            now=now,
+            calm=bool(calm),
+        )
+        if found.collateral:
+            more = found.collateral
+            known = _with_collateral(known, observed, more)
+            record = replace(record, incidents=_with_collateral(record.incidents, observed, more))
+            continue
+        if found.incident is None:
+            return record, tuple(fresh), None, found
+        record, incident, verdict = _charged(record, job, found.incident, observed, now)
+        fresh.append(incident)
+        known = (*known, incident)  # not those of the record: the oldest may have left it just now
+        if not verdict.retry:
+            return record, tuple(fresh), verdict, incidents.Detection()
+
+
+def _note_explanations(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> tuple[Record, incidents.Verdict | None]:
+    """Take over what has been said since about pods that vanished; a verdict if that ends the job.
+
+    The budget that has paid gets it back, and the one of the cause pays; where none had to pay,
+    because nobody stopped training for that pod, none does.
+    """
+    for index, incident in enumerate(record.incidents):
+        better = incidents.explained(incident, observed)
+        if better is None:
+            continue
+        verdict = None
+        history, counts = record.history, dict(record.counts or {})
+        if better.klass != incident.klass:
+            counts[incident.klass] = max(counts.get(incident.klass, 0) - 1, 0)
+            counts[better.klass] = counts.get(better.klass, 0) + 1
+        returned = incidents.uncharge(history, incident)
+        if better.klass != incident.klass and returned != history:
+            verdict = incidents.judge(
+                job,
+                better,
+                returned,
+                checkpoint=record.checkpoint.step if record.checkpoint else None,
+                started=record.first_step_at is not None,
+                training=False,
+                now=now,
+            )
+            better = replace(better, action=verdict.action)
+            history = incidents.charge(returned, better, job, now)
+        known = (*record.incidents[:index], better, *record.incidents[index + 1 :])
+        record = replace(record, incidents=known, history=history, counts=counts)
+        if verdict is not None and not verdict.retry:
+            return record, verdict
+    return record, None
+
+
+def newly_explained(
+    before: tuple[Incident, ...], after: tuple[Incident, ...]
+) -> tuple[Incident, ...]:
+    """The incidents of which it has become known what they were."""
+    unknown = {i.at for i in before if i.evidence.endswith(incidents.UNEXPLAINED)}
+    return tuple(
+        i for i in after if i.at in unknown and not i.evidence.endswith(incidents.UNEXPLAINED)
+    )
+
+
+def note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+    """Take over what the trainer has put right by itself; what it does again is rework."""
+    found = incidents.of_the_trainer(observed, record.incidents)
+    if found is None:
+        return record, ()
+    known = (*record.incidents, found)[-incidents.KEEP :]
+    rework = record.rework_seconds + (found.seconds_lost or 0.0)
+    return replace(record, incidents=known, rework_seconds=rework), (found,)
+
+
+def _charged(
+    record: Record, job: TrainingJob, incident: Incident, observed: Observed, now: float
+) -> tuple[Record, Incident, incidents.Verdict]:
+    """Judge a new incident, and put it into the record."""
+    if record.first_step_at is not None:
+        incident = incidents.of_a_started_job(incident)
+    training = incident.round == 0 and record.first_step_at is not None and _is_whole(observed)
+    verdict = incidents.judge(
+        job,
+        incident,
+        record.history,
+        checkpoint=record.checkpoint.step if record.checkpoint else None,
+        started=record.first_step_at is not None,
+        training=training,
+        now=now,
+    )
+    incident = replace(incident, action=verdict.action)
+    if training:
+        # Nobody had to start again for it: it is told, but no budget of tries pays.
+        incident = replace(incident, steps_lost=0, seconds_lost=0.0)
+        return record.with_incident(incident, record.history), incident, verdict
+    history = incidents.charge(record.history, incident, job, now)
+    return record.with_incident(incident, history), incident, verdict
+
+
+def _with_collateral(
+    known: tuple[Incident, ...], observed: Observed, pods: tuple[str, ...]
+) -> tuple[Incident, ...]:
+    """Name more pods in the incident of the current round."""
+    number = observed.round.number if observed.round else 0
+    return tuple(
+        replace(i, collateral=(*i.collateral, *pods)) if i.round == number else i for i in known
+    )
+
+
+def _is_whole(observed: Observed) -> bool:
+    """Whether there is a round of which no member is lost or has failed."""
+    current = observed.round
+    if current is None:
+        return False
+    states = {rounds.state_of(member, current, observed) for member in current.members}
+    return not states & {rounds.State.LOST, rounds.State.FAILED, rounds.State.HUNG}
+
+
+def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tuple[Incident, ...]]:
+    """Close incidents once a round that came after them has completed a step."""
+    report, current = status.leader(observed), observed.round
+    if report is None or current is None or not report.progress or not report.progress.round_steps:
+        return record, ()
+    progress = report.progress
+    began = progress.step - progress.round_steps
+    resumed_from = report.restored.step if report.restored else began
+    step_seconds = progress.productive_seconds / progress.step if progress.step else 0.0
+    closed: list[Incident] = []
+    result: list[Incident] = []
+    for incident in record.incidents:
+        if incident.open and current.number > incident.round:
+            closed.append(
+                incidents.resolve(
+                    incident,
+                    resumed_from=resumed_from,
+                    step_seconds=step_seconds,
+                    current=current.number,
+                    now=now,
+                )
+            )
+            result.append(closed[-1])
+        else:
+            result.append(incident)
+    if not closed:
+        return record, ()
+    rework = sum((incident.steps_lost or 0) * step_seconds for incident in closed)
+    record = replace(record, incidents=tuple(result), rework_seconds=record.rework_seconds + rework)
+    return record, tuple(closed)
+
+
+def measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+    """Add to incidents that the current round has closed where the time went."""
+    number = observed.round.number if observed.round else 0
+    fresh: dict[int, Incident] = {}
+    for index, incident in enumerate(record.incidents):
+        if number and incident.recovered_in == number and incident.round and not incident.recovery:
+            found = recovery.measured(
+                observed, incident.at, incident.victims, silent=incident.silent
+            )
+            if found is None:
+                break
+            fresh[index] = replace(incident, recovery=found.seconds, restored=found.restored)
+    if not fresh:
+        return record, ()
+    known = tuple(fresh.get(index, incident) for index, incident in enumerate(record.incidents))
+    return replace(record, incidents=known), tuple(fresh.values())
+
+
+def close_all(record: Record, now: float) -> Record:
+    """Close what is open: training stops here, whatever happened before."""
+    closed = tuple(
+        replace(i, seconds_lost=round(now - i.at, 3), steps_lost=i.steps_lost or 0) if i.open else i
+        for i in record.incidents
+    )
+    return replace(record, incidents=closed)
