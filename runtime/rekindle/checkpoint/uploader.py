@@ -53,7 +53,13 @@ class Channel:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def orphaned(self) -> float | None:
-        """`lost_at`, as a function."""
+        """`lost_at` as of now: the trainer is looked for at once.
+
+        The thread that listens may be behind on a busy machine, and whoever asks decides by the
+        answer whether a snapshot is an orphan's, to be committed, or a zombie's, to be dropped.
+        """
+        if self.lost_at is None and os.getppid() != self._parent:
+            self.lost_at = time.monotonic()
         return self.lost_at
 
     def request(self, *, wait: bool) -> int | None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 import rekindle
 from rekindle.checkpoint import CommitRef, LeaseLost, SaveError, Saver, SaveTimeout, Store, flush
 from rekindle.checkpoint.background import Uploader
+from rekindle.checkpoint.uploader import Channel
 
 pytestmark = pytest.mark.processes
 
@@ -206,6 +208,26 @@ def test_an_orphan_commits_under_its_own_fence_although_a_newer_attempt_has_the_
         os.kill(pid, signal.SIGCONT)
     until(lambda: all(map(gone, pids)))
     assert store.commits()[0] == CommitRef(step=2, fence=fence)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_whether_a_trainer_lives_does_not_wait_for_the_thread_that_listens(
+    store, state, monkeypatch, lives
+):
+    monkeypatch.setattr(Channel, "_listen", lambda channel: None)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait(30)
+    fence = store.acquire(owner="old").fence
+    saver = Saver(store, lease_fence=fence, base=None, rank=0, world_size=1)
+    own, other = socket.socketpair()
+    with own, other:
+        saver._writer.orphaned = Channel(other, os.getppid() if lives else dead.pid).orphaned
+        store.acquire(owner="new")
+        zombie = pytest.raises(LeaseLost, match="R15 .* declared dead but lives")
+        with zombie if lives else contextlib.nullcontext():
+            saver.save(1, state(1), wait=True)
+    saver.close()
+    assert [ref.step for ref in store.commits()] == ([] if lives else [1])
 
 
 def test_an_orphan_commits_nothing_once_a_newer_attempt_has_committed(tmp_path, state):
