@@ -5,7 +5,7 @@ first and only then closes its connections, tells its parent and kills its child
 for the pod, and what everything else of the pod is tied to, had better die in an instant: then all
 of it ends at the same time instead of one after the other, and the survivors go on that much
 earlier. So PID 1 is this interpreter as it is before anything is imported, and does what PID 1 has
-to do: it hands signals on, buries orphans, and ends with the agent's exit code.
+to do: it hands notices on, buries orphans, and ends with the agent's exit code.
 
 It also holds the pod's lifeline, a connection to the coordinator on which nothing is said: the
 kernel closes it when this process is killed, which is the first word of that anywhere. One that
@@ -39,12 +39,11 @@ from rekindle.contract import (
     pod_path,
 )
 
-FORWARDED = frozenset(
-    {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
-)
-"""What a container runtime or people may send to PID 1."""
-HANDLED = frozenset({signal.SIGTERM, signal.SIGINT})
-"""What the agent has handlers for: the rest is its own business from the start."""
+FORWARDED = frozenset({signal.SIGTERM, signal.SIGINT})
+"""What the agent has handlers for."""
+DISCARDED = frozenset({signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2})
+"""What people may send to PID 1, which is immune to it. The agent would die of it, and with it the
+pod: its workers are the ones that answer to SIGQUIT and SIGUSR2."""
 BEAT = 15.0
 """Seconds between two bytes on the lifeline, for those on the way that forget idle connections."""
 CONNECT_SECONDS = 2.0
@@ -61,7 +60,7 @@ def stand_before_the_agent() -> None:
     """
     if not os.environ.get(ENV_COORDINATOR) or not sys.platform.startswith("linux"):
         return
-    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | {signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | DISCARDED | {signal.SIGCHLD})
     first = os.getpid()
     child = os.fork()
     if child:
@@ -69,7 +68,7 @@ def stand_before_the_agent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != first:
         os._exit(128 + signal.SIGKILL)  # it has died before the kernel was asked
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED - HANDLED | {signal.SIGCHLD})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, DISCARDED | {signal.SIGCHLD})
 
 
 def _attend(child: int) -> NoReturn:
@@ -78,9 +77,10 @@ def _attend(child: int) -> NoReturn:
     forget(ENV_TOKEN)
     threading.Thread(target=lifeline.hold, name="lifeline", daemon=True).start()
     while True:
-        number = signal.sigwait(FORWARDED | {signal.SIGCHLD})
-        if number != signal.SIGCHLD:
+        number = signal.sigwait(FORWARDED | DISCARDED | {signal.SIGCHLD})
+        if number in FORWARDED:
             os.kill(child, number)
+        if number != signal.SIGCHLD:
             continue
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)  # the agent is there until the line below

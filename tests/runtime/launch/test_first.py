@@ -88,6 +88,19 @@ def test_a_notice_reaches_the_agent():
         assert process.wait(30) == 7
 
 
+def test_a_signal_that_nobody_handles_ends_neither_of_them():
+    seen = (
+        "s = Signals()\ns.install()\nprint(os.getpid(), flush=True)\n"
+        "s.wait(30)\nos._exit(7 if s.noticed_at else 8)"
+    )
+    with pod(seen) as process:
+        agent_of(process)
+        for number in (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
+            process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 7
+
+
 def test_a_notice_from_before_the_agent_listens_is_kept_for_it():
     seen = (
         "print(os.getpid(), flush=True)\nsys.stdin.read()\n"
