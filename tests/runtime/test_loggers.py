@@ -2,11 +2,11 @@
 
 import csv
 import json
-import math
 import sys
 import threading
 import time
 import types
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -25,6 +25,13 @@ def world(rank=0, share=None):
     if share is not None:
         object.__setattr__(one, "share", lambda value: share)
     return one
+
+
+def begun(root, *made, said=print, saved=(), **attempt):
+    """A journal of these loggers at the begin of an attempt, by default a run's first one."""
+    journal = Journal(made, world(), said)
+    journal.begin(Attempt(root=str(root), **{"step": 0, "resumed": bool(saved), **attempt}), saved)
+    return journal
 
 
 class Stage:
@@ -95,8 +102,7 @@ def test_a_torn_line_is_dropped_and_what_is_not_finite_is_null(tmp_path):
     path = tmp_path / "n/v/metrics.jsonl"
     with path.open("a") as file:
         file.write('{"step": 1, "lo')
-    journal = Journal([loggers.JSONLLogger(name="n", version="v")], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=1, resumed=True), stage.saved)
+    journal = begun(tmp_path, loggers.JSONLLogger(name="n", version="v"), step=1, saved=stage.saved)
     journal.record({"loss": float("nan")}, step=2, epoch=0)
     journal.close("finished", SECONDS)
     assert [(row["step"], row["loss"]) for row in lines(path)] == [(1, 1.0), (2, None)]
@@ -105,8 +111,7 @@ def test_a_torn_line_is_dropped_and_what_is_not_finite_is_null(tmp_path):
 def test_csv_grows_columns_and_is_cut_off_at_the_resumed_step(tmp_path):
     stage = Stage(tmp_path, lambda: loggers.CSVLogger(prefix="p"))
     (logger,) = stage.attempt(range(1, 6), save_at=3)
-    journal = Journal([loggers.CSVLogger(prefix="p")], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=3, resumed=True), stage.saved)
+    journal = begun(tmp_path, loggers.CSVLogger(prefix="p"), step=3, saved=stage.saved)
     journal.record({"val/f1": 0.5}, step=4, epoch=1)
     journal.close("finished", SECONDS)
     with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
@@ -119,8 +124,7 @@ def test_csv_grows_columns_and_is_cut_off_at_the_resumed_step(tmp_path):
 def test_a_value_of_the_saved_step_that_came_before_the_save_is_not_written_again(tmp_path):
     stage = Stage(tmp_path, loggers.JSONLLogger)
     stage.attempt([1, 2], save_at=2)
-    journal = Journal([loggers.JSONLLogger()], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=2, resumed=True), stage.saved)
+    journal = begun(tmp_path, loggers.JSONLLogger(), step=2, saved=stage.saved)
     journal.record({"loss": 9.0, "val/loss": 3.0}, step=2, epoch=0)
     journal.close("finished", SECONDS)
     rows = lines(tmp_path / "logs/version_0/metrics.jsonl")
@@ -155,8 +159,7 @@ class Stuck(loggers.Logger):
 def test_a_full_queue_drops_records_and_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setattr(feeds, "CAPACITY", 5)
     logger, said = Stuck(), []
-    journal = Journal([logger], world(), said.append)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal = begun(tmp_path, logger, said=said.append)
     began = time.perf_counter()
     for step in range(1, 101):
         journal.record({"loss": 1.0}, step=step, epoch=0)
@@ -174,8 +177,7 @@ def test_a_full_queue_drops_records_and_says_so_once(tmp_path, monkeypatch):
 
 def test_a_logger_that_hangs_does_not_hold_up_the_end(tmp_path):
     logger, said = Stuck(), []
-    journal = Journal([logger], world(), said.append)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal = begun(tmp_path, logger, said=said.append)
     journal.record({"loss": 1.0}, step=1, epoch=0)
     journal.close("preempted", 0.05)
     assert said == ["logger Stuck has not ended in time, 0 records may be lost"]
@@ -191,8 +193,7 @@ def test_a_logger_that_fails_is_reported_once_and_the_others_go_on(tmp_path, whe
 
     Broken = type("Broken", (loggers.JSONLLogger,), {where: fail})
     said = []
-    journal = Journal([Broken(name="b"), loggers.JSONLLogger()], world(), said.append)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal = begun(tmp_path, Broken(name="b"), loggers.JSONLLogger(), said=said.append)
     for step in range(1, 5):
         journal.record({"loss": 1.0}, step=step, epoch=0)
     journal.close("finished", SECONDS)
@@ -209,8 +210,7 @@ def test_a_logger_of_ones_own_that_works_in_the_callers_thread_is_guarded_too(tm
             raise KeyError("x")
 
     said = []
-    journal = Journal([Direct()], world(), said.append)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal = begun(tmp_path, Direct(), said=said.append)
     journal.record({"a": 1.0}, step=1, epoch=0)
     journal.record({"a": 1.0}, step=2, epoch=0)
     journal.close("finished", SECONDS)
@@ -219,8 +219,7 @@ def test_a_logger_of_ones_own_that_works_in_the_callers_thread_is_guarded_too(tm
 
 def test_only_rank_0_writes_and_the_others_know_where(tmp_path):
     first, other = loggers.JSONLLogger(), loggers.JSONLLogger()
-    here = Journal([first], world(), print)
-    here.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    here = begun(tmp_path, first)
     told = [entry["state"] for entry in here.state()]
     there = Journal([other], world(rank=1, share=told), print)
     there.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
@@ -238,8 +237,7 @@ def test_what_is_logged_before_the_run_is_kept(tmp_path):
     logger.log_hyperparams({"note": "early"})
     with pytest.raises(RuntimeError, match="open while a run is going on"):
         _ = loggers.TensorBoardLogger().experiment
-    journal = Journal([logger], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal = begun(tmp_path, logger)
     journal.close("finished", SECONDS)
     found = json.loads((tmp_path / "logs/version_0/hparams.json").read_text())
     assert found == {"note": "early"}
@@ -247,8 +245,7 @@ def test_what_is_logged_before_the_run_is_kept(tmp_path):
 
 def test_a_root_that_is_no_directory_needs_a_save_dir():
     said = []
-    journal = Journal([loggers.JSONLLogger()], world(), said.append)
-    journal.begin(Attempt(root="s3://bucket/run", step=0, resumed=False))
+    journal = begun("s3://bucket/run", loggers.JSONLLogger(), said=said.append)
     journal.close("finished", SECONDS)
     assert said == [
         "logger JSONLLogger is not used: save_dir= is needed, because the root s3://bucket/run is "
@@ -408,8 +405,7 @@ def test_a_rollback_within_the_process_repeats_no_step(tmp_path, cuts):
             self.steps.append(step)
 
     logger = loggers.JSONLLogger() if cuts else Keeping()
-    journal = Journal([logger], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal = begun(tmp_path, logger)
     for step in (1, 2, 3, 4, 5):
         journal.record({"loss": 1.0}, step=step, epoch=0)
     journal.rewind(3)
@@ -425,73 +421,65 @@ def test_a_rollback_within_the_process_repeats_no_step(tmp_path, cuts):
         assert logger.steps == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("kind", [loggers.JSONLLogger, loggers.CSVLogger])
-def test_what_waits_at_a_checkpoint_is_written_by_the_attempt_that_resumes(tmp_path, kind):
-    class Late(kind):
+@contextmanager
+def hanging(root, kind, records, held):
+    """A run's first attempt, saved while its logger hangs in writing the record that is `held`."""
+
+    class Hanging(kind):
         there, may = threading.Event(), threading.Event()
 
         def write(self, metrics, step, at):
-            if step == 3 and self is first:
+            if self is first and (metrics, step) == held:
                 self.there.set()
                 assert self.may.wait(SECONDS)
             super().write(metrics, step, at)
 
-    stage = Stage(tmp_path, Late)
-    now, first = [0], Late()
-    journal = Journal([first], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False, now=lambda: now[0]))
-    for now[0] in (1, 2, 3, 4, 5):
-        journal.record({"loss": 1.0}, step=now[0], epoch=0)
-    assert Late.there.wait(SECONDS)
+    stage = Stage(root, Hanging)
+    now, first = [0], Hanging()
+    journal = begun(root, first, now=lambda: now[0])
+    for metrics, now[0] in records:
+        journal.record(metrics, step=now[0], epoch=0)
+    assert Hanging.there.wait(SECONDS)
     stage.saved = json.loads(json.dumps(journal.state()))
-    assert [entry["step"] for entry in stage.saved[0]["waiting"]] == [3, 4, 5]
-    stage.attempt([6, 7], resume=5)
-    path = tmp_path / "logs/version_0" / kind.FILE
-    text = path.read_text().splitlines()
+    try:
+        yield stage
+    finally:
+        Hanging.may.set()
+        journal.close("failed", SECONDS)
+
+
+def rows_of(folder, kind):
+    """What such a logger has written, without what is empty."""
+    path = folder / "logs/version_0" / kind.FILE
     if kind is loggers.JSONLLogger:
-        found = [json.loads(line)["step"] for line in text]
-    else:
-        found = [int(line.split(",")[0]) for line in text[1:]]
-    assert found == [1, 2, 3, 4, 5, 6, 7]
-    Late.may.set()
-    journal.close("failed", SECONDS)
+        return lines(path)
+    with path.open(newline="") as file:
+        return [
+            {name: float(value) for name, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
+
+
+@pytest.mark.parametrize("kind", [loggers.JSONLLogger, loggers.CSVLogger])
+def test_what_waits_at_a_checkpoint_is_written_by_the_attempt_that_resumes(tmp_path, kind):
+    loss = {"loss": 1.0}
+    records = [(loss, step) for step in range(1, 6)]
+    with hanging(tmp_path, kind, records, held=({**loss, "epoch": 0.0}, 3)) as stage:
+        assert [entry["step"] for entry in stage.saved[0]["waiting"]] == [3, 4, 5]
+        stage.attempt([6, 7], resume=5)
+        assert [row["step"] for row in rows_of(tmp_path, kind)] == [1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("kind", [loggers.JSONLLogger, loggers.CSVLogger])
 def test_what_is_written_of_a_step_of_which_more_waits_is_not_lost(tmp_path, kind):
     """A step and the validation after it are two records: one may be written, the other wait."""
-
-    class Late(kind):
-        there, may = threading.Event(), threading.Event()
-
-        def write(self, metrics, step, at):
-            if step == 3 and "val" in metrics and self is first:
-                self.there.set()
-                assert self.may.wait(SECONDS)
-            super().write(metrics, step, at)
-
-    stage = Stage(tmp_path, Late)
-    now, first = [0], Late()
-    journal = Journal([first], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False, now=lambda: now[0]))
-    for now[0] in (1, 2, 3):
-        journal.record({"loss": 1.0}, step=now[0], epoch=0)
-    journal.record({"val": 2.0}, step=3, epoch=0)
-    assert Late.there.wait(SECONDS)
-    stage.saved = json.loads(json.dumps(journal.state()))
-    stage.attempt([4], resume=3)
-    path = tmp_path / "logs/version_0" / kind.FILE
-    if kind is loggers.JSONLLogger:
-        rows = lines(path)
-    else:
-        header, *rest = [line.split(",") for line in path.read_text().splitlines()]
-        rows = [
-            dict(zip(header, map(float, (v or "nan" for v in row)), strict=True)) for row in rest
-        ]
-    assert [row["step"] for row in rows if row.get("loss", math.nan) == 1.0] == [1, 2, 3]
-    assert [row["step"] for row in rows if row.get("val", math.nan) == 2.0] == [3]
-    Late.may.set()
-    journal.close("failed", SECONDS)
+    loss, val = {"loss": 1.0}, {"val": 2.0}
+    records = [*((loss, step) for step in (1, 2, 3)), (val, 3)]
+    with hanging(tmp_path, kind, records, held=({**val, "epoch": 0.0}, 3)) as stage:
+        stage.attempt([4], resume=3)
+        found = rows_of(tmp_path, kind)
+        assert [row["step"] for row in found if row.get("loss") == 1.0] == [1, 2, 3]
+        assert [row["step"] for row in found if row.get("val") == 2.0] == [3]
 
 
 def test_options_that_a_logger_does_not_have_are_refused_when_it_is_made(monkeypatch):
@@ -511,8 +499,7 @@ def test_wandb_watches_a_model_from_the_begin_of_the_run_on(tmp_path, monkeypatc
     logger, model = loggers.WandbLogger(), torch.nn.Linear(1, 1)
     if early:
         logger.watch(model, log="all")
-    journal = Journal([logger], world(), print)
-    journal.begin(Attempt(root=str(tmp_path), step=0, resumed=False))
+    journal = begun(tmp_path, logger)
     if not early:
         logger.watch(model, log="all")
     assert server[logger.version]["watched"] == (model, "all")
