@@ -1,7 +1,8 @@
 """Ready-made callbacks, one module each; a name loads its module when it is first used."""
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rekindle.lazyimport import attributes
 
 if TYPE_CHECKING:
     from rekindle.callback import Callback as Callback
@@ -35,36 +36,6 @@ if TYPE_CHECKING:
     from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
     from rekindle.callbacks.timer import Timer as Timer
 
-_HOME = {
-    "BackboneFinetuning": "rekindle.callbacks.finetuning",
-    "BatchSizeFinder": "rekindle.callbacks.batch_finder",
-    "BatchSizeSchedule": "rekindle.callbacks.batchsize",
-    "Callback": "rekindle.callback",
-    "DeviceStats": "rekindle.callbacks.device_stats",
-    "DeviceStatsMonitor": "rekindle.callbacks.device_stats",
-    "EMA": "rekindle.callbacks.averaging",
-    "EarlyStopping": "rekindle.callbacks.stopping",
-    "GradNorms": "rekindle.callbacks.gradients",
-    "GradientAccumulationScheduler": "rekindle.callbacks.batchsize",
-    "LambdaCallback": "rekindle.callbacks.functions",
-    "LearningRateFinder": "rekindle.callbacks.rate_finder",
-    "LearningRateMonitor": "rekindle.callbacks.rates",
-    "ModelCheckpoint": "rekindle.callbacks.checkpoint",
-    "OptunaPruning": "rekindle.callbacks.pruning",
-    "OptunaReporter": "rekindle.callbacks.pruning",
-    "PredictionWriter": "rekindle.callbacks.prediction",
-    "ProgressBar": "rekindle.callbacks.progress",
-    "PruneCallback": "rekindle.callbacks.pruning",
-    "RayPruning": "rekindle.callbacks.pruning",
-    "RayReporter": "rekindle.callbacks.pruning",
-    "RichProgressBar": "rekindle.callbacks.progress",
-    "SWA": "rekindle.callbacks.averaging",
-    "SpikeGuard": "rekindle.callbacks.spike",
-    "StochasticWeightAveraging": "rekindle.callbacks.averaging",
-    "TQDMProgressBar": "rekindle.callbacks.progress",
-    "ThroughputMonitor": "rekindle.callbacks.throughput",
-    "Timer": "rekindle.callbacks.timer",
-}
 __all__ = [
     "BackboneFinetuning",
     "BatchSizeFinder",
@@ -96,14 +67,36 @@ __all__ = [
     "Timer",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(
-            f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}"
-        )
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "BackboneFinetuning": ".finetuning",
+        "BatchSizeFinder": ".batch_finder",
+        "BatchSizeSchedule": ".batchsize",
+        "Callback": "rekindle.callback",
+        "DeviceStats": ".device_stats",
+        "DeviceStatsMonitor": ".device_stats",
+        "EMA": ".averaging",
+        "EarlyStopping": ".stopping",
+        "GradNorms": ".gradients",
+        "GradientAccumulationScheduler": ".batchsize",
+        "LambdaCallback": ".functions",
+        "LearningRateFinder": ".rate_finder",
+        "LearningRateMonitor": ".rates",
+        "ModelCheckpoint": ".checkpoint",
+        "OptunaPruning": ".pruning",
+        "OptunaReporter": ".pruning",
+        "PredictionWriter": ".prediction",
+        "ProgressBar": ".progress",
+        "PruneCallback": ".pruning",
+        "RayPruning": ".pruning",
+        "RayReporter": ".pruning",
+        "RichProgressBar": ".progress",
+        "SWA": ".averaging",
+        "SpikeGuard": ".spike",
+        "StochasticWeightAveraging": ".averaging",
+        "TQDMProgressBar": ".progress",
+        "ThroughputMonitor": ".throughput",
+        "Timer": ".timer",
+    },
+)

@@ -47,8 +47,9 @@ and `writer` (what both do), `flush` and `adoption` (what a dead attempt has lef
 Importing the package imports none of them.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rekindle.lazyimport import attributes
 
 if TYPE_CHECKING:
     from rekindle.checkpoint.encoding import EncodingError as EncodingError
@@ -70,26 +71,6 @@ if TYPE_CHECKING:
     from rekindle.checkpoint.store import Skipped as Skipped
     from rekindle.checkpoint.store import Store as Store
 
-_HOME = {
-    "Best": "retention",
-    "Commit": "manifest",
-    "CommitRef": "manifest",
-    "EncodingError": "encoding",
-    "IntegrityError": "manifest",
-    "InvalidLocation": "location",
-    "Lease": "store",
-    "LeaseLost": "store",
-    "ProbeError": "probe",
-    "Restored": "store",
-    "Retention": "retention",
-    "SaveError": "saver",
-    "SaveTimeout": "saver",
-    "Saver": "saver",
-    "Skipped": "store",
-    "Store": "store",
-    "StoreError": "objects",
-    "VersionError": "manifest",
-}
 __all__ = [
     "Best",
     "Commit",
@@ -111,8 +92,26 @@ __all__ = [
     "VersionError",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "Best": ".retention",
+        "Commit": ".manifest",
+        "CommitRef": ".manifest",
+        "EncodingError": ".encoding",
+        "IntegrityError": ".manifest",
+        "InvalidLocation": ".location",
+        "Lease": ".store",
+        "LeaseLost": ".store",
+        "ProbeError": ".probe",
+        "Restored": ".store",
+        "Retention": ".retention",
+        "SaveError": ".saver",
+        "SaveTimeout": ".saver",
+        "Saver": ".saver",
+        "Skipped": ".store",
+        "Store": ".store",
+        "StoreError": ".objects",
+        "VersionError": ".manifest",
+    },
+)

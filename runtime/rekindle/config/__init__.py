@@ -30,19 +30,17 @@ jsonargparse and pydantic know types as well, but neither answers with the line 
 nearest key, and the runtime's image would carry them for this alone. Needs PyYAML.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rekindle.lazyimport import attributes
 
 if TYPE_CHECKING:
     from rekindle.config.settings import Config as Config
     from rekindle.config.settings import read as read
     from rekindle.config.tree import ConfigError as ConfigError
 
-_HOME = {"Config": "settings", "ConfigError": "tree", "read": "settings"}
 __all__ = ["Config", "ConfigError", "read"]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = attributes(
+    __name__, {"Config": ".settings", "ConfigError": ".tree", "read": ".settings"}
+)

@@ -3,8 +3,9 @@
 The names are resolved on first use, so that importing the package imports nothing else.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from rekindle.lazyimport import attributes
 
 if TYPE_CHECKING:
     from rekindle.loggers.comet import CometLogger as CometLogger
@@ -16,16 +17,6 @@ if TYPE_CHECKING:
     from rekindle.loggers.tensorboard import TensorBoardLogger as TensorBoardLogger
     from rekindle.loggers.wandb import WandbLogger as WandbLogger
 
-_HOME = {
-    "Attempt": "logger",
-    "CSVLogger": "files",
-    "CometLogger": "comet",
-    "JSONLLogger": "files",
-    "Logger": "logger",
-    "MLFlowLogger": "mlflow",
-    "TensorBoardLogger": "tensorboard",
-    "WandbLogger": "wandb",
-}
 __all__ = [
     "Attempt",
     "CSVLogger",
@@ -49,11 +40,16 @@ class NeptuneLogger:
         )
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"rekindle.loggers.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = attributes(
+    __name__,
+    {
+        "Attempt": ".logger",
+        "CSVLogger": ".files",
+        "CometLogger": ".comet",
+        "JSONLLogger": ".files",
+        "Logger": ".logger",
+        "MLFlowLogger": ".mlflow",
+        "TensorBoardLogger": ".tensorboard",
+        "WandbLogger": ".wandb",
+    },
+)
