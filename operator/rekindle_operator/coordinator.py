@@ -9,7 +9,9 @@ number reported is the current round.
 A pod also holds a connection open on which nothing is said, its lifeline, from a first process that
 is small: the kernel closes it within a millisecond of that process's end, while the kubelet may
 need a second or more to tell. A lifeline that breaks without a goodbye, and is not there again at
-once, is thus the first word of a lost pod; the kubelet's comes later and says why.
+once, is thus the first word of a lost pod; the kubelet's comes later and says why. When all of them
+break together it is rather the way to here that broke, a proxy for example: then nothing is made of
+it, and the kubelet is waited for.
 
 A pod proves with its job's secret that it belongs to the job; the secret's value comes from the API
 server and is compared in constant time. A pod that the operator does not see as a live pod of the
@@ -23,6 +25,7 @@ import json
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -123,6 +126,8 @@ class Coordinator:
         self._is_live = is_live
         self._wake = wake
         self._rooms: dict[JobKey, JobRoom] = {}
+        self._breaks: deque[float] = deque(maxlen=1000)
+        """When lifelines broke, in unix seconds."""
         self.since = time.time()
 
     def room(self, job: JobKey) -> JobRoom:
@@ -196,9 +201,11 @@ class Coordinator:
         except TimeoutError:
             pass  # Half of a connection, or a proxy that holds beats back: it says nothing.
         except (OSError, ClientError, asyncio.CancelledError) as error:
-            if request.transport is None:
+            if request.transport is None and room.lifelines.get(uid) is own:
+                del room.lifelines[uid]
+                self._breaks.append(time.time())
                 loop = asyncio.get_running_loop()
-                loop.call_later(RETURN, self._vanished, job, pod, uid, own, time.time())
+                loop.call_later(RETURN, self._vanished, job, pod, uid, self._breaks[-1])
             if isinstance(error, asyncio.CancelledError):
                 raise  # A runner may cancel those whose client is gone.
             return web.Response()
@@ -206,15 +213,22 @@ class Coordinator:
             del room.lifelines[uid]
         return web.Response()
 
-    def _vanished(self, job: JobKey, pod: str, uid: str, own: object, at: float) -> None:
+    def _vanished(self, job: JobKey, pod: str, uid: str, at: float) -> None:
         """A lifeline broke a moment ago: unless it is there again, so did the pod."""
         room = self._rooms.get(job)
-        if room is None or room.lifelines.get(uid) is not own:
+        if room is None or uid in room.lifelines or not self._is_live(job, pod, uid):
             return
-        del room.lifelines[uid]
-        if self._is_live(job, pod, uid):
-            room.vanished[uid] = at
-            self._wake(job, 0.0)
+        together = sum(abs(other - at) <= RETURN for other in self._breaks)
+        if together > 1 and not any(other.lifelines for other in self._rooms.values()):
+            logger.warning(
+                "%s/%s: the lifelines of %s and of all other pods broke at once: the way to here "
+                "did, or all pods ended; the kubelets will tell",
+                *job,
+                pod,
+            )
+            return
+        room.vanished[uid] = at
+        self._wake(job, 0.0)
 
     def _note(self, job: JobKey, report: AgentReport, now: float) -> None:
         """Keep a report; ask for a reconcile at once if it says something new, else soon."""

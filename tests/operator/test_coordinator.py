@@ -378,13 +378,14 @@ def test_the_earliest_end_that_a_pod_has_told_counts_and_is_news_once():
 
 
 @asynccontextmanager
-async def lifeline(bench, *, uid="uid-digits-0"):
+async def lifeline(bench, *, pod="digits-0", uid=None):
     """A pod's open connection: how to say goodbye, and how to break it."""
     server = bench.client.server
     reader, writer = await asyncio.open_connection(server.host, server.port)
-    path = contract.pod_path("ml", "digits", "digits-0") + contract.LIFELINE
+    path = contract.pod_path("ml", "digits", pod) + contract.LIFELINE
     writer.write(
-        f"POST {path}?uid={uid} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        f"POST {path}?uid={uid or f'uid-{pod}'} HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {TOKEN}\r\n"
         "Transfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n".encode()
     )
     await writer.drain()
@@ -407,6 +408,39 @@ def test_a_lifeline_that_breaks_tells_of_a_lost_pod():
         await until(lambda: bench.room.vanished)
         assert list(bench.room.vanished) == ["uid-digits-0"]
         assert bench.wakes == [(JOB, 0.0)]
+
+    with_bench(scenario)
+
+
+def test_two_that_break_at_once_are_lost_while_others_stand():
+    async def scenario(bench):
+        bench.live.add(("digits-2", "uid-digits-2"))
+        async with lifeline(bench):
+            async with (
+                lifeline(bench, pod="digits-1") as (_, one),
+                lifeline(bench, pod="digits-2") as (_, other),
+            ):
+                await until(lambda: len(bench.room.lifelines) == 3)
+                one.transport.abort()
+                other.transport.abort()
+            await until(lambda: len(bench.room.vanished) == 2)
+            assert "uid-digits-0" not in bench.room.vanished
+
+    with_bench(scenario)
+
+
+def test_all_that_break_at_once_tell_of_the_way_and_of_no_pod(monkeypatch, caplog):
+    monkeypatch.setattr(module, "RETURN", 0.2)
+
+    async def scenario(bench):
+        async with lifeline(bench) as (_, one), lifeline(bench, pod="digits-1") as (_, other):
+            await until(lambda: len(bench.room.lifelines) == 2)
+            one.transport.abort()
+            other.transport.abort()
+        await until(lambda: len(caplog.records) == 2)
+        assert "the way to here" in caplog.text
+        assert not bench.room.vanished
+        assert not bench.wakes
 
     with_bench(scenario)
 

@@ -73,7 +73,9 @@ def test_a_pod_that_found_no_other_node_is_not_moved_again_and_again(world):
 
 
 @pytest.mark.parametrize(
-    "times", [(1, 4), (2, 1, 9), (1, 8, 9), (3, 1, 7, 1), (5, 5, 1, 1, 20), (1, 1, 1, 3, 3, 3, 3)], ids=str
+    "times",
+    [(1, 4), (2, 1, 9), (1, 8, 9), (3, 1, 7, 1), (5, 5, 1, 1, 20), (1, 1, 1, 3, 3, 3, 3)],
+    ids=str,
 )
 def test_a_rank_is_held_against_the_median_of_all_others(world, times):
     w = world(replicas=len(times)).start()
