@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
@@ -51,3 +52,22 @@ def test_every_public_name_resolves():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'Trainr'"):
         _ = rekindle.Trainr
+
+
+@pytest.mark.parametrize("package", ["callbacks", "checkpoint", "config", "loggers", "profilers"])
+def test_packages_show_all_their_names_and_say_which_there_are(package):
+    module = import_module(f"rekindle.{package}")
+    assert set(module.__all__) <= set(dir(module))
+    assert all(getattr(module, name) is not None for name in module.__all__)
+    with pytest.raises(AttributeError, match=rf"{package}' has no attribute 'Nothing'; it has "):
+        _ = module.Nothing
+
+
+@pytest.mark.processes
+def test_a_name_loads_its_own_module_only():
+    done = python(
+        "import rekindle.callbacks\nassert 'rekindle.callbacks.timer' not in sys.modules\n"
+        "rekindle.callbacks.Timer\nassert 'rekindle.callbacks.timer' in sys.modules\n"
+        "assert 'rekindle.callbacks.averaging' not in sys.modules"
+    )
+    assert done.returncode == 0, done.stderr
