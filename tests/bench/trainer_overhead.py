@@ -22,6 +22,7 @@ import contextlib
 import gc
 import importlib
 import io
+import itertools
 import json
 import logging
 import statistics
@@ -43,6 +44,8 @@ from rekindle.order import Cursor
 
 BATCHES = 64
 SAMPLES = 10_000_000
+EPOCHS = itertools.count()
+"""Each is measured once: what an epoch makes at its first use is part of what it takes."""
 
 
 class Ready:
@@ -164,14 +167,14 @@ def with_lightning(data: Ready, logs: int) -> float:
     return model.took / data.steps * 1e6
 
 
-def sampler_resume() -> float:
+def sampler_resume(samples: int = SAMPLES) -> float:
     """Milliseconds from a cursor to the ids of its first batch."""
-    began = time.perf_counter()
+    began = time.process_time()
     cursor = Cursor(
-        epoch=3, sample=SAMPLES // 10 * 9, G=512, m=64, seed=1, N=SAMPLES, length=SAMPLES
+        epoch=next(EPOCHS), sample=samples // 10 * 9, G=512, m=64, seed=1, N=samples, length=samples
     )
     share = next(iter(LaneSampler(cursor, rank=0, world_size=1)))
-    took = time.perf_counter() - began
+    took = time.process_time() - began
     assert len(share.ids) == 64
     return took * 1e3
 
