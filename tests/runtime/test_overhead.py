@@ -6,7 +6,7 @@ the cost passes neither. They are for the machine that was measured on, whose lo
 tests, gets more in proportion. Other programs only make figures larger: the best of three counts.
 
 What it costs to go on in the middle of an epoch must not grow with the samples before that place:
-that is held against a shorter epoch, and even counting the steps would take more than twice as long.
+that is held against a shorter epoch, and even to count the steps would more than double it.
 """
 
 import json
