@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle import deferred, feeding, optimizers, persistence, placement, randomness, state
+from rekindle import deferred, feeding, optimizers, placement, policy, randomness, state
 from rekindle.consensus import Consensus, Notice
 from rekindle.console import Console
 from rekindle.contract import Restored as RestoredReport
@@ -21,7 +21,7 @@ from rekindle.draws import Draw
 from rekindle.evaluation import validate
 from rekindle.finite import Finite
 from rekindle.fitting import fitted
-from rekindle.flags import Flags, best_rule
+from rekindle.flags import Flags
 from rekindle.gradients import broadcast
 from rekindle.heartbeat import Heartbeat
 from rekindle.hooks import Hooks
@@ -34,7 +34,7 @@ from rekindle.loggers.logger import Attempt
 from rekindle.logs import Logs
 from rekindle.module import Module
 from rekindle.order import ENDLESS, Cursor, Kind
-from rekindle.persistence import Found, Session
+from rekindle.persistence import Session
 from rekindle.precision import autocast, convert, mover, scaler_of
 from rekindle.preflight import (
     check_data,
@@ -49,6 +49,7 @@ from rekindle.preflight import (
 )
 from rekindle.requirement import RequirementError
 from rekindle.resolving import locate, whole
+from rekindle.restore import Found
 from rekindle.run import Run, planned_steps
 from rekindle.sources import dealt, load
 from rekindle.strategies.statistics import synchronised
@@ -84,7 +85,7 @@ def assemble(
         )
     if page is not None and world.local_rank == 0:
         page.attach()
-    session = Session.of(flags, world, page) if flags.enable_checkpointing else None
+    session = Session(flags, world, page) if flags.enable_checkpointing else None
     hooks = Hooks(trainer.callbacks, module)
     shared: list[str] = []
     if not hooks.on_load_checkpoint:
@@ -116,9 +117,9 @@ def assemble(
     world.agree(error)
     mark = _mark(train_source, flags, world, found)
     if session is not None and found is None:
-        session.reach(flags)
+        session.lease.take()
     if session is not None and world.first:
-        _, notice_line = persistence.root(flags)
+        _, notice_line = policy.root(flags)
         if notice_line is not None:
             console.say(notice_line)
     copies = placement.copies(flags, world)
@@ -214,7 +215,7 @@ def assemble(
         consensus=Consensus(
             world,
             notice,
-            session.clock_due if session else _never,
+            session.cadence.clock_due if session else _never,
             _never if flags.max_time is None else lambda: run.time_is_up,
             seeds,
             finite.late if finite is not None and not finite.here else lambda: None,
@@ -241,7 +242,7 @@ def assemble(
     module.own_update(update, tuple(spec.scheduler for spec in optimization.schedulers))
     trainer.watch(run)
     # Only a restart on other ranks needs numbers that no attempt before has drawn.
-    attempt = 0 if session is None else session.attempt(found)
+    attempt = 0 if session is None else found.attempt(session.lease.fence)
     randomness.seed_start(cursor.seed, world.rank, attempt)
     if found.restored is not None:
         state.apply(run, found.restored)
@@ -305,22 +306,22 @@ def _find(session: Session | None, flags: Flags, start_from: str | None, console
                 f"fast_dev_run, barebones); remove one of them, or start from the weights with "
                 f"Model.load_from_checkpoint"
             )
-        return Found(restored=None, skipped=())
+        return Found()
     if start_from is None:
-        return session.find(flags.resume)
+        return session.candidates.newest(flags.resume)
     if flags.resume == "never":
         raise ValueError(f"ckpt_path={start_from!r} and resume='never' exclude each other")
     target = locate(
         start_from,
-        root=session.uri,
+        root=session.lease.uri,
         script_root=whole(flags.root),
-        options=session.options,
+        options=session.lease.options,
     )
-    found = session.start(flags.resume, target, best_rule(flags))
+    found = session.candidates.named(flags.resume, target, policy.best_rule(flags))
     if found.restored is None:
         console.say(
-            f"ckpt_path={start_from!r}: there is no checkpoint in {session.uri} yet, training "
-            f"starts from step 0 (resume='must' makes this an error)"
+            f"ckpt_path={start_from!r}: there is no checkpoint in {session.lease.uri} yet, "
+            f"training starts from step 0 (resume='must' makes this an error)"
         )
     return found
 
@@ -525,7 +526,7 @@ def _announce(run: Run, found: Found) -> None:
     for line in found.skipped:
         run.console.say(line)
     if restored is not None and session is not None:
-        where = session.uri if found.label is None else found.source
+        where = session.lease.uri if found.label is None else found.source
         run.console.say(
             f"resumed at step {run.step} (epoch {run.cursor.epoch}) from {where}, saved by "
             f"{restored.world_size} and now on {run.trainer.world_size} processes"

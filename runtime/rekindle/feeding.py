@@ -109,7 +109,7 @@ def record(run: Run) -> None:
 def _written(run: Run, name: str, contents: bytes) -> bool:
     """Whether what is under this name are these contents, written now if need be."""
     assert run.session is not None
-    objects = run.session.store.objects
+    objects = run.session.lease.store.objects
     try:
         objects.put(name, contents, if_none_match=True)
     except PreconditionFailed:

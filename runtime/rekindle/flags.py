@@ -6,7 +6,6 @@ ignored costs a night of training.
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -16,21 +15,11 @@ from typing import Any, Literal
 
 from rekindle import precision as dtypes
 from rekindle import strategies
-from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.location import ADDRESSING, without_credentials
 from rekindle.checkpoint.manifest import MODES
-from rekindle.checkpoint.retention import Best, Retention
-from rekindle.contract import (
-    ENV_CHECKPOINT_EVERY,
-    ENV_CHECKPOINT_EVERY_SECONDS,
-    ENV_CHECKPOINT_EVERY_STEPS,
-    ENV_CHECKPOINT_KEEP,
-    ENV_MTBF,
-)
 from rekindle.data import DataOptions
 from rekindle.data import parse as data_options
 from rekindle.plugins import named
-from rekindle.resolving import JOBS_STORE, jobs_options
 
 DEFAULT_ROOT = "./checkpoints"
 """Where checkpoints go when neither the script nor the job says."""
@@ -274,69 +263,6 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     return Flags(**values)
 
 
-def cadence(flags: Flags) -> Every | Pace | None:
-    """How often to save: the job's wish (environment) before the script's; None: at the end."""
-    steps = os.environ.get(ENV_CHECKPOINT_EVERY_STEPS)
-    seconds = os.environ.get(ENV_CHECKPOINT_EVERY_SECONDS)
-    if not steps and not seconds:
-        every = os.environ.get(ENV_CHECKPOINT_EVERY) or flags.checkpoint_every
-        return _pace(every) if isinstance(every, str) else every
-    return Every(steps=int(steps) if steps else None, seconds=float(seconds) if seconds else None)
-
-
-def _pace(every: str) -> Pace:
-    if every != "auto":
-        raise ValueError(
-            f"{ENV_CHECKPOINT_EVERY}={every!r} is not known; allowed is 'auto', and a number in "
-            f"{ENV_CHECKPOINT_EVERY_STEPS} or {ENV_CHECKPOINT_EVERY_SECONDS}"
-        )
-    told = os.environ.get(ENV_MTBF)
-    if not told:
-        return Pace()
-    try:
-        seconds = float(told)
-        if not 0 < seconds < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise ValueError(f"{ENV_MTBF}={told!r} must be a number of seconds above 0") from None
-    return Pace(mtbf=seconds, told=True)
-
-
-def retention(flags: Flags) -> Retention:
-    """Which commits to keep: the job's wish before the flags, and what callbacks need as well."""
-    told = os.environ.get(ENV_CHECKPOINT_KEEP)
-    try:
-        policy = Retention.from_json(json.loads(told)) if told else None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{ENV_CHECKPOINT_KEEP}={told!r} is no retention: {error}") from None
-    policy = policy or Retention(latest=flags.keep_latest)
-    for callback in flags.callbacks:
-        if (more := callback.keeps()) is not None:
-            policy = policy.also(more)
-    return policy
-
-
-def best_rule(flags: Flags) -> Best | None:
-    """What "best" means in this script: the first rule that a callback brings, if any does."""
-    rules = [rule for c in flags.callbacks if (kept := c.keeps()) is not None for rule in kept.best]
-    return rules[0] if rules else None
-
-
-def store_options(flags: Flags) -> dict[str, str]:
-    """How to open the store: the script's words, and the job's where the script says nothing.
-
-    The endpoint is the other way round, as the root is: it belongs to the place that the job names.
-    Raises ValueError naming the variable.
-    """
-    told = jobs_options()
-    for option, value in told.items():
-        _store_option(option, value, JOBS_STORE[option])
-    options = {**told, **flags.store}
-    if "endpoint_url" in told:
-        options["endpoint_url"] = told["endpoint_url"]
-    return options
-
-
 def _store(given: object) -> dict[str, str]:
     """Check `Trainer(store=...)`; no message shows a value that could be a secret."""
     if given is None:
@@ -358,12 +284,13 @@ def _store(given: object) -> dict[str, str]:
             raise TypeError(f"store has no option {name!r}; {hint}")
         text = os.fspath(value) if isinstance(value, os.PathLike) else value
         if text is not None:
-            _store_option(name, text, f"store[{name!r}]")
+            check_store_option(name, text, f"store[{name!r}]")
             options[name] = text
     return options
 
 
-def _store_option(name: str, value: object, where: str) -> None:
+def check_store_option(name: str, value: object, where: str) -> None:
+    """Refuse a value that an option of the store cannot have; ValueError naming `where`."""
     if not isinstance(value, str) or not value:
         raise ValueError(f"{where} must be a text that is not empty, or be left out")
     allowed = STORE[name]

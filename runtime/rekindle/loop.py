@@ -45,6 +45,7 @@ def train(run: Run) -> None:
     """
     trainer, module, hooks, session = run.trainer, run.module, run.hooks, run.session
     keeper = None if session is None else session.keeper
+    cadence = None if session is None else session.cadence
     for hook in hooks.on_train_start:
         hook(trainer, module)
     run.seeds.start()
@@ -71,7 +72,7 @@ def train(run: Run) -> None:
             if run.back is not None:
                 go_back(run, run.back)
                 break
-            if session is not None and session.due(run.step, run.consensus.save):
+            if cadence is not None and cadence.due(run.step, run.consensus.save):
                 with run.heart.during(Activity.SAVING):
                     save(run)
             elif keeper is not None and run.step >= keeper.due_at:

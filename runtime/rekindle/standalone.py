@@ -11,12 +11,11 @@ from rekindle import deferred
 from rekindle.checkpoint import Store
 from rekindle.distributed import World
 from rekindle.evaluation import evaluate, predict
-from rekindle.flags import best_rule, store_options
 from rekindle.hooks import Hooks
 from rekindle.logs import Logs
 from rekindle.module import Module
-from rekindle.persistence import root
 from rekindle.placement import copies
+from rekindle.policy import best_rule, root, store_options
 from rekindle.precision import autocast, convert
 from rekindle.preflight import step_function
 from rekindle.resolving import choose, first_good, locate, whole

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle import feeding, persistence, state, workerend
+from rekindle import feeding, policy, state, workerend
 from rekindle import flags as checked
 from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
@@ -252,7 +252,7 @@ class Trainer:
                 )
                 if run.done:
                     self._console.say(f"training is complete already: step {run.step}")
-                    if run.session is not None and run.session.opening:
+                    if run.session is not None and run.session.lease.pending:
                         # It is in memory, and nobody knows yet whether it was committed.
                         finish(run)
                 else:
@@ -342,7 +342,7 @@ class Trainer:
         collect: bool = True,
     ) -> Any:
         datamodule, loaders = _separate(loaders, datamodule)
-        if model is None and ckpt_path is None and checked.best_rule(self.flags) is not None:
+        if model is None and ckpt_path is None and policy.best_rule(self.flags) is not None:
             # What a fit has left in the module are its last weights, not its best ones.
             ckpt_path = "best"
         model = model or self.module
@@ -556,7 +556,7 @@ class Trainer:
     @property
     def default_root_dir(self) -> str:
         """Where the run's checkpoints go: an absolute path or an ``s3://`` URL."""
-        return persistence.root(self.flags)[0]
+        return policy.root(self.flags)[0]
 
     @property
     def log_every_n_steps(self) -> int:
@@ -660,7 +660,7 @@ class Trainer:
     def request_checkpoint(self) -> None:
         """Save before the next step, or at the end; ask on every rank alike, in a hook."""
         if self._run is not None and self._run.session is not None:
-            self._run.session.wanted = True
+            self._run.session.cadence.wanted = True
 
     def roll_back(self, reason: str, *, step: int | None = None) -> None:
         """Go back to the newest checkpoint before a step, and leave that step's samples out.

@@ -4,7 +4,8 @@ import pytest
 
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.flags import Every, cadence, retention, store_options
+from rekindle.flags import Every
+from rekindle.policy import interval, retention, store_options
 from rekindle.trainer import Trainer
 from rekindle_operator import resources, spec
 
@@ -28,7 +29,7 @@ def read(monkeypatch):
         for name, value in environment(**checkpoint).items():
             monkeypatch.setenv(name, value)
         flags = Trainer().flags
-        return cadence(flags), retention(flags)
+        return interval(flags), retention(flags)
 
     return reading
 

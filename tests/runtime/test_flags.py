@@ -6,7 +6,8 @@ import pytest
 from rekindle import Every, Store, Trainer
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.flags import STORE, cadence, retention, store_options
+from rekindle.flags import STORE
+from rekindle.policy import interval, retention, store_options
 
 
 def test_an_unknown_flag_is_answered_with_the_closest_one():
@@ -57,7 +58,7 @@ def test_an_impossible_cadence_is_refused(bad):
 
 def test_the_job_wins_over_the_script(monkeypatch):
     trainer = Trainer(checkpoint_every=Every(steps=5), keep_latest=2, accelerator="gpu")
-    assert (cadence(trainer.flags), retention(trainer.flags)) == (
+    assert (interval(trainer.flags), retention(trainer.flags)) == (
         Every(steps=5),
         Retention(latest=2),
     )
@@ -68,7 +69,7 @@ def test_the_job_wins_over_the_script(monkeypatch):
     )
     monkeypatch.setenv("REKINDLE_ACCELERATOR", "cpu")
     best = (Best(metric="val/loss", mode="min", count=2),)
-    assert cadence(trainer.flags) == Every(seconds=30.0)
+    assert interval(trainer.flags) == Every(seconds=30.0)
     assert retention(trainer.flags) == Retention(latest=7, best=best)
     assert Trainer(accelerator="gpu").flags.accelerator == "cpu"
 
@@ -83,11 +84,11 @@ def test_both_names_of_the_root_work():
 
 def test_the_job_can_leave_the_interval_to_us(monkeypatch):
     monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY", "auto")
-    assert cadence(Trainer(checkpoint_every=Every(steps=5)).flags) == Pace()
+    assert interval(Trainer(checkpoint_every=Every(steps=5)).flags) == Pace()
     monkeypatch.setenv("REKINDLE_MTBF_SECONDS", "1800")
-    assert cadence(Trainer().flags) == Pace(mtbf=1800.0, told=True)
+    assert interval(Trainer().flags) == Pace(mtbf=1800.0, told=True)
     monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY_STEPS", "7")
-    assert cadence(Trainer(checkpoint_every="auto").flags) == Every(steps=7)
+    assert interval(Trainer(checkpoint_every="auto").flags) == Every(steps=7)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +103,7 @@ def test_a_wish_that_cannot_be_understood_is_refused(monkeypatch, name, value, m
     monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY", "auto")
     monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        cadence(Trainer().flags)
+        interval(Trainer().flags)
 
 
 @pytest.mark.parametrize(

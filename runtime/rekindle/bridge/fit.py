@@ -1,9 +1,9 @@
 """One call of Lightning's `fit` on one rank: what it begins from, what is saved, how it ends.
 
-Its parts are those of `rekindle.Trainer`: `persistence.Session` (which checkpoint, when to save),
-`Notice` and `Consensus` (who wants to stop, after which step), the control page and the meter. The
-callback calls it at Lightning's hooks, and `Cut` before each fetch of training data: the one moment
-in which model, counters and generators belong together, so that is where state is saved.
+Its parts are those of `rekindle.Trainer`: `persistence.Session` (what is saved, and when), `Notice`
+and `Consensus` (who wants to stop, after which step), the control page and the meter. The callback
+calls it at Lightning's hooks, and `Cut` before each fetch of training data: the one moment in which
+model, counters and generators belong together, so that is where state is saved.
 
 Lightning's own handler of SIGTERM broadcasts inside of the handler, which hangs when only one rank
 was signalled; it is replaced for the time of the training. A notice that comes during a validation
@@ -32,7 +32,9 @@ from rekindle.console import Console
 from rekindle.control import ControlPage
 from rekindle.flags import Flags
 from rekindle.outcome import Preempted, classify, lost_peer
-from rekindle.persistence import Found, Session, root
+from rekindle.persistence import Session
+from rekindle.policy import root
+from rekindle.restore import Found
 from rekindle.telemetry import CHECKPOINT_ERRORS
 
 if TYPE_CHECKING:
@@ -54,11 +56,12 @@ class Fit:
         self._console = Console(first=self._world.first, progress=False)
         if page is not None and self._world.local_rank == 0:
             page.attach()
-        self.session = Session.open(flags, self._world, page)
+        self.session = Session(flags, self._world, page)
+        self.session.lease.take()
         _, notice_line = root(flags)
         if notice_line is not None:
             self._console.say(notice_line)
-        self._found: Found = self.session.find(flags.resume)
+        self._found: Found = self.session.candidates.newest(flags.resume)
         self._notice: Notice | None = None
         self._handler: Any = None
         """What `listen` has put in the place of Lightning's handler of SIGTERM."""
@@ -73,7 +76,7 @@ class Fit:
         source: Any = Source(self._loop._data_source, self._make_cut)
         self._loop._data_source = source
         if self._found.restored is not None:
-            resuming.check(self._found.restored, self._world, self.session.uri)
+            resuming.check(self._found.restored, self._world, self.session.lease.uri)
             resuming.hand_over(trainer, self._found.restored)
 
     # Beginning.
@@ -108,7 +111,7 @@ class Fit:
             # The agent speaks through the page, and ends workers by SIGTERM when time is up.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._handler = signal.getsignal(signal.SIGTERM)
-        self._consensus = Consensus(self._world, self._notice, self.session.clock_due)
+        self._consensus = Consensus(self._world, self._notice, self.session.cadence.clock_due)
 
     def begin(self) -> None:
         """Lightning has restored its part."""
@@ -128,7 +131,7 @@ class Fit:
         self._progress.begin()
         tree, rank_tree, _ = self._collect(finished=False, tell=True)
         self.session.prepare(tree, rank_tree, None)
-        source, uri = "scratch", self.session.uri
+        source, uri = "scratch", self.session.lease.uri
         if restored is not None:
             source = f"{uri.rstrip('/')}/{commit_key(restored.ref)}"
             step, epoch = self._progress.step, self._progress.epoch
@@ -157,7 +160,7 @@ class Fit:
         if whole:
             if self._consensus.stop:
                 self._leave()
-            if self.session.due(self._trainer.global_step, self._consensus.save):
+            if self.session.cadence.due(self._trainer.global_step, self._consensus.save):
                 self._save()
         self._progress.mark()
         return True

@@ -19,7 +19,7 @@ import torch
 from rekindle.callback import Callback
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import Every
-from rekindle.persistence import root as root_of
+from rekindle.policy import root as root_of
 
 if TYPE_CHECKING:
     from rekindle.module import Module
@@ -141,12 +141,13 @@ class ModelCheckpoint(Callback):
         run = trainer._run
         if self._interval is None or run is None or run.session is None:
             return
-        every, seconds = run.session.every, self._interval.total_seconds()
+        cadence, seconds = run.session.cadence, self._interval.total_seconds()
+        every = cadence.every
         if every is None:
-            run.session.every = Every(seconds=seconds)
+            cadence.every = Every(seconds=seconds)
         elif isinstance(every, Every):
             seconds = min(seconds, every.seconds or seconds)
-            run.session.every = Every(steps=every.steps, seconds=seconds)
+            cadence.every = Every(steps=every.steps, seconds=seconds)
         else:
             trainer.print("ModelCheckpoint(train_time_interval=): checkpoint_every='auto' decides")
 

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle import optimizers, persistence, randomness
+from rekindle import optimizers, randomness
+from rekindle.checkpoint import Store
 from rekindle.loader import Reader, Share, Source, to_device
 from rekindle.order import GlobalOrder
+from rekindle.policy import root, store_options
 from rekindle.precision import autocast
 from rekindle.preflight import loss_of
 
@@ -73,7 +75,7 @@ def begun(trainer: "Trainer") -> bool:
     found, error = False, None
     if world.first and flags.enable_checkpointing and flags.resume != "never":
         try:
-            found = persistence.begun(flags)
+            found = bool(Store.open(root(flags)[0], **store_options(flags)).commits())
         except Exception as failure:
             error = failure
     world.agree(error)

@@ -5,7 +5,7 @@ import pytest
 from rekindle import Callback, Every, Store
 from rekindle.callbacks import ModelCheckpoint
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.flags import retention
+from rekindle.policy import retention
 
 pytestmark = pytest.mark.processes
 
@@ -92,7 +92,7 @@ def test_a_clock_saves_too(fit, tmp_path, every):
     callback = ModelCheckpoint(train_time_interval=timedelta(microseconds=1))
     trainer = fit(callback, keep_latest=9, checkpoint_every=every)
     assert len(commits(tmp_path)) > 2
-    assert trainer._run.session.every.seconds == 1e-6
+    assert trainer._run.session.cadence.every.seconds == 1e-6
 
 
 def test_a_pace_that_is_measured_wins_over_the_clock(fit, capsys):
