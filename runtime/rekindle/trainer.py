@@ -13,12 +13,11 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle import feeding, policy, state, workerend
+from rekindle import feeding, lastword, policy, state, workerend
 from rekindle import flags as checked
 from rekindle.assembly import assemble, sanity_check
 from rekindle.callback import Callback
@@ -229,7 +228,7 @@ class Trainer:
         datamodule, train_data = _separate(train_dataloaders, datamodule)
         self.lifecycle.begin("fit")
         page = ControlPage.from_environment()
-        _watch_errors(page, self)
+        lastword.watch(page, self._outcome)
         notice = Notice(page)
         # Ended last: a snapshot that an error finds on its way has the time that is left first.
         reading = contextlib.ExitStack()
@@ -489,12 +488,7 @@ class Trainer:
         if (where := blamed(error)) is not None:
             error.add_note(f"raised in callback {where}")
         outcome = self._outcome(error)
-        if page is not None:
-            # A full disk must not hide the error itself.
-            with contextlib.suppress(OSError):
-                page.write_outcome(outcome)
-        # The interpreter's own hook runs later with the same error; once is enough.
-        error.__dict__["_rekindle_recorded"] = True
+        lastword.leave(error, page, outcome)
         return outcome
 
     def _outcome(self, error: BaseException) -> Outcome:
@@ -693,18 +687,3 @@ def _separate(loaders: Any, datamodule: DataModule | None) -> tuple[Any, Any]:
     if datamodule is not None:
         raise ValueError("the DataModule is given twice")
     return loaders, None
-
-
-def _watch_errors(page: ControlPage | None, trainer: Trainer) -> None:
-    """Leave word of errors that a script raises after `fit` as well."""
-    if page is None or getattr(sys.excepthook, "_rekindle", False):
-        return
-    previous = sys.excepthook
-
-    def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        if not error.__dict__.get("_rekindle_recorded"):
-            page.write_outcome(trainer._outcome(error))
-        previous(kind, error, where)
-
-    hook._rekindle = True  # type: ignore[attr-defined]
-    sys.excepthook = hook

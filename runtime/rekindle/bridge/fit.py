@@ -10,7 +10,6 @@ was signalled; it is replaced for the time of the training. A notice that comes 
 is obeyed after it: Lightning cannot go back into one without losing its metrics.
 """
 
-import contextlib
 import signal
 import sys
 import threading
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 
-from rekindle import randomness
+from rekindle import lastword, randomness
 from rekindle.bridge import resuming, scope, state
 from rekindle.bridge.data import Cut, Source
 from rekindle.bridge.progress import Progress
@@ -301,10 +300,7 @@ def leave_word(
     """Put an error into words for the agent, once."""
     if page is None or (isinstance(error, SystemExit) and not error.code):
         return
-    if error.__dict__.get("_rekindle_recorded"):
+    if lastword.left(error):
         return
     outcome = classify(error, step=step, rank=rank, now=time.time(), checkpoint=checkpoint)
-    # A full disk must not hide the error itself.
-    with contextlib.suppress(OSError):
-        page.write_outcome(outcome)
-    error.__dict__["_rekindle_recorded"] = True
+    lastword.leave(error, page, outcome)
