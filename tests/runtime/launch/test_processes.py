@@ -305,17 +305,19 @@ def test_workers_die_with_their_agent(coordinator, start_pod, tmp_path):
 
 
 def test_without_an_operator_a_pod_runs_by_itself_and_serves_metrics(start_pod, tmp_path):
+    # Below those that outgoing connections get: one to a port where nobody listens yet could be
+    # given that very port, and connect to itself.
     pod = start_pod(
         "a",
         OBEDIENT,
-        environment={"REKINDLE_METRICS_PORT": "39430"},
+        environment={"REKINDLE_METRICS_PORT": "29430"},
         python=("-m", "rekindle.launch"),
     )
     scraped = []
 
     def scrape() -> bool:
         try:
-            with urllib.request.urlopen("http://127.0.0.1:39430/metrics", timeout=2) as answer:
+            with urllib.request.urlopen("http://127.0.0.1:29430/metrics", timeout=2) as answer:
                 scraped.append(answer.read().decode())
         except OSError:
             return False
