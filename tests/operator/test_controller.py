@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import copy
+import itertools
 import time
+from operator import ge
 
 import pytest
 from hypothesis import given, settings
@@ -132,6 +134,15 @@ class Operator:
     def __init__(self, cluster):
         self.cluster = cluster
         self.controller = Controller(cluster, coordinator_url="http://op:8430", watch_nodes=True)
+        self.looks, self.reconcile = 0, self.controller._reconcile
+        self.controller._reconcile = self.look
+
+    async def look(self, key, state):
+        self.looks += 1
+        try:
+            await self.reconcile(key, state)
+        finally:
+            self.looks -= 1
 
     async def __aenter__(self):
         body = await self.cluster.job(*KEY)
@@ -162,6 +173,11 @@ class Operator:
         while not condition():
             assert time.monotonic() < deadline, (self.cluster.calls, self.cluster.status)
             await asyncio.sleep(0.005)
+
+    async def rest(self):
+        """Until it has looked at all that there is, and waits for something to happen."""
+        state = self.controller._jobs[KEY]
+        await self.until(lambda: not self.looks and state.due > time.monotonic())
 
     @property
     def round(self):
@@ -204,7 +220,7 @@ def test_between_a_loss_and_the_round_that_follows_there_is_one_write_and_nothin
             first = operator.round
             for name in cluster.named("Pod"):
                 operator.agent(name, AgentPhase.RUNNING, round=first)
-            await asyncio.sleep(0.1)
+            await operator.rest()
             cluster.calls.clear()
             gone = cluster.objects.pop(("Pod", "digits-1"))
             operator.controller.pod_event("DELETED", gone)
@@ -224,7 +240,7 @@ def test_a_wish_to_save_is_shown_before_any_call(cluster):
             progress = Progress(step=5, round_steps=5)
             for name in cluster.named("Pod"):
                 operator.agent(name, AgentPhase.RUNNING, round=first, progress=progress)
-            await asyncio.sleep(0.1)
+            await operator.rest()
             cluster.faults["status"] = [TimeoutError()] * 50
             cluster.faults["create"] = [TimeoutError()] * 50
             body = cluster.objects["Pod", "digits-1"]
@@ -245,20 +261,21 @@ def test_a_loss_does_not_wait_for_lists_that_are_due(cluster):
             first = operator.round
             for name in cluster.named("Pod"):
                 operator.agent(name, AgentPhase.RUNNING, round=first)
-            await asyncio.sleep(0.1)
-            listing, listed = asyncio.Event(), cluster.pods
+            await operator.rest()
+            listing, enough, listed = asyncio.Event(), asyncio.Event(), cluster.pods
 
             async def slowly(namespace, name):
                 listing.set()
-                await asyncio.sleep(0.3)
+                await enough.wait()
                 return await listed(namespace, name)
 
             cluster.pods = slowly
             operator.controller._jobs[KEY].synced_at = -1000.0
             gone = cluster.objects.pop(("Pod", "digits-1"))
             operator.controller.pod_event("DELETED", gone)
-            await operator.until(lambda: operator.round is not first, 0.2)
+            await operator.until(lambda: operator.round is not first)
             await operator.until(listing.is_set)
+            enough.set()
 
     run(scenario())
 
@@ -268,7 +285,7 @@ def test_a_list_that_is_older_than_an_event_does_not_bring_a_pod_back(cluster):
         async with Operator(cluster) as operator:
             await started(operator)
             state = operator.controller._jobs[KEY]
-            await asyncio.sleep(0.1)
+            await operator.rest()
             listed = cluster.pods
 
             async def overtaken(namespace, name):
@@ -311,14 +328,17 @@ def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_no
 ):
     async def scenario():
         cluster.die_at, cluster.after = call, after
+        step = Progress(step=1, round_steps=1)
         async with Operator(cluster) as first:
             task = first.controller._jobs[KEY].task
-            for _ in range(40):
-                await asyncio.sleep(0.002)
-                if task.done():
-                    break
+
+            def died():
+                runs = {"phase": AgentPhase.RUNNING, "round": first.round, "progress": step}
                 for name in cluster.named("Pod"):
-                    first.agent(name)
+                    first.agent(name, **(runs if first.round else {}))
+                return task.done()
+
+            await first.until(died)
         cluster.die_at = None
         async with Operator(cluster) as second:
             await started(second)
@@ -330,17 +350,19 @@ def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_no
     run(scenario())
 
 
-def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster):
+def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster, monkeypatch):
+    monkeypatch.setattr(module, "RETRY_LEAST", 0.02)
     cluster.body["spec"]["elastic"] = {"minReplicas": 1}
     denied = ApiException(status=403, reason="Forbidden")
     denied.body = '{"message": "exceeded quota: gpus"}'
 
     async def scenario():
-        create = cluster.create
+        create, tries = cluster.create, []
 
         async def limited(manifest):
-            if manifest["metadata"]["name"] == "digits-1" and limited.on:
-                cluster.call("create", "Pod", "digits-1")
+            name = manifest["metadata"]["name"]
+            if name.startswith("digits-1") and limited.on:
+                tries.append(time.monotonic())
                 raise denied
             return await create(manifest)
 
@@ -353,9 +375,10 @@ def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster)
             assert [m.pod for m in operator.round.members] == ["digits-0"]
             reasons = {c["reason"]: c["message"] for c in cluster.status["conditions"]}
             assert "exceeded quota: gpus" in reasons["CannotCreate"]
-            await asyncio.sleep(0.5)
-            tries = sum(call[1:] == ("Pod", "digits-1") for call in cluster.calls)
-            assert tries <= 4, "tried ever more rarely"
+            await operator.until(lambda: len(tries) == 5)
+            pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
+            least = [module.RETRY_LEAST * 2**number for number in range(4)]
+            assert all(map(ge, pauses, least)), "tried ever more rarely"
             limited.on = False
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
             await operator.until(
@@ -381,12 +404,13 @@ def test_figures_are_written_at_a_bounded_rate_and_news_at_once(cluster):
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
-            await asyncio.sleep(0.1)
-            before = len(cluster.calls)
+            await operator.rest()
+            before, began = len(cluster.calls), time.monotonic()
             for _ in range(30):
                 operator.controller.wake(KEY)
-                await asyncio.sleep(0.005)
-            assert len(cluster.calls) - before <= 1
+                await operator.rest()
+            rate = 1 + (time.monotonic() - began) / module.STATUS_INTERVAL
+            assert len(cluster.calls) - before <= rate
 
     run(scenario())
 
@@ -399,7 +423,7 @@ def test_a_burst_of_events_becomes_few_reconciles(cluster, monkeypatch):
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
-            await asyncio.sleep(0.05)
+            await operator.rest()
             before = len(plans)
             body = cluster.objects["Pod", "digits-0"]
             for number in range(500):
@@ -408,7 +432,7 @@ def test_a_burst_of_events_becomes_few_reconciles(cluster, monkeypatch):
                     {"type": "Ready", "status": str(number % 2 == 0), "reason": f"r{number}"}
                 ]
                 operator.controller.pod_event("MODIFIED", body)
-            await asyncio.sleep(0.1)
+            await operator.rest()
             assert 1 <= len(plans) - before <= 5
 
     run(scenario())
@@ -420,7 +444,7 @@ def test_a_heartbeat_of_a_node_wakes_up_nobody(cluster, monkeypatch):
             await started(operator)
             cluster.objects["Pod", "digits-0"]["spec"]["nodeName"] = "node-0"
             operator.controller.pod_event("MODIFIED", cluster.objects["Pod", "digits-0"])
-            await asyncio.sleep(0.1)
+            await operator.rest()
             woken = []
             monkeypatch.setattr(operator.controller, "wake", lambda *a: woken.append(a))
             node = {"metadata": {"name": "node-0"}, "spec": {}, "status": {}}
@@ -511,8 +535,8 @@ def test_a_job_that_is_being_deleted_is_left_alone(cluster):
     cluster.body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
     async def scenario():
-        async with Operator(cluster):
-            await asyncio.sleep(0.1)
+        async with Operator(cluster) as operator:
+            await operator.rest()
             assert not cluster.calls
 
     run(scenario())
@@ -522,7 +546,7 @@ def test_closing_ends_even_when_something_wakes_up_a_job_at_that_moment(cluster)
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
-            await asyncio.sleep(0.05)
+            await operator.rest()
             operator.controller.wake(KEY, 30.0)
             await asyncio.wait_for(operator.controller.close(), 2)
 
