@@ -66,11 +66,11 @@ def classify(
     else:
         cause = cause_of(code) if code else _uncoded(error)
         exit_code = ExitCode.INTEGRITY if cause is Cause.INTEGRITY else ExitCode.USER_ERROR
-        message = str(error) if code else _headline(error)
+        message = headline(error)
     return Outcome(
         cause=cause,
         code=int(exit_code),
-        message=message.strip().split("\n")[0][:1000],
+        message=message,
         reason=reason_of(code) if code else None,
         step=step,
         checkpoint=checkpoint,
@@ -96,9 +96,13 @@ def lost_peer(error: BaseException) -> bool:
     return False
 
 
-def _headline(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def headline(error: BaseException) -> str:
+    """An error in one line: with the name of its type, unless it has a code, which says more."""
+    text = str(error)
+    if not code_of(text):
+        words = " ".join(text.split())
+        text = f"{type(error).__name__}: {words}" if words else type(error).__name__
+    return text.strip().split("\n")[0][:1000]
 
 
 def _traceback(error: BaseException) -> str:

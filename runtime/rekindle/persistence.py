@@ -13,6 +13,7 @@ lease is taken beside the training, and there is no saver before it is joined.
 
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Collection
 from typing import Any
@@ -28,11 +29,16 @@ from rekindle.flags import Flags
 from rekindle.grace import Grace
 from rekindle.keeping import Keeper
 from rekindle.lease import SharedLease
+from rekindle.outcome import Preempted, headline, lost_peer
 from rekindle.policy import interval, retention
 from rekindle.recall import Recall, pod_name
 from rekindle.requirement import RequirementError
 from rekindle.restore import Candidates, Found, Room, from_memory
 
+FLUSH_SECONDS = 20.0
+"""How long a process that ends waits for the save in flight to become durable."""
+_PEER_SECONDS = 3.0
+"""The same when it ends because it has lost a peer."""
 _BACK_SECONDS = 120.0
 """How long going back waits for the save in flight."""
 _REACH_SECONDS = 5.0
@@ -314,6 +320,23 @@ class Session:
         self.lease.renew()
         self._make(self._world.share(base))
         self.cadence.saved = -1
+
+    def failed(self, error: BaseException, step: int) -> None:
+        """Let the save in flight end after an error (or `Preempted`) that came after `step`.
+
+        No collective: the peers may be gone (R24).
+        """
+        if isinstance(error, Preempted):
+            self.close(FLUSH_SECONDS if error.saved else 0.0)
+            return
+        if self.in_flight is not None:
+            print(
+                f"R24 rank {self._world.rank} failed in step {step + 1}: {headline(error)}. "
+                f"Flushing the snapshot of step {self.in_flight} (already staged).",
+                file=sys.stderr,
+            )
+        # Without its peers a save in flight rarely completes, and a new round waits.
+        self.close(_PEER_SECONDS if lost_peer(error) else FLUSH_SECONDS)
 
     def close(self, timeout: float) -> bool:
         """Let the save in flight end, at most `timeout` seconds; whether it did."""

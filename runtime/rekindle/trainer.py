@@ -37,7 +37,8 @@ from rekindle.loggers.journal import chosen as chosen_loggers
 from rekindle.loggers.logger import Attempt
 from rekindle.loop import finish, leave, train
 from rekindle.module import Module
-from rekindle.outcome import Damaged, Preempted, classify, lost_peer
+from rekindle.outcome import Damaged, Preempted, classify
+from rekindle.persistence import FLUSH_SECONDS
 from rekindle.phase import Lifecycle, State
 from rekindle.precision import MixedPrecision
 from rekindle.profilers.profiler import Profiler
@@ -53,10 +54,8 @@ if TYPE_CHECKING:
     from rekindle.loggers.logger import Logger
     from rekindle.run import Run
 
-_FLUSH_SECONDS = 20.0
-"""How long an error waits for the save in flight to become durable."""
-
-_PEER_SECONDS = 3.0
+_MARGIN = 3.0
+"""Seconds of what a notice leaves that loggers do not get."""
 
 
 class Trainer:
@@ -420,7 +419,7 @@ class Trainer:
         if self.datamodule is not None:
             self.datamodule.teardown("fit")
         if run.session is not None:
-            run.session.close(_FLUSH_SECONDS)
+            run.session.close(FLUSH_SECONDS)
         run.update.close()
         run.world.barrier()
         if self._stopping is not None and run.page is not None and run.world.local_rank == 0:
@@ -442,7 +441,7 @@ class Trainer:
         if isinstance(error, Preempted):
             self.lifecycle.move("failed")
             if run is not None and run.session is not None:
-                run.session.close(_FLUSH_SECONDS if error.saved else 0.0)
+                run.session.failed(error, run.step)
             return
         if isinstance(error, SystemExit) and not error.code:
             return
@@ -451,15 +450,7 @@ class Trainer:
             for hook in run.hooks.on_exception:
                 hook(self, run.module, error)
             if run.session is not None:
-                if run.session.in_flight is not None:
-                    print(
-                        f"R24 rank {run.world.rank} failed in step {run.step + 1}: "
-                        f"{outcome.message}. Flushing the snapshot of step "
-                        f"{run.session.in_flight} (already staged).",
-                        file=sys.stderr,
-                    )
-                # Without its peers a save in flight rarely completes, and a new round waits.
-                run.session.close(_PEER_SECONDS if lost_peer(error) else _FLUSH_SECONDS)
+                run.session.failed(error, run.step)
         if outcome.cause == Cause.INTEGRITY:
             traceback.print_exception(error)
             raise Damaged from error
@@ -479,7 +470,7 @@ class Trainer:
         if self._run is None:
             return
         status = "preempted" if isinstance(error, Preempted) else "failed" if error else "finished"
-        self._run.journal.close(status, min(_FLUSH_SECONDS, max(0.0, seconds - _PEER_SECONDS)))
+        self._run.journal.close(status, min(FLUSH_SECONDS, max(0.0, seconds - _MARGIN)))
         self._logged = self._run.journal.state()
 
     def _record(self, error: BaseException, page: ControlPage | None) -> Outcome:

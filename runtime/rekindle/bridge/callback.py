@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from rekindle.bridge import scope
-from rekindle.bridge.fit import FLUSH_SECONDS, Fit, leave_word
+from rekindle.bridge.fit import Fit, leave_word
 from rekindle.checkpoint import IntegrityError
 from rekindle.control import ControlPage
 from rekindle.flags import Every
@@ -154,7 +154,7 @@ class RekindleCallback(Callback):
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """End what `setup` began, also when there was nothing left to train."""
         if self._fit is not None and stage == "fit":
-            self._fit.close(FLUSH_SECONDS)
+            self._fit.close()
             self._fit = None
 
 

@@ -11,7 +11,6 @@ is obeyed after it: Lightning cannot go back into one without losing its metrics
 """
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -30,8 +29,8 @@ from rekindle.consensus import Consensus, Notice, obey
 from rekindle.console import Console
 from rekindle.control import ControlPage
 from rekindle.flags import Flags
-from rekindle.outcome import Preempted, classify, lost_peer
-from rekindle.persistence import Session
+from rekindle.outcome import Preempted, classify
+from rekindle.persistence import FLUSH_SECONDS, Session
 from rekindle.policy import root
 from rekindle.restore import Found
 from rekindle.telemetry import CHECKPOINT_ERRORS
@@ -39,9 +38,6 @@ from rekindle.telemetry import CHECKPOINT_ERRORS
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-FLUSH_SECONDS = 20.0
-"""How long a save in flight may take after the last step."""
-_PEER_SECONDS = 3.0
 _TRIES = 3
 
 
@@ -260,33 +256,30 @@ class Fit:
                 self._console.say(f"last checkpoint, step {self._progress.step}: {error}")
             else:
                 break
-        self.close(FLUSH_SECONDS)
+        self.close()
 
     def failed(self, error: BaseException) -> None:
         """An error, or `Preempted`; no collective, the peers may be gone (R24)."""
         self._running = False
-        if isinstance(error, Preempted):
-            self.close(FLUSH_SECONDS if error.saved else 0.0)
-            return
         rank, step = self._world.rank, self._progress.step
-        leave_word(error, self._page, rank=rank, step=step, checkpoint=self.session.last_commit)
-        if self.session.in_flight is not None:
-            print(
-                f"R24 rank {rank} failed in step {step + 1}: {error}. Flushing the snapshot of "
-                f"step {self.session.in_flight} (already staged).",
-                file=sys.stderr,
-            )
-        self.close(_PEER_SECONDS if lost_peer(error) else FLUSH_SECONDS)
+        if not isinstance(error, Preempted):
+            last = self.session.last_commit
+            leave_word(error, self._page, rank=rank, step=step, checkpoint=last)
+        if not self._closed:
+            self._stop_listening()
+            self.session.failed(error, step)
 
-    def close(self, timeout: float) -> None:
+    def close(self) -> None:
         """Let the save in flight end, and put Lightning's handler of SIGTERM back."""
-        if self._closed:
-            return
+        if not self._closed:
+            self._stop_listening()
+            self.session.close(FLUSH_SECONDS)
+
+    def _stop_listening(self) -> None:
         self._closed = True
         # When nothing was left to train, Lightning has put the script's own handler back already.
         if self._notice is not None and signal.getsignal(signal.SIGTERM) == self._handler:
             self._notice.close()
-        self.session.close(timeout)
 
 
 def leave_word(
