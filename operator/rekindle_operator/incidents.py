@@ -9,7 +9,7 @@ Budgets are kept per class and charged once per incident. A user's error is not 
 cannot help: before any progress, or at the same step as the one before.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -160,11 +160,14 @@ def detect(
         if found.incident or found.settle is not None:
             return found
     inside = {m.uid for m in current.members} if current else set()
-    named = {name for incident in known for name in incident.victims + incident.collateral}
+    # Who is in this round has survived what ended an earlier one, and can be lost all the same.
+    past = [i for i in known if current and 0 < i.round < current.number]
+    named = _named(i for i in known if i not in past)
+    gone = named | _named(past)
     lost = [
         pod
         for pod in observed.pods
-        if pod.name not in named
+        if pod.name not in (named if pod.uid in inside else gone)
         and not (fresh and pod.uid in inside)
         and _counts(job, observed, pod)
         and _lost_outside(job, observed, pod)
@@ -189,6 +192,11 @@ def detect(
             reason=reason,
         )
     )
+
+
+def _named(known: Iterable[Incident]) -> set[str]:
+    """Pods that these incidents name."""
+    return {name for incident in known for name in incident.victims + incident.collateral}
 
 
 def _lost_outside(job: TrainingJob, observed: Observed, pod: Pod) -> bool:

@@ -293,6 +293,19 @@ def test_a_member_lost_long_after_its_round_is_an_incident_of_its_own(world):
     assert w.last["round"] == 0
 
 
+def test_who_has_survived_a_loss_is_told_of_when_it_is_lost_itself(world):
+    w = world(nodes=3, elastic={"minReplicas": 3}).start().train(3)
+    w.fall("digits-0").run(1)
+    w.kill("digits-1").settle()
+    assert w.last["collateral"] == ["digits-0"]
+    w.until(w.training)
+    w.nodes.pop(w.pod("digits-2").node)
+    w.run(30)
+    w.kill("digits-0").run(60)
+    assert [i["victims"] for i in w.losses] == [["digits-1"], ["digits-2"], ["digits-0"]]
+    assert w.restarts == (0, 3, 0)
+
+
 def test_a_failed_pod_is_not_charged_again_when_its_incident_has_left_the_status(world):
     w = world().start().kill("digits-1")
     w.until(lambda: len(w.members) == 3 and w.training())
