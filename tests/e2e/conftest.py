@@ -272,12 +272,18 @@ class Job:
         return self.wait(there, f"the phases of {pod}'s incident")
 
     def members(self) -> list[str]:
-        """The pods of the newest round by rank, as the events about the job tell."""
-        events = self.site.core.list_namespaced_event(
-            self.namespace, field_selector=f"involvedObject.name={self.name},reason=RoundFormed"
-        ).items
-        rounds = dict(e.message.removeprefix("round ").split(":", 1) for e in events)
-        pods = rounds[max(rounds, key=int)].split(" (")[0]
+        """The pods of the newest round by rank, as the event about it tells.
+
+        The status has the round first: until its event is there, the newest one is about another.
+        """
+        selector = f"involvedObject.name={self.name},reason=RoundFormed"
+
+        def there(status: dict[str, Any]) -> str | None:
+            listed = self.site.core.list_namespaced_event(self.namespace, field_selector=selector)
+            told = dict(e.message.removeprefix("round ").split(":", 1) for e in listed.items)
+            return told.get(str(status["round"]))
+
+        pods = self.wait(there, "the event about its newest round").split(" (")[0]
         return [name.strip() for name in pods.split(",")]
 
     def node_of(self, pod: str) -> str:
