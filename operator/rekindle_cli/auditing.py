@@ -26,7 +26,7 @@ from rekindle_cli.storeargs import (
 from rekindle_cli.wording import count
 
 if TYPE_CHECKING:
-    from rekindle.ledger import Audit
+    from rekindle.data.ledger import Audit
 
 EPOCHS = ("EPOCH", "SAMPLES", "USED", "REPEATED", "MISSED")
 SIZES = ("FROM STEP", "EPOCH", "SAMPLE", "GLOBAL BATCH", "MICRO-BATCH", "PROCESSES")
@@ -45,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
         options: Options,
     ) -> None:
         """Prove which samples the weights of a checkpoint have seen; exit code 1 if not exact."""
-        from rekindle.ledger import audit
+        from rekindle.data.ledger import audit
         from rekindle_cli import inventory
 
         with opened(uri, options) as store:

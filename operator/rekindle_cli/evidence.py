@@ -1,8 +1,8 @@
 """What the checkpoint store itself says about a run, and what its ledger proves.
 
 A status is what somebody reported; a commit is what is there. The newest commit holds the ledger of
-the samples that its weights have seen, and `rekindle.ledger.audit` checks it against the order of
-the data derived anew: figures about repeated and missed samples come from there or are not given.
+the samples that its weights have seen, and `rekindle.audit` checks it against the order of the data
+derived anew: figures about repeated and missed samples come from there or are not given.
 
 Reading needs credentials, and the store's client takes them from the environment. So this is a
 process of its own (``python -m rekindle_cli.evidence URI``) with exactly the environment that it
@@ -133,7 +133,7 @@ def _environment(caller: Mapping[str, str], access: S3Access | None) -> dict[str
 def examine(uri: str, options: Mapping[str, str] | None = None) -> Evidence:
     """Read the store in this process, with this process's credentials."""
     from rekindle.checkpoint.store import Store
-    from rekindle.ledger import audit
+    from rekindle.data.ledger import audit
 
     store = Store.open(uri, **(options or {}))
     refs = store.commits()

@@ -11,50 +11,50 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rekindle.callback import Callback as Callback
     from rekindle.checkpoint import Store as Store
+    from rekindle.data.ledger import Audit as Audit
+    from rekindle.data.ledger import audit as audit
+    from rekindle.data.loaderconfig import LoaderConfig as LoaderConfig
+    from rekindle.data.order import GlobalOrder as GlobalOrder
+    from rekindle.data.splitting import split as split
+    from rekindle.data.streams import ShardedStream as ShardedStream
     from rekindle.datamodule import DataModule as DataModule
     from rekindle.datamodule import DataModule as LightningDataModule
     from rekindle.flags import Every as Every
     from rekindle.following import follow as follow
-    from rekindle.ledger import Audit as Audit
-    from rekindle.ledger import audit as audit
-    from rekindle.loaderconfig import LoaderConfig as LoaderConfig
-    from rekindle.module import Module as LightningModule
-    from rekindle.module import Module as Module
-    from rekindle.module import StepOutput as StepOutput
-    from rekindle.optimizers import OptimizerConfig as OptimizerConfig
-    from rekindle.optimizers import SchedulerSpec as SchedulerSpec
-    from rekindle.order import GlobalOrder as GlobalOrder
+    from rekindle.model.module import Module as LightningModule
+    from rekindle.model.module import Module as Module
+    from rekindle.model.module import StepOutput as StepOutput
+    from rekindle.model.optimizers import OptimizerConfig as OptimizerConfig
+    from rekindle.model.optimizers import SchedulerSpec as SchedulerSpec
+    from rekindle.model.precision import MixedPrecision as MixedPrecision
     from rekindle.outcome import Preempted as Preempted
-    from rekindle.precision import MixedPrecision as MixedPrecision
     from rekindle.randomness import seed_everything as seed_everything
     from rekindle.requirement import RequirementError as RequirementError
-    from rekindle.splitting import split as split
-    from rekindle.streams import ShardedStream as ShardedStream
     from rekindle.trainer import Trainer as Trainer
 
 _HOME = {
-    "Audit": ("rekindle.ledger", "Audit"),
+    "Audit": ("rekindle.data.ledger", "Audit"),
     "Callback": ("rekindle.callback", "Callback"),
     "DataModule": ("rekindle.datamodule", "DataModule"),
     "Every": ("rekindle.flags", "Every"),
-    "GlobalOrder": ("rekindle.order", "GlobalOrder"),
+    "GlobalOrder": ("rekindle.data.order", "GlobalOrder"),
     "LightningDataModule": ("rekindle.datamodule", "DataModule"),
-    "LightningModule": ("rekindle.module", "Module"),
-    "LoaderConfig": ("rekindle.loaderconfig", "LoaderConfig"),
-    "MixedPrecision": ("rekindle.precision", "MixedPrecision"),
-    "Module": ("rekindle.module", "Module"),
-    "OptimizerConfig": ("rekindle.optimizers", "OptimizerConfig"),
+    "LightningModule": ("rekindle.model.module", "Module"),
+    "LoaderConfig": ("rekindle.data.loaderconfig", "LoaderConfig"),
+    "MixedPrecision": ("rekindle.model.precision", "MixedPrecision"),
+    "Module": ("rekindle.model.module", "Module"),
+    "OptimizerConfig": ("rekindle.model.optimizers", "OptimizerConfig"),
     "Preempted": ("rekindle.outcome", "Preempted"),
     "RequirementError": ("rekindle.requirement", "RequirementError"),
-    "SchedulerSpec": ("rekindle.optimizers", "SchedulerSpec"),
-    "ShardedStream": ("rekindle.streams", "ShardedStream"),
-    "StepOutput": ("rekindle.module", "StepOutput"),
+    "SchedulerSpec": ("rekindle.model.optimizers", "SchedulerSpec"),
+    "ShardedStream": ("rekindle.data.streams", "ShardedStream"),
+    "StepOutput": ("rekindle.model.module", "StepOutput"),
     "Store": ("rekindle.checkpoint", "Store"),
     "Trainer": ("rekindle.trainer", "Trainer"),
-    "audit": ("rekindle.ledger", "audit"),
+    "audit": ("rekindle.data.ledger", "audit"),
     "follow": ("rekindle.following", "follow"),
     "seed_everything": ("rekindle.randomness", "seed_everything"),
-    "split": ("rekindle.splitting", "split"),
+    "split": ("rekindle.data.splitting", "split"),
 }
 __all__ = [
     "Audit",

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     import torch
 
     from rekindle.checkpoint.retention import Retention
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

@@ -1,13 +1,13 @@
 """The user's data: where it comes from and which loaders read it.
 
 The trainer takes the loaders apart: dataset, batch size, shuffle flag, collate function and worker
-settings are kept, order and sharding are its own (see `rekindle.order`). So a data module is
+settings are kept, order and sharding are its own (see `rekindle.data.order`). So a data module is
 written as for one process, and knows nothing about ranks or resuming.
 """
 
 from typing import Any
 
-from rekindle.hyperparameters import HyperparametersMixin, Recorded
+from rekindle.model.hyperparameters import HyperparametersMixin, Recorded
 
 
 class DataModule(HyperparametersMixin, metaclass=Recorded):

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
 
-from rekindle import precision as dtypes
 from rekindle import strategies
 from rekindle.checkpoint.location import ADDRESSING, without_credentials
 from rekindle.checkpoint.manifest import MODES
-from rekindle.data import DataOptions
-from rekindle.data import parse as data_options
+from rekindle.data.guarantee import DataOptions
+from rekindle.data.guarantee import parse as data_options
+from rekindle.model import precision as dtypes
 from rekindle.plugins import named
 
 DEFAULT_ROOT = "./checkpoints"

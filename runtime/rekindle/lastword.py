@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from rekindle.contract import Outcome
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 
 _MARK = "_rekindle_recorded"
 

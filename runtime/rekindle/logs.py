@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 import torch
 
-from rekindle import metrics
+from rekindle.model import metrics
 from rekindle.requirement import RequirementError
 
 Phase = Literal["train", "validation", "test", "predict"]

@@ -1,7 +1,7 @@
 """`Trainer`: what a script talks to.
 
-It holds the checked flags and a view of the run; the work is done by `rekindle.assembly` (from the
-script's objects to a run), `rekindle.loop` (the run's steps) and `rekindle.evaluation`. What this
+It holds the checked flags and a view of the run; the work is done by `training.assembly` (from the
+script's objects to a run), `training.loop` (the run's steps) and `training.evaluation`. What this
 module decides is how a run ends: complete, preempted (exit code 75 or 76), or with an error, which
 is put into words for the pod's agent before it goes its way.
 """
@@ -17,42 +17,45 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle import feeding, lastword, policy, state, workerend
 from rekindle import flags as checked
-from rekindle.assembly import assemble, sanity_check
+from rekindle import lastword
 from rekindle.callback import Callback
 from rekindle.callbacks.progress import PassProgress
-from rekindle.consensus import Notice
 from rekindle.console import Console
 from rekindle.contract import Cause, ExitCode, Outcome
-from rekindle.control import ControlPage
+from rekindle.data import workerend
+from rekindle.data.loader import Source
 from rekindle.datamodule import DataModule
-from rekindle.distributed import World, join
-from rekindle.fitting import explained
 from rekindle.flags import Every, Flags
-from rekindle.hooks import Hooks, blamed
-from rekindle.loader import Source
 from rekindle.loggers.journal import Journal
 from rekindle.loggers.journal import chosen as chosen_loggers
 from rekindle.loggers.logger import Attempt
-from rekindle.loop import finish, leave, train
-from rekindle.module import Module
+from rekindle.model.module import Module
+from rekindle.model.precision import MixedPrecision
 from rekindle.outcome import Damaged, Preempted, classify
-from rekindle.persistence import FLUSH_SECONDS
 from rekindle.phase import Lifecycle, State
-from rekindle.precision import MixedPrecision
 from rekindle.profilers.profiler import Profiler
 from rekindle.profilers.profiler import chosen as chosen_profiler
+from rekindle.ranks.consensus import Notice
+from rekindle.ranks.control import ControlPage
+from rekindle.ranks.distributed import World, join
 from rekindle.requirement import RequirementError
-from rekindle.run import Back
-from rekindle.sources import Stage
-from rekindle.standalone import run_alone
+from rekindle.saving import policy
+from rekindle.saving.persistence import FLUSH_SECONDS
 from rekindle.strategies import Strategy
-from rekindle.switches import settings
+from rekindle.training import feeding, state
+from rekindle.training.assembly import assemble, sanity_check
+from rekindle.training.fitting import explained
+from rekindle.training.hooks import Hooks, blamed
+from rekindle.training.loop import finish, leave, train
+from rekindle.training.run import Back
+from rekindle.training.sources import Stage
+from rekindle.training.standalone import run_alone
+from rekindle.training.switches import settings
 
 if TYPE_CHECKING:
     from rekindle.loggers.logger import Logger
-    from rekindle.run import Run
+    from rekindle.training.run import Run
 
 _MARGIN = 3.0
 """Seconds of what a notice leaves that loggers do not get."""
@@ -134,7 +137,7 @@ class Trainer:
         (a share of the epoch as float), or over all epochs with `check_val_every_n_epoch=None`.
         `nonfinite` says what happens when a gradient is not finite (R20): ``stop`` with an error
         before the optimizer uses it, ``skip`` the samples of that step, ``rollback`` to the newest
-        checkpoint and skip them, None to let it pass; see `rekindle.finite`. With 16-bit precision
+        checkpoint and skip them, None to let it pass; see `ranks.finite`. With 16-bit precision
         the loss scaler skips such steps in any case.
 
         Limits count batches of the whole dataset, whatever the number of processes.
@@ -177,7 +180,7 @@ class Trainer:
         `data` says what is promised about the samples, in a mapping: ``guarantee`` is ``order``
         (default), ``bitwise`` (weights bit-equal on any number of processes) or ``relaxed``;
         ``on_change`` is ``fail`` or ``restart-epoch`` for a dataset that is another one than the
-        checkpoint's: see `rekindle.data`. With `reload_dataloaders_every_n_epochs` the DataModule
+        checkpoint's: see `data.guarantee`. With `reload_dataloaders_every_n_epochs` the DataModule
         is asked again for its training loader, which has to read the same dataset.
         """
         given = {k: v for k, v in locals().items() if k not in ("self", "unknown")}

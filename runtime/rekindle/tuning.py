@@ -9,11 +9,11 @@ from typing import Any, Literal
 from rekindle.callbacks.batch_finder import Search, largest
 from rekindle.callbacks.rate_finder import LRFinder, Sweep, suggest
 from rekindle.callbacks.trial import write
+from rekindle.data.loader import Source
 from rekindle.datamodule import DataModule
-from rekindle.loader import Source
-from rekindle.module import Module
-from rekindle.sources import load
+from rekindle.model.module import Module
 from rekindle.trainer import Trainer
+from rekindle.training.sources import load
 
 __all__ = ["LRFinder", "Tuner"]
 

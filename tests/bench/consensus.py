@@ -5,7 +5,7 @@ does so many steps of a little work and one gradient-like all-reduce, and after 
 in five ways, whether to stop. The last line is JSON; values are medians of the wall time per step
 in microseconds, on top of the same loop that asks nobody (`alone_us`), for each length of a step:
 
-- ours       `rekindle.consensus.Consensus.poll`, as the trainer calls it
+- ours       `rekindle.ranks.consensus.Consensus.poll`, as the trainer calls it
 - word       an asynchronous all-reduce in every step, whose result is read one step later
 - blocking   an all-reduce in every step that is waited for, and read on the host
 - gathered   an all-gather of Python objects in every step
@@ -31,9 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "runtime"))
 import torch
 import torch.distributed as dist
 
-from rekindle.consensus import Consensus, Notice
-from rekindle.distributed import World
 from rekindle.randomness import EARLY
+from rekindle.ranks.consensus import Consensus, Notice
+from rekindle.ranks.distributed import World
 
 LENGTHS = (0.0, 0.002, 0.01)
 """Seconds of work in a step."""

@@ -39,8 +39,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import rekindle as rk
-from rekindle.loader import LaneSampler
-from rekindle.order import Cursor
+from rekindle.data.loader import LaneSampler
+from rekindle.data.order import Cursor
 
 BATCHES = 64
 SAMPLES = 10_000_000

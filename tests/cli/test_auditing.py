@@ -9,9 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from rekindle.checkpoint import Saver, Store
-from rekindle.draws import Weighted
-from rekindle.ledger import Ledger
-from rekindle.order import Cursor
+from rekindle.data.draws import Weighted
+from rekindle.data.ledger import Ledger
+from rekindle.data.order import Cursor
 from rekindle_cli.__main__ import app
 from rekindle_cli.failure import Failure
 

@@ -6,8 +6,8 @@ import pytest
 
 from rekindle.checkpoint import manifest
 from rekindle.checkpoint.file import FileObjects
-from rekindle.ledger import Ledger
-from rekindle.order import Cursor
+from rekindle.data.ledger import Ledger
+from rekindle.data.order import Cursor
 from rekindle_cli import evidence
 from rekindle_cli.evidence import Evidence
 from rekindle_cli.manifest import S3Access

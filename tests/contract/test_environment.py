@@ -5,7 +5,7 @@ import pytest
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import Every
-from rekindle.policy import interval, retention, store_options
+from rekindle.saving.policy import interval, retention, store_options
 from rekindle.trainer import Trainer
 from rekindle_operator import resources, spec
 

@@ -10,7 +10,7 @@ from base64 import b64decode
 
 import pytest
 
-from rekindle.ledger import audit
+from rekindle.data.ledger import audit
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.ledger import audit
+from rekindle.data.ledger import audit
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rekindle.checkpoint import Store
-from rekindle.ledger import audit
+from rekindle.data.ledger import audit
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rekindle.cadence import Cadence
 from rekindle.checkpoint.interval import FIRST_SECONDS, Pace
 from rekindle.flags import Every
+from rekindle.saving.cadence import Cadence
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from rekindle import consensus
-from rekindle.consensus import INTERVAL, Consensus
-from rekindle.distributed import World
 from rekindle.randomness import EARLY, LONGEST
+from rekindle.ranks import consensus
+from rekindle.ranks.consensus import INTERVAL, Consensus
+from rekindle.ranks.distributed import World
 
 
 class Flag:

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from rekindle.contract import Outcome, Restored
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle.deferred import configure
+from rekindle.model.deferred import configure
 
 CPU = torch.device("cpu")
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))

@@ -16,10 +16,10 @@ from torch.utils.data import (
 )
 
 from rekindle import LoaderConfig, RequirementError, split
-from rekindle.draws import Custom, Weighted, read_back
-from rekindle.loader import LaneSampler, build, take_apart
-from rekindle.loaderconfig import cpus
-from rekindle.order import Cursor, GlobalOrder
+from rekindle.data.draws import Custom, Weighted, read_back
+from rekindle.data.loader import LaneSampler, build, take_apart
+from rekindle.data.loaderconfig import cpus
+from rekindle.data.order import Cursor, GlobalOrder
 
 DATA = TensorDataset(torch.arange(50))
 

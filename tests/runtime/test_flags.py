@@ -7,7 +7,7 @@ from rekindle import Every, Store, Trainer
 from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import STORE
-from rekindle.policy import interval, retention, store_options
+from rekindle.saving.policy import interval, retention, store_options
 
 
 def test_an_unknown_flag_is_answered_with_the_closest_one():

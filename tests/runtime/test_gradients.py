@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.gradients import layout
+from rekindle.ranks.gradients import layout
 
 
 @settings(deadline=None, max_examples=50)

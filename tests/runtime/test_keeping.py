@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle import keeping
 from rekindle.checkpoint.encoding import EncodingError
 from rekindle.checkpoint.hostcopy import HostMemory, Line, Serial
 from rekindle.checkpoint.manifest import CommitRef
-from rekindle.distributed import World
-from rekindle.keeping import LEAST_SECONDS, SHARE, Keeper, steps_between
+from rekindle.ranks.distributed import World
+from rekindle.saving import keeping
+from rekindle.saving.keeping import LEAST_SECONDS, SHARE, Keeper, steps_between
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
 LINE = Line(fence=1, step=0, base=None)

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from rekindle import lastword
-from rekindle.control import ControlPage
 from rekindle.outcome import classify
+from rekindle.ranks.control import ControlPage
 
 
 def outcome(error):

@@ -30,7 +30,9 @@ def python(code):
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("module", ["contract", "control", "outcome", "order", "ledger"])
+@pytest.mark.parametrize(
+    "module", ["contract", "ranks.control", "outcome", "data.order", "data.ledger"]
+)
 def test_modules_without_tensors_need_no_torch(module):
     done = python(f"{BLOCKED}\nimport rekindle.{module}")
     assert done.returncode == 0, done.stderr

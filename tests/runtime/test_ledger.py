@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.ledger import Ledger, audit
-from rekindle.order import Cursor
+from rekindle.data.ledger import Ledger, audit
+from rekindle.data.order import Cursor
 
 START = Cursor(epoch=0, sample=0, G=24, m=4, seed=5, N=103, length=103)
 

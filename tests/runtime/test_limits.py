@@ -373,7 +373,7 @@ def test_r7_an_error_at_run_time_says_what_to_set(tmp_path):
 
 
 def test_r7_the_check_before_training_names_a_size_that_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr("rekindle.assembly._must_fit", lambda *_: True)
+    monkeypatch.setattr("rekindle.training.assembly._must_fit", lambda *_: True)
     message = "R7 micro_batch=4 needs more memory than the device has; micro_batch=2 fits; set "
     with pytest.raises(rk.RequirementError, match=message + "micro_batch='auto' to keep global_ba"):
         fit(tmp_path, TooLarge())

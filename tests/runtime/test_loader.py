@@ -13,7 +13,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from rekindle.loader import (
+from rekindle.data.loader import (
     BatchSampler,
     LaneSampler,
     build,
@@ -23,7 +23,7 @@ from rekindle.loader import (
     take_apart,
     to_device,
 )
-from rekindle.order import Cursor
+from rekindle.data.order import Cursor
 from rekindle.randomness import seed_lane
 from rekindle.requirement import RequirementError
 
@@ -89,7 +89,7 @@ def test_a_dataset_that_draws_once_reads_the_same_as_one_that_is_always_seeded(d
     data = Rarely(draw)
     found = raw(lanes(DataLoader(data, 4, shuffle=True)))
     assert len(data.read) == 50 + 4, "the lane that drew was read again"
-    monkeypatch.setattr("rekindle.loader.watch", lambda: None)
+    monkeypatch.setattr("rekindle.data.loader.watch", lambda: None)
     assert found == raw(lanes(DataLoader(Rarely(draw), 4, shuffle=True)))
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from rekindle import loggers
-from rekindle.distributed import World
 from rekindle.loggers import feed as feeds
 from rekindle.loggers.journal import Journal, chosen
 from rekindle.loggers.logger import Attempt
+from rekindle.ranks.distributed import World
 
 SECONDS = 20.0
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle.precision import MixedPrecision
+from rekindle.model.precision import MixedPrecision
 from rekindle.strategies.sharding import networks
 
 PROGRAM = Path(__file__).parent / "program"

@@ -18,7 +18,7 @@ import pytest
 from rekindle import audit
 from rekindle.checkpoint import Store, hostcopy
 from rekindle.checkpoint.hostcopy import HostMemory
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 
 pytestmark = pytest.mark.processes
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from rekindle import metrics
+from rekindle.model import metrics
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
 
 from rekindle import Module, RequirementError
-from rekindle.optimizers import OptimizerConfig, SchedulerSpec, configure, restore, state
+from rekindle.model.optimizers import OptimizerConfig, SchedulerSpec, configure, restore, state
 
 
 class Net(Module):

@@ -10,8 +10,8 @@ from torch.amp import GradScaler
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle import precision
-from rekindle.precision import MixedPrecision
+from rekindle.model import precision
+from rekindle.model.precision import MixedPrecision
 
 X = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, X.sum(1, keepdim=True))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from rekindle.checkpoint.hostcopy import HostMemory, Known, Label, Line, Serial
 from rekindle.checkpoint.manifest import CommitRef
-from rekindle.distributed import World
-from rekindle.keeping import Keeper
-from rekindle.recall import Offer, Recall, choose
+from rekindle.ranks.distributed import World
+from rekindle.saving.keeping import Keeper
+from rekindle.saving.recall import Offer, Recall, choose
 
 
 def label(generation, number, step, crc=0):

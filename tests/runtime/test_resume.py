@@ -8,7 +8,7 @@ import torch
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
-from rekindle.persistence import Session
+from rekindle.saving.persistence import Session
 
 
 def newest(path):

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 import rekindle as rk
-from rekindle import audit, loader, streams
+from rekindle import audit
 from rekindle.checkpoint import Store
-from rekindle.distributed import World
+from rekindle.data import loader, streams
+from rekindle.ranks.distributed import World
 
 SIZES = [7, 0, 31, 12, 5, 1, 22, 9, 14, 3, 8, 2]
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rekindle import update
-from rekindle.optimizers import Optimization
-from rekindle.update import Update
+from rekindle.model.optimizers import Optimization
+from rekindle.training import update
+from rekindle.training.update import Update
 
 
 def updating(optimizer, **options):

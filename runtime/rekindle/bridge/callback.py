@@ -25,9 +25,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rekindle.bridge import scope
 from rekindle.bridge.fit import Fit, leave_word
 from rekindle.checkpoint import IntegrityError
-from rekindle.control import ControlPage
 from rekindle.flags import Every
 from rekindle.outcome import Damaged
+from rekindle.ranks.control import ControlPage
 from rekindle.trainer import Trainer
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rekindle import randomness
-from rekindle.loader import WorkerStart
+from rekindle.data.loader import WorkerStart
 
 Position = dict[str, Any]
 """Where in the epoch a rank was: ``batches`` used, whether it had ``ended``, the generators when

@@ -25,14 +25,14 @@ from rekindle.bridge.data import Cut, Source
 from rekindle.bridge.progress import Progress
 from rekindle.checkpoint import SaveError
 from rekindle.checkpoint.manifest import commit_key
-from rekindle.consensus import Consensus, Notice, obey
 from rekindle.console import Console
-from rekindle.control import ControlPage
 from rekindle.flags import Flags
 from rekindle.outcome import Preempted, classify
-from rekindle.persistence import FLUSH_SECONDS, Session
-from rekindle.policy import root
-from rekindle.restore import Found
+from rekindle.ranks.consensus import Consensus, Notice, obey
+from rekindle.ranks.control import ControlPage
+from rekindle.saving.persistence import FLUSH_SECONDS, Session
+from rekindle.saving.policy import root
+from rekindle.saving.restore import Found
 from rekindle.telemetry import CHECKPOINT_ERRORS
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rekindle.contract import Restored as RestoredReport
-from rekindle.control import ControlPage
-from rekindle.distributed import World
+from rekindle.ranks.control import ControlPage
+from rekindle.ranks.distributed import World
 from rekindle.telemetry import Meter
 
 if TYPE_CHECKING:

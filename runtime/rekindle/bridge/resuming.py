@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from rekindle.bridge import state
 from rekindle.checkpoint import Restored
-from rekindle.distributed import World
+from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from rekindle.distributed import TIMEOUT, World
+from rekindle.ranks.distributed import TIMEOUT, World
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -25,11 +25,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rekindle import metrics
 from rekindle.checkpoint import EncodingError
 from rekindle.checkpoint.encoding import encode
-from rekindle.distributed import World
-from rekindle.gradients import broadcast
+from rekindle.model import metrics
+from rekindle.ranks.distributed import World
+from rekindle.ranks.gradients import broadcast
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -22,12 +22,12 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rekindle.callback import Callback
-from rekindle.loader import to_device
+from rekindle.data.loader import to_device
 from rekindle.randomness import seed_lane
 from rekindle.strategies.sharding import like
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

@@ -19,10 +19,10 @@ import torch
 from rekindle.callback import Callback
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import Every
-from rekindle.policy import root as root_of
+from rekindle.saving.policy import root as root_of
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 _FIELD = re.compile(r"\{([^{}:]+)(:[^{}]*)?\}")

@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from rekindle.callback import Callback
-from rekindle.gradients import GradientSum
-from rekindle.lanesum import LaneSum
+from rekindle.ranks.gradients import GradientSum
+from rekindle.ranks.lanesum import LaneSum
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rekindle.callback import Callback
-from rekindle.hooks import NAMES
+from rekindle.training.hooks import NAMES
 
 
 class LambdaCallback(Callback):

@@ -10,7 +10,7 @@ from rekindle.callback import Callback
 from rekindle.console import DRAW_SECONDS, Bar, Progress, Renderer
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

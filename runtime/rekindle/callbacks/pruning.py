@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rekindle.callback import Callback
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from rekindle.callback import Callback
 from rekindle.callbacks.trial import begun, trial, write
-from rekindle.loader import Source
+from rekindle.data.loader import Source
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 _SMOOTHING = 0.98

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from rekindle.callback import Callback
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 _SIGMAS = 1.4826

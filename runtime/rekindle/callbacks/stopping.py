@@ -16,7 +16,7 @@ import torch
 from rekindle.callback import Callback
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

@@ -14,7 +14,7 @@ from rekindle.callback import Callback
 from rekindle.flags import seconds_of
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle import optimizers, randomness
+from rekindle import randomness
 from rekindle.checkpoint import Store
-from rekindle.loader import Reader, Share, Source, to_device
-from rekindle.order import GlobalOrder
-from rekindle.policy import root, store_options
-from rekindle.precision import autocast
-from rekindle.preflight import loss_of
+from rekindle.data.loader import Reader, Share, Source, to_device
+from rekindle.data.order import GlobalOrder
+from rekindle.model import optimizers
+from rekindle.model.precision import autocast
+from rekindle.saving.policy import root, store_options
+from rekindle.training.preflight import loss_of
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

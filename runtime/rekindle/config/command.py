@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
 def _refuse(error: ConfigError) -> int:
     """Tell people and, in a pod, the agent."""
     from rekindle.contract import Cause, ExitCode, Outcome
-    from rekindle.control import ControlPage
+    from rekindle.ranks.control import ControlPage
 
     print(f"rekindle: {error}", file=sys.stderr)
     page = ControlPage.from_environment()

@@ -43,7 +43,6 @@ from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
 from rekindle import contract
 from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome, Round
-from rekindle.control import ControlPage
 from rekindle.launch import termination
 from rekindle.launch.cgroup import oom_kills
 from rekindle.launch.decision import (
@@ -70,6 +69,7 @@ from rekindle.launch.signals import Signals
 from rekindle.launch.variables import MANY, of_round, of_worker
 from rekindle.launch.watcher import Watcher
 from rekindle.launch.workers import Workers
+from rekindle.ranks.control import ControlPage
 
 logger = logging.getLogger(__name__)
 

@@ -31,11 +31,11 @@ from rekindle.contract import (
     Timings,
     View,
 )
-from rekindle.control import ControlPage
 from rekindle.launch.client import Link
 from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals
 from rekindle.launch.store import Spare
+from rekindle.ranks.control import ControlPage
 
 logger = logging.getLogger(__name__)
 

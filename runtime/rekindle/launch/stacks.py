@@ -30,10 +30,10 @@ _FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+|\?\?\?) in (?
 _OURS = "rekindle/launch/worker.py"
 _WAITING = (
     "torch/distributed/",
-    "rekindle/gradients.py",
-    "rekindle/lanesum.py",
-    "rekindle/consensus.py",
-    "rekindle/distributed.py",
+    "rekindle/ranks/gradients.py",
+    "rekindle/ranks/lanesum.py",
+    "rekindle/ranks/consensus.py",
+    "rekindle/ranks/distributed.py",
 )
 """Parts of paths of what waits for other ranks."""
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from rekindle.contract import Hang
-from rekindle.heartbeat import Activity, Beat
+from rekindle.ranks.heartbeat import Activity, Beat
 
 FACTOR = 5.0
 """How many times the longest interval seen a silence may last."""

@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rekindle import heartbeat
 from rekindle.contract import AgentPhase, Hang, RankReport
-from rekindle.heartbeat import Beat
 from rekindle.launch import stacks
 from rekindle.launch.session import Session
 from rekindle.launch.watchdog import Watchdog, observe, suspect, verdict
+from rekindle.ranks import heartbeat
+from rekindle.ranks.heartbeat import Beat
 
 logger = logging.getLogger(__name__)
 

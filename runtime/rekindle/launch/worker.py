@@ -31,9 +31,9 @@ from dataclasses import replace
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
-from rekindle.control import ControlPage
 from rekindle.launch import stacks
 from rekindle.outcome import classify
+from rekindle.ranks.control import ControlPage
 
 ENV_PARENT = "REKINDLE_PARENT_PID"
 """Pid of the process that a worker dies with, if it was started as a fresh interpreter."""

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rekindle.distributed import World
 from rekindle.loggers.feed import Feed, Record
 from rekindle.loggers.files import JSONLLogger
 from rekindle.loggers.logger import Attempt, Logger
 from rekindle.plugins import named
+from rekindle.ranks.distributed import World
 
 _SECONDS = 20.0
 """How long the end of a pass waits for its records to be written."""

@@ -17,7 +17,7 @@ from rekindle.profilers.profiler import Profiler
 from rekindle.profilers.traces import PyTorchProfiler
 
 if TYPE_CHECKING:
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 

@@ -21,7 +21,7 @@ from rekindle.profilers.profiler import Profiler
 if TYPE_CHECKING:
     from types import FrameType
 
-    from rekindle.module import Module
+    from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 _ROWS = 20

@@ -33,7 +33,7 @@ from torchmetrics import MeanMetric
 
 from rekindle import Every
 from rekindle.bridge import RekindleCallback, RekindlePlugin, callbacks
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 
 STEPS = 30
 

@@ -5,7 +5,7 @@ import pytest
 from rekindle import Callback, Every, Store
 from rekindle.callbacks import ModelCheckpoint
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.policy import retention
+from rekindle.saving.policy import retention
 
 pytestmark = pytest.mark.processes
 

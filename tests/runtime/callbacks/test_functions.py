@@ -33,7 +33,7 @@ def test_callbacks_are_found_by_name():
 
 def test_a_callback_has_no_hook_in_every_step_that_it_does_not_need():
     from rekindle import Module, callbacks
-    from rekindle.hooks import Hooks
+    from rekindle.training.hooks import Hooks
 
     epochwise = [
         callbacks.ModelCheckpoint(),

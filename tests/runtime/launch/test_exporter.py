@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from rekindle.contract import Member, Round
-from rekindle.control import ControlPage
 from rekindle.launch import exporter
 from rekindle.launch.session import Session
 from rekindle.launch.settings import from_environment
 from rekindle.launch.solo import SoloLink
+from rekindle.ranks.control import ControlPage
 
 WORKER = """
 from prometheus_client import Counter, Gauge

@@ -9,7 +9,7 @@ pytestmark = pytest.mark.processes
 # Steps as a trainer announces them; rank 1 stands still after a while, rank 0 waits for it.
 HANGS = """
 import os, time
-from rekindle.heartbeat import Heartbeat
+from rekindle.ranks.heartbeat import Heartbeat
 heart, rank = Heartbeat.from_environment(), int(os.environ["RANK"])
 
 def own_code():

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 # What a trainer does with the control page, without torch. Its ranks agree through a file.
 OBEDIENT = """
 import os, pathlib, sys, time
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 page = ControlPage.from_environment()
 page.attach()
 page.begin(step=0, samples=0, total_steps=None)
@@ -35,7 +35,7 @@ sys.exit(75)
 """
 DEAF = """
 import os, pathlib, signal, subprocess, time
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ControlPage.from_environment().attach()
 helper = subprocess.Popen(["sleep", "60"])

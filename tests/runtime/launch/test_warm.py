@@ -215,7 +215,7 @@ def test_a_fork_server_that_does_not_answer_is_killed_with_what_it_might_still_s
 def test_a_round_says_how_it_came_up(coordinator, start_pod):
     script = """
 import time
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 page = ControlPage.from_environment()
 page.attach()
 page.begin(step=0, samples=0, total_steps=None)

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.heartbeat import Activity, Beat, Heartbeat, path_of, read
 from rekindle.launch.watchdog import (
     FACTOR,
     LEAST,
@@ -16,6 +15,7 @@ from rekindle.launch.watchdog import (
     suspect,
     verdict,
 )
+from rekindle.ranks.heartbeat import Activity, Beat, Heartbeat, path_of, read
 
 BEAT = Beat(rank=0, step=0, phase=Activity.TRAINING, at=0.0)
 

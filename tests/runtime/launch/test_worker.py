@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import Outcome
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 
 pytestmark = pytest.mark.processes
 

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle import sources
+from rekindle.training import sources
 
 DATA = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10))
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomS
 
 import rekindle as rk
 from rekindle.callbacks import EMA, SWA, BatchSizeSchedule, LambdaCallback
-from rekindle.precision import MixedPrecision
+from rekindle.model.precision import MixedPrecision
 
 DEADLINE = 20.0
 lr = torch.optim.lr_scheduler

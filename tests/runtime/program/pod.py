@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from rekindle import keeping, recall
 from rekindle.checkpoint import hostcopy, saver
+from rekindle.saving import keeping, recall
 
 given = globals()  # ENVIRONMENT, MEMORY, TASK and OUT come from whoever runs this file
 task = given["TASK"]

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rekindle as rk
-from rekindle.control import ControlPage
+from rekindle.ranks.control import ControlPage
 
 
 class Samples(Dataset):

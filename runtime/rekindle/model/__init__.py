@@ -1,0 +1,1 @@
+"""What a script trains: the module, its precision, its optimizers, its metrics, how it is built."""

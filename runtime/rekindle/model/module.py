@@ -1,0 +1,331 @@
+"""The user's model: a network together with the steps that train it.
+
+A `Module` is a plain `torch.nn.Module` with a few methods more. It runs without a trainer, and the
+trainer does not wrap it: `training_step` is called directly, so that a stack trace shows the
+user's code right below the loop.
+"""
+
+import os
+import weakref
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import nn
+
+from rekindle.model.hyperparameters import HyperparametersMixin, Recorded
+from rekindle.model.manual import Manual
+
+if TYPE_CHECKING:
+    from rekindle.loggers.logger import Logger
+    from rekindle.logs import Logs
+    from rekindle.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What `training_step` may return instead of the loss alone."""
+
+    loss: torch.Tensor
+    """Scalar with a gradient: the mean over the batch."""
+    metrics: dict[str, torch.Tensor | float] = field(default_factory=dict)
+    """Logged as if each one had been given to `self.log`."""
+
+
+class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
+    """Base class of models. Define `training_step` and `configure_optimizers` at least.
+
+    The hooks without a trainer argument are those of `rekindle.Callback` under the same names; its
+    module docstring shows when each one runs.
+    """
+
+    example_batch: Any = None
+    """What a batch looks like, with any number of samples: compared with the data (R2)."""
+
+    _trainer: "weakref.ref[Trainer] | None" = None
+    _logs: "Logs | None" = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | StepOutput:
+        """Return the mean loss over the batch.
+
+        `batch_idx` is the number of the micro-batch within the epoch, counted over all ranks.
+        """
+        raise NotImplementedError(
+            f"R1 {type(self).__name__} has no training_step(self, batch, batch_idx). Define it and "
+            f"return the loss."
+        )
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        """Compute metrics and give them to `self.log`; a returned mapping is logged too."""
+        raise NotImplementedError(
+            f"R1 {type(self).__name__} has no validation_step(self, batch, batch_idx). Define it, "
+            f"or give no validation data."
+        )
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        """Compute metrics of a test batch; without one, `validation_step` is used."""
+        raise NotImplementedError(
+            f"R1 {type(self).__name__} has no test_step(self, batch, batch_idx). Define it, or "
+            f"define validation_step, which test() uses in its place."
+        )
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What `predict` collects: `forward` of the batch, or of its first element."""
+        return self(batch[0] if isinstance(batch, list | tuple) else batch)
+
+    def configure_optimizers(self) -> Any:
+        """Return an optimizer, alone or with learning-rate schedulers.
+
+        Accepted are an optimizer; ``{"optimizer": o, "lr_scheduler": s}`` where s is a scheduler or
+        ``{"scheduler": s, "interval": "epoch"|"step", "frequency": 1, "monitor": name}``; a pair
+        ``([o], [s, ...])``.
+        """
+        raise NotImplementedError(
+            f"R1 {type(self).__name__} has no configure_optimizers(self). Define it and return an "
+            f"optimizer, for example torch.optim.AdamW(self.parameters())."
+        )
+
+    def configure_model(self) -> None:
+        """Build layers here instead of in `__init__` to have them built without memory.
+
+        Runs once, before `configure_optimizers`. What it builds gets its values on the device of
+        the run, the same ones that a model built directly would have; see `deferred`.
+        """
+
+    def prepare_data(self) -> None:
+        """Download what the model needs; runs on one process only, before `setup`."""
+
+    def prepare(self) -> None:
+        """Another name of `prepare_data`."""
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: "str | os.PathLike[str]",
+        *,
+        strict: bool = True,
+        map_location: "str | torch.device | None" = None,
+        **override: Any,
+    ) -> Self:
+        """A new instance with the weights of a checkpoint; see `Trainer.fit` for forms of `path`.
+
+        Its arguments are those that `save_hyperparameters` has stored, with `override` over them.
+        The class is the one this is called on, never one that the checkpoint names, and nothing in
+        a checkpoint is run. Raises FileNotFoundError, or R16 when the checkpoint is damaged, and
+        TypeError for an argument that is stored nowhere.
+        """
+        from rekindle import resolving
+        from rekindle.model import deferred
+
+        restored = resolving.read(path)
+        saved = dict(restored.meta.get("hyper_parameters", {}).get("module", {}))
+        made: Self = cls(**{**saved, **override})
+        deferred.configure(made, torch.device("cpu"))
+        made.load_state_dict(dict(restored.state["model"]), strict=strict)
+        return made if map_location is None else made.to(map_location)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: "str | os.PathLike[str]",
+        map_location: "str | torch.device | None" = None,
+        strict: bool = True,
+        **override: Any,
+    ) -> Self:
+        """Another name of `from_checkpoint`."""
+        return cls.from_checkpoint(
+            checkpoint_path, strict=strict, map_location=map_location, **override
+        )
+
+    def export(self, uri: "str | os.PathLike[str]", format: str = "safetensors") -> None:
+        """Write parameters and buffers to one file, for programs that know nothing of Rekindle.
+
+        `uri` is a path or an ``s3://`` URL of the file. Raises ValueError for other formats.
+        """
+        if format != "safetensors":
+            raise ValueError(f"export(format={format!r}): allowed is 'safetensors'")
+        from rekindle import weights
+
+        weights.write(self.state_dict(), os.fspath(uri))
+
+    @property
+    def trainer(self) -> "Trainer":
+        """The trainer that runs this module; raises RuntimeError when none does."""
+        trainer = self._trainer() if self._trainer is not None else None
+        if trainer is None:
+            raise RuntimeError(f"{type(self).__name__} is not attached to a trainer")
+        return trainer
+
+    def attach(self, trainer: "Trainer | None", logs: "Logs | None") -> None:
+        """Connect with the trainer that is about to run this module, or with none."""
+        # object.__setattr__: nn.Module's own walks over parameters and modules first.
+        object.__setattr__(self, "_trainer", weakref.ref(trainer) if trainer else None)
+        object.__setattr__(self, "_logs", logs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps done."""
+        return self.trainer.global_step
+
+    @property
+    def current_epoch(self) -> int:
+        """Epoch that is running, 0-based."""
+        return self.trainer.current_epoch
+
+    def log(
+        self,
+        name: str,
+        value: Any,
+        prog_bar: bool = False,
+        logger: bool = True,
+        *,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        sync_dist: bool = True,
+        batch_size: int | None = None,
+    ) -> None:
+        """Note a scalar or a `torchmetrics.Metric`. Costs no synchronisation with the device.
+
+        In training the default is `on_step`, in validation `on_epoch`; with both, the names get the
+        suffixes ``_step`` and ``_epoch``. An epoch value is the mean over all samples of all ranks,
+        weighted by `batch_size` (by default the true size of the batch); a step value the mean over
+        the step. Values are always reduced over all ranks; `sync_dist=False` is refused, because
+        there is nothing that it would save. With `logger` False the trainer's loggers do not get
+        the value.
+        """
+        logs = self._logs
+        if logs is not None:
+            logs.note(name, value, prog_bar, on_step, on_epoch, batch_size, logger)
+        # Without a trainer there is nobody to log to; the module stays usable on its own.
+        if not sync_dist:
+            raise ValueError(
+                f"log({name!r}, sync_dist=False): values are always reduced over ranks, at no cost "
+                f"per step. Remove the argument."
+            )
+
+    @property
+    def logger(self) -> "Logger | None":
+        """The trainer's first logger."""
+        return self.trainer.logger
+
+    @property
+    def loggers(self) -> "list[Logger]":
+        """The trainer's loggers."""
+        return self.trainer.loggers
+
+    def log_dict(self, values: dict[str, Any], prog_bar: bool = False, **options: Any) -> None:
+        """Log each entry; see `log`."""
+        for name, value in values.items():
+            self.log(name, value, prog_bar, **options)
+
+    def setup(self, stage: str) -> None:
+        """Before anything else; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
+
+    def teardown(self, stage: str) -> None:
+        """After everything else."""
+
+    def on_fit_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_fit_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_epoch_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_epoch_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_before_backward(self, loss: torch.Tensor) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_after_backward(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_epoch_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_epoch_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_epoch_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_epoch_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_epoch_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_epoch_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See `rekindle.Callback`."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A weak reference cannot be pickled, and a copy belongs to no trainer.
+        left = ("_trainer", "_logs", "_updating", "_schedulers", "_wrapped")
+        return {k: v for k, v in self.__dict__.items() if k not in left}

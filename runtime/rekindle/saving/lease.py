@@ -1,0 +1,138 @@
+"""The right to write to a run's store: rank 0 takes it, and all ranks hold it or none goes on.
+
+A lease has a fence, a number that no lease before has had; commits carry it, and what a predecessor
+that was believed dead still writes is told apart by it. Rank 0 takes the lease, after it has proven
+that checkpoints can be written (R5); the others get the fence. What goes wrong on one rank is
+raised on all, with the same words.
+
+Where the state comes from the members' memory nobody waits for that: it happens beside the training
+(`opening`), and is joined at the first save. Nothing is lost by that: the same run has proven
+before that it can write there, and commits keep to one line because the new fence goes back to the
+newest commit that the state in memory descends from. Should the store hold a later one all the
+same, of an attempt whose memory is gone, it is off the line from our first commit on, like the work
+of any attempt that nobody continued.
+"""
+
+import uuid
+
+from rekindle.checkpoint import InvalidLocation, SaveError, Store, StoreError
+from rekindle.checkpoint.hostcopy import Line
+from rekindle.checkpoint.location import check_options
+from rekindle.flags import Flags
+from rekindle.ranks.distributed import World
+from rekindle.requirement import RequirementError, code_of
+from rekindle.saving.opening import Opened, Opening, owner
+from rekindle.saving.policy import given_options, root, store_options
+
+_STARTED = "Training was not started."
+"""How R5 ends when the store is the first thing that is needed."""
+
+
+class SharedLease:
+    """The lease of one attempt, as one rank sees it; nobody is asked when it is made."""
+
+    def __init__(self, world: World, flags: Flags) -> None:
+        self._world = world
+        self.uri = root(flags)[0]
+        """The run's root."""
+        self.options = store_options(flags)
+        """How the store is reached."""
+        self.fence = 0
+        """The number of the lease, 0 before there is one."""
+        self._given = given_options(flags)
+        self._store: Store | None = None
+        self._line: Line | None = None
+        self._opening: Opening | None = None
+
+    @property
+    def store(self) -> Store:
+        """Where the checkpoints are; making it asks nothing of the store."""
+        if self._store is None:
+            self._store = Store.open(self.uri, **self.options)
+        return self._store
+
+    @property
+    def pending(self) -> bool:
+        """Whether it is being taken beside the training, and was not joined yet."""
+        return self._opening is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether that has ended well on this rank."""
+        return self._opening is not None and self._opening.succeeded
+
+    def take(self) -> None:
+        """Prove that checkpoints can be written (R5), and take the lease; collective."""
+        error: Exception | None = None
+        fence = 0
+        try:
+            check_options(self.uri, self._given)
+            store = self.store
+            if self._world.first:
+                store.probe(uuid.uuid4().hex[:12])
+                fence = store.acquire(owner=owner()).fence
+        except Exception as failure:
+            error = failure
+            if isinstance(failure, StoreError | InvalidLocation):
+                error = self._unwritable(failure)
+        self._world.agree(error)
+        self.fence = self._world.share(fence)
+
+    def renew(self) -> None:
+        """Take another one, whose fence is higher; collective."""
+        fence, error = 0, None
+        if self._world.first:
+            try:
+                fence = self.store.acquire(owner=owner()).fence
+            except Exception as failure:
+                error = failure
+        self._world.agree(error)
+        self.fence = self._world.share(fence)
+
+    def take_beside(self, line: Line) -> None:
+        """Begin to take it beside the training; `line` is what the state in memory descends from.
+
+        `join` ends it. Until then there is no fence.
+        """
+        self._line = line if self._world.first else None
+        self._open()
+
+    def _open(self) -> None:
+        self._opening = Opening(self.uri, self.options, line=self._line)
+
+    def join(self, seconds: float) -> Opened | None:
+        """Hold what was begun by `take_beside`; None if nothing was, or not any more; collective.
+
+        Raises `SaveError` on all ranks when it failed or takes longer than `seconds`; it is tried
+        again by the next call.
+        """
+        opening = self._opening
+        if opening is None:
+            return None
+        ended = opening.wait(seconds)
+        error = opening.error
+        if not ended:
+            error = TimeoutError(f"there was no answer within {seconds:.0f} s.")
+        text = None
+        if error is not None:
+            error = self._unwritable(error)
+            text = str(error).removesuffix(_STARTED) + "Training goes on from memory."
+        views = self._world.gather((text, opening.opened))
+        failures = [failure for failure, _ in views if failure is not None]
+        if failures:
+            if ended and opening.error is not None:
+                # Ranks that have it keep what they have: the lease need not be taken twice.
+                self._open()
+            raise SaveError(failures[0])
+        opened = views[0][1]
+        assert isinstance(opened, Opened)
+        self._opening = None
+        self._store = self._store or opening.store
+        self.fence = opened.fence
+        return opened
+
+    def _unwritable(self, error: Exception) -> Exception:
+        """R5, unless the error has a code of its own."""
+        if code_of(str(error)) is not None:
+            return error
+        return RequirementError(f"R5 cannot write checkpoints to {self.uri}: {error} {_STARTED}")

@@ -1,0 +1,285 @@
+"""Validation, test and prediction: exact over any number of ranks.
+
+Batch b belongs to rank b mod W; nothing is padded and nothing counted twice, since values are
+summed with their true weights. All ranks go through the same number of rounds and poll for a
+preemption in each, whether or not they have a batch in it: a long validation must not make a pod
+miss its notice.
+
+A validation that is cut short leaves nothing behind: it is run again from its start on resume.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.distributed as dist
+
+from rekindle.data.loader import to_device
+from rekindle.logs import Logs, Phase, check_value, flattened, means
+from rekindle.model import metrics
+from rekindle.model.module import Module
+from rekindle.model.precision import mover
+from rekindle.phase import State
+from rekindle.randomness import seed_validation
+from rekindle.ranks.distributed import World
+from rekindle.ranks.gradients import broadcast
+from rekindle.ranks.heartbeat import Activity
+from rekindle.requirement import RequirementError
+from rekindle.strategies.sharding import sharded
+from rekindle.telemetry import Meter
+from rekindle.training.hooks import Hooks
+from rekindle.training.preflight import StepFunction
+from rekindle.training.run import Run, Validation
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from rekindle.trainer import Trainer
+
+_CUT = object()
+_PLACES = ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")
+_DURING: dict[str, State] = {
+    "validation": "validating",
+    "test": "testing",
+    "predict": "predicting",
+}
+
+
+def evaluate(
+    *,
+    trainer: "Trainer",
+    module: Module,
+    hooks: Hooks,
+    logs: Logs,
+    world: World,
+    meter: Meter,
+    validation: Validation,
+    validation_step: StepFunction,
+    autocast: "AbstractContextManager[object] | None",
+    seed: int,
+    step: int,
+    poll: Callable[[], bool],
+    limit: int | None = None,
+    stage: Literal["validation", "test"] = "validation",
+    inference: bool = False,
+) -> dict[str, float] | None:
+    """Run a validation and reduce its metrics; None when it was cut short. Collective.
+
+    With `inference`, steps run in torch's inference mode; what they make cannot be trained with.
+    """
+    began = time.perf_counter()
+    move = mover(trainer.flags.precision, world.device)
+    batches = validation.batches if limit is None else min(limit, validation.batches)
+    if world.size > 1:
+        broadcast(buffer for buffer in module.buffers() if buffer.numel())
+    around = {place: getattr(hooks, f"on_{stage}_{place}") for place in _PLACES}
+    with _evaluating(trainer, module, logs, stage), torch.no_grad():
+        for place in ("start", "epoch_start"):
+            for hook in around[place]:
+                hook(trainer, module)
+        with torch.inference_mode() if inference else torch.no_grad():
+            for index, ids, read in _share(validation, world, batches, poll, module):
+                if read is _CUT:
+                    # Half of a validation must not find its way into the next one.
+                    metrics.reset(module, set(logs.epoch_metrics(stage).values()))
+                    return None
+                data = read if move is None else move(read)
+                if not len(ids):
+                    _untraced(trainer, module, logs, validation_step, data, autocast)
+                    continue
+                logs.batch_size = len(ids)
+                seed_validation(seed, step, index)
+                for hook in around["batch_start"]:
+                    hook(trainer, module, data, index)
+                output = _called(validation_step, data, index, autocast)
+                for name, value in flattened(output).items():
+                    check_value(name, value)
+                    logs.note(name, value, False, False, True, None)
+                for hook in around["batch_end"]:
+                    hook(trainer, module, output, data, index)
+        for hook in around["epoch_end"]:
+            hook(trainer, module)
+        values = reduce(module, logs, world, stage)
+        trainer.callback_metrics.update({n: torch.tensor(v) for n, v in values.items()})
+        for hook in around["end"]:
+            hook(trainer, module)
+    meter.phase(stage, time.perf_counter() - began)
+    return values
+
+
+def validate(run: Run, data: Validation, *, limit: int | None = None) -> dict[str, float] | None:
+    """`evaluate` between two steps of a run, or before its first one; collective."""
+
+    def poll() -> bool:
+        run.heart.beat()
+        return run.consensus.poll(run.step, acts=False)
+
+    with run.heart.during(Activity.VALIDATING):
+        return evaluate(
+            trainer=run.trainer,
+            module=run.module,
+            hooks=run.hooks,
+            logs=run.logs,
+            world=run.world,
+            meter=run.meter,
+            validation=data,
+            validation_step=run.validation_step,
+            autocast=run.autocast,
+            seed=run.cursor.seed,
+            step=run.step,
+            poll=poll,
+            limit=limit,
+        )
+
+
+def predict(
+    *,
+    trainer: "Trainer",
+    module: Module,
+    hooks: Hooks,
+    logs: Logs,
+    world: World,
+    data: Validation,
+    step: StepFunction,
+    autocast: "AbstractContextManager[object] | None",
+    seed: int,
+    collect: bool,
+    inference: bool,
+) -> list[Any] | None:
+    """What `predict_step` gives for each batch, in the order of the data; collective.
+
+    Every rank gets all of it, on the CPU. Without `collect` nothing is kept: hooks have seen it.
+    """
+    move = mover(trainer.flags.precision, world.device)
+    found: list[tuple[int, Any]] = []
+    with _evaluating(trainer, module, logs, "predict"), torch.no_grad():
+        for hook in (*hooks.on_predict_start, *hooks.on_predict_epoch_start):
+            hook(trainer, module)
+        with torch.inference_mode() if inference else torch.no_grad():
+            for index, ids, read in _share(data, world, data.batches, lambda: False, module):
+                batch = read if move is None else move(read)
+                if not len(ids):
+                    _untraced(trainer, module, logs, step, batch, autocast)
+                    continue
+                kept = [one for c in trainer.callbacks if (one := c.predicted(index, ids))]
+                if kept:
+                    if collect:
+                        found.append((index, kept[0][0]))
+                    continue
+                logs.batch_size = len(ids)
+                seed_validation(seed, trainer.global_step, index)
+                for hook in hooks.on_predict_batch_start:
+                    hook(trainer, module, batch, index)
+                output = _called(step, batch, index, autocast)
+                for hook in hooks.on_predict_batch_end:
+                    hook(trainer, module, output, batch, index)
+                if collect:
+                    found.append((index, to_device(output, torch.device("cpu"))))
+        for hook in (*hooks.on_predict_epoch_end, *hooks.on_predict_end):
+            hook(trainer, module)
+    if not collect:
+        return None
+    parts = world.gather(found)
+    return [output for _, output in sorted(sum(parts, []), key=lambda pair: pair[0])]
+
+
+def _share(
+    data: Validation, world: World, batches: int, poll: Callable[[], bool], module: Module
+) -> Iterator[tuple[int, Any, Any]]:
+    """This rank's batches (number, ids, data); the last one is cut short when a poll says so.
+
+    Ranks of a sharded module make equally many forward passes: one that has no batch in the last
+    round gets one without ids, its own last one or rank 0's.
+    """
+    shares = iter(data.loader)
+    even, last = sharded(module), None
+    if even and batches < world.size:
+        own = [next(shares)] if world.rank < batches else []
+        shares = iter(own)
+        last = world.share(own[0][1] if world.first else None)
+    for index in range(world.rank, _rounds(batches, world.size) + world.rank, world.size):
+        if poll():
+            yield index, None, _CUT
+            return
+        if index < batches:
+            ids, last = next(shares)
+            yield index, ids, last
+        elif even:
+            yield index, (), last
+
+
+def _called(
+    step: StepFunction,
+    batch: Any,
+    index: int,
+    autocast: "AbstractContextManager[object] | None",
+) -> Any:
+    if autocast is None:
+        return step(batch, index)
+    with autocast:
+        return step(batch, index)
+
+
+def _untraced(
+    trainer: "Trainer",
+    module: Module,
+    logs: Logs,
+    step: StepFunction,
+    batch: Any,
+    autocast: "AbstractContextManager[object] | None",
+) -> None:
+    """Run a step for the sake of other ranks: nothing that it logs or counts is kept."""
+    kept = metrics.states(module)
+    module.attach(trainer, None)
+    _called(step, batch, 0, autocast)
+    module.attach(trainer, logs)
+    metrics.restore(module, kept)
+
+
+def _rounds(batches: int, world_size: int) -> int:
+    """Positions that all ranks walk over, so that each has equally many rounds."""
+    return -(-batches // world_size) * world_size
+
+
+@contextmanager
+def _evaluating(
+    trainer: "Trainer", module: Module, logs: Logs, stage: Literal["validation", "test", "predict"]
+) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode back afterwards."""
+    modes = [(child, child.training) for child in module.modules()]
+    before = logs.phase
+    module.eval()
+    logs.enter(stage)
+    try:
+        with trainer.during(_DURING[stage]):
+            yield
+    finally:
+        for child, mode in modes:
+            child.training = mode
+        logs.clear(stage)
+        logs.enter(before)
+
+
+def reduce(module: Module, logs: Logs, world: World, phase: Phase) -> dict[str, float]:
+    """The epoch values of a phase over all ranks; empties their sums. Collective."""
+    own: tuple[Any, dict[str, str]] = (logs.epoch_pairs(phase), logs.epoch_metrics(phase))
+    parts = world.gather(own)
+    values = means([pairs for pairs, _ in parts])
+    paths: dict[str, str] = {}
+    for _, named in parts:
+        paths |= named
+    owned = metrics.owned(module) if paths else {}
+    summed: set[int] = set()
+    if world.size > 1 and paths:
+        logged = [owned[path] for path in sorted(set(paths.values()))]
+        summed = metrics.sum_over_ranks(logged, dist.all_reduce)
+    for name, path in paths.items():
+        try:
+            values[name] = metrics.value_of(owned[path], summed=id(owned[path]) in summed)
+        except ValueError as error:
+            raise RequirementError(f"R6 metric {name!r}: {error}.") from error
+    metrics.reset(module, set(paths.values()))
+    logs.clear(phase)
+    return values

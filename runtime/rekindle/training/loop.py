@@ -1,0 +1,360 @@
+"""The loop. `train` is all of it; hooks and their places are in `rekindle.callback`.
+
+Three frames lie between `Trainer.fit` and the user's `training_step`: `fit`, `train`, `take_step`.
+Nothing in `take_step` waits for a device; what costs more than a few hundred nanoseconds happens at
+the log interval (`report`), at a validation, or at a save.
+
+State changes at one place only, `Run.advance`, right after the optimizer. Saves happen between
+steps, where all of it belongs together; a step that was cut short by a crash never happened.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
+
+import torch
+
+from rekindle.checkpoint import SaveError
+from rekindle.data.loader import Batch
+from rekindle.data.order import Step
+from rekindle.logs import flattened, newest
+from rekindle.model.module import StepOutput
+from rekindle.ranks.consensus import obey
+from rekindle.ranks.heartbeat import Activity
+from rekindle.telemetry import CHECKPOINT_ERRORS
+from rekindle.training import evaluation, feeding, state
+from rekindle.training.evaluation import reduce
+from rekindle.training.manual_step import take_manual_step
+from rekindle.training.preflight import check_loss, explaining, loss_of
+from rekindle.training.rollback import go_back, late, pass_over, refuse
+from rekindle.training.run import Run
+
+_LOSS = "\0loss"
+"""Key of the loss among gathered values; no user can log it."""
+_NORM = "\0norm"
+"""The same for the norm of the gradient before it was clipped."""
+_TRIES = 3
+
+
+def train(run: Run) -> None:
+    """Run all steps that are left; returns when training is complete.
+
+    Raises `Preempted` after an agreed save when something asked to stop.
+    """
+    trainer, module, hooks, session = run.trainer, run.module, run.hooks, run.session
+    keeper = None if session is None else session.keeper
+    cadence = None if session is None else session.cadence
+    for hook in hooks.on_train_start:
+        hook(trainer, module)
+    run.seeds.start()
+    run.heart.begin(run.step)
+    if run.validating:
+        validate(run)
+    take = stepping(run) if run.update.automatic else partial(take_manual_step, run)
+    while not run.done:
+        for hook in hooks.on_train_epoch_start:
+            hook(trainer, module)
+        feeding.follow(run)
+        steps = feeding.steps(run)
+        if run.update.lockstep is not None:
+            steps = run.update.lockstep.even(run, steps)
+        for step, batches in steps:
+            run.seeds.note(run.step)
+            if run.consensus.poll(run.step):
+                leave(run)
+            if run.consensus.end:
+                run.expired = True
+                break
+            if run.consensus.back:
+                run.back = late(run)
+            if run.back is not None:
+                go_back(run, run.back)
+                break
+            if cadence is not None and cadence.due(run.step, run.consensus.save):
+                with run.heart.during(Activity.SAVING):
+                    save(run)
+            elif keeper is not None and run.step >= keeper.due_at:
+                with run.heart.during(Activity.SAVING):
+                    copy(run)
+            done = run.step
+            if run.hook_times.active:
+                run.hooks = run.hook_times.of(done)
+            if run.skipped and run.leaves_out(step):
+                pass_over(run, step, batches)
+            else:
+                take(step, batches)
+            if run.step % run.flags.log_every_n_steps == 0:
+                report(run)
+            if run.validation_due and (run.step > done or run.flags.val_check_interval is None):
+                validate(run)
+            if run.done:
+                break
+        run.heart.enter(Activity.BETWEEN)
+        if run.cursor.sample >= run.cursor.length:
+            end_epoch(run)
+        if run.done:
+            for callback in trainer.callbacks:
+                callback.settle(trainer, module)
+            if run.back is not None:
+                # What was wrong with the last steps is put right before they become the result.
+                go_back(run, run.back)
+    report(run, last=True)
+    for hook in hooks.on_train_end:
+        hook(trainer, module)
+
+
+def stepping(run: Run) -> Callable[[Step, Iterator[Batch]], None]:
+    """`take_step` for this run: whatever stays the same in all steps is looked up once."""
+    clock, tensor = time.perf_counter, torch.Tensor
+    trainer, module, meter, logs, ledger = run.trainer, run.module, run.meter, run.logs, run.ledger
+    training_step, autocast, move, seeds = run.training_step, run.autocast, run.move, run.seeds
+    update, rank, size_of_world = run.update, run.world.rank, run.world.size
+
+    def take_step(step: Step, batches: Iterator[Batch]) -> None:
+        """One optimizer step: this rank's lanes, the sum over all ranks, the optimizer."""
+        began = now = clock()
+        hooks, gradients, done, epoch = run.hooks, run.gradients, run.step, run.cursor.epoch
+        samples = step.stop - step.start
+        lanes = step.lanes_of(rank, size_of_world)
+        ended = []
+        run.losses = losses = []
+        logs.step = done
+        for lane in lanes:
+            ids, batch = next(batches)
+            if move is not None:
+                before, now = now, clock()
+                meter.data += now - before
+                batch = move(batch)
+                before, now = now, clock()
+                meter.transfer += now - before
+            before, now = now, clock()
+            meter.data += now - before
+            number, start, stop = lane
+            logs.batch_size = size = stop - start
+            index = start // step.micro
+            seeds(done, number)
+            if gradients is not None:
+                gradients.begin(number // size_of_world, last=lane is lanes[-1])
+            for hook in hooks.on_train_batch_start:
+                hook(trainer, module, batch, index)
+            if run.unchecked:
+                output = _first(run, batch, index)
+            elif autocast is None:
+                output = training_step(batch, index)
+            else:
+                with autocast:
+                    output = training_step(batch, index)
+            loss = output if type(output) is tensor else loss_of(output, module)
+            if type(output) is StepOutput:
+                for name, value in flattened(output.metrics).items():
+                    logs.note(name, value, False, None, None, None)
+            ledger.used(epoch, ids)
+            losses.append((loss.detach(), size))
+            for hook in hooks.on_before_backward:
+                hook(trainer, module, loss)
+            before, now = now, clock()
+            meter.forward += now - before
+            update.add(loss, size, samples)
+            for hook in hooks.on_after_backward:
+                hook(trainer, module)
+            if hooks.on_train_batch_end:
+                ended.append((losses[-1][0], batch, index))
+            meter.samples += size
+            before, now = now, clock()
+            meter.backward += now - before
+        applied = update.finish(run)
+        end = clock()
+        meter.optimizer += end - now
+        if not applied:
+            refuse(run, step)
+            return
+        meter.durations.append(end - began)
+        run.advance(step, end - began)
+        for outputs, batch, index in ended:
+            for hook in hooks.on_train_batch_end:
+                hook(trainer, module, outputs, batch, index)
+
+    return take_step
+
+
+def _first(run: Run, batch: object, index: int) -> object:
+    """The first batch of a process, with what is too expensive for every one (R1, R2)."""
+    run.unchecked = False
+    with explaining(run.module, batch):
+        if run.autocast is None:
+            output = run.training_step(batch, index)
+        else:
+            with run.autocast:
+                output = run.training_step(batch, index)
+    check_loss(loss_of(output, run.module), run.module)
+    return output
+
+
+def end_epoch(run: Run) -> None:
+    """Reduce the epoch's metrics, step the schedulers, and move on to the next epoch."""
+    trainer, module, logs = run.trainer, run.module, run.logs
+    _publish(run, reduce(module, logs, run.world, "train"))
+    if run.hooks.on_train_epoch_end:
+        logs.between = True
+        for hook in run.hooks.on_train_epoch_end:
+            hook(trainer, module)
+        logs.between = False
+        _publish(run, reduce(module, logs, run.world, "train"))
+    for spec in run.update.by_epoch:
+        spec.step(run.cursor.epoch + 1, trainer.callback_metrics)
+    run.cursor = run.cursor.next_epoch()
+
+
+def validate(run: Run) -> None:
+    """Validate after the newest step; a run that stops in here does it again when it resumes."""
+    if run.validation is None:
+        run.validating = False
+        return
+    run.validating = True
+    values = evaluation.validate(run, run.validation)
+    if values is None:
+        leave(run)
+    run.validating = False
+    if run.session is not None and run.session.keeper is not None:
+        run.session.keeper.passed(run.validation.batches // run.world.size)
+    _publish(run, values)
+    run.console.say(f"step {run.step}: " + ("  ".join(f"{n} {v:.4f}" for n, v in values.items())))
+
+
+def _publish(run: Run, values: dict[str, float]) -> None:
+    """Make reduced values visible: to callbacks, to the agent, to Prometheus."""
+    if not values:
+        return
+    run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
+    run.measured.update(dict.fromkeys(values, run.step))
+    run.meter.metrics(values)
+    run.record(values)
+    if run.page is not None and run.world.local_rank == 0:
+        metrics = run.trainer.callback_metrics
+        run.page.write_metrics({name: float(value) for name, value in metrics.items()})
+
+
+def report(run: Run, *, last: bool = False) -> None:
+    """Read what was noted since the last report, the one wait for the device; collective."""
+    if run.step == run.reported:
+        return
+    noted = [(_LOSS, loss, size) for loss, size in run.losses]
+    if run.update.norm is not None:
+        noted.append((_NORM, run.update.norm, 1))
+    own = run.logs.take_steps(run.reported, noted)
+    found = newest(run.world.gather(own))
+    loss = found.pop(_LOSS, None)
+    if _NORM in found:
+        # Clipping has computed it anyway; a script's own value of this name is left alone.
+        found.setdefault("grad_norm", found.pop(_NORM))
+    now = time.perf_counter()
+    rate = (run.step - run.reported) * run.cursor.G / max(1e-9, now - run.reported_at)
+    run.reported, run.reported_at = run.step, now
+    run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in found.items()})
+    run.measured.update(dict.fromkeys(found, run.step))
+    run.heart.busy(run.meter.busy_seconds)
+    line = run.hook_times.complaint(run.meter.step_seconds)
+    if line is not None:
+        run.console.say(line)
+    run.meter.flush(step=run.step, epoch=run.cursor.epoch, loss=loss)
+    run.meter.metrics(found)
+    run.record(found)
+    if run.page is not None and run.world.local_rank == 0:
+        run.page.observe(loss=loss, samples_per_second=rate)
+    shown = {name: value for name, value in found.items() if name in run.logs.prog_bar()}
+    seen = replace(run.progress(), rate=rate, loss=loss, values=shown)
+    run.console.progress(seen, now, last=last)
+    run.meter.phase("log", time.perf_counter() - now)
+
+
+def save(
+    run: Run,
+    *,
+    finished: bool = False,
+    preempted: bool = False,
+    wait: bool = False,
+    deadline: float | None = None,
+) -> str | None:
+    """Save the state between two steps; collective. With `wait`, until it is committed.
+
+    When workers end with the state in the memory of a pod that stays (`preempted`), that is enough:
+    a commit that would take long goes on beside the next round, and one that fails loses nothing.
+    Returns what became of it if it is not committed, for people.
+    """
+    if run.session is None:
+        return None
+    run.heart.enter(Activity.SAVING)
+    began = time.perf_counter()
+    tree, rank_tree, meta = state.collect(run, finished=finished, preempted=preempted)
+    run.session.copy(run.step, tree, rank_tree, meta, began=began, must=True)
+    beside = preempted and run.session.stays(run.step)
+    where = None
+    try:
+        run.session.save(
+            run.step,
+            tree,
+            rank_tree,
+            meta,
+            wait=wait,
+            deadline=deadline,
+            frozen=state.frozen(run),
+            beside=beside,
+        )
+        if beside and run.session.in_flight is not None:
+            where = "is in the pods' memory; its commit goes on beside the next round"
+    except SaveError as error:
+        if wait and not beside:
+            raise
+        # Training is worth more than one checkpoint; the next save is a new try.
+        CHECKPOINT_ERRORS.inc()
+        where = f"is in the pods' memory, but not committed: {error}"
+        if not beside:
+            run.console.say(f"checkpoint of step {run.step} was not saved: {error}")
+    seconds = time.perf_counter() - began
+    if not wait and (line := run.session.stalled(seconds)) is not None:
+        run.console.say(line)
+    run.stall += seconds
+    run.meter.phase("checkpoint", seconds)
+    return where
+
+
+def copy(run: Run) -> None:
+    """Copy the state into the pods' memory, between two steps; collective."""
+    assert run.session is not None
+    began = time.perf_counter()
+    tree, rank_tree, meta = state.collect(run, finished=False, durable=False)
+    run.session.copy(run.step, tree, rank_tree, meta, began=began)
+    seconds = time.perf_counter() - began
+    run.stall += seconds
+    run.meter.phase("copy", seconds)
+
+
+def finish(run: Run) -> None:
+    """Save the end of the run; a store that fails for a moment is tried again."""
+    for attempt in range(_TRIES):
+        try:
+            save(run, finished=True, wait=True)
+        except SaveError as error:
+            if attempt == _TRIES - 1:
+                raise
+            run.console.say(f"last checkpoint, step {run.step}: {error}")
+        else:
+            return
+
+
+def leave(run: Run) -> NoReturn:
+    """Save at the agreed step and end this process with the code that asks for a restart."""
+
+    def keep(deadline: float | None) -> str | None:
+        return save(run, preempted=True, wait=True, deadline=deadline)
+
+    obey(
+        run.consensus,
+        run.notice,
+        run.world,
+        run.console.say,
+        step=run.step,
+        save=None if run.session is None else keep,
+    )

@@ -1,0 +1,301 @@
+"""Everything that one call of `fit` consists of, in one place, for the loop to work on.
+
+`assembly` makes it, `loop` moves it forward, `state` saves and restores it. It decides little
+itself: when training is done, when validation is due, how positions advance.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rekindle.console import Console, Progress
+from rekindle.data.ledger import Ledger
+from rekindle.data.loader import Batch, LaneSampler, Source
+from rekindle.data.order import Cursor, Step
+from rekindle.data.streams import Streaming
+from rekindle.flags import Flags
+from rekindle.loggers.journal import Journal
+from rekindle.logs import Logs
+from rekindle.model.module import Module
+from rekindle.model.optimizers import Optimization
+from rekindle.randomness import LaneSeeds
+from rekindle.ranks.consensus import Consensus, Notice
+from rekindle.ranks.control import ControlPage
+from rekindle.ranks.distributed import World
+from rekindle.ranks.finite import Finite, Window
+from rekindle.ranks.gradients import GradientSum
+from rekindle.ranks.heartbeat import Heartbeat
+from rekindle.ranks.lanesum import LaneSum
+from rekindle.saving.persistence import Session
+from rekindle.telemetry import Meter
+from rekindle.training.hooks import Hooks
+from rekindle.training.hooktimes import HookTimes
+from rekindle.training.preflight import StepFunction
+from rekindle.training.update import Update
+
+if TYPE_CHECKING:
+    from rekindle.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The validation data, dealt out: batch b belongs to rank b mod W."""
+
+    loader: Iterable[Batch]
+    batches: int
+    """Over all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Back:
+    """A wish to go back to a checkpoint and to leave a window out."""
+
+    reason: str
+    window: Window
+
+
+@dataclass(kw_only=True)
+class Feed:
+    """How the training data gets to the loop, and what has changed in that; see `feeding`."""
+
+    stream: Streaming | None = None
+    """Iterable data; None for a dataset with a length."""
+    sources: Callable[[], Source] | None = None
+    """Asks the DataModule for its training loader again; None without a DataModule."""
+    batch_size: object = None
+    """``datamodule.hparams.batch_size`` when it was asked."""
+    recorded: set[str] = field(default_factory=set)
+    """Names of the orders that are written beside the checkpoints already."""
+    history: list[dict[str, int]] = field(default_factory=list)
+    """From which step on which global batch, micro-batch and world size were in use."""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One call of `fit` on one rank."""
+
+    trainer: "Trainer"
+    module: Module
+    flags: Flags
+    world: World
+    hooks: Hooks
+    hook_times: HookTimes
+    logs: Logs
+    console: Console
+    meter: Meter
+    page: ControlPage | None
+    heart: Heartbeat
+    notice: Notice
+    consensus: Consensus
+    session: Session | None
+    optimization: Optimization
+    update: Update
+    seeds: LaneSeeds
+    finite: Finite | None
+    """Looks at gradients; None when nobody wants to know, or a loss scaler does it."""
+    move: Callable[[Any], Any] | None
+    """Brings a batch to the device and into the dtype; None when it is right as it comes."""
+    gradients: GradientSum | LaneSum | None
+    """None in a world of one, where autograd alone does everything."""
+    autocast: AbstractContextManager[object] | None
+    training_step: StepFunction
+    validation_step: StepFunction
+    cursor: Cursor
+    sampler: LaneSampler
+    loader: Iterable[Batch]
+    validation: Validation | None
+    journal: Journal
+    datamodule: Any = None
+    feed: Feed = field(default_factory=Feed)
+    ledger: Ledger = field(default_factory=Ledger)
+    step: int = 0
+    """Optimizer steps in the surviving timeline."""
+    productive: float = 0.0
+    """Seconds spent on them."""
+    stall: float = 0.0
+    """Seconds that training stood still for checkpoints."""
+    validating: bool = False
+    """Whether a validation was begun after the newest step and has not ended."""
+    stopped: bool = False
+    """Whether something asked to end before the limits."""
+    unchecked: bool = True
+    """Whether the first batch of this process is still to come (R1, R2)."""
+    elapsed: float = 0.0
+    """Seconds that earlier attempts have spent in `fit`."""
+    began: float = field(default_factory=time.monotonic)
+    expired: bool = False
+    """Whether `max_time` has passed, as all ranks have agreed."""
+    measured: dict[str, int] = field(default_factory=dict)
+    """The step at which each value in `trainer.callback_metrics` was taken."""
+    back: Back | None = None
+    """Where to go back to before the next step."""
+    skipped: list[Window] = field(default_factory=list)
+    """What this run has left out."""
+    recent: deque[tuple[int, int, int, int]] = field(default_factory=lambda: deque(maxlen=64))
+    """Step, epoch, start and stop of the newest steps."""
+    losses: list[tuple[torch.Tensor, int]] = field(default_factory=list)
+    """Loss and samples of each lane of the newest step."""
+    reported: int = 0
+    """Step of the last report."""
+    reported_at: float = field(default_factory=time.perf_counter)
+
+    @property
+    def done(self) -> bool:
+        """Whether training is complete."""
+        flags = self.flags
+        if self.stopped and not (
+            (flags.min_steps is not None and self.step < flags.min_steps)
+            or (flags.min_epochs is not None and self.cursor.epoch < flags.min_epochs)
+        ):
+            return True
+        return (
+            self.expired
+            or (flags.max_samples is not None and self.samples >= flags.max_samples)
+            or (flags.max_steps is not None and self.step >= flags.max_steps)
+            or (flags.max_epochs is not None and self.cursor.epoch >= flags.max_epochs)
+        )
+
+    def next_validation(self) -> tuple[int, str] | None:
+        """The step after which the next validation is due, and how often there is one (R8)."""
+        if self.validation is None or not self.validation.batches:
+            return None
+        cursor, flags = self.cursor, self.flags
+        interval, epochs = flags.val_check_interval, flags.check_val_every_n_epoch
+        if isinstance(interval, float):
+            interval = max(1, int(cursor.steps_per_epoch * interval))
+        if interval is not None and epochs is None:
+            return (self.step // interval + 1) * interval, f"every {interval} steps"
+        every = epochs or 1
+        told = "at the end of every epoch" if every == 1 else f"at the end of every {every}th epoch"
+        if interval is not None:
+            told = f"every {interval} steps of {'an' if every == 1 else f'every {every}th'} epoch"
+        here, first, last = cursor.steps, self.step - cursor.steps, cursor.steps + cursor.steps_left
+        for epoch in range(cursor.epoch, cursor.epoch + every + 1):
+            if (epoch + 1) % every == 0:
+                due = last if interval is None else (here // interval + 1) * interval
+                if here < due <= last:
+                    return first + due, told
+            first, here, last = first + last, 0, cursor.steps_per_epoch
+        return None
+
+    @property
+    def time_is_up(self) -> bool:
+        """Whether `max_time` has passed on this rank's clock."""
+        limit = self.flags.max_time
+        return limit is not None and self.elapsed + time.monotonic() - self.began >= limit
+
+    @property
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None when no limit tells."""
+        return planned_steps(self.cursor, self.step, self.flags)
+
+    @property
+    def samples(self) -> int:
+        """Samples used in the surviving timeline."""
+        return self.cursor.before + self.cursor.sample
+
+    def progress(self) -> Progress:
+        """How far this run is, as far as counters tell."""
+        return Progress(
+            step=self.step,
+            total=self.total_steps,
+            epoch=self.cursor.epoch,
+            epochs=self.flags.max_epochs,
+            phase=self.trainer.phase,
+        )
+
+    def record(self, values: dict[str, float]) -> None:
+        """Give reported values to the loggers, but for those logged with ``logger=False``."""
+        kept = self.logs.private()
+        if kept:
+            values = {name: value for name, value in values.items() if name not in kept}
+        if values:
+            self.journal.record(values, step=self.step, epoch=self.cursor.epoch)
+
+    def window(self, step: Step) -> Window:
+        """The samples of the step that comes next."""
+        cursor = self.cursor
+        first = self.samples - cursor.sample + step.start
+        return Window(
+            step=self.step, epoch=cursor.epoch, start=step.start, stop=step.stop, first=first
+        )
+
+    def window_of(self, done: int) -> Window:
+        """The samples of a step that was done lately, after `done` others."""
+        for step, epoch, start, stop in self.recent:
+            if step == done:
+                first = self.samples - self.cursor.sample + start
+                first -= (self.cursor.epoch - epoch) * self.cursor.length
+                return Window(step=step, epoch=epoch, start=start, stop=stop, first=first)
+        raise ValueError(f"step {done + 1} is not one of the last {self.recent.maxlen}")
+
+    def leaves_out(self, step: Step) -> bool:
+        """Whether a step is not to be done."""
+        return any(w.holds(self.cursor.epoch, step.start, step.stop) for w in self.skipped)
+
+    def leave_out(self, step: Step) -> None:
+        """Move past a step that was not done: its samples count as used, the step does not."""
+        self.ledger.covered(self.cursor.epoch, step.start, step.stop)
+        if self.feed.stream is not None:
+            self.feed.stream.completed(step)
+        self.cursor = self.cursor.after(step)
+
+    def advance(self, step: Step, seconds: float) -> None:
+        """Count a completed step: position, ledger and counters move together."""
+        cursor, start, stop = self.cursor, step.start, step.stop
+        self.recent.append((self.step, cursor.epoch, start, stop))
+        self.ledger.covered(cursor.epoch, start, stop)
+        if self.feed.stream is not None:
+            self.feed.stream.completed(step)
+        self.cursor = cursor.after(step)
+        self.step += 1
+        self.productive += seconds
+        self.heart.step(self.step, time.monotonic())
+        if self.page is not None and self.world.local_rank == 0:
+            self.page.step_done(
+                step=self.step,
+                epoch=self.cursor.epoch,
+                samples=self.samples,
+                productive=self.productive,
+                stall=self.stall,
+            )
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether to validate after the newest step; a function of saved counters only (R8)."""
+        if self.validation is None or not self.validation.batches:
+            return False
+        cursor, flags = self.cursor, self.flags
+        at_end = cursor.sample >= cursor.length
+        interval, epochs = flags.val_check_interval, flags.check_val_every_n_epoch
+        if epochs is not None and (cursor.epoch + 1) % epochs:
+            return False
+        if interval is None:
+            return at_end
+        if isinstance(interval, float):
+            interval = max(1, int(cursor.steps_per_epoch * interval))
+        return (self.step if epochs is None else cursor.steps) % interval == 0
+
+
+def planned_steps(cursor: Cursor, step: int, flags: Flags) -> int | None:
+    """Optimizer steps of the whole run, given that `step` of them led to the cursor."""
+    limits = [flags.max_steps] if flags.max_steps is not None else []
+    if flags.max_epochs is not None and cursor.order != "stream":
+        left = flags.max_epochs - cursor.epoch
+        whole = max(0, left - 1) * cursor.steps_per_epoch
+        limits.append(step + whole + (cursor.steps_left if left > 0 else 0))
+    if flags.max_samples is not None:
+        missing = max(0, flags.max_samples - cursor.before - cursor.sample)
+        left = cursor.length - cursor.sample
+        if missing <= left:
+            limits.append(step + -(-missing // cursor.G))
+        else:
+            epochs, rest = divmod(missing - left, cursor.length)
+            more = epochs * cursor.steps_per_epoch - (-rest // cursor.G)
+            limits.append(step + cursor.steps_left + more)
+    return min(limits) if limits else None

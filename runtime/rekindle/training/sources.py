@@ -1,0 +1,240 @@
+"""From what a script gives to loaders: data modules, loaders, and what stands in for a missing one.
+
+`prepare_data` downloads, so it runs on one process and the others wait for its word, however long
+it takes: a thread of the process that works sends a sign of life in between, because a collective
+gives up after minutes. What it raises is raised everywhere.
+
+A script that validates but has no test data can still be tested: the numbers are then those of the
+validation, and that is said once.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import Subset
+
+from rekindle import cpus
+from rekindle.data.loader import BatchSampler, Source, build, limited, take_apart
+from rekindle.datamodule import DataModule
+from rekindle.flags import Flags
+from rekindle.model.module import Module
+from rekindle.ranks.distributed import World
+from rekindle.requirement import RequirementError
+from rekindle.training.run import Validation
+
+Stage = Literal["fit", "validate", "test", "predict"]
+
+SIGN_OF_LIFE = 30.0
+"""Seconds between two signs of life of the process that prepares the data."""
+_INSTEAD = {
+    "validate": ("val_dataloader",),
+    "test": ("test_dataloader", "val_dataloader"),
+    "predict": ("predict_dataloader", "test_dataloader", "val_dataloader"),
+}
+
+
+def prepare(module: Module, datamodule: Any, world: World) -> None:
+    """Run what downloads, on one process (of each node, if the data module says so); collective."""
+    tasks: list[Callable[[], None]] = []
+    everywhere = bool(getattr(datamodule, "prepare_data_per_node", False))
+    for owner, each_node in ((module, False), (datamodule, everywhere)):
+        chosen = world.local_rank == 0 if each_node else world.first
+        for name in ("prepare_data", "prepare"):
+            if owner is not None and chosen and _own(owner, name):
+                tasks.append(getattr(owner, name))
+    if world.size == 1:
+        for task in tasks:
+            task()
+        return
+    if not any(world.gather(bool(tasks))):
+        return
+    error: Exception | None = None
+    done = threading.Event()
+    signs = threading.Thread(target=_signs, args=(world, done, bool(tasks)), daemon=True)
+    signs.start()
+    try:
+        for task in tasks:
+            task()
+    except Exception as failure:
+        error = failure
+    done.set()
+    signs.join()
+    world.agree(error)
+
+
+def _own(owner: object, name: str) -> bool:
+    base = Module if isinstance(owner, Module) else DataModule
+    return getattr(type(owner), name, None) is not getattr(base, name)
+
+
+def _signs(world: World, done: threading.Event, busy: bool) -> None:
+    """Take part in rounds until nobody is busy any more."""
+    while True:
+        if busy:
+            busy = not done.wait(SIGN_OF_LIFE)
+        if not any(world.gather(busy)):
+            return
+
+
+def load(
+    module: Module,
+    datamodule: Any,
+    given: dict[str, Any],
+    world: World,
+    flags: Flags,
+    stage: Stage,
+) -> tuple[Source | None, Source | None]:
+    """The training source (only to fit) and the one to evaluate; collective.
+
+    `given` holds the loaders that the script passed itself, as ``train`` and ``evaluation``.
+    """
+    prepare(module, datamodule, world)
+    error: Exception | None = None
+    sources: tuple[Source | None, Source | None] = (None, None)
+    try:
+        train, evaluation = given.get("train"), given.get("evaluation")
+        if datamodule is not None:
+            datamodule.setup(stage)
+            if stage == "fit":
+                train, evaluation = datamodule.train_dataloader(), datamodule.val_dataloader()
+            elif evaluation is None:
+                evaluation = _substituted(datamodule, stage, world)
+        sources = (
+            None if train is None else _micro(take_apart(train, "train"), flags),
+            None if evaluation is None else take_apart(evaluation, "validation"),
+        )
+        sources = (_workers(sources[0], world), _workers(sources[1], world))
+        if world.first:
+            _warn_if_shared(*sources)
+            if stage == "fit":
+                _warn_of_pinning(train, evaluation)
+    except Exception as failure:
+        error = failure
+    world.agree(error)
+    return sources
+
+
+def _micro(source: Source, flags: Flags) -> Source:
+    if not isinstance(flags.micro_batch, int):
+        return source
+    return replace(source, batch_size=flags.micro_batch)
+
+
+def _workers(source: Source | None, world: World) -> Source | None:
+    """R3: no more workers than processors; they would only take each other's time."""
+    if source is None or not source.options.get("num_workers"):
+        return source
+    asked = source.options["num_workers"]
+    count, limit = cpus.usable()
+    if asked <= count:
+        return source
+    if world.first:
+        warnings.warn(
+            f"R3 num_workers={asked} but this pod may use {count} CPUs ({limit}); using {count}. "
+            f"Set num_workers={count} to silence.",
+            stacklevel=2,
+        )
+    return replace(source, options={**source.options, "num_workers": count})
+
+
+def _substituted(datamodule: Any, stage: str, world: World) -> Any:
+    wanted, *others = _INSTEAD[stage]
+    loader = getattr(datamodule, wanted)()
+    for other in others:
+        if loader is not None:
+            break
+        loader = getattr(datamodule, other)()
+        if loader is not None and world.first:
+            told = ", so the numbers are validation numbers" if other == "val_dataloader" else ""
+            warnings.warn(
+                f"{type(datamodule).__name__} has no {wanted}: {stage}() uses {other}{told}. "
+                f"Define {wanted} to give it data of its own.",
+                stacklevel=2,
+            )
+    return loader
+
+
+def step_name(module: Module, stage: Stage, world: World) -> str:
+    """The module's method for a stage; says when another one stands in for it."""
+    if stage == "predict":
+        return "predict_step"
+    if stage != "test":
+        return "validation_step"
+    if _overridden(module, "test_step") or not _overridden(module, "validation_step"):
+        return "test_step"
+    if world.first:
+        warnings.warn(
+            f"{type(module).__name__} has no test_step: test() uses validation_step, so the "
+            f"metrics carry the names that it gives them. Define test_step to change that.",
+            stacklevel=2,
+        )
+    return "validation_step"
+
+
+def _overridden(module: Module, name: str) -> bool:
+    return name in vars(module) or getattr(type(module), name) is not getattr(Module, name)
+
+
+def _warn_if_shared(train: Source | None, validation: Source | None) -> None:
+    """Two splits of one dataset object cannot have a transform each."""
+    if train is None or validation is None:
+        return
+    one, other = _whole(train.dataset), _whole(validation.dataset)
+    if one is not other:
+        return
+    for name in ("transform", "transforms"):
+        transform = getattr(one, name, None)
+        if transform is None:
+            continue
+        shown = getattr(transform, "__name__", type(transform).__name__)
+        warnings.warn(
+            f"training and validation data share one {type(one).__name__} object, so both are read "
+            f"with its {name}={shown}, the one that was set last. Give each split an object of its "
+            f"own: Subset({type(one).__name__}(...), split.indices).",
+            stacklevel=2,
+        )
+        return
+
+
+def _warn_of_pinning(*loaders: Any) -> None:
+    """Pinned memory is for transfers to a device."""
+    if torch.cuda.is_available() or not any(getattr(one, "pin_memory", False) for one in loaders):
+        return
+    warnings.warn(
+        "DataLoader(pin_memory=True) has no effect here: there is no accelerator that memory could "
+        "be copied to. Leave it out, or ignore this where the script also runs on GPUs.",
+        stacklevel=2,
+    )
+
+
+def _whole(dataset: Any) -> Any:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset
+
+
+def dealt(source: Source | None, limit: int | float, world: World, seed: int) -> Validation | None:
+    """Data to evaluate, dealt out over the ranks; None when there is none."""
+    if source is None or not source.samples:
+        return None
+    batches = limited(limit, source.batches)
+    if not batches:
+        return None
+    sampler = BatchSampler(
+        source.samples, source.batch_size, batches, rank=world.rank, world_size=world.size
+    )
+    return Validation(loader=build(source, sampler, seed), batches=batches)
+
+
+def needed(data: Validation | None, stage: Stage) -> Validation:
+    """Refuse a stage without data."""
+    if data is None:
+        raise RequirementError(
+            f"R9 {stage}() got no data: give a loader, or a DataModule with "
+            f"{' or '.join(_INSTEAD[stage])} (and a limit of more than nothing)."
+        )
+    return data

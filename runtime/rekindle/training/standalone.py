@@ -1,0 +1,125 @@
+"""`validate`, `test` and `predict`: one pass over data outside of training.
+
+They share all of it with a validation within `fit` but where data and steps come from, and that
+nothing is saved: there is no consensus to take part in, since a pass that is cut short is simply
+run again.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from rekindle.checkpoint import Store
+from rekindle.logs import Logs
+from rekindle.model import deferred
+from rekindle.model.module import Module
+from rekindle.model.precision import autocast, convert
+from rekindle.ranks.distributed import World
+from rekindle.resolving import choose, first_good, locate, whole
+from rekindle.saving.policy import best_rule, root, store_options
+from rekindle.telemetry import Meter
+from rekindle.training.evaluation import evaluate, predict
+from rekindle.training.hooks import Hooks
+from rekindle.training.placement import copies
+from rekindle.training.preflight import step_function
+from rekindle.training.sources import Stage, dealt, load, needed, step_name
+from rekindle.training.state import load_model
+
+if TYPE_CHECKING:
+    from rekindle.trainer import Trainer
+
+
+def run_alone(
+    trainer: "Trainer",
+    module: Module,
+    stage: Stage,
+    *,
+    datamodule: Any,
+    loaders: Any,
+    world: World,
+    hooks: Hooks,
+    ckpt_path: str | None = None,
+    collect: bool = True,
+) -> Any:
+    """Metrics by name, or for ``predict`` the predictions (None unless `collect`); collective."""
+    flags, logs = trainer.flags, Logs(module)
+    world = copies(flags, world)
+    _, source = load(module, datamodule, {"evaluation": loaders}, world, flags, stage)
+    limits = {
+        "validate": flags.limit_val_batches,
+        "test": flags.limit_test_batches,
+        "predict": flags.limit_predict_batches,
+    }
+    data = needed(dealt(source, limits[stage], world, flags.seed), stage)
+    step = step_function(module, step_name(module, stage, world))
+    for hook in hooks.setup:
+        hook(trainer, module, stage)
+    deferred.configure(module, world.device)
+    module.to(world.device)
+    convert(module, flags.precision, world.device)
+    module.attach(trainer, logs)
+    if ckpt_path is not None:
+        _load_weights(trainer, module, ckpt_path, world)
+    found: Any
+    if stage == "predict":
+        found = predict(
+            trainer=trainer,
+            module=module,
+            hooks=hooks,
+            logs=logs,
+            world=world,
+            data=data,
+            step=step,
+            autocast=autocast(flags.precision, world.device),
+            seed=flags.seed,
+            collect=collect,
+            inference=flags.inference_mode,
+        )
+    else:
+        found = evaluate(
+            trainer=trainer,
+            module=module,
+            hooks=hooks,
+            logs=logs,
+            world=world,
+            meter=Meter(first=world.local_rank == 0),
+            validation=data,
+            validation_step=step,
+            autocast=autocast(flags.precision, world.device),
+            seed=flags.seed,
+            step=trainer.global_step,
+            poll=lambda: False,
+            stage="test" if stage == "test" else "validation",
+            inference=flags.inference_mode,
+        )
+    for hook in hooks.teardown:
+        hook(trainer, module, stage)
+    if datamodule is not None:
+        datamodule.teardown(stage)
+    return found
+
+
+def _load_weights(trainer: "Trainer", module: Module, ckpt_path: str, world: World) -> None:
+    """Give the module the weights that a `ckpt_path` means; collective."""
+    flags = trainer.flags
+    options = store_options(flags)
+    uri, _ = root(flags)
+    error: Exception | None = None
+    refs, where = [], uri
+    if world.first:
+        try:
+            target = locate(ckpt_path, root=uri, script_root=whole(flags.root), options=options)
+            where = whole(target.uri)
+            refs = choose(Store.open(where, **options), target, best_rule(flags))
+            if not refs:
+                raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: no checkpoint in {where}")
+        except Exception as failure:
+            error = failure
+    world.agree(error)
+    refs, where = world.share((refs, where))
+    try:
+        store = Store.open(where, **options)
+        restored = first_good(store, refs, trainer.print)
+        load_model(module, restored.state["model"], restored.ref.step)
+        trainer.print(f"weights of step {restored.ref.step} from {where}")
+    except Exception as failure:
+        error = failure
+    world.agree(error)
