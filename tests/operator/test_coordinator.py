@@ -67,6 +67,11 @@ class Bench:
     def room(self):
         return self.coordinator.room(JOB)
 
+    @property
+    def watching(self):
+        """So many watches are held open."""
+        return len(self.room.changed._waiters)
+
     async def post(self, body, pod="digits-0", headers=AUTH, job="digits"):
         data = body if isinstance(body, (bytes, str)) else json.dumps(body.to_json())
         url = contract.pod_path("ml", job, pod)
@@ -193,24 +198,20 @@ def test_progress_wakes_the_job_at_a_bounded_rate():
 def test_a_watch_answers_at_once_when_its_version_is_old():
     async def scenario(bench):
         await bench.view(report())
-        started = time.monotonic()
-        status, _ = await bench.get(version="older", wait=5)
+        status, _ = await bench.get(version="older", wait=30)  # longer than a scenario may take
         assert status == 200
-        assert time.monotonic() - started < 1
 
     with_bench(scenario)
 
 
-def test_a_watch_wakes_up_within_milliseconds_of_a_round():
+def test_a_watch_is_held_until_there_is_a_round():
     async def scenario(bench):
         version = (await bench.view(report())).version
-        watch = asyncio.create_task(bench.get(version=version, wait=5))
-        await asyncio.sleep(0.05)
+        watch = asyncio.create_task(bench.get(version=version, wait=30))
+        await until(lambda: bench.watching == 1)
         assert not watch.done()
-        started = time.monotonic()
         bench.room.set(round_of("digits-0"), {})
         _, text = await watch
-        assert time.monotonic() - started < 0.25
         assert View.from_json(json.loads(text)).round == round_of("digits-0")
 
     with_bench(scenario)
@@ -320,10 +321,10 @@ def test_many_watches_are_served_at_once():
         bench.live = {(name, f"uid-{name}") for name in names}
         versions = [(await bench.view(report(n), pod=n)).version for n in names]
         watches = [
-            asyncio.create_task(bench.get(pod=n, version=v, wait=5))
+            asyncio.create_task(bench.get(pod=n, version=v, wait=30))
             for n, v in zip(names, versions, strict=True)
         ]
-        await asyncio.sleep(0.1)
+        await until(lambda: bench.watching == len(names))
         bench.room.set(round_of(*names), {})
         answers = await asyncio.gather(*watches)
         assert {status for status, _ in answers} == {200}
@@ -446,15 +447,15 @@ def test_all_that_break_at_once_tell_of_the_way_and_of_no_pod(monkeypatch, caplo
 
 
 def test_one_that_is_back_at_once_tells_nothing(monkeypatch):
-    monkeypatch.setattr(module, "RETURN", 0.2)
+    monkeypatch.setattr(module, "RETURN", 60.0)
 
     async def scenario(bench):
         async with lifeline(bench):
             await until(lambda: bench.room.lifelines)
-            first = dict(bench.room.lifelines)
+        await until(lambda: not bench.room.lifelines)
         async with lifeline(bench):
-            await until(lambda: bench.room.lifelines != first)
-            await asyncio.sleep(0.3)
+            await until(lambda: bench.room.lifelines)
+            bench.coordinator._vanished(JOB, "digits-0", "uid-digits-0", time.time())
             assert not bench.room.vanished
             assert not bench.wakes
 
