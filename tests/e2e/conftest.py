@@ -315,6 +315,7 @@ class Job:
                     self.site.core.read_namespaced_pod_log(
                         pod.metadata.name, self.namespace, tail_lines=30
                     )
+                    or "nothing in its log"
                 )
             except client.ApiException as error:
                 parts.append(f"no log: {error.status}")

@@ -72,6 +72,8 @@ def test_a_deleted_pod_trains_on_until_another_one_has_taken_its_rank(living):
 
 
 def test_a_node_that_goes_is_left_for_another_one_before_it_does(living, site):
+    if len(site.core.list_node().items) < 2:
+        pytest.skip("this cluster has one node: nobody can leave it for another one")
     living.whole()
     before = living.members()
     node = living.node_of(before[1])
@@ -135,8 +137,9 @@ def test_a_second_pod_and_the_operator_die_during_the_recovery(living, site):
     site.kill_pod(living.namespace, second)
     site.operator.kill()
     site.operator.start()
-    incident = living.incident(first)
-    assert incident["cause"] == "PodLost"
+    # A kubelet sends SIGTERM even for a forced deletion; whose word comes first decides the name.
+    causes = {"PodLost"} if site.embedded else {"PodLost", "Preempted"}
+    assert living.incident(first)["cause"] in causes
     status = living.whole()
     assert stays in living.members()
     lost = [victim for incident in status["incidents"] for victim in incident["victims"]]
