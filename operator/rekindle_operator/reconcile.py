@@ -80,12 +80,12 @@ def reconcile(
     hold = settle is not None or (outage and pause > 0)
     decision = rounds.decide(job, observed, last_number=record.round, hold=hold, now=now)
     if decision.finished:
-        return _end(job, record, observed, now, fresh, reason=None, text="training is complete")
-
-    if verdict is None or verdict.retry:
+        verdict = None
+    elif verdict is None or verdict.retry:
         verdict = deadlines.passed(job, record, observed, now) or deadlines.refusal(observed)
-    if verdict is not None:
-        return _end(job, record, observed, now, fresh, reason=verdict.reason, text=verdict.message)
+    if decision.finished or verdict is not None:
+        end = _end(job, record, observed, now, fresh, verdict)
+        return replace(end, resolved=resolved, measured=measured)
     if decision.form:
         record = replace(record, round=decision.form.number)
 
@@ -170,17 +170,16 @@ def _end(
     observed: Observed,
     now: float,
     fresh: tuple[Incident, ...],
-    *,
-    reason: str | None,
-    text: str,
+    verdict: incidents.Verdict | None,
 ) -> Plan:
-    """The job ends now: well when there is no reason, else for that reason."""
-    phase = status.FAILED if reason else status.SUCCEEDED
-    why = conditions.as_reason(reason or "Completed")
+    """The job ends now: well when there is no verdict, else as that says."""
+    phase = status.FAILED if verdict else status.SUCCEEDED
+    why = conditions.as_reason(verdict.reason if verdict else "Completed")
+    text = verdict.message if verdict else "training is complete"
     record = bookkeeping.close_all(record, now)
     record = replace(record, phase=phase, completion_time=now, reason=why, message=text)
-    code = _exit_code(record, fresh) if reason else ExitCode.DONE
-    event = Event(kind="Warning" if reason else "Normal", reason=why, message=text)
+    code = _exit_code(record, fresh) if verdict else ExitCode.DONE
+    event = Event(kind="Warning" if verdict else "Normal", reason=why, message=text)
     return Plan(
         status=status.render(job, record, observed, conditions.ended(phase, why, text), text, now),
         directives=directives.stop(observed, code, text),

@@ -266,6 +266,7 @@ class World:
         self.deleted: list[str] = []
         self.events: list = []
         self.incidents: list = []
+        self.resolved: list = []
         self.plans = 0
         self.checked = None
         self.removed = False
@@ -851,6 +852,7 @@ class World:
         self.directives = dict(plan.directives)
         self.events.extend(plan.events)
         self.incidents.extend(plan.incidents)
+        self.resolved.extend(plan.resolved)
         self.removed = plan.remove_job
         self.alarm = None if plan.requeue is None else self.now + plan.requeue
         return None

@@ -96,3 +96,11 @@ def test_an_incident_tells_where_the_time_went_and_the_next_operator_knows(world
     before = w.last
     w.restart_operator().run(2)
     assert w.last == before
+
+
+def test_a_recovery_into_the_last_step_is_in_the_metrics_too(world):
+    w = world().start().train(12)
+    w.total_steps = w.committed.step + 1
+    w.kill("digits-1").run(20)
+    assert w.phase == "Succeeded"
+    assert [incident.victims for incident in w.resolved] == [("digits-1",)]
