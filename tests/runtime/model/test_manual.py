@@ -13,7 +13,7 @@ import rekindle as rk
 from rekindle.model.precision import MixedPrecision
 from rekindle.strategies.sharding import networks
 
-PROGRAM = Path(__file__).parent / "program"
+PROGRAM = Path(__file__).parents[1] / "program"
 REAL = torch.randn(37, 2, generator=torch.Generator().manual_seed(0)) * 0.3 + 2
 DATA = TensorDataset(REAL)
 
