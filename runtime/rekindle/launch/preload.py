@@ -10,6 +10,11 @@ cannot share or that each worker has to do for itself:
 - it initialised CUDA, after which a fork cannot use it;
 - it seeded or used a random generator that a worker seeds anew, or keeps one of its own.
 
+Two things that widely used libraries do are no reason. An installed package may draw from a
+generator, since every worker gets a fresh one; whether it only drew, or set it, shows in the state
+afterwards. And of the modules in ``RANKED`` it is known how they keep the rank, so that each worker
+puts it right (`set_ranks`).
+
 A script whose imports fail fails in its worker, where it can be seen; here that is only noted.
 The files of the user's own modules are remembered with their times: who forks later can tell
 whether what was imported is still what is on disk.
@@ -27,7 +32,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any
 
 from rekindle.contract import ENV_CHECKPOINT_URI
@@ -50,6 +55,16 @@ BASE = (
 """What any script needs, or is soon to."""
 OF_STORES = {"s3": "rekindle.checkpoint.s3"}
 """What a store needs in addition, by the scheme of its URI."""
+RANKED: Mapping[str, Sequence[str]] = {
+    "torchmetrics.utilities.prints": ("LOCAL_RANK",),
+    "lightning.fabric.utilities.rank_zero": ("RANK", "LOCAL_RANK"),
+    "lightning_fabric.utilities.rank_zero": ("RANK", "LOCAL_RANK"),
+}
+"""Modules that keep a rank in ``rank_zero_only.rank`` -> the first of these variables that is set.
+
+It decides who prints a warning, for example."""
+BLOCKS = 64
+"""So many times 624 numbers an import may draw, and it still shows that it drew them."""
 EVERYTHING = "*"
 """In place of a name: none of the script's imports."""
 
@@ -85,7 +100,7 @@ def preload(command: Sequence[str], without: Sequence[str] = ()) -> Preloaded:
             for each in _wanted(command, without, failed):
                 was = _Situation()
                 _try(each, failed)
-                why = _charge(reads, was, _Situation())
+                why = _charge(reads, was, _Situation(), installed=_is_installed(each.root))
                 if why is not None:
                     unfit.setdefault(each.root, why)
                     reads.clear()
@@ -163,8 +178,10 @@ class _Situation:
         self.random = _random_state()
 
 
-def _charge(reads: set[str], before: _Situation, after: _Situation) -> str | None:
-    """Say what an import did that makes it unfit."""
+def _charge(
+    reads: set[str], before: _Situation, after: _Situation, *, installed: bool
+) -> str | None:
+    """Say what an import did that makes it unfit; `installed`: it is no module of the user's."""
     if reads:
         return f"reads {', '.join(sorted(reads))} while it is imported"
     if after.threads > before.threads:
@@ -174,7 +191,7 @@ def _charge(reads: set[str], before: _Situation, after: _Situation) -> str | Non
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "initialises CUDA while it is imported"
-    if not _same(before.random, after.random):
+    if not (_drew if installed else _same)(before.random, after.random):
         return "uses or seeds random numbers while it is imported"
     if kept := after.files - before.files:
         return f"keeps {min(kept)} open from its import on"
@@ -191,9 +208,32 @@ class _Environment(os._Environ):  # type: ignore[type-arg]
     reads: set[str]
 
     def __getitem__(self, key: str) -> str:
-        if key in OF_A_WORKER:
+        if key in OF_A_WORKER and key not in RANKED.get(_reader(), ()):
             self.reads.add(key)
         return str(super().__getitem__(key))
+
+
+def _reader() -> str:
+    """Give the name of the module that looks at the environment."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and frame.f_globals.get("__name__") in {
+        "os",
+        "_collections_abc",
+        "collections.abc",
+    }:
+        frame = frame.f_back
+    return str(frame.f_globals.get("__name__")) if frame else ""
+
+
+def set_ranks() -> None:
+    """Put right, in a worker, what modules of ``RANKED`` took for the rank when they were imported.
+
+    Raises ValueError where they would.
+    """
+    for name, variables in RANKED.items():
+        if (module := sys.modules.get(name)) is not None:
+            told = [os.environ[variable] for variable in variables if variable in os.environ]
+            module.rank_zero_only.rank = int(told[0]) if told else 0
 
 
 @contextmanager
@@ -253,6 +293,32 @@ def _same(before: tuple[Any, Any], after: tuple[Any, Any]) -> bool:
     )
 
 
+def _drew(before: tuple[Any, Any], after: tuple[Any, Any]) -> bool:
+    """Whether the generators are as they were, or have been drawn from and not been set."""
+    if not _advanced(before[0][1], after[0][1]):
+        return False
+    if not isinstance(before[1], tuple) or not isinstance(after[1], tuple):
+        return _same((None, before[1]), (None, after[1]))  # not there yet, or another kind of one
+    return _advanced(*((*map(int, state[1]), int(state[2])) for state in (before[1], after[1])))
+
+
+def _advanced(before: Sequence[int], after: Sequence[int]) -> bool:
+    """Whether a Mersenne Twister comes from one of its states to another by drawing.
+
+    A state is 624 words and the place of the next one; Python's and NumPy's are the same generator.
+    Words stay until all of them are used: so it is enough to look at each block of them once.
+    """
+    generator = random.Random()
+    state = tuple(before)
+    for _ in range(BLOCKS):
+        if state[:-1] == tuple(after[:-1]):
+            return True
+        generator.setstate((3, state, None))
+        generator.getrandbits(32 * (len(state) - state[-1]))
+        state = generator.getstate()[1]
+    return False
+
+
 def _keeps_generator(module: ModuleType) -> bool:
     kinds: list[type] = [random.Random]
     if (numpy := sys.modules.get("numpy.random")) is not None:
@@ -267,6 +333,12 @@ _INSTALLED = tuple(
     for name, path in sysconfig.get_paths().items()
     if name in {"stdlib", "platstdlib", "purelib", "platlib"}
 )
+
+
+def _is_installed(root: str) -> bool:
+    """Whether a package is an installed one, and not the user's own."""
+    path = getattr(sys.modules.get(root), "__file__", None)
+    return isinstance(path, str) and os.path.realpath(path).startswith(_INSTALLED)
 
 
 def _own_file(module: ModuleType) -> str | None:

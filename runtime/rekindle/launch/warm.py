@@ -270,6 +270,7 @@ def become(job: Job, start: Start, files: Mapping[str, tuple[int, int]]) -> NoRe
             os.dup2(file, target)
             os.close(file)
     os.environ.update(job.environment)
+    preload.set_ranks()
     if (path := preload.changed(files)) is not None:
         _run_fresh(path, start)
     worker.end(start.command)

@@ -1,6 +1,7 @@
 """What is imported ahead of time, and what must not be."""
 
 import os
+import subprocess
 import sys
 import textwrap
 import threading
@@ -73,6 +74,66 @@ def test_what_a_fork_cannot_share_is_unfit_with_its_reason(attempt, monkeypatch,
     found = attempt(module)
     assert list(found.unfit) == ["helper"]
     assert why in found.unfit["helper"]
+
+
+DRAWS = "import random, numpy\nrandom.random(), numpy.random.random()"
+
+
+@pytest.mark.parametrize(
+    "draws", [DRAWS, f"{DRAWS}\nx = numpy.random.random(5000), random.randbytes(9999)"]
+)
+def test_an_installed_package_may_draw_random_numbers(attempt, monkeypatch, tmp_path, draws):
+    assert "random numbers" in attempt(draws).unfit["helper"]
+    del sys.modules["helper"]
+    monkeypatch.setattr(preload, "_INSTALLED", (f"{tmp_path}{os.sep}",))
+    assert attempt(draws).unfit == {}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [f"{DRAWS}\nrandom.seed(7)", f"{DRAWS}\nnumpy.random.seed(7)", "import random\nrandom.seed()"],
+)
+def test_an_installed_package_may_not_seed_them(attempt, monkeypatch, tmp_path, module):
+    monkeypatch.setattr(preload, "_INSTALLED", (f"{tmp_path}{os.sep}",))
+    assert "random numbers" in attempt(module).unfit["helper"]
+
+
+def test_a_rank_that_a_known_module_keeps_is_put_right_in_each_worker(attempt, monkeypatch):
+    monkeypatch.setattr(preload, "RANKED", {"helper": ("RANK", "LOCAL_RANK"), "absent": ("RANK",)})
+    found = attempt(
+        """
+        import os
+        def rank_zero_only(): ...
+        rank_zero_only.rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", 0)))
+        """
+    )
+    assert found.unfit == {}
+    kept = sys.modules["helper"].rank_zero_only
+    for variable, rank in (("LOCAL_RANK", 3), ("RANK", 7)):
+        monkeypatch.setenv(variable, str(rank))
+        preload.set_ranks()
+        assert kept.rank == rank
+    for variable in ("LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(variable)
+    preload.set_ranks()
+    assert kept.rank == 0
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", sorted(preload.RANKED))
+def test_the_known_modules_keep_the_rank_where_it_is_looked_for(name):
+    pytest.importorskip(name.partition(".")[0])
+    code = f"from {name} import rank_zero_only; print(rank_zero_only.rank)"
+    variables = {variable: str(5 + n) for n, variable in enumerate(preload.RANKED[name])}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **variables},
+    )
+    assert done.stdout == "5\n"
 
 
 def test_other_variables_may_be_read_and_the_environment_is_itself_again(attempt, monkeypatch):

@@ -201,6 +201,27 @@ def test_what_an_import_keeps_of_a_worker_is_left_to_the_workers(start_pod):
         assert f"[{rank}] rank {rank}\n" in pod.text()
 
 
+LIBRARIES = """
+import os
+import sklearn.datasets
+from torchmetrics.utilities.prints import rank_zero_only
+import helper
+print(helper.THERE, helper.PROCESS == os.getpid(), rank_zero_only.rank)
+"""
+HELPER = """
+import os, sys
+PROCESS, THERE = os.getpid(), [name for name in ("sklearn", "torchmetrics") if name in sys.modules]
+"""
+
+
+def test_libraries_that_keep_the_rank_or_draw_numbers_are_shared_all_the_same(start_pod):
+    two = {"REKINDLE_PROC_PER_NODE": "2"}
+    pod = start_pod("a", LIBRARIES, environment=two, files={"helper.py": HELPER})
+    assert pod.exit_code() == 0
+    for rank in range(2):
+        assert f"[{rank}] ['sklearn', 'torchmetrics'] False {rank}\n" in pod.text()
+
+
 def test_a_fork_server_that_does_not_answer_is_killed_with_what_it_might_still_say(monkeypatch):
     deaf = [sys.executable, "-c", "import time; time.sleep(600)"]
     monkeypatch.setattr(forkserver, "arguments_of", lambda _start: deaf)
