@@ -32,6 +32,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import statistics
@@ -138,8 +139,11 @@ def wait_for(check: Callable[[], Any], what: str, seconds: float = PATIENCE) -> 
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """One that nobody listens on, below those that outgoing connections get."""
+    for port in random.sample(range(12_000, 20_000), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("no free port was found")
 
 
 def python_path() -> str:

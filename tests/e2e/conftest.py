@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -36,13 +37,18 @@ from rekindle_local.objectstore import ObjectStore
 
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "rekindle.dev", "v1alpha1", "trainingjobs"
+PORTS = range(12_000, 20_000)
+"""Below those that the kernel gives away."""
 PATIENCE = 90.0
 """Seconds that any single thing may take on two busy cores."""
 
 
 def free_port(host: str) -> int:
-    with socket.create_server((host, 0)) as server:
-        return server.getsockname()[1]
+    """A port that nobody listens on, and none that an outgoing connection could get meanwhile."""
+    for port in random.sample(PORTS, len(PORTS)):
+        with contextlib.suppress(OSError), socket.create_server((host, port)):
+            return port
+    raise AssertionError(f"all ports of {PORTS} are taken")
 
 
 @dataclass
