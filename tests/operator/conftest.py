@@ -359,7 +359,7 @@ class World:
             (p.uid, p.phase, p.node, p.kill_at, p.agent and p.agent.known())
             for p in self.pods.values()
         ]
-        known = {k: v for k, v in self.status.items() if k not in {"goodput", "progress"}}
+        known = {k: v for k, v in self.status.items() if k != "goodput"}
         return agents, known, self.round, dict(self.directives), self.removed
 
     def run(self, seconds=0.0, *, until=None, pace=1.0):
