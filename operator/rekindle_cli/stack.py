@@ -135,7 +135,7 @@ class Stack:
     def _start(self) -> None:
         options = self._options
         self._start_cluster()
-        ports = _free_ports(2)
+        ports = free_ports(2)
         operator = Supervisor(
             "operator",
             _operator_command(*ports, verbose=options.verbose),
@@ -215,7 +215,7 @@ def _operator_environment(kubeconfig: Path) -> dict[str, str]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """Ports that are free now and stay so while the operator is down for a moment.
 
     Not those that the system would pick: any outgoing connection may take one of them meanwhile.
@@ -225,10 +225,10 @@ def _free_ports(count: int) -> list[int]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind((host, port))
             except OSError:
                 continue
         found.append(port)
         if len(found) == count:
             return found
-    raise Failure(f"No free ports between {_PORTS[0]} and {_PORTS[-1]} on 127.0.0.1.")
+    raise Failure(f"No free ports between {_PORTS[0]} and {_PORTS[-1]} on {host}.")

@@ -32,9 +32,7 @@ import argparse
 import contextlib
 import json
 import os
-import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -56,6 +54,7 @@ from kubernetes import client, config
 from recovery_steps import Course, longest_gap, resumed_at, settled, steps_lost
 
 from rekindle.contract import RECOVERY_PHASES
+from rekindle_cli.stack import free_ports
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
 
@@ -138,14 +137,6 @@ def wait_for(check: Callable[[], Any], what: str, seconds: float = PATIENCE) -> 
     return value
 
 
-def free_port() -> int:
-    """One that nobody listens on, below those that outgoing connections get."""
-    for port in random.sample(range(12_000, 20_000), 100):
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise OSError("no free port was found")
-
-
 def python_path() -> str:
     """Where processes find this checkout's packages, whatever else is installed."""
     own = [str(ROOT / "operator"), str(ROOT / "runtime")]
@@ -155,7 +146,7 @@ def python_path() -> str:
 @contextlib.contextmanager
 def operator(kubeconfig: Path, log: Path) -> Iterator[None]:
     """The operator as a process."""
-    port, health = free_port(), free_port()
+    port, health = free_ports(2)
     command = [
         sys.executable, "-m", "rekindle_operator",
         "--coordinator-url", f"http://127.0.0.1:{port}",
@@ -381,7 +372,7 @@ def launchers(site: Site, name: str, endpoint: str | None) -> list[str]:
                 "python", "-m", "torch.distributed.run",
                 "--nnodes=2:3", "--nproc-per-node=1", "--max-restarts=10",
                 "--rdzv-backend=c10d", f"--rdzv-id={name}",
-                f"--rdzv-endpoint={endpoint or '$(POD_IP):' + str(free_port())}",
+                f"--rdzv-endpoint={endpoint or '$(POD_IP):' + str(free_ports(1)[0])}",
                 f"--rdzv-conf={settings.format(host=int(number == 0))}",
                 "--local-addr=$(POD_IP)",
                 str(HERE / "recovery_torchrun.py"),

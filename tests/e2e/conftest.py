@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import signal
 import socket
 import subprocess
@@ -31,24 +30,15 @@ import yaml
 from kubernetes import client, config
 
 from rekindle.checkpoint import Store
+from rekindle_cli.stack import free_ports
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
 from rekindle_local.objectstore import ObjectStore
 
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "rekindle.dev", "v1alpha1", "trainingjobs"
-PORTS = range(12_000, 20_000)
-"""Below those that the kernel gives away."""
 PATIENCE = 90.0
 """Seconds that any single thing may take on two busy cores."""
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens on, and none that an outgoing connection could get meanwhile."""
-    for port in random.sample(PORTS, len(PORTS)):
-        with contextlib.suppress(OSError), socket.create_server((host, port)):
-            return port
-    raise AssertionError(f"all ports of {PORTS} are taken")
 
 
 @dataclass
@@ -63,8 +53,8 @@ class Operator:
     health: str = ""
 
     def start(self) -> None:
-        self.port = self.port or free_port(self.host)
-        health = free_port(self.host)
+        coordinator, health = free_ports(2, self.host)
+        self.port = self.port or coordinator
         command = [
             sys.executable, "-m", "rekindle_operator",
             "--coordinator-url", f"http://{self.host}:{self.port}",

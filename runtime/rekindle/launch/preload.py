@@ -216,11 +216,7 @@ class _Environment(os._Environ):  # type: ignore[type-arg]
 def _reader() -> str:
     """Give the name of the module that looks at the environment."""
     frame: FrameType | None = sys._getframe(2)
-    while frame and frame.f_globals.get("__name__") in {
-        "os",
-        "_collections_abc",
-        "collections.abc",
-    }:
+    while frame and frame.f_globals.get("__name__") in {"os", "collections.abc"}:
         frame = frame.f_back
     return str(frame.f_globals.get("__name__")) if frame else ""
 
