@@ -109,6 +109,10 @@ ENV_NOTICE_FILE = "REKINDLE_NOTICE_FILE"
 ENV_HANG_TIMEOUT = "REKINDLE_HANG_TIMEOUT"
 """Seconds without a sign of life after which a worker counts as hung; ``auto`` (or unset) learns
 them from the run, ``never`` looks away."""
+ENV_PROGRESS = "REKINDLE_PROGRESS"
+"""``spec.progress`` as JSON: where a script without our trainer shows its steps. At most one of
+``{"file": PATH}``, ``{"tensorboard": DIR}``, ``{"log": {"pattern": REGEX}}`` and ``{"log":
+{"preset": "huggingface"}}``. Unset: nothing but ``rekindle.report`` tells them."""
 ENV_METRICS_PORT = "REKINDLE_METRICS_PORT"
 """Overrides POD_METRICS_PORT; 0 picks a free port, empty serves nothing."""
 ENV_RUN_DIR = "REKINDLE_RUN_DIR"
@@ -118,8 +122,13 @@ ENV_ROUND = "REKINDLE_ROUND"
 ENV_MEMORY = "REKINDLE_MEMORY"
 """Set by the agent for its workers: descriptors of two memory files that outlive them, as numbers
 separated by a comma. Unset: there are none."""
+ENV_REPORT = "REKINDLE_REPORT_FILE"
+"""Set by the agent for its worker with rank 0: the file in which ``rekindle.report`` leaves word."""
 ENV_WARM = "REKINDLE_WARM"
 """``0`` starts each worker as a fresh interpreter instead of forking it from a warm one."""
+
+RUNS_AFTER = 10.0
+"""Seconds for which the workers of a script that says nothing must run to count as running."""
 
 
 class ExitCode(IntEnum):
@@ -408,7 +417,7 @@ class Timings(Document):
     """How the workers of a round came up: seconds since the agent first saw the round.
 
     Durations of one clock and no times of day, so that nothing rests on clocks that agree. None:
-    not yet, or never (a plain script forms no group and restores nothing that we know of).
+    not yet, or never (a plain script restores nothing that we know of).
     """
 
     age: float = 0.0
@@ -426,6 +435,9 @@ class Timings(Document):
     """State was back in place, in whatever way."""
     stepped: float | None = None
     """The first optimizer step was done."""
+    running: float | None = None
+    """The workers counted as running: the first step was done or, where steps are unknown, their
+    process group was formed, or they had run for RUNS_AFTER seconds."""
 
     def __post_init__(self) -> None:
         _seconds(self.age, "age")

@@ -52,7 +52,7 @@ REPORT = AgentReport(
     restored=Restored(step=5, source="s3://b/r", skipped=("damaged",)),
     outcome=OUTCOME,
     failed_for=0.25,
-    timings=Timings(stopped=0.01, started=0.05, stepped=0.2),
+    timings=Timings(stopped=0.01, started=0.05, stepped=0.2, running=0.2),
     ranks=(RankReport(rank=0, step=7, phase="training", idle=0.1, busy=0.02),),
     hang=Hang(rank=0, step=7, phase="training", idle=90.0, timeout=60.0, stacks="in f"),
     rollback=Rollback(at_step=9, to_step=5, reason="the loss is not finite", at=3.0),
