@@ -139,7 +139,8 @@ def images(job: Manifest) -> set[str]:
         for container in _entries(spec, group):
             if isinstance(container.get("image"), str):
                 found.add(container["image"])
-    return found
+    launcher = _at(job, "spec", "launcher", "image")
+    return found | {launcher} if isinstance(launcher, str) else found
 
 
 def program(job: Manifest) -> str | None:

@@ -33,6 +33,8 @@ _OPERATOR_SECONDS = 60.0
 _PORTS = range(20_000, 30_000)
 LAUNCHER = ("python", "-m", "rekindle.launch")
 """ENTRYPOINT of the runtime image."""
+_RUNTIME_IMAGE = "rekindle/runtime:this-environment"
+"""What spec.launcher.inject copies the launcher from, unless the job names an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +180,7 @@ class Stack:
         # The object store's address and secret are known only now, and there is no pod yet.
         s3 = None if options.real_s3 else self.s3
         images |= {name: runtime_image(where, s3) for name, where in options.workdirs.items()}
+        images.setdefault(_RUNTIME_IMAGE, runtime_image(cluster.cluster.state_dir, s3))
 
 
 def _definitions() -> tuple[dict[str, Any], ...]:
@@ -200,6 +203,8 @@ def _operator_command(port: int, metrics_port: int, *, verbose: bool) -> list[st
         str(port),
         "--metrics-port",
         str(metrics_port),
+        "--runtime-image",
+        _RUNTIME_IMAGE,
     ]
     return [*command, "--verbose"] if verbose else command
 

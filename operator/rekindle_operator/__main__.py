@@ -17,7 +17,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT
-from rekindle_operator import handlers, metrics
+from rekindle_operator import handlers, metrics, resources
 from rekindle_operator.cluster import Cluster
 from rekindle_operator.controller import Controller
 
@@ -53,6 +53,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="do without nodes: notices of spot reclaim are then seen on pods only",
     )
+    parser.add_argument(
+        "--runtime-image",
+        default=resources.RUNTIME_IMAGE,
+        metavar="IMAGE",
+        help="where the launcher is copied from into images that do not have it "
+        "(spec.launcher.inject)",
+    )
     parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
     return parser.parse_args(arguments)
 
@@ -81,7 +88,10 @@ async def run(options: argparse.Namespace) -> None:
     cluster = await Cluster.connect()
     watch_nodes = not options.no_watch_nodes
     controller = Controller(
-        cluster, coordinator_url=options.coordinator_url, watch_nodes=watch_nodes
+        cluster,
+        coordinator_url=options.coordinator_url,
+        watch_nodes=watch_nodes,
+        runtime_image=options.runtime_image,
     )
     ready = asyncio.Event()
     servers = [

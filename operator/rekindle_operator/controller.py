@@ -91,9 +91,17 @@ class JobState:
 class Controller:
     """All jobs of this operator."""
 
-    def __init__(self, cluster: Cluster, *, coordinator_url: str, watch_nodes: bool) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        coordinator_url: str,
+        watch_nodes: bool,
+        runtime_image: str = resources.RUNTIME_IMAGE,
+    ) -> None:
         self._cluster = cluster
         self._url = coordinator_url
+        self._runtime_image = runtime_image
         self._jobs: dict[JobKey, JobState] = {}
         self._nodes: dict[str, Node] | None = {} if watch_nodes else None
         self._orphans: dict[JobKey, dict[str, dict[str, Any]]] = {}
@@ -334,6 +342,7 @@ class Controller:
             coordinator_url=self._url,
             token=state.token or secrets.token_urlsafe(32),
             now=now,
+            runtime_image=self._runtime_image,
         )
         await self._apply(key, state, plan, now)
         if self._jobs.get(key) is state and time.monotonic() - state.synced_at >= RESYNC:

@@ -34,7 +34,13 @@ def note_names(job: TrainingJob, record: Record, observed: Observed, now: float)
 
 
 def missing(
-    job: TrainingJob, record: Record, observed: Observed, coordinator_url: str, now: float
+    job: TrainingJob,
+    record: Record,
+    observed: Observed,
+    coordinator_url: str,
+    now: float,
+    *,
+    runtime_image: str = resources.RUNTIME_IMAGE,
 ) -> tuple[list[dict[str, Any]], Record, float]:
     """A pod for every slot that has none which stays or is done; seconds to wait for the rest.
 
@@ -60,7 +66,11 @@ def missing(
             break
         tokens -= 1.0 if incarnation else 0.0
         used[slot] = incarnation
-        missing.append(resources.pod(job, slot, incarnation, coordinator_url, mtbf, avoid))
+        missing.append(
+            resources.pod(
+                job, slot, incarnation, coordinator_url, mtbf, avoid, runtime_image=runtime_image
+            )
+        )
     if missing and not observed.hindered:  # else the same names are tried again
         record = replace(record, incarnations=used, tokens=(tokens, now))
     return missing, record, pause

@@ -51,10 +51,12 @@ def reconcile(
     coordinator_url: str,
     token: str,
     now: float,
+    runtime_image: str = resources.RUNTIME_IMAGE,
 ) -> Plan:
     """Decide what to do about a job whose status is ``current``.
 
-    ``token`` is a fresh secret for the case that the job has none yet.
+    ``token`` is a fresh secret for the case that the job has none yet; ``runtime_image`` is where
+    pods get the launcher from that do not have it.
     """
     record = status.read(current)
     if record.phase in status.TERMINAL:
@@ -94,7 +96,9 @@ def reconcile(
     if decision.form is None:
         delete = pods.unwanted(job, record, observed, hold=hold)
         if not hold and not pause:
-            create, record, pause = pods.missing(job, record, observed, coordinator_url, now)
+            create, record, pause = pods.missing(
+                job, record, observed, coordinator_url, now, runtime_image=runtime_image
+            )
     support: list[dict[str, Any]] = []
     if not observed.has_secret:
         support.append(resources.secret(job, token))

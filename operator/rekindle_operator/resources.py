@@ -5,15 +5,23 @@ child is (``digits-0``, and ``digits-0r1`` for the pod that took over slot 0), s
 child a second time, because the first attempt's answer was lost or the cache is behind, meets
 AlreadyExists instead of making another one.
 
-What the user's template says stays; the operator adds the launcher as command, its environment, the
-metrics port, a memory-backed /dev/shm (containers get 64 MiB otherwise, too little for workers that
-share memory) and restartPolicy Never, because restarts are decided here.
+What the user's template says stays; the operator adds the launcher, its environment, the metrics
+port, a memory-backed /dev/shm (containers get 64 MiB otherwise, too little for workers that share
+memory) and restartPolicy Never, because restarts are decided here.
+
+The launcher comes first whatever the template's command is: pods that start a command of their own
+know nothing of each other, train N times alone and end well. The command follows it after ``--``,
+in args, so that $(VAR) in it still is expanded. An image without the launcher gets it from an init
+container. Its folder is put on the module path by the interpreter that starts the launcher and not
+by the pod's environment, whose $(PYTHONPATH) knows neither the image's variable nor those of
+envFrom: both stay.
 """
 
 import base64
 import copy
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +45,7 @@ from rekindle.contract import (
     ENV_POD_IP,
     ENV_POD_UID,
     ENV_PROC_PER_NODE,
+    ENV_PROGRESS,
     ENV_TERMINATION_LOG,
     ENV_TOKEN,
     GROUP,
@@ -56,6 +65,25 @@ from rekindle_operator.spec import TrainingJob
 TERMINATION_LOG = "/dev/termination-log"
 SHM = "rekindle-shm"
 """Name of the volume behind /dev/shm."""
+LAUNCHER = "rekindle-launcher"
+"""Name of the init container that brings the launcher, and of the volume for it."""
+LAUNCHER_PATH = "/rekindle"
+"""Where that volume is mounted."""
+RUNTIME_IMAGE = "rekindle/runtime"
+"""The image that has the launcher, unless the operator was told another one."""
+_RUNS_THE_LAUNCHER = re.compile(r"(?:^|\s)-m\s*rekindle\.launch(?:\s|$)")
+_PYTHON = re.compile(r"python[0-9.]*")
+_BEGIN = """\
+import os, sys
+if sys.version_info < (3, 11):
+    had = sys.version.split()[0]
+    sys.exit("spec.launcher.inject needs Python 3.11 or newer in the image, which has " + had)
+folder, *command = sys.argv[1:]
+known = os.environ.get("PYTHONPATH")
+os.environ["PYTHONPATH"] = folder + (os.pathsep + known if known else "")
+os.execvp(command[0], command)
+"""
+"""Puts a folder on the module path and goes on as what follows. Any Python can read it."""
 TOKEN_KEY = "token"
 """Key of the job's secret."""
 HOSTNAME = "kubernetes.io/hostname"
@@ -146,6 +174,8 @@ def pod(
     coordinator_url: str,
     mtbf: float | None = None,
     avoid: Avoid = NOWHERE,
+    *,
+    runtime_image: str = RUNTIME_IMAGE,
 ) -> dict[str, Any]:
     """One pod of the job; ``mtbf`` is the seconds between incidents so far, if there were any."""
     given = job.template.get("metadata") or {}
@@ -170,6 +200,11 @@ def pod(
     if _mounts_shm(spec["containers"]):
         volumes = [*(spec.get("volumes") or ())]
         spec["volumes"] = [*volumes, {"name": SHM, "emptyDir": {"medium": "Memory"}}]
+    if job.launcher.inject:
+        image = job.launcher.image or runtime_image
+        trainer = next(c for c in spec["containers"] if c["name"] == TRAINER_CONTAINER)
+        spec["initContainers"] = [_bring(image, trainer), *(spec.get("initContainers") or ())]
+        spec["volumes"] = [*(spec.get("volumes") or ()), {"name": LAUNCHER, "emptyDir": {}}]
     if avoid != NOWHERE:
         spec["affinity"] = _kept_away(spec.get("affinity") or {}, avoid)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
@@ -209,7 +244,8 @@ def _trainer(
 ) -> dict[str, Any]:
     """The container that trains: the user's, with the launcher in front."""
     container = dict(given)
-    container.setdefault("command", ["python", "-m", "rekindle.launch"])
+    command = _command(given.get("command") or (), given.get("args") or (), job.launcher.inject)
+    container |= {key: words for key, words in command.items() if words}
     container["terminationMessagePath"] = TERMINATION_LOG
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
     container["env"] = [*_environment(job, coordinator_url, mtbf), *(container.get("env") or ())]
@@ -223,8 +259,55 @@ def _trainer(
     ]
     mounts = [*(container.get("volumeMounts") or ())]
     if not any(mount.get("mountPath") == "/dev/shm" for mount in mounts):
-        container["volumeMounts"] = [*mounts, {"name": SHM, "mountPath": "/dev/shm"}]
+        mounts.append({"name": SHM, "mountPath": "/dev/shm"})
+    if job.launcher.inject:
+        mounts.append({"name": LAUNCHER, "mountPath": LAUNCHER_PATH, "readOnly": True})
+    container["volumeMounts"] = mounts
     return container
+
+
+def _command(given: Sequence[str], args: Sequence[str], inject: bool) -> dict[str, list[str]]:
+    """The launcher, and after it what the user gives; with the user's own interpreter."""
+    runs_it = _RUNS_THE_LAUNCHER.search(" ".join([*given, *args]))
+    own = given and _PYTHON.fullmatch(given[0].rsplit("/", 1)[-1])
+    python = given[0] if own else "python3" if given or inject else "python"
+    begin = [python, "-c", _BEGIN, LAUNCHER_PATH] if inject else []
+    if given and runs_it:
+        return {"command": [*begin, *given], "args": list(args)}
+    launcher = [*begin, python, "-m", "rekindle.launch"]
+    if not given:
+        return {"command": launcher, "args": list(args)}
+    return {"command": [*launcher, "--"], "args": [*given, *args]}
+
+
+def _bring(image: str, trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """The init container that copies the launcher.
+
+    What admits the container that trains admits it, too: it has the same security context, and of
+    its resources those that quotas and LimitRanges ask for. It costs nothing, since a pod needs the
+    larger of what its init containers and its containers need.
+    """
+    resources = {
+        kind: found
+        for kind in ("requests", "limits")
+        if (found := _ordinary((trainer.get("resources") or {}).get(kind) or {}))
+    }
+    container: dict[str, Any] = {
+        "name": LAUNCHER,
+        "image": image,
+        "command": ["python", "-m", "rekindle.launch.inject", LAUNCHER_PATH],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": LAUNCHER, "mountPath": LAUNCHER_PATH}],
+    }
+    if resources:
+        container["resources"] = resources
+    if trainer.get("securityContext"):
+        container["securityContext"] = copy.deepcopy(trainer["securityContext"])
+    return container
+
+
+def _ordinary(amounts: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in amounts.items() if k in {"cpu", "memory", "ephemeral-storage"}}
 
 
 def _environment(
@@ -254,6 +337,10 @@ def _environment(
         (ENV_HANG_TIMEOUT, job.hang_timeout),
         (ENV_MTBF, None if mtbf is None else f"{mtbf:.0f}"),
         (ENV_CHECKPOINT_KEEP, json.dumps(job.checkpoint.keep, sort_keys=True)),
+        (
+            ENV_PROGRESS,
+            _literally(json.dumps(job.progress, sort_keys=True)) if job.progress else None,
+        ),
     ]
     return [
         {"name": ENV_POD, "valueFrom": field("metadata.name")},
@@ -262,3 +349,8 @@ def _environment(
         {"name": ENV_TOKEN, "valueFrom": token},
         *({"name": name, "value": str(value)} for name, value in values if value is not None),
     ]
+
+
+def _literally(text: str) -> str:
+    """A value of a variable in which Kubernetes finds no $(VAR): a pattern may look like one."""
+    return text.replace("$", "$$")

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,16 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """How the launcher comes into a pod."""
+
+    inject: bool = False
+    """Copied into it by an init container, since its image does not have it."""
+    image: str | None = None
+    """Copied from there; None: from the runtime image that the operator knows."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingJob:
     """What the user wants."""
 
@@ -79,6 +89,10 @@ class TrainingJob:
     """tell or avoid."""
     notice_seconds: Mapping[str, float]
     """What the job says about notices, by their source; infinity: an advice."""
+    pending_deadline: float | None = None
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    """Where steps are read from, in the words of rekindle.contract.ENV_PROGRESS."""
+    launcher: Launcher = Launcher()
 
     @property
     def pods(self) -> int:
@@ -96,15 +110,18 @@ class TrainingJob:
         """Changes when pods made before the change no longer are what is wanted.
 
         Made from the user's words only, not from the rendered pod: a new operator that renders a
-        little differently must not restart anybody's training. For the same reason a field of the
-        checkpoint that has a default counts only where it differs: it may be newer than the job.
+        little differently must not restart anybody's training. For the same reason a field that
+        has a default counts only where it differs: it may be newer than the job. From where steps
+        are read is not worth a restart of training that nobody can resume to the step.
         """
         asked = {
-            field.name: value
-            for field in fields(self.checkpoint)
-            if (value := getattr(self.checkpoint, field.name)) != field.default
+            one.name: value
+            for one in fields(self.checkpoint)
+            if (value := getattr(self.checkpoint, one.name)) != one.default
         }
         words = [self.template, self.proc_per_node, asked]
+        if self.launcher.inject:
+            words.append({"launcher": self.launcher.image})
         text = json.dumps(words, sort_keys=True, default=dict)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -166,6 +183,12 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         clean_pods=spec.get("cleanPods", "Running"),
         slow_nodes=str((spec.get("capacity") or {}).get("slowNodes", "tell")),
         notice_seconds=_notice_seconds(spec.get("capacity") or {}),
+        pending_deadline=_deadline(deadlines, "pending", None),
+        progress=_progress(spec.get("progress") or {}),
+        launcher=Launcher(
+            inject=bool((spec.get("launcher") or {}).get("inject")),
+            image=(spec.get("launcher") or {}).get("image"),
+        ),
     )
 
 
@@ -175,6 +198,20 @@ def _notice_seconds(capacity: Mapping[str, Any]) -> dict[str, float]:
         str(entry["sign"]): math.inf if entry.get("advice") else float(entry.get("seconds", 0))
         for entry in given
     }
+
+
+def _progress(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The source of steps; a pattern has to be one for Python, which CEL cannot tell."""
+    pattern = (given.get("log") or {}).get("pattern")
+    if pattern is not None:
+        where = "spec.progress.log.pattern"
+        try:
+            groups = re.compile(pattern).groupindex
+        except re.error as error:
+            raise SpecError(f"{where} is no regular expression of Python: {error}") from error
+        if "step" not in groups:
+            raise SpecError(f"{where} has no group (?P<step>...)")
+    return dict(given)
 
 
 def _keep(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,19 +6,22 @@ REKINDLE_UPDATE_GOLDEN=1 writes the files anew; the difference is what a reviewe
 
 import base64
 import copy
+import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rekindle_local.apiserver import schema as schemas
+from rekindle_local.kubelet.expansion import expand
 from rekindle_operator import resources, spec
 
 DATA = Path(__file__).parents[1] / "data"
 CRD = yaml.safe_load((DATA.parents[1] / "crds" / "trainingjob.yaml").read_text())
 SCHEMA = schemas.Schema(root=CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
-CASES = ["least", "whole", "own_shm"]
+CASES = ["least", "whole", "own_shm", "torchrun", "injected"]
 TOKEN = "not-a-real-token"
 
 
@@ -162,10 +165,126 @@ def test_only_changes_that_pods_can_feel_change_the_hash():
 
     assert hash_with(replicas=9, suspend=True, cleanPods="All") == job.template_hash
     assert hash_with(procPerNode=4) != job.template_hash
+    assert hash_with(progress={"file": "steps.jsonl"}) == job.template_hash
+    assert hash_with(launcher={"inject": False}) == job.template_hash
+    assert hash_with(launcher={"inject": True}) != job.template_hash
     checkpoint = document["job"]["spec"]["checkpoint"]
     assert hash_with(checkpoint={**checkpoint, "commit": "conditional"}) == job.template_hash
     for field, value in {"commit": "lease", "region": "r", "addressing": "path"}.items():
         assert hash_with(checkpoint={**checkpoint, field: value}) != job.template_hash, field
+
+
+START = ["-m", "rekindle.launch"]
+
+
+def trainer_of(job=None, **container):
+    """The container that trains of a pod whose template has these fields."""
+    document, _ = load("least")
+    body = {"apiVersion": "x", "kind": "x", **copy.deepcopy(document["job"])}
+    body["spec"] |= job or {}
+    given = {"name": "trainer", "image": "i", **container}
+    body["spec"]["template"]["spec"]["containers"] = [given]
+    return made(document, spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0))["spec"][
+        "containers"
+    ][0]
+
+
+@pytest.mark.parametrize(
+    ("given", "command", "args"),
+    [
+        ({"args": ["t.py"]}, ["python", *START], ["t.py"]),
+        ({"command": [], "args": ["t.py"]}, ["python", *START], ["t.py"]),
+        (
+            {"command": ["torchrun", "--nproc-per-node=2"], "args": ["t.py"]},
+            ["python3", *START, "--"],
+            ["torchrun", "--nproc-per-node=2", "t.py"],
+        ),
+        ({"command": ["python", "t.py"]}, ["python", *START, "--"], ["python", "t.py"]),
+        (
+            {"command": ["/opt/venv/bin/python3.12", "-u"], "args": ["t.py", "--to=$(OUT)"]},
+            ["/opt/venv/bin/python3.12", *START, "--"],
+            ["/opt/venv/bin/python3.12", "-u", "t.py", "--to=$(OUT)"],
+        ),
+        ({"command": ["pythonize"]}, ["python3", *START, "--"], ["pythonize"]),
+        ({"command": ["bash", "-c", "t"]}, ["python3", *START, "--"], ["bash", "-c", "t"]),
+        (
+            {"command": ["tini", "--", "python"], "args": [*START, "t.py"]},
+            ["tini", "--", "python"],
+            [*START, "t.py"],
+        ),
+        (
+            {"command": ["sh", "-c", "cd /app; exec python -m rekindle.launch t.py"]},
+            ["sh", "-c", "cd /app; exec python -m rekindle.launch t.py"],
+            None,
+        ),
+        (
+            {"command": ["python", "tool.py", "rekindle.launch"]},
+            ["python", *START, "--"],
+            ["python", "tool.py", "rekindle.launch"],
+        ),
+    ],
+)
+def test_the_launcher_comes_first_whatever_the_command_is(given, command, args):
+    found = trainer_of(**given)
+    assert found["command"] == command
+    assert found.get("args") == args
+
+
+@pytest.mark.parametrize("given", [{}, {"command": ["torchrun"]}, {"command": ["python", *START]}])
+def test_an_injected_launcher_is_found_by_the_interpreter_that_runs_it(given):
+    found = trainer_of(job={"launcher": {"inject": True}}, args=["t.py"], **given)
+    command = found["command"]
+    python = command[0]
+    assert command[1:4] == ["-c", resources._BEGIN, "/rekindle"]
+    assert command[4:7] == [python, *START]
+    assert (python == "python") == (given.get("command", [""])[0] == "python")
+
+
+@pytest.mark.parametrize("known", [None, "/image/lib"])
+def test_a_module_path_of_the_image_or_the_user_stays_behind_the_launcher(known, monkeypatch):
+    told = {}
+    monkeypatch.setattr(os, "execvp", lambda file, words: told.update(file=file, words=words))
+    monkeypatch.setattr(sys, "argv", ["-c", "/rekindle", "python3", *START, "--", "torchrun"])
+    monkeypatch.setenv("PYTHONPATH", known or "")
+    exec(resources._BEGIN, {})
+    assert told == {"file": "python3", "words": ["python3", *START, "--", "torchrun"]}
+    assert os.environ["PYTHONPATH"] == ("/rekindle:/image/lib" if known else "/rekindle")
+
+
+def test_a_python_that_is_too_old_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 1))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer"):
+        exec(resources._BEGIN, {})
+
+
+def test_the_launcher_is_brought_by_a_container_that_every_namespace_admits_which_admits_the_pod():
+    document, job = load("injected")
+    pod = made(document, job)["spec"]
+    bring, trainer = pod["initContainers"][0], pod["containers"][0]
+    assert [c["name"] for c in pod["initContainers"]] == ["rekindle-launcher", "fetch"]
+    assert bring["securityContext"] == trainer["securityContext"]
+    assert bring["resources"]["requests"] == {"cpu": "4", "memory": "16Gi"}
+    assert "nvidia.com/gpu" not in bring["resources"]["limits"]
+    assert job.launcher.image is None
+    assert bring["image"] == resources.RUNTIME_IMAGE
+    other = resources.pod(job, 0, 0, "http://rekindle:8430", runtime_image="mirror/r:1")
+    assert other["spec"]["initContainers"][0]["image"] == "mirror/r:1"
+
+
+def test_the_source_of_steps_reaches_the_pod_as_it_was_written():
+    log = {"pattern": r"^step (?P<step>\d+)$(POD)"}
+    environment = {
+        e["name"]: e.get("value") for e in trainer_of(job={"progress": {"log": log}})["env"]
+    }
+    told = expand(environment["REKINDLE_PROGRESS"], {"POD": "expanded by mistake"})
+    assert json.loads(told) == {"log": log}
+    assert "REKINDLE_PROGRESS" not in {e["name"] for e in trainer_of()["env"]}
+
+
+@pytest.mark.parametrize("pattern", ["(?P<step>[0-9+", "(?P<step>*)"])
+def test_a_pattern_that_python_cannot_read_is_named(pattern):
+    with pytest.raises(spec.SpecError, match=r"spec\.progress\.log\.pattern"):
+        trainer_of(job={"progress": {"log": {"pattern": pattern}}})
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,16 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end }}
 {{- end }}
 
+{{- define "rekindle.runtimeImage" -}}
+{{- with .Values.runtimeImage }}
+{{- if .digest }}
+{{- printf "%s@%s" .repository .digest }}
+{{- else }}
+{{- printf "%s:%s" .repository (.tag | default $.Chart.AppVersion) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{/* "yes" or empty. */}}
 {{- define "rekindle.watchesNodes" -}}
 {{- if eq (toString .Values.watchNodes) "auto" }}
