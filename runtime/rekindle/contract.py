@@ -123,7 +123,7 @@ ENV_MEMORY = "REKINDLE_MEMORY"
 """Set by the agent for its workers: descriptors of two memory files that outlive them, as numbers
 separated by a comma. Unset: there are none."""
 ENV_REPORT = "REKINDLE_REPORT_FILE"
-"""Set by the agent for its worker with rank 0: the file in which ``rekindle.report`` leaves word."""
+"""Set by the agent for the worker of rank 0: the file in which ``rekindle.report`` leaves word."""
 ENV_WARM = "REKINDLE_WARM"
 """``0`` starts each worker as a fresh interpreter instead of forking it from a warm one."""
 
