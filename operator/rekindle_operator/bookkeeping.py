@@ -8,7 +8,7 @@ measured when all members of that round have told where the time went.
 
 from dataclasses import replace
 
-from rekindle_operator import incidents, recovery, rounds, status
+from rekindle_operator import detection, incidents, recovery, retries, rounds, status
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed
 from rekindle_operator.spec import TrainingJob
@@ -30,7 +30,7 @@ def note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
 
 def note_incidents(
     job: TrainingJob, record: Record, observed: Observed, now: float
-) -> tuple[Record, tuple[Incident, ...], incidents.Verdict | None, incidents.Detection]:
+) -> tuple[Record, tuple[Incident, ...], retries.Verdict | None, detection.Detection]:
     """Find what has gone wrong since, charge it, and say whether there is another try.
 
     The last part is what could not be charged yet.
@@ -40,10 +40,10 @@ def note_incidents(
         if listening < rounds.REANNOUNCE:
             # Agents have yet to tell in which round a pod was that is going: it would be charged
             # as one outside of any now, and as a member of its round then.
-            return record, (), None, incidents.Detection()
+            return record, (), None, detection.Detection()
     record, verdict = _note_explanations(job, record, observed, now)
     if verdict is not None:
-        return record, (), verdict, incidents.Detection()
+        return record, (), verdict, detection.Detection()
     fresh: list[Incident] = []
     known = record.incidents
     step = record.progress.step if record.progress else 0
@@ -52,7 +52,7 @@ def note_incidents(
     if any(map(observed.notices_of, observed.pods)):
         calm = rounds.decide(job, observed, last_number=record.round, hold=True, now=now).going
     while True:
-        found = incidents.detect(
+        found = detection.detect(
             job,
             observed,
             known,
@@ -72,19 +72,19 @@ def note_incidents(
         fresh.append(incident)
         known = (*known, incident)  # not those of the record: the oldest may have left it just now
         if not verdict.retry:
-            return record, tuple(fresh), verdict, incidents.Detection()
+            return record, tuple(fresh), verdict, detection.Detection()
 
 
 def _note_explanations(
     job: TrainingJob, record: Record, observed: Observed, now: float
-) -> tuple[Record, incidents.Verdict | None]:
+) -> tuple[Record, retries.Verdict | None]:
     """Take over what has been said since about pods that vanished; a verdict if that ends the job.
 
     The budget that has paid gets it back, and the one of the cause pays; where none had to pay,
     because nobody stopped training for that pod, none does.
     """
     for index, incident in enumerate(record.incidents):
-        better = incidents.explained(incident, observed)
+        better = detection.explained(incident, observed)
         if better is None:
             continue
         verdict = None
@@ -92,9 +92,9 @@ def _note_explanations(
         if better.klass != incident.klass:
             counts[incident.klass] = max(counts.get(incident.klass, 0) - 1, 0)
             counts[better.klass] = counts.get(better.klass, 0) + 1
-        returned = incidents.uncharge(history, incident)
+        returned = retries.uncharge(history, incident)
         if better.klass != incident.klass and returned != history:
-            verdict = incidents.judge(
+            verdict = retries.judge(
                 job,
                 better,
                 returned,
@@ -104,7 +104,7 @@ def _note_explanations(
                 now=now,
             )
             better = replace(better, action=verdict.action)
-            history = incidents.charge(returned, better, job, now)
+            history = retries.charge(returned, better, job, now)
         known = (*record.incidents[:index], better, *record.incidents[index + 1 :])
         record = replace(record, incidents=known, history=history, counts=counts)
         if verdict is not None and not verdict.retry:
@@ -116,9 +116,9 @@ def newly_explained(
     before: tuple[Incident, ...], after: tuple[Incident, ...]
 ) -> tuple[Incident, ...]:
     """The incidents of which it has become known what they were."""
-    unknown = {i.at for i in before if i.evidence.endswith(incidents.UNEXPLAINED)}
+    unknown = {i.at for i in before if i.evidence.endswith(detection.UNEXPLAINED)}
     return tuple(
-        i for i in after if i.at in unknown and not i.evidence.endswith(incidents.UNEXPLAINED)
+        i for i in after if i.at in unknown and not i.evidence.endswith(detection.UNEXPLAINED)
     )
 
 
@@ -134,12 +134,12 @@ def note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
 
 def _charged(
     record: Record, job: TrainingJob, incident: Incident, observed: Observed, now: float
-) -> tuple[Record, Incident, incidents.Verdict]:
+) -> tuple[Record, Incident, retries.Verdict]:
     """Judge a new incident, and put it into the record."""
     if record.first_step_at is not None:
         incident = incidents.of_a_started_job(incident)
     training = incident.round == 0 and record.first_step_at is not None and _is_whole(observed)
-    verdict = incidents.judge(
+    verdict = retries.judge(
         job,
         incident,
         record.history,
@@ -153,7 +153,7 @@ def _charged(
         # Nobody had to start again for it: it is told, but no budget of tries pays.
         incident = replace(incident, steps_lost=0, seconds_lost=0.0)
         return record.with_incident(incident, record.history), incident, verdict
-    history = incidents.charge(record.history, incident, job, now)
+    history = retries.charge(record.history, incident, job, now)
     return record.with_incident(incident, history), incident, verdict
 
 

@@ -2,8 +2,8 @@
 
 from rekindle.contract import Cause
 from rekindle_operator import conditions
-from rekindle_operator.incidents import Verdict
 from rekindle_operator.observed import Observed
+from rekindle_operator.retries import Verdict
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record
 

@@ -25,10 +25,10 @@ from rekindle_operator import (
     conditions,
     deadlines,
     directives,
-    incidents,
     pods,
     progress,
     resources,
+    retries,
     rounds,
     status,
     stragglers,
@@ -77,7 +77,7 @@ def reconcile(
     fresh = (*operator_incident, *rollbacks, *fresh)
     record, resolved = bookkeeping.resolve(record, observed, now)
     record, measured = bookkeeping.measure(record, observed)
-    pause = incidents.backoff(record.incidents, now)
+    pause = retries.backoff(record.incidents, now)
     outage = bool(record.incidents) and record.incidents[-1].cause is Cause.STORE_LOST
     hold = settle is not None or (outage and pause > 0)
     decision = rounds.decide(job, observed, last_number=record.round, hold=hold, now=now)
@@ -174,7 +174,7 @@ def _end(
     observed: Observed,
     now: float,
     fresh: tuple[Incident, ...],
-    verdict: incidents.Verdict | None,
+    verdict: retries.Verdict | None,
 ) -> Plan:
     """The job ends now: well when there is no verdict, else as that says."""
     phase = status.FAILED if verdict else status.SUCCEEDED

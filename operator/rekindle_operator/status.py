@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rekindle.contract import AgentPhase, AgentReport, CheckpointReport, Progress
-from rekindle_operator.incidents import KEEP, History, Incident, from_status, stamp, to_status
+from rekindle_operator.incidents import KEEP, Incident, from_status, stamp, to_status
 from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.resources import selector
+from rekindle_operator.retries import History
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.timestamps import parse_time
 

@@ -33,7 +33,8 @@ from rekindle.contract import (
 )
 from rekindle_local.apiserver import schema as schemas
 from rekindle_operator import spec, status
-from rekindle_operator.incidents import UNEXPLAINED, stamp
+from rekindle_operator.detection import UNEXPLAINED
+from rekindle_operator.incidents import stamp
 from rekindle_operator.observed import Agent, Observed, gone, parse_node, parse_pod
 from rekindle_operator.reconcile import reconcile
 

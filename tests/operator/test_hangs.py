@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import DirectiveKind, RankReport, Rollback, Timings
-from rekindle_operator import incidents
+from rekindle_operator import detection
 from rekindle_operator.stragglers import RATIO, scores
 
 
@@ -38,7 +38,7 @@ def test_all_are_asked_where_they_stand_before_anybody_is_blamed(world):
     assert {d.kind for d in w.directives.values()} == {DirectiveKind.DUMP}
     assert len(w.directives) == 3
     assert not w.losses
-    w.run(incidents.SETTLE_HANG + 1)
+    w.run(detection.SETTLE_HANG + 1)
     assert w.last["victims"] == ["digits-2"], "who has not answered is not waited for"
 
 
@@ -52,7 +52,7 @@ def test_a_worker_that_gets_on_again_is_no_incident(world):
     w = world().start().train(3).hang("digits-0").settle()
     w.pod("digits-0").agent.more = {}
     w.trains = True
-    w.run(incidents.SETTLE_HANG + 2)
+    w.run(detection.SETTLE_HANG + 2)
     assert not w.losses
     assert w.round.number == 1
     assert not w.directives

@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle_operator import incidents
+from rekindle_operator import detection, incidents, retries
 
 
 def preempted(w):
@@ -83,7 +83,7 @@ def test_errors_of_peers_are_collateral_of_the_lost_pod(world):
 
 def test_peers_that_misname_their_error_are_collateral_too(world):
     w = world().start().train(3)
-    w.fail("digits-0", "RuntimeError: Broken pipe").run(incidents.SETTLE_ERROR - 1)
+    w.fail("digits-0", "RuntimeError: Broken pipe").run(detection.SETTLE_ERROR - 1)
     assert not w.status["incidents"], "the verdict must wait for a loss that is not seen yet"
     w.taint("digits-1", "node.kubernetes.io/unreachable").settle()
     assert w.restarts == (0, 1, 0)
@@ -93,7 +93,7 @@ def test_peers_that_misname_their_error_are_collateral_too(world):
 
 def test_only_lost_peers_and_no_lost_pod_is_infrastructure_after_a_while(world):
     w = world().start().train(3).fall("digits-0", "digits-1", "digits-2")
-    w.run(incidents.SETTLE_COLLATERAL - 1)
+    w.run(detection.SETTLE_COLLATERAL - 1)
     assert not w.status["incidents"]
     w.until(w.training)
     assert w.restarts == (0, 1, 0)
@@ -442,7 +442,7 @@ def test_a_long_outage_of_the_store_is_tried_ever_more_rarely():
         )
 
     known = [outage(number, at=100.0) for number in range(1, 8)]
-    pauses = [incidents.backoff(known[:n], now=100.0) for n in range(1, 8)]
+    pauses = [retries.backoff(known[:n], now=100.0) for n in range(1, 8)]
     assert pauses == [0, 0, 2, 4, 8, 16, 32]
 
 

@@ -1,0 +1,140 @@
+"""Whether there is another try after an incident, and how long it waits.
+
+Budgets are kept per class and charged once per incident. A user's error is not retried when it
+cannot help: before any progress, or at the same step as the one before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rekindle.contract import Cause
+from rekindle_operator.incidents import Incident
+from rekindle_operator.spec import Budget, TrainingJob
+
+BACKOFF_MOST = 300.0
+"""Longest pause in seconds between two pods for one slot."""
+BACKOFF_MEMORY = 2 * BACKOFF_MOST
+"""Seconds without an incident after which the pauses begin anew."""
+FATAL = {Cause.CONFIGURATION, Cause.INTEGRITY, Cause.START_FAILED}
+"""Of those, the ones that no retry can change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether there is another try."""
+
+    retry: bool
+    action: str
+    """For the incident."""
+    reason: str = ""
+    """For the Failed condition."""
+    message: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """What budgets are counted from; kept in status.accounting."""
+
+    user: tuple[tuple[float, int], ...] = ()
+    """(when, at which step) of user errors."""
+    infrastructure: tuple[float, ...] = ()
+    preemptions: int = 0
+
+
+def uncharge(history: History, incident: Incident) -> History:
+    """The history without an incident of the class infrastructure."""
+    kept = tuple(at for at in history.infrastructure if abs(at - incident.at) > 0.01)
+    return replace(history, infrastructure=kept)
+
+
+def judge(
+    job: TrainingJob,
+    incident: Incident,
+    history: History,
+    *,
+    checkpoint: int | None,
+    started: bool,
+    training: bool,
+    now: float,
+) -> Verdict:
+    """Say whether there is another try.
+
+    ``checkpoint`` is the step of the newest commit, ``started`` whether the job has ever completed
+    a step, ``training`` whether it is at it, untouched by this incident. ``history`` does not hold
+    this incident yet.
+    """
+    what = incident.evidence
+    if training:
+        return Verdict(retry=True, action="training goes on without it; another pod follows")
+    if incident.cause in FATAL and not (incident.cause is Cause.START_FAILED and started):
+        return _fail(incident, f"{incident.cause}: {what}", "no retry: it would end the same way")
+    if incident.klass == "user":
+        step = incident.step or 0
+        if not started:
+            return _fail(
+                incident, f"{what} (before the first step)", "no retry before any progress"
+            )
+        same = [at for at, where in history.user if where == step]
+        if same and incident.round:
+            return _fail(incident, f"{what} (twice at step {step})", "no retry: same step twice")
+        fresh = [
+            at
+            for at, where in history.user
+            if now - at < job.user_budget.window and (checkpoint is None or checkpoint <= where)
+        ]
+        return _within(incident, job.user_budget, len(fresh), "user")
+    if incident.klass == "preemption":
+        return _within(incident, job.preemption_budget, history.preemptions, "preemption")
+    window = job.infrastructure_budget.window
+    recent = [at for at in history.infrastructure if now - at < window]
+    return _within(incident, job.infrastructure_budget, len(recent), "infrastructure")
+
+
+def _within(incident: Incident, budget: Budget, spent: int, name: str) -> Verdict:
+    if budget.max is not None and spent >= budget.max:
+        message = (
+            f"{incident.evidence}; spec.restart.{name}.max is {budget.max} and spent: "
+            f"remove the cause, or raise it and create the job again; "
+            f"it goes on from its checkpoint"
+        )
+        return _fail(incident, message, f"no retry: budget of {budget.max} is spent")
+    left = "" if budget.max is None else f" ({spent + 1} of {budget.max})"
+    return Verdict(retry=True, action=f"go on from the newest state{left}")
+
+
+def _fail(incident: Incident, message: str, action: str) -> Verdict:
+    reason = incident.reason or str(incident.cause)
+    return Verdict(retry=False, action=action, reason=reason, message=message)
+
+
+def charge(history: History, incident: Incident, job: TrainingJob, now: float) -> History:
+    """The history with this incident; entries that no window can reach any more are dropped."""
+    if incident.klass == "user":
+        kept = [(at, s) for at, s in history.user if now - at < job.user_budget.window]
+        return replace(history, user=(*kept, (incident.at, incident.step or 0))[-100:])
+    if incident.klass == "preemption":
+        return replace(history, preemptions=history.preemptions + 1)
+    window = job.infrastructure_budget.window
+    recent = [at for at in history.infrastructure if now - at < window]
+    return replace(history, infrastructure=(*recent, incident.at)[-1000:])
+
+
+def backoff(incidents: Sequence[Incident], now: float) -> float:
+    """Seconds to wait before pods are replaced, when incident follows incident without progress.
+
+    A pod that ended outside of any round has made none, whatever the others do meanwhile. What took
+    no pod, another operator or a rollback, neither adds to the pause nor begins it anew.
+    """
+    fruitless, after, newest = 0, now, now
+    for incident in reversed(incidents):
+        if incident.klass in {"operator", "trainer"}:
+            continue
+        idle = incident.round == 0 and after - incident.at < BACKOFF_MEMORY
+        lost = incident.klass == "infrastructure" and incident.open
+        if not idle and not lost:
+            break
+        newest = incident.at if fruitless == 0 else newest
+        fruitless, after = fruitless + 1, incident.at
+    if fruitless < 3:
+        return 0.0
+    return max(0.0, newest + min(2.0 ** (fruitless - 2), BACKOFF_MOST) - now)
