@@ -25,31 +25,38 @@ class EventRecorder:
     def __init__(self, client: KubeClient, component: str, host: str | None = None) -> None:
         self._client = client
         self._source = {"component": component} | ({"host": host} if host else {})
-        self._queue: asyncio.Queue[tuple[Manifest, str, str, str]] = asyncio.Queue(_QUEUE)
-        self._seen: dict[tuple[str, str, str], tuple[str, str, int]] = {}
+        self._queue: asyncio.Queue[tuple[Manifest, str, str, str, str]] = asyncio.Queue(_QUEUE)
+        self._seen: dict[tuple[str, str, str, str], tuple[str, str, int]] = {}
         self._serial = 0
 
-    def record(self, subject: Manifest, kind: str, reason: str, message: str) -> None:
-        """Queue one event about `subject`; `kind` is Normal or Warning."""
+    def record(
+        self, subject: Manifest, kind: str, reason: str, message: str, *, field: str = ""
+    ) -> None:
+        """Queue one event about `subject`, or the part of it that `field` names.
+
+        `kind` is Normal or Warning.
+        """
         try:
-            self._queue.put_nowait((subject, kind, reason, message))
+            self._queue.put_nowait((subject, kind, reason, message, field))
         except asyncio.QueueFull:
             _log.debug("event dropped: %s %s", reason, message)
 
     async def run(self) -> None:
         """Write what is queued until cancelled."""
         while True:
-            subject, kind, reason, message = await self._queue.get()
+            subject, kind, reason, message, field = await self._queue.get()
             try:
-                await self._write(subject, kind, reason, message)
+                await self._write(subject, kind, reason, message, field)
             except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 _log.debug("event %s not written: %s", reason, error)
 
-    async def _write(self, subject: Manifest, kind: str, reason: str, message: str) -> None:
+    async def _write(
+        self, subject: Manifest, kind: str, reason: str, message: str, field: str
+    ) -> None:
         meta = subject["metadata"]
         namespace = meta.get("namespace") or "default"
         stamp = timestamps.seconds(timestamps.now())
-        key = (meta.get("uid", meta["name"]), reason, message)
+        key = (meta.get("uid", meta["name"]), field, reason, message)
         base = f"/api/v1/namespaces/{namespace}/events"
         if key in self._seen:
             name, first, count = self._seen[key]
@@ -73,6 +80,8 @@ class EventRecorder:
         }
         if meta.get("namespace"):
             involved["namespace"] = namespace
+        if field:
+            involved["fieldPath"] = field
         await self._client.create(
             base,
             {

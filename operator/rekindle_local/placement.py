@@ -37,14 +37,24 @@ Decision = Bind | Unschedulable
 
 
 def requests(pod: Manifest) -> dict[str, Fraction]:
-    """What a pod takes of a node: the sum of its containers, or its largest init container."""
+    """What a pod takes of a node: its containers and sidecars, or the largest init container.
+
+    An init container runs beside the sidecars before it, the regular ones beside all of them.
+    """
     total: dict[str, Fraction] = defaultdict(Fraction)
+    beside: dict[str, Fraction] = defaultdict(Fraction)
+    peak: dict[str, Fraction] = defaultdict(Fraction)
     for container in pod["spec"].get("containers") or ():
         for name, amount in _requested(container).items():
             total[name] += amount
     for container in pod["spec"].get("initContainers") or ():
+        sidecar = container.get("restartPolicy") == "Always"
         for name, amount in _requested(container).items():
-            total[name] = max(total[name], amount)
+            if sidecar:
+                beside[name] += amount
+            peak[name] = max(peak[name], beside[name] + (0 if sidecar else amount))
+    for name in {*beside, *peak}:
+        total[name] = max(total[name] + beside[name], peak[name])
     for name, text in (pod["spec"].get("overhead") or {}).items():
         total[name] += parse_quantity(text)
     return dict(total)

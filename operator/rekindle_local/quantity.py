@@ -38,3 +38,31 @@ def _parse(value: str) -> Fraction:
 def ceil_div(value: Fraction, divisor: Fraction) -> int:
     """`value / divisor` rounded up, as resourceFieldRef rounds."""
     return -((-value) // divisor)
+
+
+_DECIMAL = ("n", "u", "m", "", "k", "M", "G", "T", "P", "E")
+_BINARY = ("", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei")
+
+
+def canonical(value: object) -> str:
+    """The text by which an API server writes a quantity back: `0.5` is `500m`, `1024Mi` is `1Gi`.
+
+    The family of units stays, and of those that need no fraction the largest is taken; nothing is
+    smaller than a billionth. Raises ValueError.
+    """
+    text = str(value).strip()
+    number = parse_quantity(text)
+    if number == 0:
+        return "0"
+    if re.search(r"[eE][+-]?\d+$", text):
+        return text
+    if text.endswith("i") and number.denominator == 1 and abs(number) >= 1024:
+        return _largest(int(number), 1024, _BINARY)
+    return _largest(ceil_div(number * 10**9, Fraction(1)), 1000, _DECIMAL)
+
+
+def _largest(number: int, base: int, units: tuple[str, ...]) -> str:
+    at = 0
+    while at + 1 < len(units) and number % base == 0:
+        number, at = number // base, at + 1
+    return f"{number}{units[at]}"

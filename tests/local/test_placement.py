@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.placement import Bind, Snapshot, Unschedulable, decide
+from rekindle_local.placement import Bind, Snapshot, Unschedulable, decide, requests
 
 READY = [{"type": "Ready", "status": "True"}]
 SPOT = {"key": "spot", "value": "yes", "effect": "NoSchedule"}
@@ -176,3 +176,22 @@ def test_a_hard_topology_spread_is_kept():
     assert where(wanted, [node("a"), node("b")], pods) == "b"
     full = [node("a"), node("b", cpu="0", unschedulable=True)]
     assert "topology spread" in why(wanted, full, pods)
+
+
+def needs(cpu, **more):
+    return {"name": "x", "resources": {"requests": {"cpu": cpu}}, **more}
+
+
+@pytest.mark.parametrize(
+    ("init", "cpu"),
+    [
+        ([], 1),
+        ([needs("3")], 3),
+        # An init container runs beside the sidecars before it, the others beside all sidecars.
+        ([needs("2", restartPolicy="Always")], 3),
+        ([needs("2", restartPolicy="Always"), needs("3")], 5),
+        ([needs("3"), needs("2", restartPolicy="Always")], 3),
+    ],
+)
+def test_a_pod_takes_what_runs_at_the_same_time(init, cpu):
+    assert requests(pod(cpu="1", initContainers=init))["cpu"] == cpu

@@ -85,6 +85,7 @@ def decode(resource: Resource, namespace: str, body: Any, options: WriteOptions)
         models.check_types(draft.body, model(resource), resource.kind, resource.version)
         keep_nulls = resource.kind == "CustomResourceDefinition"
         draft.body = draft.body if keep_nulls else models.without_nulls(draft.body)
+        draft.body = models.canonical_quantities(draft.body, model(resource))
         if resource.bucket:
             draft.body = builtins.to_api_version(draft.body, "v1")
     return draft

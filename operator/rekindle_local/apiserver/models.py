@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from rekindle_local.apiserver.errors import ApiError, Cause, Json, bad_request
 from rekindle_local.apiserver.schema import Schema, child, type_name
+from rekindle_local.quantity import canonical
 
 VERSION = "1.34"
 """The Kubernetes minor version that this server speaks."""
@@ -170,6 +171,63 @@ def _wrong_type(value: Any, node: Json, schema: Schema, path: str) -> str | None
             if bad := _wrong_type(item, items, schema, f"{path}[{at}]"):
                 return bad
     return None
+
+
+_QUANTITY = "io.k8s.apimachinery.pkg.api.resource.Quantity"
+
+
+def canonical_quantities(value: Any, schema: Schema) -> Any:
+    """Return a value with its quantities written as the server writes them: `1`, 1Gi, 500m.
+
+    What is no quantity stays as it is: validation names it.
+    """
+    return _canonical(value, schema.root, schema)
+
+
+def _canonical(value: Any, node: Json, schema: Schema) -> Any:
+    name = node.get("$ref", "").rsplit("/", 1)[-1]
+    if name == _QUANTITY:
+        try:
+            return canonical(value)
+        except ValueError:
+            return value
+    if name and not _holds_quantity(name):
+        return value
+    node = schema.resolve(node)
+    if isinstance(value, dict):
+        return {
+            key: _canonical(item, inner, schema) if (inner := child(node, key)) else item
+            for key, item in value.items()
+        }
+    if isinstance(value, list) and node.get("items"):
+        return [_canonical(item, node["items"], schema) for item in value]
+    return value
+
+
+@cache
+def _holds_quantity(name: str) -> bool:
+    """Tell whether objects of a definition can have quantities in them."""
+    seen, queue = {name}, [name]
+    while queue:
+        for found in _referred(definitions()[queue.pop()]):
+            if found == _QUANTITY:
+                return True
+            if found not in seen and found in definitions():
+                seen.add(found)
+                queue.append(found)
+    return False
+
+
+def _referred(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, item in node.items():
+            if key == "$ref" and isinstance(item, str):
+                yield item.rsplit("/", 1)[-1]
+            else:
+                yield from _referred(item)
+    elif isinstance(node, list):
+        for item in node:
+            yield from _referred(item)
 
 
 def missing_fields(value: Any, node: Json, schema: Schema, path: str) -> list[Cause]:

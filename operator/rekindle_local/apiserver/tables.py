@@ -141,38 +141,86 @@ def _created(obj: Json, now: float) -> str:
 
 def _pod(obj: Json, now: float) -> list[Any]:
     spec, status = obj.get("spec") or {}, obj.get("status") or {}
-    statuses = status.get("containerStatuses") or []
-    restarts = sum(item.get("restartCount", 0) for item in statuses)
-    ready = sum(bool(item.get("ready")) for item in statuses)
+    sidecars = _sidecars(spec)
+    own = [item for item in status.get("initContainerStatuses") or [] if item["name"] in sidecars]
+    up = [item for item in own if item.get("started")]
+    if _initializing(obj) is not None and not _initialized(status):
+        counted = status.get("initContainerStatuses") or []
+    else:
+        counted = [*own, *(status.get("containerStatuses") or [])]
+    ready = sum(bool(item.get("ready")) for item in (*up, *(status.get("containerStatuses") or [])))
     gates = spec.get("readinessGates") or []
+    conditions = {item["type"]: item["status"] for item in status.get("conditions") or []}
+    open_gates = sum(conditions.get(gate["conditionType"]) == "True" for gate in gates)
     return [
-        f"{ready}/{len(spec.get('containers') or [])}",
+        f"{ready}/{len(spec.get('containers') or []) + len(sidecars)}",
         pod_status(obj),
-        str(restarts),
+        _restarts(counted, now),
         _created(obj, now),
         status.get("podIP") or "<none>",
         spec.get("nodeName") or "<none>",
         status.get("nominatedNodeName") or "<none>",
-        "<none>" if not gates else f"0/{len(gates)}",
+        "<none>" if not gates else f"{open_gates}/{len(gates)}",
     ]
 
 
-def pod_status(obj: Json) -> str:
-    """Return the word in a pod's Status column: the phase, or why it is not what it should be."""
-    status = obj.get("status") or {}
-    reason = status.get("reason") or status.get("phase") or "Unknown"
+def _restarts(statuses: list[Json], now: float) -> str:
+    """Return how often containers were started again, and when the last one was."""
+    count = sum(item.get("restartCount", 0) for item in statuses)
+    ends = [
+        ended["finishedAt"]
+        for item in statuses
+        if (ended := (item.get("lastState") or {}).get("terminated")) and ended.get("finishedAt")
+    ]
+    return f"{count} ({age(max(ends), now)} ago)" if count and ends else str(count)
+
+
+def _sidecars(spec: Json) -> set[str]:
+    return {
+        item["name"]
+        for item in spec.get("initContainers") or []
+        if item.get("restartPolicy") == "Always"
+    }
+
+
+def _initialized(status: Json) -> bool:
+    return any(
+        item["type"] == "Initialized" and item["status"] == "True"
+        for item in status.get("conditions") or []
+    )
+
+
+def _initializing(obj: Json) -> str | None:
+    """Return which init container the pod is at and how it stands there; None when all are done."""
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    sidecars = _sidecars(spec)
     for at, item in enumerate(status.get("initContainerStatuses") or []):
         state = item.get("state") or {}
         ended, waiting = state.get("terminated"), state.get("waiting")
         if ended is not None and ended.get("exitCode") == 0:
             continue
+        if item["name"] in sidecars and item.get("started"):
+            continue
         if ended is not None:
-            reason = f"Init:{ended.get('reason') or _exit(ended)}"
-        elif waiting is not None and waiting.get("reason") not in {None, "", "PodInitializing"}:
-            reason = f"Init:{waiting['reason']}"
-        else:
-            reason = f"Init:{at}/{len((obj.get('spec') or {}).get('initContainers') or [])}"
-        break
+            return f"Init:{ended.get('reason') or _exit(ended)}"
+        if waiting is not None and waiting.get("reason") not in {None, "", "PodInitializing"}:
+            return f"Init:{waiting['reason']}"
+        return f"Init:{at}/{len(spec.get('initContainers') or [])}"
+    return None
+
+
+def pod_status(obj: Json) -> str:
+    """Return the word in a pod's Status column: the phase, or why it is not what it should be."""
+    status = obj.get("status") or {}
+    phase = status.get("phase")
+    reason = status.get("reason") or phase or "Unknown"
+    gone = status.get("reason") == "NodeLost"
+    for item in status.get("conditions") or []:
+        if item["type"] == "PodScheduled" and item.get("reason") == "SchedulingGated":
+            reason = "SchedulingGated"
+    initializing = _initializing(obj)
+    if initializing is not None and not _initialized(status):
+        reason = initializing
     else:
         running = False
         for item in reversed(status.get("containerStatuses") or []):
@@ -186,8 +234,8 @@ def pod_status(obj: Json) -> str:
                 running = True
         if reason == "Completed" and running:
             reason = "Running"
-    if obj["metadata"].get("deletionTimestamp"):
-        return "Unknown" if status.get("reason") == "NodeLost" else "Terminating"
+    if obj["metadata"].get("deletionTimestamp") and (gone or phase not in {"Succeeded", "Failed"}):
+        return "Unknown" if gone else "Terminating"
     return str(reason)
 
 

@@ -43,12 +43,8 @@ def _problems(spec: Manifest) -> Iterator[str]:
 
 
 def _container_problems(path: str, container: Manifest) -> Iterator[str]:
-    if container.get("lifecycle"):
-        yield f"{path}.lifecycle (handle SIGTERM in the program)"
     if container.get("volumeDevices"):
         yield f"{path}.volumeDevices"
-    if container.get("restartPolicy"):
-        yield f"{path}.restartPolicy (sidecar containers)"
     if container.get("stdin") or container.get("tty"):
         yield f"{path}.stdin and tty"
     for probe in _PROBES:

@@ -12,9 +12,8 @@ import asyncio
 import contextlib
 import secrets
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -26,6 +25,7 @@ from rekindle_local.kubelet import environment, logs, probes
 from rekindle_local.kubelet.backoff import Backoff
 from rekindle_local.kubelet.environment import ConfigError, Placement
 from rekindle_local.kubelet.expansion import expand
+from rekindle_local.kubelet.health import Health
 from rekindle_local.kubelet.host import Host
 from rekindle_local.kubelet.pathmap import PathMap
 from rekindle_local.kubelet.processes import (
@@ -44,6 +44,8 @@ MESSAGE_VARIABLE = "TERMINATION_LOG"
 
 _MESSAGE_BYTES = 4096
 _FALLBACK_BYTES, _FALLBACK_LINES = 2048, 80
+_HOOK_SECONDS = 300.0
+"""A postStart hook that takes longer has failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,7 @@ class ContainerRunner:
         self, place: PodPlace, spec: Manifest, *, init: bool, changed: Callable[[], None]
     ) -> None:
         timings = place.host.timings
+        initializing = bool(place.pod["spec"].get("initContainers"))
         self._place = place
         self._spec = spec
         self._changed = changed
@@ -106,11 +109,18 @@ class ContainerRunner:
         self._killed = False
         self._out_of_memory = False
         self._backoff = Backoff(base=timings.restart_backoff, cap=timings.restart_backoff_cap)
-        self._probes: list[asyncio.Task[None]] = []
         self._gpus: tuple[str, ...] = ()
         self._liveness_kill: asyncio.TimerHandle | None = None
+        self._hooks: asyncio.Task[None] | None = None
+        self._command_now: Command | None = None
+        self._paths = PathMap(())
+        self._is_up = asyncio.Event()
         policy = place.pod["spec"].get("restartPolicy") or "Always"
-        self._policy = "OnFailure" if init and policy == "Always" else policy
+        self._field = f"spec.{'initContainers' if init else 'containers'}{{{spec['name']}}}"
+        self._step = init and spec.get("restartPolicy") != "Always"
+        if self._step and policy == "Always":
+            policy = "OnFailure"
+        self._policy = "Always" if init and not self._step else policy
         self.process: Process | None = None
         """What runs."""
         self.latest: Process | None = None
@@ -118,7 +128,8 @@ class ContainerRunner:
         self.record = Container(
             name=spec["name"],
             image=spec.get("image", ""),
-            state=Waiting(reason="PodInitializing" if not init else "ContainerCreating"),
+            state=Waiting(reason="PodInitializing" if initializing else "ContainerCreating"),
+            sidecar=init and not self._step,
         )
 
     @property
@@ -132,9 +143,18 @@ class ContainerRunner:
         limit = ((self._spec.get("resources") or {}).get("limits") or {}).get("memory")
         return int(parse_quantity(limit)) if limit else None
 
+    @property
+    def sidecar(self) -> bool:
+        """An init container that runs beside the others: started before them, ended after them."""
+        return self.record.sidecar
+
     def creating(self) -> None:
-        """The pod's init containers are done."""
+        """It is this container's turn."""
         self._set(state=Waiting(reason="ContainerCreating"))
+
+    async def up(self) -> None:
+        """Wait until the container has started, as its startup probe sees it."""
+        await self._is_up.wait()
 
     async def run(self) -> None:
         """Run to the end; cancellation leaves processes to their shim's end of file."""
@@ -146,7 +166,9 @@ class ContainerRunner:
             again = self._policy == "Always" or (
                 self._policy == "OnFailure" and ended.exit_code != 0
             )
-            self._set(state=ended, ready=False, started=False)
+            # An init container counts as ready when it has done its work.
+            done = self._step and ended.exit_code == 0
+            self._set(state=ended, ready=done, started=False)
             if not again or self._stop.is_set():
                 return
             ran = (ended.finished_at - ended.started_at).total_seconds()
@@ -155,11 +177,12 @@ class ContainerRunner:
                 return
             self._set(state=Waiting(reason="ContainerCreating"), restarts=self.record.restarts + 1)
 
-    def terminate(self) -> None:
-        """Ask PID 1 to end (SIGTERM) and start nothing more."""
+    def terminate(self, grace: float) -> None:
+        """Ask PID 1 to end (SIGTERM) and start nothing more; within `grace` it will be killed."""
         self._stop.set()
         if self.process is not None:
-            self.process.signal(signal.SIGTERM)
+            self._event("Normal", "Killing", f"Stopping container {self.name}")
+            self._ask_to_end(self.process, grace)
 
     def kill(self) -> None:
         """End everything in the container now and start nothing more."""
@@ -224,6 +247,7 @@ class ContainerRunner:
         message_path = self._spec.get("terminationMessagePath") or "/dev/termination-log"
         inside = [(path, str(target)) for path, target in image.paths.items()]
         paths = PathMap([*inside, *mounts, (message_path, str(message_file))])
+        self._paths = paths
         argv = command_line(self._spec, image, variables, paths)
         if not argv:
             raise _NotYet(
@@ -303,18 +327,21 @@ class ContainerRunner:
         elif self._stop.is_set():
             process.signal(signal.SIGTERM)
         self._event("Normal", "Started", f"Started container {self.name}")
-        startup = bool(self._spec.get("startupProbe"))
-        self._set(
-            state=Running(started_at=started_at),
-            container_id=container_id,
-            started=not startup,
-            ready=not startup and not self._spec.get("readinessProbe"),
-        )
-        self._start_probes(command, startup=startup)
+        self._command_now = command
+        health = self._watch_health(process, command)
         try:
+            await self._after_start(process, command)
+            self._set(
+                state=Running(started_at=started_at),
+                container_id=container_id,
+                started=health.started,
+                ready=health.ready,
+            )
+            health.watch()
             ended = await process.ended()
         finally:
-            self._stop_probes()
+            health.stop()
+            self._forget_timers()
         self.process = None
         code = 137 if self._out_of_memory else ended.code
         reason = "Completed" if code == 0 else "Error"
@@ -327,6 +354,14 @@ class ContainerRunner:
             finished_at=timestamps.now(),
             container_id=container_id,
         )
+
+    def _forget_timers(self) -> None:
+        if self._liveness_kill is not None:
+            self._liveness_kill.cancel()
+            self._liveness_kill = None
+        if self._hooks is not None:
+            self._hooks.cancel()
+            self._hooks = None
 
     def _message(self, code: int) -> str:
         try:
@@ -360,84 +395,97 @@ class ContainerRunner:
                 await self._stop.wait()
         return self._stop.is_set()
 
-    # --- probes ------------------------------------------------------------------------------
+    # --- health ------------------------------------------------------------------------------
 
-    def _start_probes(self, command: Command, *, startup: bool) -> None:
+    def _watch_health(self, process: Process, command: Command) -> Health:
+        """Probe the process; what comes of it is done here."""
+
+        def failed(kind: str) -> None:
+            if self._liveness_kill is not None or self._stop.is_set():
+                return
+            message = f"Container {self.name} failed {kind.lower()} probe"
+            if self._policy != "Never":
+                message += ", will be restarted"
+            self._event("Normal", "Killing", message)
+            probe = self._spec.get(f"{kind.lower()}Probe") or {}
+            pod_grace = self._place.pod["spec"].get("terminationGracePeriodSeconds", 30)
+            own = probe.get("terminationGracePeriodSeconds")
+            grace = float(pod_grace if own is None else own)
+            self._ask_to_end(process, grace)
+            self._liveness_kill = asyncio.get_running_loop().call_later(grace, process.kill)
+
+        return Health(
+            self._spec,
+            self._target(command),
+            self._place.host.session,
+            started=lambda ready: self._set(started=True, ready=ready),
+            ready=lambda healthy: self._set(ready=healthy),
+            unhealthy=lambda message: self._event("Warning", "Unhealthy", message),
+            failed=failed,
+        )
+
+    def _target(self, command: Command) -> probes.Target:
+        async def run(argv: Sequence[str], seconds: float) -> str | None:
+            words = [self._paths.rewrite(str(word)) for word in argv]
+            return await probes.run_beside(words, command.env, command.cwd, seconds)
+
         ports = {
             port["name"]: int(port["containerPort"])
             for port in self._spec.get("ports") or ()
             if port.get("name")
         }
+        return probes.Target(host=self._place.placement.pod_ip, ports=ports, run=run)
 
-        async def run(argv: object, seconds: float) -> str | None:
-            paths = [str(word) for word in argv] if isinstance(argv, list) else []
-            return await probes.run_beside(paths, command.env, command.cwd, seconds)
+    # --- hooks -------------------------------------------------------------------------------
 
-        target = probes.Target(host=self._place.placement.pod_ip, ports=ports, run=run)
-        if startup:
-            self._watch("startupProbe", target, partial(self._startup_turned, target))
-        else:
-            self._start_lasting_probes(target)
+    def _hook(self, name: str) -> Manifest | None:
+        hook: Manifest | None = (self._spec.get("lifecycle") or {}).get(name)
+        return hook
 
-    def _start_lasting_probes(self, target: probes.Target) -> None:
-        self._watch("readinessProbe", target, self._readiness_turned)
-        self._watch("livenessProbe", target, self._liveness_turned)
+    def _ask_to_end(self, process: Process, grace: float) -> None:
+        """SIGTERM, after the preStop hook where there is one and time for it."""
+        if self._hook("preStop") is None or grace <= 0 or self._command_now is None:
+            process.signal(signal.SIGTERM)
+        elif self._hooks is None:
+            work = self._stop_by_hook(process, self._command_now, grace)
+            self._hooks = asyncio.create_task(work)
 
-    def _watch(self, key: str, target: probes.Target, turned: Callable[[bool, str], None]) -> None:
-        if probe := self._spec.get(key):
-            session = self._place.host.session
-            self._probes.append(asyncio.create_task(probes.watch(probe, target, session, turned)))
+    async def _stop_by_hook(self, process: Process, command: Command, grace: float) -> None:
+        problem = await self._run_hook("preStop", command, grace)
+        if problem:
+            self._event("Warning", "FailedPreStopHook", f"PreStopHook failed: {problem}")
+        process.signal(signal.SIGTERM)
 
-    def _stop_probes(self) -> None:
-        for task in self._probes:
-            task.cancel()
-        self._probes.clear()
-        if self._liveness_kill is not None:
-            self._liveness_kill.cancel()
-            self._liveness_kill = None
+    async def _run_hook(self, name: str, command: Command, seconds: float) -> str | None:
+        hook = {**(self._hook(name) or {}), "timeoutSeconds": seconds}
+        return await probes.check(hook, self._target(command), self._place.host.session)
 
-    def _startup_turned(self, target: probes.Target, healthy: bool, why: str) -> None:
-        if not healthy:
-            self._unhealthy("Startup", why)
-        elif not self.record.started:
-            self._probes.pop(0).cancel()
-            self._set(started=True, ready=not self._spec.get("readinessProbe"))
-            self._start_lasting_probes(target)
-
-    def _readiness_turned(self, healthy: bool, why: str) -> None:
-        if not healthy:
-            self._event("Warning", "Unhealthy", f"Readiness probe failed: {why}")
-        if self.record.ready != healthy:
-            self._set(ready=healthy)
-
-    def _liveness_turned(self, healthy: bool, why: str) -> None:
-        if not healthy:
-            self._unhealthy("Liveness", why)
-
-    def _unhealthy(self, kind: str, why: str) -> None:
-        """Restart the container: SIGTERM, and SIGKILL after the grace period."""
-        self._event("Warning", "Unhealthy", f"{kind} probe failed: {why}")
-        if self._liveness_kill is not None or self.process is None:
+    async def _after_start(self, process: Process, command: Command) -> None:
+        """The postStart hook: the container is not running before it has ended."""
+        if self._hook("postStart") is None:
             return
-        self._event(
-            "Normal",
-            "Killing",
-            f"Container {self.name} failed {kind.lower()} probe, will be restarted",
-        )
-        probe = self._spec.get(f"{kind.lower()}Probe") or {}
-        pod_grace = self._place.pod["spec"].get("terminationGracePeriodSeconds", 30)
-        grace = float(probe.get("terminationGracePeriodSeconds") or pod_grace)
-        self.process.signal(signal.SIGTERM)
-        self._liveness_kill = asyncio.get_running_loop().call_later(grace, self.process.kill)
+        hook = asyncio.create_task(self._run_hook("postStart", command, _HOOK_SECONDS))
+        end = asyncio.create_task(process.ended())
+        try:
+            await asyncio.wait({hook, end}, return_when=asyncio.FIRST_COMPLETED)
+            if hook.done() and (problem := hook.result()):
+                self._event("Warning", "FailedPostStartHook", f"PostStartHook failed: {problem}")
+                process.kill()
+        finally:
+            hook.cancel()
+            end.cancel()
 
     # --- telling -----------------------------------------------------------------------------
 
     def _set(self, **fields: object) -> None:
         self.record = replace(self.record, **fields)  # type: ignore[arg-type]
+        if self.record.started:
+            self._is_up.set()
         self._changed()
 
     def _event(self, kind: str, reason: str, message: str) -> None:
-        self._place.host.events.record(self._place.pod, kind, reason, message)
+        pod = self._place.pod
+        self._place.host.events.record(pod, kind, reason, message, field=self._field)
 
 
 class _NotYet(Exception):

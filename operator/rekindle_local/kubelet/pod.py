@@ -79,6 +79,7 @@ class PodWorker:
         self._gone = False
         self._kill_at: float | None = None
         self._timers: list[asyncio.TimerHandle] = []
+        self._deadline_seconds: int | None = None
         self._written: Manifest = {}
         self._writing = asyncio.Lock()
         self.task = asyncio.create_task(self.run(), name=f"pod {self.namespace}/{self.name}")
@@ -94,9 +95,13 @@ class PodWorker:
     # --- what comes from outside -------------------------------------------------------------
 
     def update(self, pod: Manifest) -> None:
-        """A newer version of the object: only a deletion changes what runs."""
+        """A newer version of the object: only a deletion or a deadline changes what runs."""
         self._pod = pod
         meta = pod["metadata"]
+        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed"):
+            self._set_deadline(pod["spec"].get("activeDeadlineSeconds"))
+        if pod["spec"].get("readinessGates"):
+            self._dirty.set()  # conditions that others have set may have opened them
         if meta.get("deletionTimestamp"):
             self._deleted.set()
             grace = meta.get("deletionGracePeriodSeconds")
@@ -119,9 +124,8 @@ class PodWorker:
         self._stopping.set()
         if first:
             for runner in self.runners:
-                if runner.process is not None:
-                    self._event("Normal", "Killing", f"Stopping container {runner.name}")
-                runner.terminate()
+                if not runner.sidecar:  # those are ended last
+                    runner.terminate(grace)
         if grace <= 0:
             self.kill()
         else:
@@ -140,6 +144,15 @@ class PodWorker:
             self._disruption = ("TerminationByKubelet", message)
             self._event("Warning", "Evicted", message)
             self.terminate(_EVICTION_GRACE)
+
+    def _set_deadline(self, seconds: int | None) -> None:
+        """Make the pod's own deadline this one; it can only come nearer."""
+        if seconds is None or seconds == self._deadline_seconds:
+            return
+        self._deadline_seconds = seconds
+        passed = (timestamps.now() - self._started_at).total_seconds()
+        left = max(0.0, float(seconds) - passed)
+        self._timers.append(asyncio.get_running_loop().call_later(left, self._deadline))
 
     def _deadline(self) -> None:
         if self._phase is None and not self._stopping.is_set():
@@ -176,23 +189,62 @@ class PodWorker:
             self._phase, self._reason, self._message = "Failed", admission.REASON, problem
             self._event("Warning", admission.REASON, problem)
             return
-        limit = self._pod["spec"].get("activeDeadlineSeconds")
-        if limit is not None:
-            loop = asyncio.get_running_loop()
-            self._timers.append(loop.call_later(float(limit), self._deadline))
         self._dirty.set()
         if not await self._set_up_volumes():
             return
+        sidecars: list[tuple[ContainerRunner, asyncio.Task[None]]] = []
+        try:
+            if await self._initialize(sidecars):
+                async with asyncio.TaskGroup() as group:
+                    for runner in self._main:
+                        group.create_task(runner.run())
+            await self._end_sidecars(sidecars)
+        finally:
+            for _, task in sidecars:
+                task.cancel()
+
+    async def _initialize(self, sidecars: list[tuple[ContainerRunner, asyncio.Task[None]]]) -> bool:
+        """Run the init containers in order; False when one failed or the pod is to end.
+
+        A sidecar is not waited for to end but to have started, and runs on from there.
+        """
         for runner in self._init:
-            await runner.run()
-            state = runner.record.state
-            if not isinstance(state, Terminated) or state.exit_code != 0:
-                return
-        for runner in self._main:
+            if self._stopping.is_set():
+                return False
             runner.creating()
-        async with asyncio.TaskGroup() as group:
-            for runner in self._main:
-                group.create_task(runner.run())
+            if runner.sidecar:
+                task = asyncio.create_task(runner.run())
+                sidecars.append((runner, task))
+                await self._until_up(runner, task)
+                continue
+            await runner.run()
+            if not runner.record.done:
+                return False
+        return not self._stopping.is_set()
+
+    async def _until_up(self, runner: ContainerRunner, task: asyncio.Task[None]) -> None:
+        waits = {asyncio.create_task(runner.up()), asyncio.create_task(self._stopping.wait())}
+        try:
+            await asyncio.wait({*waits, task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+
+    async def _end_sidecars(
+        self, sidecars: list[tuple[ContainerRunner, asyncio.Task[None]]]
+    ) -> None:
+        """End the sidecars, the last one first, within what the pod has left to stop."""
+        loop = asyncio.get_running_loop()
+        grace = float(self._pod["spec"].get("terminationGracePeriodSeconds", 30))
+        end = loop.time() + grace if self._kill_at is None else self._kill_at
+        for runner, task in reversed(sidecars):
+            runner.terminate(max(0.0, end - loop.time()))
+            try:
+                async with asyncio.timeout_at(end):
+                    await asyncio.shield(task)
+            except TimeoutError:
+                runner.kill()
+                await task
 
     async def _set_up_volumes(self) -> bool:
         """Create directories and volumes, waiting for what is missing; False when stopped."""
@@ -218,7 +270,7 @@ class PodWorker:
 
     def _final_phase(self) -> str | None:
         """A pod that was stopped will not run again: Always counts as Never."""
-        records = [runner.record for runner in self.runners]
+        records = [runner.record for runner in self.runners if not runner.sidecar]
         if all(isinstance(one.state, Terminated) for one in records):
             codes = [one.state.exit_code for one in records if isinstance(one.state, Terminated)]
             return "Failed" if any(codes) else "Succeeded"

@@ -57,6 +57,15 @@ class Container:
     ready: bool = False
     started: bool = False
     container_id: str = ""
+    sidecar: bool = False
+    """An init container with restartPolicy Always: it counts by having started, not by its end."""
+
+    @property
+    def done(self) -> bool:
+        """Whether, as an init container, it no longer holds the ones after it."""
+        if self.sidecar and self.started:
+            return True
+        return isinstance(self.state, Terminated) and self.state.exit_code == 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,21 +85,33 @@ class PodState:
 
 
 def phase(policy: str, init: Sequence[Container], containers: Sequence[Container]) -> str:
-    """The phase that container states amount to under a restart policy."""
-    for one in init:
-        if not (isinstance(one.state, Terminated) and one.state.exit_code == 0):
-            failed = isinstance(one.state, Terminated) and policy == "Never"
-            return "Failed" if failed else "Pending"
+    """The phase that container states amount to under a restart policy.
+
+    Once a regular container has run, a sidecar that is started again no longer counts; how sidecars
+    end never does. They only hold a final phase back until they have ended, too.
+    """
+    for one in init if not _has_run(containers) else ():
+        if not one.done:
+            failed = isinstance(one.state, Terminated) and policy == "Never" and not one.sidecar
+            return "Failed" if failed and not _any_running(init) else "Pending"
     ended = [one.state for one in containers if isinstance(one.state, Terminated)]
     if any(isinstance(one.state, Running) for one in containers):
         return "Running"
     if any(isinstance(one.state, Waiting) and one.last is None for one in containers):
         return "Pending"
-    if len(ended) < len(containers) or policy == "Always":
+    if len(ended) < len(containers) or policy == "Always" or _any_running(init):
         return "Running"
     if all(state.exit_code == 0 for state in ended):
         return "Succeeded"
     return "Failed" if policy == "Never" else "Running"
+
+
+def _has_run(containers: Sequence[Container]) -> bool:
+    return any(not isinstance(one.state, Waiting) or one.last is not None for one in containers)
+
+
+def _any_running(containers: Sequence[Container]) -> bool:
+    return any(isinstance(one.state, Running) for one in containers)
 
 
 def qos_class(spec: Manifest) -> str:
@@ -168,13 +189,19 @@ def _state(state: State) -> Manifest:
 
 
 def _conditions(pod: Manifest, state: PodState, current: str, now: datetime) -> list[Manifest]:
-    initialized = all(
-        isinstance(one.state, Terminated) and one.state.exit_code == 0 for one in state.init
-    )
-    unready = [one.name for one in state.containers if not one.ready]
+    before = {one["type"]: one for one in (pod.get("status") or {}).get("conditions") or ()}
+    pending = [one.name for one in state.init if not one.done]
+    unready = [
+        one.name
+        for one in (*(one for one in state.init if one.sidecar), *state.containers)
+        if not one.ready
+    ]
     wanted: dict[str, Mapping[str, str]] = {}
-    waiting = "" if initialized else "ContainersNotInitialized"
-    wanted["Initialized"] = _condition(initialized, waiting, "")
+    if pending and not _has_run(state.containers):
+        message = f"containers with incomplete status: [{' '.join(pending)}]"
+        wanted["Initialized"] = _condition(False, "ContainersNotInitialized", message)
+    else:
+        wanted["Initialized"] = _condition(True, "", "")
     if current in ("Succeeded", "Failed"):
         reason = "PodCompleted" if current == "Succeeded" else "PodFailed"
         not_ready = _condition(False, reason, "")
@@ -185,10 +212,11 @@ def _conditions(pod: Manifest, state: PodState, current: str, now: datetime) -> 
     else:
         not_ready = _condition(True, "", "")
     wanted["ContainersReady"] = wanted["Ready"] = not_ready
+    if not_ready["status"] == "True" and (message := _closed_gates(pod["spec"], before)):
+        wanted["Ready"] = _condition(False, "ReadinessGatesNotReady", message)
     wanted["PodScheduled"] = _condition(True, "", "")
     if state.disruption:
         wanted["DisruptionTarget"] = _condition(True, *state.disruption)
-    before = {one["type"]: one for one in (pod.get("status") or {}).get("conditions") or ()}
     stamp = timestamps.seconds(now)
     out = []
     for kind, fields in wanted.items():
@@ -210,6 +238,18 @@ def _conditions(pod: Manifest, state: PodState, current: str, now: datetime) -> 
             }
         )
     return out
+
+
+def _closed_gates(spec: Manifest, conditions: Mapping[str, Manifest]) -> str:
+    """What is missing of the conditions that somebody else sets and the pod waits for."""
+    texts = []
+    for gate in spec.get("readinessGates") or ():
+        name = gate["conditionType"]
+        if name not in conditions:
+            texts.append(f'corresponding condition of pod readiness gate "{name}" does not exist.')
+        elif conditions[name].get("status") != "True":
+            texts.append(f'the status of pod readiness gate "{name}" is not "True", but False')
+    return ", ".join(texts)
 
 
 def _condition(holds: bool, reason: str, message: str) -> Mapping[str, str]:

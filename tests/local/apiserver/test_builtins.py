@@ -57,6 +57,75 @@ def test_the_quality_of_service_follows_from_the_resources(bench, pod, resources
     assert made["status"]["qosClass"] == quality
 
 
+def test_quantities_may_be_numbers_and_read_back_as_texts(bench, pod):
+    resources = {"limits": {"cpu": 1, "nvidia.com/gpu": 1, "memory": "1024Mi"}}
+    volume = {"name": "v", "emptyDir": {"sizeLimit": 1073741824}}
+    container = {"name": "c", "image": "i", "resources": resources}
+    made = bench.create(pod(spec={"containers": [container], "volumes": [volume]}))
+    kept = {"cpu": "1", "nvidia.com/gpu": "1", "memory": "1Gi"}
+    assert made["spec"]["containers"][0]["resources"] == {"limits": kept, "requests": kept}
+    assert made["spec"]["volumes"][0]["emptyDir"]["sizeLimit"] == "1073741824"
+
+
+def test_a_number_where_a_text_belongs_is_refused_with_its_path(bench, pod):
+    container = {"name": "c", "image": "i", "env": [{"name": "A", "value": 8}]}
+    with pytest.raises(ApiError) as refusal:
+        bench.create(pod(spec={"containers": [container]}))
+    assert refusal.value.code == 400
+    assert "spec.containers[0].env[0].value: expected string" in refusal.value.message
+
+
+def one_container(**fields):
+    return {"containers": [{"name": "c", "image": "i", **fields}]}
+
+
+def one_init(**fields):
+    return {**one_container(), "initContainers": [{"name": "i", "image": "i", **fields}]}
+
+
+PROBE = {"tcpSocket": {"port": 80}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "text"),
+    [
+        (one_container(restartPolicy="Always"), "containers[0].restartPolicy", "non-init"),
+        (one_init(restartPolicy="OnFailure"), "initContainers[0].restartPolicy", '"Always"'),
+        (one_init(livenessProbe=PROBE), "initContainers[0].livenessProbe", "restartPolicy=Always"),
+        (one_container(livenessProbe={}), "containers[0].livenessProbe", "handler type"),
+        (
+            one_container(livenessProbe={**PROBE, "successThreshold": 2}),
+            "containers[0].livenessProbe.successThreshold",
+            "must be 1",
+        ),
+        (
+            one_container(readinessProbe={**PROBE, "exec": {"command": ["x"]}}),
+            "containers[0].readinessProbe.tcpSocket",
+            "more than 1 handler",
+        ),
+        (
+            one_container(ports=[{"containerPort": 1, "hostPort": 7}] * 2),
+            "containers[0].ports[1].hostPort",
+            "Duplicate",
+        ),
+        (
+            {"hostNetwork": True, **one_container(ports=[{"containerPort": 1, "hostPort": 7}])},
+            "containers[0].ports[0].containerPort",
+            "hostNetwork",
+        ),
+    ],
+)
+def test_what_only_some_containers_may_have_is_refused_elsewhere(bench, pod, spec, field, text):
+    assert text in causes(bench, pod(spec=spec))[f"spec.{field}"]
+
+
+def test_a_sidecar_may_have_probes_and_hooks(bench, pod):
+    hook = {"preStop": {"sleep": {"seconds": 1}}}
+    fields = {"restartPolicy": "Always", "startupProbe": PROBE, "lifecycle": hook}
+    made = bench.create(pod(spec=one_init(**fields)))
+    assert made["spec"]["initContainers"][0]["startupProbe"]["failureThreshold"] == 3
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [

@@ -67,6 +67,32 @@ def status(**more):
     return {"metadata": {"name": "p"}, "spec": {"containers": [{}]}, "status": more}
 
 
+def initializing(*statuses, sidecars=(), **more):
+    """A pod with init containers; the names in `sidecars` are restarted always."""
+    made = status(phase="Pending", **more)
+    made["status"]["initContainerStatuses"] = [
+        {"name": f"i{at}", **one} for at, one in enumerate(statuses)
+    ]
+    made["spec"]["initContainers"] = [
+        {"name": f"i{at}", **({"restartPolicy": "Always"} if at in sidecars else {})}
+        for at, _ in enumerate(statuses)
+    ]
+    return made
+
+
+def state(**fields):
+    return {"state": fields}
+
+
+def gated():
+    condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    return status(phase="Pending", conditions=[condition])
+
+
+DONE = state(terminated={"exitCode": 0})
+NEXT = state(waiting={"reason": "PodInitializing"})
+
+
 def container(**state):
     return {"containerStatuses": [{"state": state}]}
 
@@ -85,26 +111,71 @@ def container(**state):
             "Error",
         ),
         (status(phase="Failed", **container(terminated={"exitCode": 3})), "ExitCode:3"),
+        (initializing(state(running={})), "Init:0/1"),
+        (initializing(DONE, NEXT), "Init:1/2"),
+        (initializing(state(terminated={"exitCode": 4, "reason": "Error"})), "Init:Error"),
+        (initializing(state(terminated={"exitCode": 137, "signal": 9})), "Init:Signal:9"),
         (
-            status(phase="Pending", initContainerStatuses=[{"state": {"running": {}}}]),
-            "Init:0/0",
+            initializing(state(waiting={"reason": "CrashLoopBackOff"}), NEXT),
+            "Init:CrashLoopBackOff",
+        ),
+        # A sidecar is past when it has started, whether it runs or is started again.
+        (initializing(state(running={}), NEXT, sidecars={0}), "Init:0/2"),
+        (
+            initializing({**state(running={}), "started": True}, NEXT, sidecars={0}),
+            "Init:1/2",
         ),
         (
-            status(
-                phase="Running",
-                initContainerStatuses=[{"state": {"terminated": {"exitCode": 0}}}],
+            initializing(
+                state(waiting={"reason": "CrashLoopBackOff"}),
+                sidecars={0},
+                conditions=[{"type": "Initialized", "status": "True"}],
                 containerStatuses=[{"state": {"running": {}}, "ready": True}],
             ),
-            "Running",
+            "Pending",
         ),
+        (gated(), "SchedulingGated"),
         (
             {**status(phase="Running"), "metadata": {"name": "p", "deletionTimestamp": "x"}},
             "Terminating",
+        ),
+        # What has ended is not on its way out any more, whoever holds the object.
+        (
+            {
+                **status(phase="Failed", reason="DeadlineExceeded"),
+                "metadata": {"name": "p", "deletionTimestamp": "x"},
+            },
+            "DeadlineExceeded",
         ),
     ],
 )
 def test_the_status_of_a_pod_names_what_is_wrong(pod, word):
     assert pod_status(pod) == word
+
+
+def cells(pod, now=0.0):
+    resource = Registry().find("", "v1", "pods")
+    return table(resource, [pod], {}, now, include="None")["rows"][0]["cells"]
+
+
+def test_sidecars_count_among_the_containers_of_a_pod():
+    pod = initializing(
+        {**state(running={}), "started": True, "ready": True, "restartCount": 1},
+        {**DONE, "restartCount": 5},
+        sidecars={0},
+        conditions=[{"type": "Initialized", "status": "True"}],
+        containerStatuses=[{"name": "c", "state": {"running": {}}, "ready": False}],
+    )
+    assert cells(pod)[1:4] == ["1/2", "Pending", "1"]
+
+
+def test_the_last_restart_is_told_with_its_age():
+    ended = {"terminated": {"exitCode": 1, "finishedAt": "1970-01-01T00:01:40Z"}}
+    pod = status(
+        phase="Running",
+        containerStatuses=[{"name": "c", "state": {}, "lastState": ended, "restartCount": 2}],
+    )
+    assert cells(pod, 130.0)[3] == "2 (30s ago)"
 
 
 def test_every_builtin_kind_has_as_many_cells_as_columns():

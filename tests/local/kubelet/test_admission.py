@@ -17,10 +17,8 @@ def test_an_ordinary_pod_is_taken():
     ("refused", "field"),
     [
         (pod(volumes=[{"name": "v", "persistentVolumeClaim": {}}]), "persistentVolumeClaim"),
-        (pod({"lifecycle": {"preStop": {}}}), "spec.containers[0].lifecycle"),
         (pod({"readinessProbe": {"grpc": {"port": 1}}}), "readinessProbe.grpc"),
         (pod({"tty": True}), "stdin and tty"),
-        (pod(initContainers=[{"name": "i", "restartPolicy": "Always"}]), "sidecar"),
         (pod({"volumeMounts": [{"name": "v", "mountPath": "/"}]}), "mountPath=/"),
         (pod(resourceClaims=[{"name": "gpu"}]), "spec.resourceClaims"),
     ],

@@ -30,8 +30,12 @@ def ended(code):
     )
 
 
-def one(state, *, last=None, ready=False, name="c"):
-    return Container(name=name, image="i", state=state, last=last, ready=ready)
+def one(state, *, last=None, ready=False, name="c", **more):
+    return Container(name=name, image="i", state=state, last=last, ready=ready, **more)
+
+
+def sidecar(state, **more):
+    return one(state, name="s", sidecar=True, **more)
 
 
 def pod(**status):
@@ -74,6 +78,53 @@ def test_init_containers_hold_the_phase():
     assert phase("Never", [one(RUNNING)], [one(CREATING)]) == "Pending"
     assert phase("Never", [one(ended(1))], [one(CREATING)]) == "Failed"
     assert phase("OnFailure", [one(ended(1))], [one(CREATING)]) == "Pending"
+
+
+@pytest.mark.parametrize(
+    ("policy", "init", "main", "expected"),
+    [
+        # It holds what follows until it has started, and no longer.
+        ("Never", [sidecar(RUNNING)], CREATING, "Pending"),
+        ("Never", [sidecar(RUNNING, started=True)], CREATING, "Pending"),
+        ("Never", [sidecar(RUNNING, started=True)], RUNNING, "Running"),
+        ("Never", [sidecar(CREATING, last=ended(1))], RUNNING, "Running"),
+        # How it ends never counts; that it still runs does.
+        ("Never", [sidecar(RUNNING, started=True)], ended(0), "Running"),
+        ("Never", [sidecar(ended(137))], ended(0), "Succeeded"),
+        ("Never", [sidecar(ended(0))], ended(1), "Failed"),
+        # An init container after it failed: the pod has failed once the sidecar has ended.
+        ("Never", [sidecar(RUNNING, started=True), one(ended(1))], CREATING, "Pending"),
+        ("Never", [sidecar(ended(0)), one(ended(1))], CREATING, "Failed"),
+        ("OnFailure", [sidecar(ended(143))], ended(0), "Succeeded"),
+    ],
+)
+def test_a_sidecar_counts_by_having_started(policy, init, main, expected):
+    assert phase(policy, init, [one(main)]) == expected
+
+
+def test_a_sidecar_that_is_not_ready_keeps_the_pod_from_being_ready():
+    init = [sidecar(RUNNING, started=True)]
+    status = build(pod(), state(one(RUNNING, ready=True), init=init), NOW)
+    assert condition(status, "Initialized")["status"] == "True"
+    assert condition(status, "Ready")["message"] == "containers with unready status: [s]"
+
+
+def test_what_is_not_initialized_is_named():
+    init = [sidecar(RUNNING), one(CREATING, name="i")]
+    found = condition(build(pod(), state(one(CREATING), init=init), NOW), "Initialized")
+    assert found["message"] == "containers with incomplete status: [s i]"
+
+
+def test_a_readiness_gate_holds_the_pod_until_somebody_opens_it():
+    gated = pod(conditions=[{"type": "x/open", "status": "False"}])
+    gated["spec"]["readinessGates"] = [{"conditionType": "x/open"}, {"conditionType": "x/other"}]
+    ready = condition(build(gated, state(one(RUNNING, ready=True)), NOW), "Ready")
+    assert ready["reason"] == "ReadinessGatesNotReady"
+    assert 'readiness gate "x/other" does not exist' in ready["message"]
+    opened = [{"type": f"x/{name}", "status": "True"} for name in ("open", "other")]
+    gated["status"]["conditions"] = opened
+    ready = condition(build(gated, state(one(RUNNING, ready=True)), NOW), "Ready")
+    assert ready["status"] == "True"
 
 
 def condition(status, kind):
