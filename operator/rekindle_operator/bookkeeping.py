@@ -2,10 +2,11 @@
 
 ``incidents`` finds and judges one event; here it is put into the memory that survives the operator.
 An incident passes through up to four plans: it is charged when it is found, put right when the
-kubelet tells what a broken lifeline could not, closed when a later round has made a step, and
-measured when all members of that round have told where the time went.
+kubelet tells what a broken lifeline could not, closed when a later round trains, and measured when
+all members of that round have told where the time went.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from rekindle_operator import detection, incidents, recovery, retries, rounds, status
@@ -46,7 +47,7 @@ def note_incidents(
         return record, (), verdict, detection.Detection()
     fresh: list[Incident] = []
     known = record.incidents
-    step = record.progress.step if record.progress else 0
+    step = record.progress.step if record.progress else None
     # What would follow if nothing had gone wrong: do all train on although some have to go?
     calm = None
     if any(map(observed.notices_of, observed.pods)):
@@ -177,16 +178,20 @@ def _is_whole(observed: Observed) -> bool:
 
 
 def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tuple[Incident, ...]]:
-    """Close incidents once a round that came after them has completed a step."""
+    """Close incidents once a round that came after them trains.
+
+    Where its first step becomes known only later, so does what the incidents have cost in steps.
+    """
     report, current = status.leader(observed), observed.round
-    if report is None or current is None or not report.progress or not report.progress.round_steps:
+    if report is None or current is None or not report.trains:
         return record, ()
-    progress = report.progress
-    began = progress.step - progress.round_steps
+    progress = report.progress if report.progress and report.progress.round_steps else None
+    began = progress.step - progress.round_steps if progress else None
     resumed_from = report.restored.step if report.restored else began
-    step_seconds = progress.productive_seconds / progress.step if progress.step else 0.0
+    step_seconds = progress.productive_seconds / max(progress.step, 1) if progress else 0.0
     closed: list[Incident] = []
     result: list[Incident] = []
+    rework = 0.0
     for incident in record.incidents:
         if incident.open and current.number > incident.round:
             closed.append(
@@ -199,13 +204,22 @@ def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tup
                 )
             )
             result.append(closed[-1])
+        elif incident.recovered_in == current.number and incident.resumed_from is None:
+            again = incidents.steps_lost(incident, resumed_from)
+            result.append(replace(incident, resumed_from=resumed_from, steps_lost=again))
         else:
             result.append(incident)
-    if not closed:
-        return record, ()
-    rework = sum((incident.steps_lost or 0) * step_seconds for incident in closed)
-    record = replace(record, incidents=tuple(result), rework_seconds=record.rework_seconds + rework)
-    return record, tuple(closed)
+            continue
+        rework += (result[-1].steps_lost or 0) * step_seconds
+    record = _add_restart(record, closed, now)
+    rework += record.rework_seconds
+    return replace(record, incidents=tuple(result), rework_seconds=rework), tuple(closed)
+
+
+def _add_restart(record: Record, closed: Sequence[Incident], now: float) -> Record:
+    """Book the time for which these, which end together, have kept training from going on."""
+    since = min((incident.at - incident.silent for incident in closed), default=now)
+    return replace(record, restart_seconds=record.restart_seconds + max(0.0, now - since))
 
 
 def measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
@@ -228,8 +242,16 @@ def measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident,
 
 def close_all(record: Record, now: float) -> Record:
     """Close what is open: training stops here, whatever happened before."""
+    record = _add_restart(record, record.open_incidents, now)
     closed = tuple(
-        replace(i, seconds_lost=round(now - i.at, 3), steps_lost=i.steps_lost or 0) if i.open else i
+        replace(i, seconds_lost=round(now - i.at, 3), steps_lost=i.steps_lost or _none_lost(i))
+        if i.open
+        else i
         for i in record.incidents
     )
     return replace(record, incidents=closed)
+
+
+def _none_lost(incident: Incident) -> int | None:
+    """What is said of the steps of an incident after which nobody has gone on."""
+    return None if incident.round and incident.step is None else 0

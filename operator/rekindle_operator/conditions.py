@@ -18,6 +18,9 @@ from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record, condition
 from rekindle_operator.stragglers import Slow
 
+GATED = "SchedulingGated"
+"""Reason of a pod that the scheduler must not look at yet: Kubernetes' own word."""
+
 
 def going_on(
     job: TrainingJob,
@@ -34,16 +37,20 @@ def going_on(
     if record.open_incidents:
         last = record.open_incidents[-1]
         message = f"recovering from {last.cause}: {last.evidence}"
+        waits = blocked[1] if blocked else decision.waiting and f"waiting for {decision.waiting}"
+        message += f"; {waits}" if waits else ""
     elif training and observed.round:
         pods, workers = len(observed.round.members), observed.round.world_size
         message = f"training on {count(pods, 'pod')}, {count(workers, 'worker')}"
+        message += "; steps unknown" if record.progress is None else ""
         if decision.going:
             message += f" until another pod takes over: {decision.going}"
     elif training:
         message = "training; the operator has started anew and waits to hear from the pods"
     else:
         message = f"waiting for {decision.waiting or 'pods to start'}"
-    troubles = [blocked] if blocked else []
+    # Its turn in a queue is what a job waits for, and nothing that needs attention.
+    troubles = [blocked] if blocked and blocked[0] != GATED else []
     if report and report.progress and not math.isfinite(report.progress.loss or 0.0):
         text = f"the loss is {report.progress.loss} at step {report.progress.step}"
         troubles.append(("LossNotFinite", text))
@@ -51,16 +58,18 @@ def going_on(
         troubles.append(("CheckpointDamaged", "; ".join(skipped)))
     if slow:
         troubles.append(("Straggler", slow[0].words()))
-    if blocked:
-        message = blocked[1] if not training else f"{message}; {blocked[1]}"
+    if blocked and training:
+        message = f"{message}; {blocked[1]}"
+    elif blocked and not record.open_incidents:
+        message = blocked[1]
     if troubles:
         attention = condition("Degraded", True, troubles[0][0], "; ".join(t[1] for t in troubles))
     else:
         attention = condition("Degraded", False, "AsExpected", "nothing needs attention")
-    reason = "Training" if training else record.phase
+    waits = blocked[0] if blocked and record.phase == status.PENDING else record.phase
     return [
-        condition("Ready", training, reason, message),
-        condition("Progressing", not training, record.phase, message),
+        condition("Ready", training, "Training" if training else as_reason(waits), message),
+        condition("Progressing", not training, as_reason(waits), message),
         attention,
         condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
         condition("Complete", False, "NotFinished", "training is not complete"),
@@ -90,6 +99,9 @@ def blocker(job: TrainingJob, observed: Observed) -> tuple[str, str] | None:
             continue
         if pod.waiting:
             return pod.waiting.reason, f"pod {pod.name} cannot start: {pod.waiting.message}"
+        if pod.gates:
+            gates = f"scheduling gate{'s' * (len(pod.gates) > 1)} {', '.join(pod.gates)}"
+            return GATED, f"pod {pod.name} is held by {gates}; who set that has to take it away"
         if pod.unschedulable:
             return "Unschedulable", f"no node can take pod {pod.name}: {pod.unschedulable}"
     return None

@@ -1,41 +1,61 @@
-"""Ends of a job that no incident brings: its deadlines, and pods that will never be accepted."""
+"""Ends of a job that no incident brings: its deadlines, and pods that will never be accepted.
+
+Each deadline counts what its name says:
+
+- ``pending`` counts for as long as the job waits for what others have to give: a node for each of
+  minReplicas pods, quota to create them, its turn in a queue, gates to be taken away. It begins
+  anew whenever that wait does, in a recovery, too; there is none unless the job names one, because
+  capacity comes and goes and a job that waits for it is well.
+- ``startup`` counts from when so many pods have a node, until training runs for the first time and
+  for the first time after a suspension. Pulling images is in it, since that is up to the job. It
+  begins anew when their number falls below that before training runs. A recovery is not a start.
+- ``active`` counts from the start of the job to its end, without suspensions.
+"""
 
 from rekindle.contract import Cause
-from rekindle_operator import conditions
+from rekindle_operator import conditions, rounds
 from rekindle_operator.observed import Observed
 from rekindle_operator.retries import Verdict
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record
 
 
+def _running(
+    job: TrainingJob, record: Record, observed: Observed
+) -> list[tuple[str, float, float]]:
+    """The deadlines that run: name, seconds, and when it began."""
+    found = []
+    if job.pending_deadline is not None and record.waiting_since is not None:
+        found.append(("pending", job.pending_deadline, record.waiting_since))
+    scheduled = rounds.scheduled_since(job, observed)
+    starts = record.pending_since is not None and scheduled is not None
+    if job.startup_deadline is not None and starts:
+        began = max(scheduled or 0.0, record.pending_since or 0.0)
+        found.append(("startup", job.startup_deadline, began))
+    if job.active_deadline is not None and record.start_time is not None:
+        began = record.start_time + record.suspended_seconds
+        found.append(("active", job.active_deadline, began))
+    return found
+
+
 def passed(job: TrainingJob, record: Record, observed: Observed, now: float) -> Verdict | None:
     """Has a deadline of the job passed, and what was in the way."""
-    startup, active = job.startup_deadline, job.active_deadline
-    late: tuple[str, float] | None = None
-    waited = now - (record.pending_since if record.pending_since is not None else now)
-    if startup is not None and waited >= startup > 0:
-        late = "spec.deadlines.startup", startup
-    ran = now - (record.start_time or now) - record.suspended_seconds
-    if active is not None and ran >= active:
-        late = "spec.deadlines.active", active
-    if late is None:
+    late = [one for one in _running(job, record, observed) if now - one[2] >= one[1]]
+    if not late:
         return None
+    name, seconds, _ = late[-1]
     blocked = conditions.blocker(job, observed)
-    message = f"{late[0]} of {late[1]:.0f} s has passed"
+    message = f"spec.deadlines.{name} of {seconds:.0f} s has passed"
     if blocked:
         message += f"; {blocked[1]}"
-    reason = blocked[0] if blocked and late[0].endswith("startup") else str(Cause.TIMEOUT)
+    reason = blocked[0] if blocked and name != "active" else str(Cause.TIMEOUT)
     return Verdict(retry=False, action="", reason=reason, message=message)
 
 
-def left(job: TrainingJob, record: Record, now: float) -> list[float]:
+def left(job: TrainingJob, record: Record, observed: Observed, now: float) -> list[float]:
     """Seconds until the deadlines of the job."""
-    left = []
-    if job.startup_deadline is not None and record.pending_since is not None:
-        left.append(record.pending_since + job.startup_deadline - now)
-    if job.active_deadline is not None and record.start_time is not None:
-        left.append(record.start_time + record.suspended_seconds + job.active_deadline - now)
-    return [max(seconds, 0.1) for seconds in left]
+    running = _running(job, record, observed)
+    return [max(began + seconds - now, 0.1) for _, seconds, began in running]
 
 
 def refusal(observed: Observed) -> Verdict | None:

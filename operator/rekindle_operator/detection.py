@@ -9,7 +9,7 @@ the errors themselves read, and a short settle time lets a cause arrive that is 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rekindle.contract import Cause, ExitCode, Hang, Member, Outcome, Round
+from rekindle.contract import TRAINER_CONTAINER, Cause, ExitCode, Hang, Member, Outcome, Round
 from rekindle_operator.incidents import USER, Incident
 from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.rounds import State, seats, state_of, wanted
@@ -46,15 +46,15 @@ def detect(
     known: Sequence[Incident],
     *,
     charged: int,
-    progress: int,
+    progress: int | None,
     now: float,
     calm: bool = False,
 ) -> Detection:
     """Find the incident of the current round, or of a pod outside of it, that is not known yet.
 
     ``charged`` is the highest round whose incident is known, ``progress`` the newest completed
-    step that the status knows. While ``calm``, members that have to go train on until others can
-    take over: that is an incident only once it stops the round.
+    step that the status knows, if any. While ``calm``, members that have to go train on until
+    others can take over: that is an incident only once it stops the round.
     """
     current = observed.round
     fresh = current is not None and current.number > charged
@@ -119,7 +119,12 @@ def _counts(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
 
 
 def _of_round(
-    job: TrainingJob, observed: Observed, current: Round, progress: int, calm: bool, now: float
+    job: TrainingJob,
+    observed: Observed,
+    current: Round,
+    progress: int | None,
+    calm: bool,
+    now: float,
 ) -> Detection:
     states = {m.uid: state_of(m, current, observed) for m in current.members}
     gone: list[tuple[Member, Cause, str, str | None]] = []
@@ -138,7 +143,9 @@ def _of_round(
             saved = State.SAVED in states.values()
             gone.append((member, *_why_member(observed, member, pod, saved)))
     failed = [m for m in current.members if states[m.uid] is State.FAILED]
-    step = max(progress, *(_step_of(observed, m, current) for m in current.members))
+    known = [progress, *(_step_of(observed, m, current) for m in current.members)]
+    step = max((step for step in known if step is not None), default=None)
+    ran = max(_ran(observed, m, current, now) for m in current.members)
 
     def incident(
         cause: Cause, evidence: str, victims: list[str], reason: str | None = None
@@ -153,6 +160,7 @@ def _of_round(
             collateral=tuple(others),
             step=step,
             reason=reason,
+            ran=ran,
         )
 
     if gone:
@@ -218,16 +226,25 @@ def _hang(observed: Observed, current: Round, now: float) -> tuple[float, str, s
     return left, pod, evidence, hang
 
 
-def _step_of(observed: Observed, member: Member, current: Round) -> int:
-    """The newest step of this round that a member has reported."""
+def _step_of(observed: Observed, member: Member, current: Round) -> int | None:
+    """The newest step of this round that a member has reported, if it knows steps."""
     agent = observed.agents.get(member.uid)
     if agent is None or not agent.report.round or agent.report.round.key != current.key:
-        return 0
-    report = agent.report
-    return max(
-        report.progress.step if report.progress else 0,
-        (report.outcome.step or 0) if report.outcome else 0,
-    )
+        return None
+    progress, outcome = agent.report.progress, agent.report.outcome
+    told = [progress.step if progress else None, outcome.step if outcome else None]
+    return max((step for step in told if step is not None), default=None)
+
+
+def _ran(observed: Observed, member: Member, current: Round, now: float) -> float:
+    """For how many seconds a member has trained in this round, by its own clock."""
+    agent = observed.agents.get(member.uid)
+    if agent is None or not agent.report.round or agent.report.round.key != current.key:
+        return 0.0
+    timings = agent.report.timings
+    if timings is None or timings.running is None:
+        return 0.0
+    return max(0.0, timings.age - timings.running + now - agent.seen_at)
 
 
 def _why_member(
@@ -264,6 +281,14 @@ def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
         return Cause.PREEMPTED, f"{pod.name}: {node_going}", None
     if not pod.told and pod.vanished_at is not None:
         return Cause.POD_LOST, f"{pod.name}: {UNEXPLAINED}", None
+    if pod.stranger:
+        text = (
+            f"{pod.name}: the container {TRAINER_CONTAINER} ended with exit code 0 and was in no "
+            f"round, so nothing has trained; its command does not start the launcher: compare "
+            f"`kubectl get pod {pod.name} -o yaml` with spec.template, an admission webhook may "
+            f"have changed it"
+        )
+        return Cause.START_FAILED, text, None
     if pod.exit_reason == "OOMKilled":
         text = f"{pod.name} was killed for using more memory than its limit (OOMKilled)"
         return Cause.OUT_OF_MEMORY, text, None

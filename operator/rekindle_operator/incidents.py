@@ -39,7 +39,7 @@ class Incident:
     victims: tuple[str, ...]
     collateral: tuple[str, ...] = ()
     step: int | None = None
-    """The last completed step before it."""
+    """The last completed step before it; None where steps are unknown."""
     resumed_from: int | None = None
     steps_lost: int | None = None
     seconds_lost: float | None = None
@@ -56,6 +56,8 @@ class Incident:
     """Of a hang: seconds for which nobody had got on when it was noticed."""
     reason: str | None = None
     """Stable code of the outcome, Store/R5 for example. Not kept in the status."""
+    ran: float = 0.0
+    """Seconds for which its round had trained. Not kept in the status."""
 
     @property
     def klass(self) -> str:
@@ -111,22 +113,30 @@ def of_the_trainer(observed: Observed, known: Sequence[Incident]) -> Incident | 
 
 
 def resolve(
-    incident: Incident, *, resumed_from: int, step_seconds: float, current: int, now: float
+    incident: Incident, *, resumed_from: int | None, step_seconds: float, current: int, now: float
 ) -> Incident:
-    """Close an incident: training has completed a step since, from where ``resumed_from`` says.
+    """Close an incident: training has gone on since, from where ``resumed_from`` says.
 
-    ``current`` is the number of the round that did.
-
-    One that ended no round has cost time, but no step.
+    ``current`` is the number of the round that did. One that ended no round has cost time, but no
+    step; how many steps another one has cost is unknown where steps are.
     """
-    lost = max(0, (incident.step or 0) - resumed_from) if incident.round else 0
+    lost = steps_lost(incident, resumed_from)
     return replace(
         incident,
         resumed_from=resumed_from,
         steps_lost=lost,
-        seconds_lost=round(now - incident.at + incident.silent + lost * step_seconds, 3),
+        seconds_lost=round(now - incident.at + incident.silent + (lost or 0) * step_seconds, 3),
         recovered_in=current,
     )
+
+
+def steps_lost(incident: Incident, resumed_from: int | None) -> int | None:
+    """How many steps are done again; None where nobody knows."""
+    if not incident.round:
+        return 0
+    if incident.step is None or resumed_from is None:
+        return None
+    return max(0, incident.step - resumed_from)
 
 
 def of_the_operator(known: Sequence[Incident], at: float) -> tuple[Incident, ...]:

@@ -17,6 +17,7 @@ from rekindle.contract import (
     LABEL_SLOT,
     TRAINER_CONTAINER,
     AgentReport,
+    ExitCode,
     Outcome,
     Round,
 )
@@ -74,6 +75,10 @@ class Pod:
     node: str | None = None
     ready: bool = False
     unschedulable: str | None = None
+    gates: tuple[str, ...] = ()
+    """What has to be taken away before the scheduler looks at it; a queue does so, for example."""
+    scheduled_at: float | None = None
+    """Since when it has a node."""
     waiting: Waiting | None = None
     disruption: str | None = None
     """Reason and message of the DisruptionTarget condition."""
@@ -87,6 +92,8 @@ class Pod:
     finished_at: float | None = None
     vanished_at: float | None = None
     """When its lifeline broke, of which the kubelet may tell later or never."""
+    stranger: bool = False
+    """It ended with 0 and was in no round (see rounds.with_strangers)."""
 
     @property
     def told(self) -> bool:
@@ -100,7 +107,12 @@ class Pod:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it is through and its training is complete."""
+        """Whether it is through and its training is complete.
+
+        A shell around the launcher may end with 0 although the launcher's own words say otherwise.
+        """
+        if self.stranger or (self.outcome is not None and self.outcome.code != ExitCode.DONE):
+            return False
         return self.phase == "Succeeded" or (self.phase != "Failed" and self.exit_code == 0)
 
     @property
@@ -361,6 +373,8 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         node=spec.get("nodeName"),
         ready=conditions.get("Ready", {}).get("status") == "True",
         unschedulable=_words(scheduled) if scheduled.get("reason") == "Unschedulable" else None,
+        gates=tuple(str(gate.get("name")) for gate in spec.get("schedulingGates") or ()),
+        scheduled_at=_scheduled_at(meta, spec, scheduled),
         waiting=_waiting(statuses),
         disruption=_words(disrupted) if disrupted.get("status") == "True" else None,
         disrupted_at=parse_time(disrupted.get("lastTransitionTime")) or 0.0,
@@ -370,6 +384,16 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         outcome=_outcome(ended.get("message")),
         finished_at=parse_time(ended.get("finishedAt")),
     )
+
+
+def _scheduled_at(
+    meta: Mapping[str, Any], spec: Mapping[str, Any], condition: Mapping[str, Any]
+) -> float | None:
+    """Since when a pod has a node; one that names its node itself has it from the beginning."""
+    if not spec.get("nodeName"):
+        return None
+    at = parse_time(condition.get("lastTransitionTime")) if condition else None
+    return parse_time(meta.get("creationTimestamp")) if at is None else at
 
 
 def _words(condition: Mapping[str, Any]) -> str:

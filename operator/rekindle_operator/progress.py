@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from rekindle.contract import CheckpointReport
-from rekindle_operator import status, stragglers
+from rekindle_operator import rounds, status, stragglers
 from rekindle_operator.observed import Observed
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record
@@ -22,21 +22,25 @@ def note_progress(record: Record, observed: Observed, now: float) -> Record:
     if checkpoint and checkpoint != record.checkpoint:
         record = replace(record, checkpoint=checkpoint)
     report = status.leader(observed)
-    if report is None:
-        return record
-    progress = report.progress
-    if progress is None or progress.round_steps == 0:
+    if report is None or not report.trains:
         return record
     first = record.first_step_at if record.first_step_at is not None else now
-    agent = observed.agents[report.uid]
-    return replace(
-        record,
-        progress=progress,
-        progress_at=agent.seen_at,
-        first_step_at=first,
-        pending_seconds=record.pending(now),
-        pending_since=None,
+    record = replace(
+        record, first_step_at=first, pending_seconds=record.pending(now), pending_since=None
     )
+    if report.progress is None or report.progress.round_steps == 0:
+        return record  # it runs, and nobody knows its steps, or not yet
+    seen = observed.agents[report.uid].seen_at
+    return replace(record, progress=report.progress, progress_at=seen)
+
+
+def note_waiting(job: TrainingJob, record: Record, observed: Observed, now: float) -> Record:
+    """Remember since when the job neither trains nor has the pods with a node to do so."""
+    report = status.leader(observed)
+    trains = report is not None and report.trains and not record.open_incidents
+    if trains or rounds.scheduled_since(job, observed) is not None:
+        return record if record.waiting_since is None else replace(record, waiting_since=None)
+    return record if record.waiting_since is not None else replace(record, waiting_since=now)
 
 
 def _newest_checkpoint(record: Record, observed: Observed) -> CheckpointReport | None:

@@ -63,6 +63,7 @@ def reconcile(
         return _after_the_end(job, record, observed, now)
     if job.suspend or _still_suspended(record, observed):
         return _suspended(job, record, observed, now)
+    observed = rounds.with_strangers(observed, record.round)
     record = pods.note_names(job, _begin(record, now), observed, now)
     record, operator_incident = bookkeeping.note_operator(record, observed)
     record = progress.note_progress(record, observed, now)
@@ -77,6 +78,7 @@ def reconcile(
     fresh = (*operator_incident, *rollbacks, *fresh)
     record, resolved = bookkeeping.resolve(record, observed, now)
     record, measured = bookkeeping.measure(record, observed)
+    record = progress.note_waiting(job, record, observed, now)
     pause = retries.backoff(record.incidents, now)
     outage = bool(record.incidents) and record.incidents[-1].cause is Cause.STORE_LOST
     hold = settle is not None or (outage and pause > 0)
@@ -105,10 +107,10 @@ def reconcile(
     if not observed.has_service:
         support.append(resources.service(job))
 
-    record = replace(record, phase=_phase(record, observed, decision, now))
+    record = replace(record, phase=_phase(job, record, observed, decision, now))
     told, message = conditions.going_on(job, record, observed, decision, slow)
     waits = [seconds for seconds in (settle, decision.requeue, pause or None) if seconds]
-    waits.extend(deadlines.left(job, record, now))
+    waits.extend(deadlines.left(job, record, observed, now))
     if observed.wakes_at() < math.inf:
         waits.append(max(observed.wakes_at() - now, 0.1))
     return Plan(
@@ -152,20 +154,20 @@ def _still_suspended(record: Record, observed: Observed) -> bool:
     return record.suspended_at is not None and bool(observed.pods or observed.round)
 
 
-def _phase(record: Record, observed: Observed, decision: rounds.Decision, now: float) -> str:
+def _phase(
+    job: TrainingJob, record: Record, observed: Observed, decision: rounds.Decision, now: float
+) -> str:
     if record.open_incidents:
         return status.RECOVERING
     report = status.leader(observed)
     if record.first_step_at is not None and record.pending_since is None:
-        if report and report.progress and report.progress.round_steps:
+        if report and report.trains:
             return status.RUNNING
         if record.phase in {status.RUNNING, status.RECOVERING}:
             heard = observed.round or now - observed.listening_since < rounds.REANNOUNCE
             return status.RUNNING if heard else status.STARTING
-    started = (
-        observed.round or decision.form or any(pod.phase == "Running" for pod in observed.pods)
-    )
-    return status.STARTING if started else status.PENDING
+    starts = decision.form or rounds.scheduled_since(job, observed) is not None
+    return status.STARTING if starts else status.PENDING
 
 
 def _end(
@@ -237,7 +239,7 @@ def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float)
     if record.suspended_at is None:
         record = replace(record, suspended_at=now, pending_seconds=record.pending(now))
     record = bookkeeping.close_all(record, now)
-    record = replace(record, phase=status.SUSPENDED, pending_since=None)
+    record = replace(record, phase=status.SUSPENDED, pending_since=None, waiting_since=None)
     saving = conditions.count(len(alive), "pod") + " to save and end" if alive else "no pods run"
     step = f" at step {record.checkpoint.step}" if record.checkpoint else ""
     then = "set spec.suspend to false to go on" if job.suspend else "then it goes on"

@@ -8,7 +8,8 @@ Five parts, which follow each other without a gap and so add up to the whole:
   pod without which there are too few are in here;
 - ``restart``: until the new workers form a process group;
 - ``restore``: until state is back in them;
-- ``firstStep``: until the first optimizer step is done.
+- ``firstStep``: until the first optimizer step is done or, where steps are unknown, until the
+  workers count as running.
 
 Agents send durations of their own clocks and never times of day, and they are laid on the
 operator's clock by when their report came in: nothing rests on clocks that agree. The member that
@@ -35,12 +36,11 @@ class Recovery:
 def measured(
     observed: Observed, noticed_at: float, victims: Collection[str] = (), silent: float = 0.0
 ) -> Recovery | None:
-    """What the members of the current round say, once all of them have made a step.
+    """What the members of the current round say, once all of them train.
 
     ``noticed_at`` is when the operator knew of the incident, in unix seconds, and ``victims`` are
     the pods that it took, whose lifelines may have broken earlier. ``silent`` is for how many
-    seconds nobody had got on by then. None while somebody has yet to step, or when no member
-    measures (a plain script).
+    seconds nobody had got on by then. None while somebody has yet to come so far.
     """
     current = observed.round
     if current is None:
@@ -51,10 +51,10 @@ def measured(
         report = agent.report if agent else None
         if agent is None or report is None or not _inside(report, current.key):
             return None
-        if report.timings is None or report.timings.stepped is None:
+        if report.timings is None or _trains(report.timings) is None:
             return None
         found.append((agent, report.timings))
-    agent, last = max(found, key=lambda item: item[0].seen_at - item[1].age + _stepped(item[1]))
+    agent, last = max(found, key=lambda one: one[0].seen_at - one[1].age + (_trains(one[1]) or 0.0))
     seen = agent.seen_at - last.age
     broken = max((timings.broken or 0.0 for _, timings in found), default=0.0)
     vanished = [
@@ -64,7 +64,7 @@ def measured(
     ]
     began = min(noticed_at - silent, seen - broken, *vanished)
     marks = [began, max(began, min(noticed_at, seen)), seen]
-    for moment in (last.grouped or last.started, last.restored, last.stepped):
+    for moment in (last.grouped or last.started, last.restored, _trains(last)):
         at = marks[-1] if moment is None else max(marks[-1], seen + moment)
         marks.append(at)
     seconds = {
@@ -89,5 +89,5 @@ def _inside(report: AgentReport, key: str) -> bool:
     return report.round is not None and report.round.key == key
 
 
-def _stepped(timings: Timings) -> float:
-    return timings.stepped or 0.0
+def _trains(timings: Timings) -> float | None:
+    return timings.running if timings.stepped is None else timings.stepped

@@ -2,6 +2,11 @@
 
 Budgets are kept per class and charged once per incident. A user's error is not retried when it
 cannot help: before any progress, or at the same step as the one before.
+
+Progress pays debts back: errors before the newest checkpoint count no more. Where steps are
+unknown, time stands for both: nobody can say that an error is the same as another, so only the
+budget ends the job; and a round that has trained for STEADY has got on, so that what was before it
+is forgotten. A job has made progress at all once a round of it has trained.
 """
 
 from collections.abc import Sequence
@@ -15,6 +20,9 @@ BACKOFF_MOST = 300.0
 """Longest pause in seconds between two pods for one slot."""
 BACKOFF_MEMORY = 2 * BACKOFF_MOST
 """Seconds without an incident after which the pauses begin anew."""
+STEADY = 600.0
+"""Seconds of training in one round that count as progress where steps are unknown. Kubernetes
+forgets the crashes of a container after as long."""
 FATAL = {Cause.CONFIGURATION, Cause.INTEGRITY, Cause.START_FAILED}
 """Of those, the ones that no retry can change."""
 
@@ -35,8 +43,8 @@ class Verdict:
 class History:
     """What budgets are counted from; kept in status.accounting."""
 
-    user: tuple[tuple[float, int], ...] = ()
-    """(when, at which step) of user errors."""
+    user: tuple[tuple[float, int | None], ...] = ()
+    """(when, at which step if that is known) of user errors."""
     infrastructure: tuple[float, ...] = ()
     preemptions: int = 0
 
@@ -59,8 +67,8 @@ def judge(
 ) -> Verdict:
     """Say whether there is another try.
 
-    ``checkpoint`` is the step of the newest commit, ``started`` whether the job has ever completed
-    a step, ``training`` whether it is at it, untouched by this incident. ``history`` does not hold
+    ``checkpoint`` is the step of the newest commit, ``started`` whether the job has ever
+    trained, ``training`` whether it is at it, untouched by this incident. ``history`` does not hold
     this incident yet.
     """
     what = incident.evidence
@@ -69,18 +77,19 @@ def judge(
     if incident.cause in FATAL and not (incident.cause is Cause.START_FAILED and started):
         return _fail(incident, f"{incident.cause}: {what}", "no retry: it would end the same way")
     if incident.klass == "user":
-        step = incident.step or 0
+        step = incident.step
         if not started:
             return _fail(
                 incident, f"{what} (before the first step)", "no retry before any progress"
             )
-        same = [at for at, where in history.user if where == step]
+        same = step is not None and any(where == step for _, where in history.user)
         if same and incident.round:
             return _fail(incident, f"{what} (twice at step {step})", "no retry: same step twice")
         fresh = [
             at
-            for at, where in history.user
-            if now - at < job.user_budget.window and (checkpoint is None or checkpoint <= where)
+            for at, where in _owed(history, incident)
+            if now - at < job.user_budget.window
+            and (checkpoint is None or where is None or checkpoint <= where)
         ]
         return _within(incident, job.user_budget, len(fresh), "user")
     if incident.klass == "preemption":
@@ -88,6 +97,11 @@ def judge(
     window = job.infrastructure_budget.window
     recent = [at for at in history.infrastructure if now - at < window]
     return _within(incident, job.infrastructure_budget, len(recent), "infrastructure")
+
+
+def _owed(history: History, incident: Incident) -> tuple[tuple[float, int | None], ...]:
+    """The user errors that the round which this incident ended has not made good by its time."""
+    return () if incident.step is None and incident.ran >= STEADY else history.user
 
 
 def _within(incident: Incident, budget: Budget, spent: int, name: str) -> Verdict:
@@ -110,8 +124,9 @@ def _fail(incident: Incident, message: str, action: str) -> Verdict:
 def charge(history: History, incident: Incident, job: TrainingJob, now: float) -> History:
     """The history with this incident; entries that no window can reach any more are dropped."""
     if incident.klass == "user":
-        kept = [(at, s) for at, s in history.user if now - at < job.user_budget.window]
-        return replace(history, user=(*kept, (incident.at, incident.step or 0))[-100:])
+        owed = _owed(history, incident)
+        kept = [(at, s) for at, s in owed if now - at < job.user_budget.window]
+        return replace(history, user=(*kept, (incident.at, incident.step))[-100:])
     if incident.klass == "preemption":
         return replace(history, preemptions=history.preemptions + 1)
     window = job.infrastructure_budget.window

@@ -117,6 +117,50 @@ def wanted(job: TrainingJob, pod: Pod) -> bool:
     return pod.slot < job.pods and pod.template == job.template_hash
 
 
+def with_strangers(observed: Observed, last_number: int) -> Observed:
+    """Mark the pods that ended with 0 and were in no round: they have not trained in this job.
+
+    Something else than the launcher ran there. Whoever was in a round has said so: in the
+    termination message, which the launcher writes when its workers are done and which stays with
+    the pod, or to this operator. A message can be lost, since a log may not be writable, and what
+    agents told to an operator process ends with it: a pod from before this one's time gets the
+    benefit of the doubt once there has been a round. To take a stranger for a member would end one
+    job too early; the other way round a complete job would fail.
+    """
+    inside = {m.uid for m in observed.round.members} if observed.round else set()
+    strangers = {
+        pod.uid
+        for pod in observed.pods
+        if pod.succeeded
+        and pod.outcome is None
+        and pod.uid not in inside
+        and not ((agent := observed.agents.get(pod.uid)) and agent.report.round)
+        and not (last_number and pod.created_at < observed.listening_since)
+    }
+    if not strangers:
+        return observed
+    marked = (replace(pod, stranger=pod.uid in strangers) for pod in observed.pods)
+    return replace(observed, pods=tuple(marked))
+
+
+def scheduled_since(job: TrainingJob, observed: Observed) -> float | None:
+    """Since when as many pods have had a node as a round needs; None while fewer have one.
+
+    Until then a job waits for capacity, from then on it starts.
+    """
+    done = len(_done(job, observed))
+    least = min(max(1, job.min_replicas - done), job.replicas - done)
+    slots: dict[int, float] = {}
+    for pod in observed.pods:
+        if pod.scheduled_at is None or not wanted(job, pod) or not pod.alive or pod.deleting:
+            continue
+        slots[pod.slot] = min(pod.scheduled_at, slots.get(pod.slot, pod.scheduled_at))
+    times = sorted(slots.values())
+    if least <= 0:
+        return times[0] if times else observed.now
+    return times[least - 1] if least <= len(times) else None
+
+
 def decide(
     job: TrainingJob, observed: Observed, *, last_number: int, hold: bool, now: float
 ) -> Decision:
@@ -217,7 +261,7 @@ def _make_before_break(
         until = "" if urgent is None else f" for at most {urgent - now:.0f} s"
         return Decision(waiting=f"pods to take over{until} ({reason})", going=reason, requeue=wait)
     if not _stepping(current, observed):
-        return Decision(waiting="the current round's first step", going=reason, requeue=1.0)
+        return Decision(waiting="the current round to train", going=reason, requeue=1.0)
     gather = _gather(
         job, observed, fresh, room=most - len(next_) + len(going) - len(leaves), now=now
     )
@@ -432,7 +476,7 @@ def _consider_newcomers(
     if not fresh:
         return Decision()
     if not _stepping(current, observed):
-        return Decision(waiting="the current round's first step", requeue=1.0)
+        return Decision(waiting="the current round to train", requeue=1.0)
     fresh = fresh[:room]
     gather = _gather(job, observed, fresh, room=room - len(fresh), now=now)
     if gather > 0:
@@ -441,11 +485,10 @@ def _consider_newcomers(
 
 
 def _stepping(current: Round, observed: Observed) -> bool:
-    """Whether the round has completed a step, so that a stop does not starve progress."""
+    """Whether the round has got on, so that a stop does not starve progress."""
     for member in current.members:
         agent = observed.agents.get(member.uid)
-        progress = agent.report.progress if agent else None
         inside = agent and agent.report.round and agent.report.round.key == current.key
-        if inside and progress and progress.round_steps > 0:
+        if agent and inside and agent.report.trains:
             return True
     return False

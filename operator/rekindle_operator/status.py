@@ -37,13 +37,18 @@ class Record:
     completion_time: float | None = None
     pending_since: float | None = None
     """Since when pods have been wanted without a first step since."""
+    waiting_since: float | None = None
+    """Since when the job has neither trained nor had enough pods with a node (see deadlines)."""
     first_step_at: float | None = None
+    """When training first ran: by a step or, steps unknown, by workers that counted as running."""
     operator_since: float | None = None
     """Since when the operator process that wrote this has been listening."""
     suspended_at: float | None = None
     suspended_seconds: float = 0.0
     pending_seconds: float = 0.0
     """Pending before ``pending_since``."""
+    restart_seconds: float = 0.0
+    """From incidents until training went on, those that are open left out."""
     rework_seconds: float = 0.0
     charged_round: int = 0
     """The highest round of which an incident was charged: there is one at most for each."""
@@ -118,6 +123,8 @@ def read(status: Mapping[str, Any]) -> Record:
         suspended_at=accounting.get("suspendedAt"),
         suspended_seconds=accounting.get("suspendedSeconds", 0.0),
         pending_seconds=accounting.get("pendingSeconds", 0.0),
+        waiting_since=accounting.get("waitingSince"),
+        restart_seconds=accounting.get("restartSeconds", 0.0),
         rework_seconds=accounting.get("reworkSeconds", 0.0),
         charged_round=accounting.get("chargedRound", 0),
         incarnations={int(s): n for s, n in (accounting.get("incarnations") or {}).items()},
@@ -127,7 +134,7 @@ def read(status: Mapping[str, Any]) -> Record:
         slow={e["node"]: (e["since"], e["last"]) for e in accounting.get("slowNodes") or ()},
         incidents=tuple(from_status(i) for i in status.get("incidents") or ()),
         history=History(
-            user=tuple((e["at"], e["step"]) for e in accounting.get("userErrors") or ()),
+            user=tuple((e["at"], e.get("step")) for e in accounting.get("userErrors") or ()),
             infrastructure=tuple(accounting.get("infrastructureErrors") or ()),
             preemptions=restarts.get("preemption", 0),
         ),
@@ -198,13 +205,20 @@ def goodput(record: Record, now: float) -> dict[str, Any] | None:
 
     productive and stall are counted by the trainer and travel with its checkpoints, so that steps
     that were lost are not in them; pending is the time before a first step; rework that of lost
-    steps; what remains is the price of restarts.
+    steps; what remains is the price of restarts. Where a program that is not ours trains, nobody
+    has counted what was productive: only what is known is told then, and no ratio.
     """
     if record.start_time is None:
         return None
     end = record.completion_time or record.suspended_at or now
     total = max(0.0, end - record.start_time - record.suspended_seconds)
     progress = record.progress or Progress()
+    if record.first_step_at is not None and not progress.productive_seconds:
+        pending = min(record.pending(end), total)
+        since = min((incident.at for incident in record.open_incidents), default=end)
+        restart = min(record.restart_seconds + max(0.0, end - since), total - pending)
+        lost = {"pending": round(pending, 3), "restart": round(restart, 3)}
+        return {"percent": "unknown", "lost": lost}
     stall = min(progress.stall_seconds, total)
     productive = min(progress.productive_seconds, total - stall)
     pending = max(0.0, min(record.pending(end), total - productive - stall))
@@ -267,12 +281,14 @@ def render(
         "accounting": {
             key: value
             for key, value in (
-                ("userErrors", [{"at": a, "step": s} for a, s in record.history.user]),
+                ("userErrors", [_user_error(at, step) for at, step in record.history.user]),
                 ("infrastructureErrors", list(record.history.infrastructure)),
                 ("pendingSince", record.pending_since),
                 ("operatorSince", record.operator_since),
                 ("firstStepAt", record.first_step_at),
                 ("pendingSeconds", round(record.pending_seconds, 3)),
+                ("waitingSince", record.waiting_since),
+                ("restartSeconds", round(record.restart_seconds, 3)),
                 ("reworkSeconds", round(record.rework_seconds, 3)),
                 ("chargedRound", record.charged_round),
                 ("incarnations", {str(s): n for s, n in (record.incarnations or {}).items()}),
@@ -286,6 +302,10 @@ def render(
         },
     }
     return {key: value for key, value in document.items() if value is not None}
+
+
+def _user_error(at: float, step: int | None) -> dict[str, Any]:
+    return {"at": at} if step is None else {"at": at, "step": step}
 
 
 def _slow_nodes(record: Record) -> list[dict[str, Any]]:

@@ -601,6 +601,12 @@ class AgentReport(Document):
             if value is not None and not isinstance(value, kind):
                 object.__setattr__(self, name, kind.from_json(value))
 
+    @property
+    def trains(self) -> bool:
+        """Whether the workers have got on in ``round``: they did a step or, unknown steps, run."""
+        stepped = self.progress is not None and self.progress.round_steps > 0
+        return stepped or (self.timings is not None and self.timings.running is not None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Directive(Document):

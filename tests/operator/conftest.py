@@ -170,19 +170,26 @@ class SimAgent:
     """Nothing that it says arrives, and nothing reaches it."""
     wants_save: bool = False
     done_for: float = 0.0
+    joined_at: float = 0.0
+    running: float | None = None
+    """Of a program that counts no steps: how long after that it counted as running."""
     more: dict = field(default_factory=dict)
     """Other fields of its reports: hang, rollback, ranks, timings."""
 
     def report(self, world):
         """Made anew only when something in it is new."""
-        made_of = self.known(), world.total_steps, world.now if self.notice else None
+        passes = self.notice or self.running is not None
+        made_of = self.known(), world.total_steps, world.now if passes else None
         if world.made.get(self.pod.uid, (None,))[0] != made_of:
             world.made[self.pod.uid] = made_of, self.fresh_report(world)
         return world.made[self.pod.uid][1]
 
     def fresh_report(self, world):
-        progress = None
-        if self.round is not None and (self.restored or self.round_steps):
+        progress, more = None, self.more
+        if self.running is not None:
+            times = Timings(age=world.now - self.joined_at, running=self.running)
+            more = {"timings": times, **more}
+        if self.round is not None and (self.restored or self.round_steps) and not world.plain:
             progress = Progress(
                 step=self.step,
                 total_steps=world.total_steps,
@@ -205,7 +212,7 @@ class SimAgent:
             checkpoint=self.checkpoint,
             restored=self.restored,
             outcome=self.outcome,
-            **self.more,
+            **more,
         )
 
     def known(self):
@@ -216,7 +223,7 @@ class SimAgent:
 class World:
     """One job and everything around it."""
 
-    def __init__(self, *, nodes=8, total_steps=100_000, save_every=10, **changes):
+    def __init__(self, *, nodes=8, total_steps=100_000, save_every=10, plain=False, **changes):
         self.now = START
         self.body = manifest(**changes)
         self.status = {}
@@ -225,6 +232,10 @@ class World:
         self.nodes = {f"node-{n}": {"spec": {}, "status": {}} for n in range(nodes)}
         self.total_steps = total_steps
         self.save_every = save_every
+        self.plain = plain
+        """The program is not ours: it counts no steps and saves nothing that we know of."""
+        self.quota: int | None = None
+        """How many pods may be there at once."""
         self.committed: CheckpointReport | None = None
         self.broken_image: set[str] = set()
         self.hidden: set[str] = set()
@@ -409,6 +420,8 @@ class World:
         for agent in agents:
             agent.step += steps
             agent.round_steps += steps
+            if self.plain and agent.running is None:
+                agent.running = self.now - agent.joined_at
         if agents[0].step // self.save_every > before // self.save_every:
             self.commit(agents)
         if agents[0].step >= self.total_steps:
@@ -422,6 +435,8 @@ class World:
         return any("hang" in a.more or a.pod.node in self.dead for a in agents)
 
     def commit(self, agents):
+        if self.plain:
+            return
         self.committed = CheckpointReport(
             step=agents[0].step, committed_at=self.now, uri=f"s3://bucket/run/{agents[0].step}"
         )
@@ -443,6 +458,9 @@ class World:
                 continue
             if pod.over or pod.kill_at is not None:
                 continue
+            if pod.node is None and pod.body["spec"].get("schedulingGates"):
+                pod.conditions["PodScheduled"] = {"status": "False", "reason": "SchedulingGated"}
+                continue
             if pod.node is None:
                 free = [n for n in self.nodes if self.fits(n, taken, pod)]
                 if not free:
@@ -452,7 +470,8 @@ class World:
                         "message": "0/8 nodes are available",
                     }
                     continue
-                pod.conditions.pop("PodScheduled", None)
+                since = {"status": "True", "lastTransitionTime": stamp(self.now)}
+                pod.conditions["PodScheduled"] = since
                 pod.node = free[0]
                 taken.add(pod.node)
             if pod.phase == "Pending" and pod.node not in self.dead:
@@ -525,9 +544,11 @@ class World:
         agent.phase, agent.round, agent.outcome = AgentPhase.RUNNING, offered, None
         agent.step = self.committed.step if self.committed else 0
         agent.round_steps, agent.wants_save, agent.done_for = 0, False, 0.0
+        agent.joined_at, agent.running = self.now, None
         agent.more = {"timings": self.timings} if self.timings else {}
         source = self.committed.uri if self.committed else "scratch"
-        agent.restored = Restored(step=agent.step, source=source, skipped=self.skipped)
+        restored = Restored(step=agent.step, source=source, skipped=self.skipped)
+        agent.restored = None if self.plain else restored
         agent.checkpoint = self.committed
 
     def save(self):
@@ -547,6 +568,11 @@ class World:
                     agent.outcome = Outcome(
                         cause="Saved", code=75, message="saved", step=agent.step, at=self.now
                     )
+                    if self.plain:
+                        words = "not saved: asked to stop"
+                        agent.outcome = Outcome(
+                            cause="Preempted", code=76, message=words, at=self.now
+                        )
 
     def hurries(self, agent):
         """A notice is answered at once while nobody coordinates, else when time is nearly up."""
@@ -696,7 +722,7 @@ class World:
             cause=cause,
             code=code,
             message=message,
-            step=more.pop("step", agent.step),
+            step=more.pop("step", None if self.plain else agent.step),
             at=more.pop("at", self.now),
             **more,
         )
@@ -730,6 +756,20 @@ class World:
             rank = agent.pod.slot
             words = RankReport(rank=rank, step=agent.step, phase="training", idle=0.0, busy=busy)
             agent.more["ranks"] = (words,)
+        return self
+
+    def take_away_gates(self):
+        """A queue admits the pods."""
+        for pod in self.pods.values():
+            pod.body["spec"].pop("schedulingGates", None)
+        return self
+
+    def leave_without_a_word(self, name, code=0, message=""):
+        """Something else than the launcher has run in a pod, and is through."""
+        pod = self.pod(name)
+        self.reports.pop(pod.uid, None)
+        self.exit(pod, code)
+        pod.terminated["message"], pod.agent = message, None
         return self
 
     def settle_with_broken_image(self, name):
@@ -833,6 +873,8 @@ class World:
         )
         self.plans += 1
         self.check(plan, observed)
+        if self.quota is not None:
+            self.hindered = None
         for child in plan.create:
             self.create(child)
         for doomed in plan.delete:
@@ -873,6 +915,9 @@ class World:
             return
         if any(p.name == name for p in self.pods.values()):
             return  # AlreadyExists
+        if self.quota is not None and len(self.pods) >= self.quota:
+            self.hindered = f"pod {name} cannot be created: API server: 403 exceeded quota: gpus"
+            return
         self.uids += 1
         uid = f"uid-{self.uids}"
         labels = child["metadata"]["labels"]
@@ -919,7 +964,7 @@ class World:
             assert set(moved.values()) == {0}
         figures = plan.status.get("goodput")
         if figures:
-            booked = figures["productiveSeconds"] + sum(figures["lost"].values())
+            booked = figures.get("productiveSeconds", 0.0) + sum(figures["lost"].values())
             assert booked <= self.now - START + 0.01
             assert min(figures["lost"].values()) >= 0
 

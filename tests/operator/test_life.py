@@ -111,22 +111,6 @@ def test_an_edit_does_not_wake_up_a_finished_job(world, field):
     assert len(w.created) == made
 
 
-def test_startup_deadline_names_what_is_in_the_way(world):
-    w = world(nodes=0, deadlines={"startup": "2m"}).run(119, pace=7)
-    assert w.phase == "Pending"
-    w.run(2)
-    assert w.phase == "Failed"
-    assert w.condition("Failed")["reason"] == "Unschedulable"
-    assert "spec.deadlines.startup of 120 s" in w.condition("Failed")["message"]
-    assert "0/8 nodes" in w.condition("Failed")["message"]
-
-
-def test_startup_deadline_wakes_the_operator_up_by_itself(world):
-    w = world(nodes=0, deadlines={"startup": "2m"})
-    w.settle()
-    assert 0 < w.alarm - w.now <= 120
-
-
 def test_an_image_that_cannot_be_pulled_ends_in_the_startup_deadline(world):
     w = world(deadlines={"startup": "2m"})
     w.broken_image = {"*"}

@@ -68,8 +68,9 @@ class Histories(RuleBasedStateMachine):
         spares=st.integers(0, 2),
         warms_for=st.sampled_from([0.0, 4.0]),
         ttl=st.sampled_from([None, 40]),
+        plain=st.booleans(),
     )
-    def begin(self, replicas, least, nodes, spares, warms_for, ttl):
+    def begin(self, replicas, least, nodes, spares, warms_for, ttl, plain):
         self.w = self.World(
             replicas=replicas,
             nodes=nodes,
@@ -78,6 +79,7 @@ class Histories(RuleBasedStateMachine):
             deadlines={"startup": None},
             ttlSecondsAfterFinished=ttl,
             save_every=7,
+            plain=plain,
         )
         self.w.warms_for = warms_for
         self.place, self.w.kubernetes = self.w.kubernetes, self.pods_are_placed
@@ -252,7 +254,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def trainer_goes_back(self):
         agents = self.w.group()
-        if agents and agents[0].round_steps:
+        if agents and agents[0].round_steps and not self.w.plain:
             step = agents[0].step
             back = Rollback(at_step=step, to_step=max(0, step - 5), reason="nan", at=self.w.now)
             for agent in agents:

@@ -26,7 +26,7 @@ def test_a_first_round_goes_on_with_fewer_when_no_node_can_take_the_others(world
 def test_a_first_round_does_not_form_below_min_replicas(world):
     w = world(nodes=1, elastic={"minReplicas": 2}).run(600)
     assert not w.rounds
-    assert w.phase == "Starting"
+    assert w.phase == "Pending"
     assert w.condition("Degraded")["reason"] == "Unschedulable"
 
 
