@@ -1,18 +1,27 @@
 """The only module that calls the Kubernetes API: every request that the operator makes is here.
 
+The client library logs in (kubeconfig, service account, exec plugins) and keeps the connections;
+its models and its generated methods are left out. They check what is sent by rules of their own,
+which change with each release and know less than the API server: a whole number for a quantity or a
+field that is newer than the library would never reach the one who is to judge it. So what goes out
+is the JSON that is wanted, and what comes back is the JSON that the server has.
+
 Each call has a timeout, and says what it means to the caller: a child that exists already is a
 success, an object that is gone needs no deletion, and a pod that the API server will never accept
-(`Refused`) is told apart from trouble that passes, which stays an `ApiException` and is retried by
+(`Refused`) is told apart from trouble that passes, which stays an `ApiError` and is retried by
 whoever asked. Reads go past the operator's caches on purpose; they are rare.
 """
 
+import asyncio
 import base64
+import binascii
 import json
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
+from urllib.parse import quote, urlencode
 
-from aiohttp import ClientError
+from aiohttp import ClientError, ClientTimeout
 from kubernetes.aio import client, config
 
 from rekindle.contract import GROUP, KIND, LABEL_JOB, LABEL_MANAGED_BY, PLURAL, VERSION
@@ -25,10 +34,30 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 15.0
 """Seconds for one request."""
 COMPONENT = "rekindle-operator"
+AGENT = "rekindle-operator"
+"""How the operator calls itself in the API server's audit log."""
+MERGE = "application/merge-patch+json"
+_WEBHOOK = 'admission webhook "'
+"""How the API server begins to tell that somebody else's program has refused an object."""
+
+
+class ApiError(Exception):
+    """The API server has answered, and the answer is no: its HTTP status and its own words."""
+
+    def __init__(self, status: int, reason: str = "", message: str = "") -> None:
+        super().__init__(f"{status} {message or reason}".strip())
+        self.status = status
+        self.reason = reason
+        """The server's word for programs, ``AlreadyExists`` for example."""
+        self.message = message or reason or f"HTTP {status}"
 
 
 class Refused(Exception):
     """The API server will not accept this object, however often it is asked."""
+
+
+TROUBLE = (ApiError, ClientError, TimeoutError, OSError)
+"""What a request may raise and another try may not: the server's no, or no answer at all."""
 
 
 class Cluster:
@@ -36,8 +65,6 @@ class Cluster:
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
-        self._core = client.CoreV1Api(api)
-        self._custom = client.CustomObjectsApi(api)
 
     @classmethod
     async def connect(cls) -> "Cluster":
@@ -58,67 +85,50 @@ class Cluster:
         An object of that name that belongs to the same owner is as good as a new one. Raises
         `Refused` if the object is invalid or its name belongs to somebody else.
         """
-        kind = str(manifest["kind"]).lower()
-        namespace = manifest["metadata"]["namespace"]
-        call = getattr(self._core, f"create_namespaced_{kind}")
+        kind, meta = str(manifest["kind"]), manifest["metadata"]
         try:
-            made = await call(
-                namespace, dict(manifest), field_validation="Strict", _request_timeout=TIMEOUT
+            # Strict: a field that nobody knows is told, where it would else be dropped in silence.
+            return await self._call(
+                "POST",
+                _core(kind, meta["namespace"]),
+                query={"fieldValidation": "Strict"},
+                body=manifest,
             )
-        except client.ApiException as error:
+        except ApiError as error:
             if error.status == 409:
                 return await self._adopt(kind, manifest)
-            if error.status in {400, 422}:
-                raise Refused(explanation(error)) from error
+            # What a webhook forbids today it may allow tomorrow; what is invalid stays so.
+            if error.status in {400, 422} and not error.message.startswith(_WEBHOOK):
+                raise Refused(error.message) from error
             raise
-        return self._plain(made)
 
     async def _adopt(self, kind: str, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
         meta = manifest["metadata"]
-        read = getattr(self._core, f"read_namespaced_{kind}")
-        try:
-            there = await read(meta["name"], meta["namespace"], _request_timeout=TIMEOUT)
-        except client.ApiException as error:
-            if error.status == 404:
-                return None  # gone again; the next reconcile sees to it
-            raise
-        found = self._plain(there)
+        found = await self._find(_core(kind, meta["namespace"], meta["name"]))
+        if found is None:
+            return None  # gone again; the next reconcile sees to it
         owners = {owner["uid"] for owner in found["metadata"].get("ownerReferences") or ()}
         if meta["ownerReferences"][0]["uid"] in owners:
             return found
+        name = f"{kind.lower()} {meta['name']}"
         if found["metadata"].get("deletionTimestamp") or owners:
             # Most likely a child of a job of that name that is being collected.
-            raise client.ApiException(status=409, reason=f"{kind} {meta['name']} is going away")
-        raise Refused(f"a {kind} named {meta['name']} exists that does not belong to the job")
+            raise ApiError(409, "AlreadyExists", f"{name} is going away")
+        raise Refused(f"a {name} exists that does not belong to the job")
 
     async def delete_pod(self, namespace: str, doomed: Deletion) -> None:
         """Delete a pod if it still is the one that was meant."""
-        options = client.V1DeleteOptions(
-            preconditions=client.V1Preconditions(uid=doomed.uid),
-            grace_period_seconds=0 if doomed.force else None,
-        )
-        try:
-            await self._core.delete_namespaced_pod(
-                doomed.name, namespace, body=options, _request_timeout=TIMEOUT
-            )
-        except client.ApiException as error:
-            if error.status not in {404, 409}:
-                raise
+        options: dict[str, Any] = {"preconditions": {"uid": doomed.uid}}
+        if doomed.force:
+            options["gracePeriodSeconds"] = 0
+        await self._delete(_core("Pod", namespace, doomed.name), options)
 
     async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> bool:
         """Merge into a job's status; False if the job is gone."""
+        path = _jobs(namespace, name) + "/status"
         try:
-            await self._custom.patch_namespaced_custom_object_status(
-                GROUP,
-                VERSION,
-                namespace,
-                PLURAL,
-                name,
-                {"status": patch},
-                _content_type="application/merge-patch+json",
-                _request_timeout=TIMEOUT,
-            )
-        except client.ApiException as error:
+            await self._call("PATCH", path, body={"status": patch}, media=MERGE)
+        except ApiError as error:
             if error.status == 404:
                 return False
             raise
@@ -126,66 +136,34 @@ class Cluster:
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
         """Delete a job if it still is the one that was meant."""
-        options = client.V1DeleteOptions(
-            preconditions=client.V1Preconditions(uid=uid), propagation_policy="Background"
-        )
-        try:
-            await self._custom.delete_namespaced_custom_object(
-                GROUP, VERSION, namespace, PLURAL, name, body=options, _request_timeout=TIMEOUT
-            )
-        except client.ApiException as error:
-            if error.status not in {404, 409}:
-                raise
+        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        await self._delete(_jobs(namespace, name), options)
 
     async def token(self, namespace: str, secret: str, owner: str) -> str | None:
         """The token in a job's secret; None if there is no such secret of this owner (a uid)."""
-        try:
-            found = await self._core.read_namespaced_secret(
-                secret, namespace, _request_timeout=TIMEOUT
-            )
-        except client.ApiException as error:
-            if error.status == 404:
-                return None
-            raise
-        parsed = self._plain(found)
-        owners = {o["uid"] for o in parsed["metadata"].get("ownerReferences") or ()}
-        value = (parsed.get("data") or {}).get(TOKEN_KEY)
-        return base64.b64decode(value).decode() if value and owner in owners else None
+        found = await self._find(_core("Secret", namespace, secret))
+        if found is None:
+            return None
+        owners = {o["uid"] for o in found["metadata"].get("ownerReferences") or ()}
+        return token_in(found) if owner in owners else None
 
     async def has_service(self, namespace: str, name: str) -> bool:
         """Whether a service exists."""
-        try:
-            await self._core.read_namespaced_service(name, namespace, _request_timeout=TIMEOUT)
-        except client.ApiException as error:
-            if error.status == 404:
-                return False
-            raise
-        return True
+        return await self._find(_core("Service", namespace, name)) is not None
 
     async def pods(self, namespace: str, job: str) -> list[dict[str, Any]]:
         """The pods of a job."""
         selector = f"{LABEL_JOB}={job},{LABEL_MANAGED_BY}=rekindle"
-        found = await self._core.list_namespaced_pod(
-            namespace, label_selector=selector, _request_timeout=TIMEOUT
-        )
-        return [self._plain(item) for item in found.items]
+        path = _core("Pod", namespace)
+        return _items(await self._call("GET", path, query={"labelSelector": selector}))
 
     async def job(self, namespace: str, name: str) -> dict[str, Any] | None:
         """A job as it is now; None if it is gone."""
-        try:
-            found = await self._custom.get_namespaced_custom_object(
-                GROUP, VERSION, namespace, PLURAL, name, _request_timeout=TIMEOUT
-            )
-        except client.ApiException as error:
-            if error.status == 404:
-                return None
-            raise
-        return found if isinstance(found, dict) else self._plain(found)
+        return await self._find(_jobs(namespace, name))
 
     async def nodes(self) -> list[dict[str, Any]]:
         """All nodes."""
-        found = await self._core.list_node(_request_timeout=TIMEOUT)
-        return [self._plain(item) for item in found.items]
+        return _items(await self._call("GET", "/api/v1/nodes"))
 
     async def post(self, body: Mapping[str, Any], events: Iterable[Event], now: float) -> None:
         """Post events about a job. Losing one costs nothing, so errors end here."""
@@ -211,20 +189,94 @@ class Cluster:
                 "reportingInstance": COMPONENT,
             }
             try:
-                await self._core.create_namespaced_event(
-                    meta["namespace"], manifest, _request_timeout=TIMEOUT
-                )
-            except (client.ApiException, ClientError, TimeoutError) as error:
+                await self._call("POST", _core("Event", meta["namespace"]), body=manifest)
+            except TROUBLE as error:
                 logger.warning("event %s could not be posted: %s", event.reason, error)
 
-    def _plain(self, model: Any) -> dict[str, Any]:
-        """A model of the client as the JSON that it came from."""
-        return dict(self._api.sanitize_for_serialization(model))
+    async def _find(self, path: str) -> dict[str, Any] | None:
+        """What is at a path; None if nothing is."""
+        try:
+            return await self._call("GET", path)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def _delete(self, path: str, options: Mapping[str, Any]) -> None:
+        """Delete what is at a path, unless it is gone or another object by now."""
+        try:
+            await self._call("DELETE", path, body=options)
+        except ApiError as error:
+            if error.status not in {404, 409}:
+                raise
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        media: str = "application/json",
+    ) -> dict[str, Any]:
+        """One request: JSON out, JSON back. Raises `ApiError` for an answer that is no success.
+
+        The releases of the client differ in who reads the body and who raises for a status, so both
+        are taken as they come.
+        """
+        configuration = self._api.configuration
+        headers = {"Accept": "application/json", "Content-Type": media, "User-Agent": AGENT}
+        for setting in (await configuration.auth_settings()).values():
+            headers[setting["key"]] = setting["value"]
+        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        async with asyncio.timeout(TIMEOUT):
+            try:
+                answer = await self._api.rest_client.request(
+                    method,
+                    url,
+                    headers=headers,
+                    body=body,
+                    _request_timeout=ClientTimeout(total=TIMEOUT),
+                )
+                data = answer.data if answer.data is not None else await answer.read()
+                status = int(answer.status)
+            except client.ApiException as error:
+                data, status = error.body or b"", int(error.status or 0)
+        return _document(status, data)
 
 
-def explanation(error: client.ApiException) -> str:
-    """What the API server says, without the client's decoration."""
+def _core(kind: str, namespace: str, name: str = "") -> str:
+    path = f"/api/v1/namespaces/{quote(namespace, safe='')}/{kind.lower()}s"
+    return f"{path}/{quote(name, safe='')}" if name else path
+
+
+def _jobs(namespace: str, name: str) -> str:
+    path = f"/apis/{GROUP}/{VERSION}/namespaces/{quote(namespace, safe='')}/{PLURAL}"
+    return f"{path}/{quote(name, safe='')}"
+
+
+def _document(status: int, data: bytes | str) -> dict[str, Any]:
+    """The object in an answer; raises what the API server says when it is a refusal."""
     try:
-        return str(json.loads(error.body or "")["message"])
-    except (TypeError, ValueError, KeyError):
-        return f"{error.status} {error.reason}"
+        found = json.loads(data or b"{}")
+    except ValueError:
+        found = None
+    if 200 <= status < 300 and isinstance(found, dict):
+        return found
+    if isinstance(found, dict):
+        raise ApiError(status, str(found.get("reason") or ""), str(found.get("message") or ""))
+    # Not the API server itself: a proxy in front of it, most often.
+    text = data if isinstance(data, str) else data.decode("utf-8", "replace")
+    raise ApiError(status, "NoStatus", f"the answer is no JSON: {' '.join(text.split())[:200]}")
+
+
+def _items(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return list(found.get("items") or ())
+
+
+def token_in(secret: Mapping[str, Any]) -> str | None:
+    """The token in a secret; None if it has none, or none that can be read."""
+    try:
+        return base64.b64decode((secret.get("data") or {})[TOKEN_KEY]).decode() or None
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        return None

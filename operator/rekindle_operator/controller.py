@@ -21,12 +21,9 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from aiohttp import ClientError
-from kubernetes.aio.client import ApiException
-
 from rekindle.contract import LABEL_JOB, DirectiveKind
 from rekindle_operator import metrics, resources, spec, status
-from rekindle_operator.cluster import Cluster, Refused, explanation
+from rekindle_operator.cluster import TROUBLE, ApiError, Cluster, Refused
 from rekindle_operator.coordinator import Coordinator, JobKey
 from rekindle_operator.incidents import stamp
 from rekindle_operator.observed import (
@@ -305,7 +302,7 @@ class Controller:
                 with metrics.RECONCILE_SECONDS.time():
                     await self._reconcile(key, state)
                 failures = 0
-            except (ApiException, ClientError, TimeoutError, OSError) as error:
+            except TROUBLE as error:
                 failures += 1
                 pause = min(RETRY_LEAST * 2**failures, RETRY_MOST)
                 metrics.RECONCILE_ERRORS.inc()
@@ -434,7 +431,7 @@ class Controller:
                 state.refused = f"{what}: {error}"
                 self.wake((manifest["metadata"]["namespace"], state.body["metadata"]["name"]))
                 return None
-            except (ApiException, ClientError, TimeoutError, OSError) as error:
+            except TROUBLE as error:
                 return f"{what} cannot be created: {_brief(error)}"
         if made is None:
             return None
@@ -498,6 +495,6 @@ def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any
 
 
 def _brief(error: BaseException) -> str:
-    if isinstance(error, ApiException):
-        return f"API server: {error.status} {explanation(error)}"
+    if isinstance(error, ApiError):
+        return f"API server: {error}"
     return f"{type(error).__name__}: {error}"

@@ -10,12 +10,11 @@ from operator import ge
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kubernetes.aio.client import ApiException
 
 from rekindle.contract import AgentPhase, AgentReport, Progress
 from rekindle_operator import controller as module
 from rekindle_operator import spec
-from rekindle_operator.cluster import Refused
+from rekindle_operator.cluster import ApiError, Refused
 from rekindle_operator.controller import Controller, merge_patch
 from rekindle_operator.incidents import stamp
 
@@ -310,7 +309,7 @@ def test_no_agent_hears_of_a_round_that_is_not_in_the_status(cluster, monkeypatc
         async with Operator(cluster) as operator:
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
             await operator.until(lambda: cluster.status)
-            cluster.faults["status"] = [ApiException(status=500, reason="no")] * 2
+            cluster.faults["status"] = [ApiError(500, "no")] * 2
             for name in cluster.named("Pod"):
                 operator.agent(name)
             await operator.until(lambda: not cluster.faults["status"])
@@ -353,8 +352,7 @@ def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_no
 def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster, monkeypatch):
     monkeypatch.setattr(module, "RETRY_LEAST", 0.02)
     cluster.body["spec"]["elastic"] = {"minReplicas": 1}
-    denied = ApiException(status=403, reason="Forbidden")
-    denied.body = '{"message": "exceeded quota: gpus"}'
+    denied = ApiError(403, "Forbidden", "exceeded quota: gpus")
 
     async def scenario():
         create, tries = cluster.create, []
@@ -557,7 +555,7 @@ def test_trouble_with_the_api_server_passes(cluster, monkeypatch):
     monkeypatch.setattr(module, "RETRY_LEAST", 0.01)
 
     async def scenario():
-        cluster.faults["status"] = [TimeoutError(), ApiException(status=503), OSError("reset")]
+        cluster.faults["status"] = [TimeoutError(), ApiError(503), OSError("reset")]
         async with Operator(cluster) as operator:
             await started(operator)
             assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
