@@ -21,7 +21,7 @@ import base64
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,8 @@ class Avoid:
 
 
 NOWHERE = Avoid()
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 
 
 def selector(job: str) -> dict[str, str]:
@@ -198,37 +200,63 @@ def pod(
         for container in spec["containers"]
     ]
     if _mounts_shm(spec["containers"]):
-        volumes = [*(spec.get("volumes") or ())]
-        spec["volumes"] = [*volumes, {"name": SHM, "emptyDir": {"medium": "Memory"}}]
+        memory = {"name": SHM, "emptyDir": {"medium": "Memory"}}
+        spec["volumes"] = _beside(spec.get("volumes"), after=memory)
     if job.launcher.inject:
         image = job.launcher.image or runtime_image
         trainer = next(c for c in spec["containers"] if c["name"] == TRAINER_CONTAINER)
-        spec["initContainers"] = [_bring(image, trainer), *(spec.get("initContainers") or ())]
-        spec["volumes"] = [*(spec.get("volumes") or ()), {"name": LAUNCHER, "emptyDir": {}}]
+        brought = _bring(image, trainer)
+        spec["initContainers"] = _beside(spec.get("initContainers"), before=[brought])
+        shared = {"name": LAUNCHER, "emptyDir": {}}
+        spec["volumes"] = _beside(spec.get("volumes"), after=shared)
     if avoid != NOWHERE:
         spec["affinity"] = _kept_away(spec.get("affinity") or {}, avoid)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
 
 
-def _kept_away(given: Mapping[str, Any], avoid: Avoid) -> dict[str, Any]:
+def _beside(given: Any, *, before: Iterable[Any] = (), after: Any = None) -> Any:
+    """A list of the user's with ours beside it.
+
+    What is no list is left as it is: the API server refuses it, in words that name the field.
+    """
+    if given is not None and not isinstance(given, list):
+        return given
+    return [*before, *(given or ()), *([after] if after else ())]
+
+
+def _entries(given: Any) -> list[Mapping[str, Any]]:
+    """The objects in a list of the user's, whatever else it holds or is."""
+    return [e for e in given if isinstance(e, Mapping)] if isinstance(given, list) else []
+
+
+def _kept_away(given: Any, avoid: Avoid) -> Any:
     """The user's affinity, which holds as it is, and no node that is to be avoided.
 
     The terms of a node selector are alternatives, so that the condition has to be in each of them.
     """
-    affinity = copy.deepcopy(dict(given))
-    node = affinity.setdefault("nodeAffinity", {})
-    if avoid.never:
-        key = "requiredDuringSchedulingIgnoredDuringExecution"
-        required = node.setdefault(key, {})
-        required["nodeSelectorTerms"] = [
-            {**term, "matchExpressions": [*term.get("matchExpressions", ()), _not_in(avoid.never)]}
-            for term in required.get("nodeSelectorTerms") or [{}]
-        ]
+    node = given.get("nodeAffinity") or {} if isinstance(given, Mapping) else None
+    if not isinstance(node, Mapping):
+        return given
+    node = dict(node)
+    required = node.get(REQUIRED) or {}
+    if avoid.never and isinstance(required, Mapping):
+        terms = _entries(required.get("nodeSelectorTerms")) or [{}]
+        node[REQUIRED] = {
+            **required,
+            "nodeSelectorTerms": [
+                {
+                    **term,
+                    "matchExpressions": _beside(
+                        term.get("matchExpressions"), after=_not_in(avoid.never)
+                    ),
+                }
+                for term in terms
+            ],
+        }
     if avoid.rather_not:
-        key = "preferredDuringSchedulingIgnoredDuringExecution"
         wish = {"weight": 100, "preference": {"matchExpressions": [_not_in(avoid.rather_not)]}}
-        node[key] = [*(node.get(key) or ()), wish]
-    return affinity
+        node[PREFERRED] = _beside(node.get(PREFERRED), after=wish)
+    return {**given, "nodeAffinity": node}
 
 
 def _not_in(hosts: tuple[str, ...]) -> dict[str, Any]:
@@ -236,7 +264,7 @@ def _not_in(hosts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _mounts_shm(containers: list[dict[str, Any]]) -> bool:
-    return any(m["name"] == SHM for c in containers for m in c.get("volumeMounts") or ())
+    return any(m.get("name") == SHM for c in containers for m in _entries(c.get("volumeMounts")))
 
 
 def _trainer(
@@ -248,20 +276,19 @@ def _trainer(
     container |= {key: words for key, words in command.items() if words}
     container["terminationMessagePath"] = TERMINATION_LOG
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
-    container["env"] = [*_environment(job, coordinator_url, mtbf), *(container.get("env") or ())]
+    ours = _environment(job, coordinator_url, mtbf)
+    container["env"] = _beside(container.get("env"), before=ours)
     if job.checkpoint.secret:
         source = {"secretRef": {"name": job.checkpoint.secret}}
-        container["envFrom"] = [source, *(container.get("envFrom") or ())]
-    ports = [*(container.get("ports") or ())]
-    container["ports"] = [
-        *ports,
-        {"name": POD_METRICS_PORT_NAME, "containerPort": POD_METRICS_PORT},
-    ]
-    mounts = [*(container.get("volumeMounts") or ())]
-    if not any(mount.get("mountPath") == "/dev/shm" for mount in mounts):
-        mounts.append({"name": SHM, "mountPath": "/dev/shm"})
+        container["envFrom"] = _beside(container.get("envFrom"), before=[source])
+    port = {"name": POD_METRICS_PORT_NAME, "containerPort": POD_METRICS_PORT}
+    container["ports"] = _beside(container.get("ports"), after=port)
+    mounts = container.get("volumeMounts")
+    if not any(mount.get("mountPath") == "/dev/shm" for mount in _entries(mounts)):
+        mounts = _beside(mounts, after={"name": SHM, "mountPath": "/dev/shm"})
     if job.launcher.inject:
-        mounts.append({"name": LAUNCHER, "mountPath": LAUNCHER_PATH, "readOnly": True})
+        mount = {"name": LAUNCHER, "mountPath": LAUNCHER_PATH, "readOnly": True}
+        mounts = _beside(mounts, after=mount)
     container["volumeMounts"] = mounts
     return container
 
@@ -287,10 +314,11 @@ def _bring(image: str, trainer: Mapping[str, Any]) -> dict[str, Any]:
     its resources those that quotas and LimitRanges ask for. It costs nothing, since a pod needs the
     larger of what its init containers and its containers need.
     """
+    given = trainer.get("resources")
     resources = {
         kind: found
         for kind in ("requests", "limits")
-        if (found := _ordinary((trainer.get("resources") or {}).get(kind) or {}))
+        if isinstance(given, Mapping) and (found := _ordinary(given.get(kind)))
     }
     container: dict[str, Any] = {
         "name": LAUNCHER,
@@ -306,8 +334,9 @@ def _bring(image: str, trainer: Mapping[str, Any]) -> dict[str, Any]:
     return container
 
 
-def _ordinary(amounts: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in amounts.items() if k in {"cpu", "memory", "ephemeral-storage"}}
+def _ordinary(amounts: Any) -> dict[str, Any]:
+    given = amounts.items() if isinstance(amounts, Mapping) else ()
+    return {k: v for k, v in given if k in {"cpu", "memory", "ephemeral-storage"}}
 
 
 def _environment(

@@ -21,6 +21,7 @@ from kubernetes.aio import client
 
 from rekindle_local.apiserver.operations import WriteOptions
 from rekindle_local.apiserver.server import ApiServer
+from rekindle_local.quantity import parse_quantity
 from rekindle_operator import cluster as module
 from rekindle_operator.cluster import ApiError, Cluster, Refused
 from rekindle_operator.controller import Controller
@@ -404,6 +405,25 @@ INVALID = {
         "spec.activeDeadlineSeconds",
     ),
     "a variable that is a word": (template(env=["A=8"]), "spec.containers[0].env["),
+    "variables that are a map": (template(env={"A": "8"}), "spec.containers[0].env"),
+    "a mount without a name": (
+        template(volumeMounts=[{"mountPath": "/m"}]),
+        "spec.containers[0].volumeMounts[0].name",
+    ),
+    "a mount that is a word": (
+        template(volumeMounts=["/m"]),
+        "spec.containers[0].volumeMounts[0]",
+    ),
+    "mounts that are a map": (
+        template(volumeMounts={"m": "/m"}),
+        "spec.containers[0].volumeMounts",
+    ),
+    "ports that are a number": (template(ports=80), "spec.containers[0].ports"),
+    "resources that are a list": (template(resources=["gpu"]), "spec.containers[0].resources"),
+    "init containers that are a map": (
+        spec_of({"initContainers": {"name": "a"}}),
+        "spec.initContainers",
+    ),
     "a volume that is a word": (spec_of({"volumes": ["data"]}), "spec.volumes[0]"),
     "affinity that is a word": (spec_of({"affinity": "zone"}), "spec.affinity"),
 }
@@ -448,7 +468,7 @@ def test_a_template_that_is_valid_for_kubernetes_makes_a_pod(name):
     trainer = next(c for c in pod["spec"]["containers"] if c["name"] == "trainer")
     for kind in ("limits", "requests"):
         for key, value in ((given.get("resources") or {}).get(kind) or {}).items():
-            assert str(trainer["resources"][kind][key]) == str(value)
+            assert parse_quantity(trainer["resources"][kind][key]) == parse_quantity(value)
 
 
 @pytest.mark.parametrize("name", INVALID)

@@ -368,3 +368,56 @@ def test_a_pod_is_told_what_really_is_between_sigterm_and_the_end(seconds, grace
     job = spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0)
     environment = made(document, job)["spec"]["containers"][0]["env"]
     assert {"name": "REKINDLE_GRACE_SECONDS", "value": grace} in environment
+
+
+ODD = [None, {}, [], "word", 8, {"a": 1}, ["word"], [{"a": None}], [None]]
+WHERE = {
+    "pod": (
+        *("volumes", "initContainers", "affinity", "tolerations", "nodeSelector"),
+        *("terminationGracePeriodSeconds", "imagePullSecrets", "securityContext"),
+    ),
+    "trainer": (
+        *("env", "envFrom", "ports", "volumeMounts", "resources", "securityContext"),
+        *("livenessProbe", "lifecycle"),
+    ),
+    "affinity": ("nodeAffinity",),
+    "nodeAffinity": (resources.REQUIRED, resources.PREFERRED),
+    "required": ("nodeSelectorTerms",),
+}
+
+
+@pytest.mark.parametrize("inject", [False, True], ids=["own", "injected"])
+@pytest.mark.parametrize("value", ODD, ids=repr)
+@pytest.mark.parametrize("place", [f"{a} {b}" for a, fields in WHERE.items() for b in fields])
+def test_whatever_is_in_a_template_there_is_a_pod_for_the_api_server_to_judge(place, value, inject):
+    where, key = place.split()
+    if key == "terminationGracePeriodSeconds" and value is not None:
+        value = 8  # the CRD lets nothing else through
+    trainer = {"name": "trainer", "image": "i"}
+    pod = {"containers": [trainer]}
+    if where == "pod":
+        pod[key] = value
+    elif where == "trainer":
+        trainer[key] = value
+    elif where == "affinity":
+        pod["affinity"] = {key: value}
+    elif where == "nodeAffinity":
+        pod["affinity"] = {"nodeAffinity": {key: value}}
+    else:
+        pod["affinity"] = {"nodeAffinity": {resources.REQUIRED: {key: value}}}
+    body = {
+        "metadata": {"name": "digits", "namespace": "ml", "uid": "u"},
+        "spec": {
+            "template": {"spec": pod},
+            "checkpoint": {"uri": "s3://b/r"},
+            "launcher": {"inject": inject},
+        },
+    }
+    avoid = resources.Avoid(never=("a",), rather_not=("b",))
+    made = resources.pod(spec.parse(body, 0.0), 0, 0, "http://op:8430", 60.0, avoid)["spec"]
+    found = {"pod": made, "trainer": made["containers"][0]}.get(where)
+    lists = {"volumes", "initContainers", "env", "envFrom", "ports", "volumeMounts"}
+    if found and value and (key not in lists or not isinstance(value, list)) and key != "affinity":
+        assert found[key] == value, "left as it is"
+    elif found and isinstance(value, list) and key in lists:
+        assert all(item in found[key] for item in value)
