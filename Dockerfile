@@ -26,8 +26,10 @@ ARG HATCHLING=1.33.0
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 RUN pip install "hatchling==${HATCHLING}"
 WORKDIR /src
-COPY pyproject.toml ./
+COPY pyproject.toml constraints.txt ./
 WORKDIR /requirements
+# The releases that are tested. Torch and what it brings are left to the runtime's base or index.
+RUN grep -vE '^(torch|triton|nvidia-.*|cuda-.*)==' /src/constraints.txt > constraints.txt
 RUN python -c 'import tomllib; \
     project = tomllib.load(open("/src/pyproject.toml", "rb"))["project"]; \
     extras = project["optional-dependencies"]; \
@@ -47,7 +49,7 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 # A name for the number: getpass and torch ask for it.
 RUN groupadd --gid 65532 rekindle && useradd --no-log-init --uid 65532 --gid 65532 rekindle
 RUN --mount=type=bind,from=build,source=/requirements,target=/requirements \
-    pip install -r /requirements/operator.txt
+    pip install -c /requirements/constraints.txt -r /requirements/operator.txt
 RUN --mount=type=bind,from=build,source=/wheel,target=/wheel \
     pip install --no-deps /wheel/*.whl && pip check && python -c "import rekindle_operator.__main__"
 USER 65532:65532
@@ -74,9 +76,8 @@ ARG TORCH=2.13.0
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN test -z "${TORCH}" || pip install --index-url "${TORCH_INDEX}" "torch==${TORCH}"
 # scikit-learn brings the digits that the examples train on.
-ARG SCIKIT_LEARN=1.9.1
 RUN --mount=type=bind,from=build,source=/requirements,target=/requirements \
-    pip install -r /requirements/runtime.txt "scikit-learn==${SCIKIT_LEARN}"
+    pip install -c /requirements/constraints.txt -r /requirements/runtime.txt scikit-learn
 RUN --mount=type=bind,from=build,source=/wheel,target=/wheel \
     pip install --no-deps /wheel/*.whl && python -c "import rekindle.launch, torch, boto3, sklearn"
 COPY runtime/examples /opt/rekindle/examples

@@ -14,6 +14,7 @@ ALLOWED = {
     "LICENSE",
     "README.md",
     "charts",
+    "constraints.txt",
     "crds",
     "operator",
     "pyproject.toml",

@@ -1,8 +1,9 @@
 """The Kubernetes API as this command uses it: a few calls on plain JSON, each with a time limit.
 
 The official client knows how to log in anywhere (kubeconfig, exec plugins, in-cluster), so it makes
-the connections; its models are left out, because jobs and pods are read leniently (`snapshot`) and
-because turning every watch event into objects costs more CPU than all the rest of a live view.
+the connections. All above them is left out: its models, because jobs and pods are read leniently
+(`snapshot`) and because turning every watch event into objects costs more CPU than all the rest of
+a live view; its calls, because their arguments differ between its releases.
 """
 
 import json
@@ -13,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+import urllib3
 import urllib3.exceptions
 import yaml
 from kubernetes import client as kube
@@ -208,23 +211,23 @@ class Api:
     ) -> Any:
         """The urllib3 response of an answer below 400, its body unread."""
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        configuration = self._connection.configuration
+        for setting in configuration.auth_settings().values():
+            headers[setting["key"]] = setting["value"]
+        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
         try:
-            request = self._connection.param_serialize(
+            response = self._connection.rest_client.pool_manager.request(
                 method,
-                path,
-                query_params=list((query or {}).items()),
-                header_params=headers,
-                body=body,
-                auth_settings=["BearerToken"],
+                url,
+                body=None if body is None else json.dumps(body),
+                headers=headers,
+                timeout=urllib3.Timeout(connect=_CONNECT_SECONDS, read=read),
+                preload_content=False,
             )
-            answer = self._connection.call_api(*request, _request_timeout=(_CONNECT_SECONDS, read))
-            response = answer.response
             if response.status >= 400:
                 raise ApiError(response.status, response.read(1 << 20).decode("utf-8", "replace"))
         except _LOST as error:
             raise Unavailable(_plain(error)) from error
-        except kube.ApiException as error:  # TLS, as the client reports it
-            raise Unavailable(str(error.reason)) from error
         return response
 
 

@@ -84,6 +84,20 @@ def test_the_requirements_of_an_image_are_those_of_its_extra(tmp_path: Path) -> 
         assert f"-r /requirements/{extra}.txt" in install
 
 
+def test_images_hold_the_locked_releases_but_of_what_comes_with_torch(tmp_path: Path) -> None:
+    (command,) = [rest for rest in values("build", "RUN") if "grep" in rest]
+    command = command.replace("/src/constraints.txt", str(ROOT / "constraints.txt"))
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=30)
+    locked = (ROOT / "constraints.txt").read_text().splitlines()
+    kept = (tmp_path / "constraints.txt").read_text().splitlines()
+    left_out = {line.partition("==")[0] for line in set(locked) - set(kept)}
+    assert {"torch", "triton", "nvidia-nccl-cu13"} <= left_out, "a base image has its own torch"
+    assert not left_out & {"kopf", "kubernetes", "boto3", "numpy", "torchmetrics", "scikit-learn"}
+    for stage in ("operator", "runtime"):
+        (install,) = [rest for rest in values(stage, "RUN") if "-r " in rest]
+        assert "-c /requirements/constraints.txt " in install
+
+
 @pytest.mark.parametrize("absent", ["torch", "boto3", "numpy"])
 def test_the_image_of_the_operator_asks_for_nothing_of_the_runtime(absent: str) -> None:
     requirements = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["operator"]
@@ -123,6 +137,7 @@ def test_versions_are_those_of_the_project() -> None:
         assert 'org.opencontainers.image.version="${VERSION}"' in values(stage, "LABEL")[0]
     (torch,) = [pin for pin in PROJECT["optional-dependencies"]["dev"] if pin.startswith("torch==")]
     assert f"TORCH={torch.removeprefix('torch==')}" in values("runtime", "ARG")
+    assert torch in (ROOT / "constraints.txt").read_text().splitlines()
 
 
 def test_the_runtime_starts_among_the_examples() -> None:
