@@ -55,6 +55,8 @@ def _state(job: Job) -> str:
     if job.step is not None:
         total = f" of {job.total_steps:,}" if job.total_steps else ""
         parts.append(f"at step {job.step:,}{total}")
+    elif job.steps_unknown:
+        parts.append("steps unknown")
     if not job.finished and job.ready:
         parts.append(f"with {job.ready} pods ready")
     if not job.finished and job.round:
@@ -133,10 +135,15 @@ _PHASES = {
 }
 
 
+_RUNS = {"firstStep": "until its workers counted as running"}
+"""Instead, where steps are unknown."""
+
+
 def _recovery(incident: Incident) -> str:
     """Where the time went, and where the state came from."""
     total = sum(amount for _, amount in incident.recovery)
-    parts = [f"{amount:.3g} s {_PHASES[name]}" for name, amount in incident.recovery]
+    phases = _PHASES if incident.resumed_from is not None else _PHASES | _RUNS
+    parts = [f"{amount:.3g} s {phases[name]}" for name, amount in incident.recovery]
     text = f"the recovery took {total:.3g} s: {', '.join(parts)}"
     sources: dict[str, list[str]] = {}
     for pod, source in incident.restored:
@@ -163,7 +170,7 @@ def happened(incident: Incident) -> str:
 
 
 def _cost(incident: Incident, job: Job) -> str:
-    if incident.resumed_from is None and job.finished:
+    if not incident.over and job.finished:
         return "training did not go on after it"
     if incident.steps_lost is None and incident.seconds_lost is None:
         return "not known before training goes on"
@@ -175,6 +182,8 @@ def _cost(incident: Incident, job: Job) -> str:
     text = ", ".join(parts)
     if incident.resumed_from is not None:
         text += f"; it went on from step {incident.resumed_from:,}"
+    elif incident.over and incident.steps_lost is None:
+        text += "; steps unknown"
     return text
 
 
@@ -189,16 +198,21 @@ def _totals(job: Job) -> list[str]:
         if everything > len(job.incidents):
             text += f" shown of {everything} (older ones are no longer in the status)"
         if known:
-            text += f": {count(steps, 'step')} and {seconds(lost)} lost"
+            unknown = any(incident.steps_lost is None for incident in known)
+            done_again = "unknown steps" if unknown else count(steps, "step")
+            text += f": {done_again} and {seconds(lost)} lost"
         if len(known) < len(job.incidents):
             text += ", training has not gone on yet after the newest" if not job.finished else ""
         said.append(sentence(text))
     elif job.phase:
         said.append("No incidents.")
+    booked = [f"{name} {seconds(amount)}" for name, amount in job.lost_seconds if amount > 0]
     if job.goodput is not None:
         text = f"Goodput {job.goodput:.0%}"
-        booked = [f"{name} {seconds(amount)}" for name, amount in job.lost_seconds if amount > 0]
         if booked:
             text += f"; the rest went into {listed(booked)}"
         said.append(sentence(text))
+    elif job.goodput_unknown:
+        known_lost = f"; {listed(booked)} are known to be lost" if booked else ""
+        said.append(sentence(f"Goodput is unknown, like its steps{known_lost}"))
     return said

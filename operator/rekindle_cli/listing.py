@@ -18,17 +18,18 @@ HEADER = (
 def row(job: Job, now: datetime) -> tuple[str, ...]:
     """One job; what is not known is a dash."""
     step = "-" if job.step is None else f"{job.step}/{job.total_steps or '?'}"
+    goodput = "unknown" if job.goodput_unknown else "-"
     return (
         job.name,
         job.phase or "-",
         job.ready or "-",
         str(job.round) if job.round else "-",
-        step,
+        "unknown" if job.steps_unknown else step,
         "-" if job.fraction is None else f"{job.fraction:.0%}",
         "-" if job.loss is None else number(job.loss),
         "-" if job.checkpoint_step is None else str(job.checkpoint_step),
         str(sum(amount for _, amount in job.restarts)),
-        "-" if job.goodput is None else f"{job.goodput:.0%}",
+        goodput if job.goodput is None else f"{job.goodput:.0%}",
         "-" if job.created is None else age(job.created, now),
     )
 

@@ -165,6 +165,7 @@ def incident_json(incident: Incident) -> dict[str, Any]:
         "collateral": list(incident.collateral),
         "step": incident.step,
         "resumed_from": incident.resumed_from,
+        "recovered_in_round": incident.recovered_in,
         "steps_lost": incident.steps_lost,
         "seconds_lost": incident.seconds_lost,
         "action": incident.action,
@@ -183,6 +184,8 @@ def summary(report: Report) -> list[tuple[str, str]]:
         rows.append(("Why", condition.message if condition else job.message))
     if job.step is not None:
         rows.append(("Steps", f"{job.step:,} of {job.total_steps or job.step:,}"))
+    elif job.steps_unknown:
+        rows.append(("Steps", "unknown"))
     rows += [(f"Round {found.number}", _round(found)) for found in report.rounds]
     rows += [_incident(incident) for incident in job.incidents]
     if report.resumed_from is not None:
@@ -197,6 +200,8 @@ def summary(report: Report) -> list[tuple[str, str]]:
         parts = [f"{name} {seconds(amount)}" for name, amount in job.lost_seconds if amount > 0]
         rest = f" (not productive: {listed(parts)})" if parts else ""
         rows.append(("Goodput", f"{job.goodput:.0%}{rest}"))
+    elif job.goodput_unknown:
+        rows.append(("Goodput", "unknown"))
     rows.append(("Total time", seconds(report.seconds)))
     return rows
 
@@ -212,7 +217,7 @@ def _incident(incident: Incident) -> tuple[str, str]:
         text += f" at step {incident.step:,}"
     if incident.at is not None:
         text += f", {clock(incident.at)}"
-    if incident.seconds_lost is not None and incident.resumed_from is not None:
+    if incident.seconds_lost is not None and incident.over:
         text += f", {seconds(incident.seconds_lost)} until training went on"
     return "Incident", text
 

@@ -75,6 +75,8 @@ class Incident:
     resumed_from: int | None = None
     steps_lost: int | None = None
     seconds_lost: float | None = None
+    recovered_in: int | None = None
+    """The round in which training went on."""
     action: str = ""
     recovery: tuple[tuple[str, float], ...] = ()
     """(phase, seconds) of the recovery in their order, without their sum."""
@@ -82,6 +84,11 @@ class Incident:
     """(pod, where its state came from) in the round that went on."""
     stacks: str = ""
     """Of a hang: where the pod to blame stood."""
+
+    @property
+    def over(self) -> bool:
+        """Whether training has gone on since; from which step may not be known."""
+        return self.resumed_from is not None or self.recovered_in is not None
 
     @property
     def key(self) -> tuple[datetime | None, int | None, str]:
@@ -103,6 +110,7 @@ class Incident:
             resumed_from=_int(data.get("resumedFrom")),
             steps_lost=_int(data.get("stepsLost")),
             seconds_lost=_float(data.get("secondsLost")),
+            recovered_in=_int(data.get("recoveredInRound")),
             action=_text(data.get("action")),
             recovery=_phases(data.get("recovery")),
             restored=tuple(
@@ -157,6 +165,8 @@ class Job:
     restarts: tuple[tuple[str, int], ...] = ()
     """Incidents by class, without the total."""
     goodput: float | None = None
+    goodput_unknown: bool = False
+    """It trains, and nobody counts what of that is productive."""
     productive_seconds: float | None = None
     lost_seconds: tuple[tuple[str, float], ...] = ()
     incidents: tuple[Incident, ...] = ()
@@ -166,6 +176,11 @@ class Job:
     def finished(self) -> bool:
         """Whether nothing will change any more."""
         return self.phase in FINAL_PHASES
+
+    @property
+    def steps_unknown(self) -> bool:
+        """Whether it trains or has trained, and nobody counts the steps."""
+        return self.goodput_unknown and self.step is None
 
     @property
     def fraction(self) -> float | None:
@@ -241,6 +256,7 @@ class Job:
                 if (number := _int(restarts.get(kind)))
             ),
             goodput=_float(goodput.get("ratio")),
+            goodput_unknown=goodput.get("percent") == "unknown",
             productive_seconds=_float(goodput.get("productiveSeconds")),
             lost_seconds=_figures(_section(goodput, "lost")),
             incidents=tuple(Incident.read(entry) for entry in _items(status, "incidents")),

@@ -120,7 +120,7 @@ def _incidents(lines: _Lines, before: Job | None, job: Job) -> None:
         old = known.get(incident.key)
         if old is None:
             lines.add("incident", _happened(incident), incident.at)
-        if incident.resumed_from is not None and (old is None or old.resumed_from is None):
+        if incident.over and not (old is not None and old.over):
             lines.add("incident", _recovered(incident))
 
 
@@ -135,10 +135,12 @@ def _happened(incident: Incident) -> str:
 
 
 def _recovered(incident: Incident) -> str:
-    start = (
-        f"from step {incident.resumed_from:,}" if incident.resumed_from else "from the beginning"
-    )
-    text = f"training goes on {start}"
+    if incident.resumed_from is None:
+        start = ", steps unknown"
+    else:
+        first = incident.resumed_from
+        start = f" from step {first:,}" if first else " from the beginning"
+    text = f"training goes on{start}"
     if incident.steps_lost is not None:
         text += f", {count(incident.steps_lost, 'step')} lost"
     if incident.seconds_lost is not None:
@@ -180,7 +182,7 @@ def _progress(lines: _Lines, before: Job | None, job: Job) -> None:
 def _why(job: Job) -> str:
     """What a checkpoint is for, where that is known."""
     newest = job.incidents[-1] if job.incidents else None
-    if newest is None or newest.cause != Cause.PREEMPTED or newest.resumed_from is not None:
+    if newest is None or newest.cause != Cause.PREEMPTED or newest.over:
         return ""
     agreed = (job.checkpoint_step or 0) >= (newest.step or 0)
     return ", at the step that all pods agreed on" if agreed else ""

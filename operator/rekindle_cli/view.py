@@ -147,6 +147,8 @@ def _head(job: Job, snapshot: Snapshot) -> Text:
         text.append(f"  ready {job.ready}")
     if job.goodput is not None:
         text.append(f"  goodput {job.goodput:.0%}")
+    elif job.goodput_unknown:
+        text.append("  goodput unknown")
     if job.started is not None:
         end = job.completed or snapshot.at
         text.append(f"  {seconds(max(0.0, (end - job.started).total_seconds()))}", style="dim")
@@ -156,7 +158,8 @@ def _head(job: Job, snapshot: Snapshot) -> Text:
 def _bar(job: Job) -> RenderableType:
     share = job.fraction
     if share is None:
-        return Text("waiting for the first step", style="dim")
+        known = "waiting for the first step" if job.step is None else f"step {job.step:,}"
+        return Text("steps unknown" if job.steps_unknown else known, style="dim")
     grid = Table.grid(padding=(0, 1))
     grid.add_column(width=40)
     grid.add_column()

@@ -105,4 +105,4 @@ def test_an_explanation_has_a_paragraph_per_incident(job) -> None:
 @pytest.mark.parametrize("total", [None, 0])
 def test_an_unknown_total_draws_no_bar(job, total) -> None:
     snapshot = Snapshot.read(at=NOON, job=job(progress={"totalSteps": total}))
-    assert "waiting for the first step" in drawn(snapshot)
+    assert "step 150" in drawn(snapshot)
