@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
+from rekindle_local import provisioner
 from rekindle_local.addresses import ClusterAddresses
 from rekindle_local.apiserver.server import ApiServer
 from rekindle_local.client import ApiError, KubeClient
@@ -32,6 +33,7 @@ from rekindle_local.kubelet.host import KubeletTimings
 from rekindle_local.lifecycle import LifecycleTimings, NodeLifecycle
 from rekindle_local.nodes import SPOT_TAINT, EmbeddedNode
 from rekindle_local.objectstore import ObjectStore
+from rekindle_local.provisioner import Provisioner
 from rekindle_local.scheduler import Scheduler
 
 _START_SECONDS = 60.0
@@ -180,7 +182,9 @@ class Cluster:
             path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
             await self._client.create(path, crd)
         self._write_kubeconfig()
+        await self._client.create(provisioner.CLASSES, provisioner.STANDARD)
         self._run(Scheduler(self._client).run())
+        self._run(Provisioner(self._client, self._state_dir / "volumes").run())
         self._run(NodeLifecycle(self._client, self.config.lifecycle).run())
         self._cleanup.push_async_callback(self._stop_nodes)
 

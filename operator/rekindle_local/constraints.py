@@ -1,4 +1,4 @@
-"""Taints, tolerations and selectors: the small languages by which pods and nodes choose each other.
+"""Taints, tolerations, selectors, claims: the small languages by which objects choose each other.
 
 Pure functions over manifests, shared by the scheduler and by the node life cycle.
 """
@@ -84,3 +84,14 @@ def is_ready(node: Manifest) -> bool:
     """Whether the node's Ready condition is True."""
     conditions = (node.get("status") or {}).get("conditions") or ()
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
+def claims_of(pod: Manifest) -> list[str]:
+    """The names of the claims that a pod's volumes are."""
+    found = []
+    for volume in pod["spec"].get("volumes") or ():
+        if claim := volume.get("persistentVolumeClaim"):
+            found.append(claim["claimName"])
+        elif volume.get("ephemeral"):
+            found.append(f"{pod['metadata']['name']}-{volume['name']}")
+    return found

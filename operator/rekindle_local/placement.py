@@ -74,7 +74,18 @@ def is_over(pod: Manifest) -> bool:
 class Snapshot:
     """All nodes, the living pods on them, and what they take; built once for many decisions."""
 
-    def __init__(self, nodes: Sequence[Manifest], pods: Iterable[Manifest]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Manifest],
+        pods: Iterable[Manifest],
+        *,
+        claims: Iterable[Manifest] = (),
+        volumes: Iterable[Manifest] = (),
+    ) -> None:
+        self.claims = {
+            (one["metadata"]["namespace"], one["metadata"]["name"]): one for one in claims
+        }
+        self.volumes = {one["metadata"]["name"]: one for one in volumes}
         self.nodes = {node["metadata"]["name"]: node for node in nodes}
         self.on: dict[str, list[Manifest]] = defaultdict(list)
         self.used: dict[str, dict[str, Fraction]] = defaultdict(lambda: defaultdict(Fraction))
@@ -108,6 +119,8 @@ def decide(pod: Manifest, cluster: Snapshot) -> Decision:
     nodes = list(cluster.nodes.values())
     if not nodes:
         return Unschedulable(message="no nodes available to schedule pods")
+    if problem := _unready_claim(pod, cluster):
+        return Unschedulable(message=f"0/{len(nodes)} nodes are available: {problem}.")
     causes: Counter[str] = Counter()
     fitting: list[Manifest] = []
     for node in nodes:
@@ -138,8 +151,12 @@ def _filter(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]:
         return [f"node(s) had untolerated taint {pair}"]
     if not _affine(pod, node):
         return ["node(s) didn't match Pod's node affinity/selector"]
+    if _port_conflict(pod, cluster.on[node["metadata"]["name"]]):
+        return ["node(s) didn't have free ports for the requested pod ports"]
     if short := _insufficient(pod, node, cluster):
         return short
+    if not _volumes_reach(pod, node, cluster):
+        return ["node(s) had volume node affinity conflict"]
     return _companions(pod, node, cluster)
 
 
@@ -154,6 +171,77 @@ def _affine(pod: Manifest, node: Manifest) -> bool:
         return True
     terms = required.get("nodeSelectorTerms") or ()
     return any(constraints.matches_node_term(term, node) for term in terms)
+
+
+def _unready_claim(pod: Manifest, cluster: Snapshot) -> str:
+    """Why no node can have the pod's volumes yet; empty when nothing is wrong."""
+    namespace = pod["metadata"].get("namespace", "default")
+    for name in constraints.claims_of(pod):
+        claim = cluster.claims.get((namespace, name))
+        if claim is None:
+            return f'persistentvolumeclaim "{name}" not found'
+        if claim["metadata"].get("deletionTimestamp"):
+            return f'persistentvolumeclaim "{name}" is being deleted'
+        phase = (claim.get("status") or {}).get("phase")
+        if phase == "Lost":
+            bound = claim["spec"].get("volumeName")
+            return (
+                f'persistentvolumeclaim "{name}" bound to non-existent persistentvolume "{bound}"'
+            )
+        if phase != "Bound":
+            return "pod has unbound immediate PersistentVolumeClaims"
+        alone = "ReadWriteOncePod" in (claim["spec"].get("accessModes") or ())
+        if alone and any(
+            name in constraints.claims_of(other)
+            for pods in cluster.on.values()
+            for other in pods
+            if other["metadata"].get("namespace", "default") == namespace
+        ):
+            return (
+                "node has pod using PersistentVolumeClaim with the same name and "
+                "ReadWriteOncePod access mode"
+            )
+    return ""
+
+
+def _volumes_reach(pod: Manifest, node: Manifest, cluster: Snapshot) -> bool:
+    namespace = pod["metadata"].get("namespace", "default")
+    for name in constraints.claims_of(pod):
+        claim = cluster.claims.get((namespace, name)) or {"spec": {}}
+        volume = cluster.volumes.get(claim["spec"].get("volumeName", "")) or {"spec": {}}
+        required = (volume["spec"].get("nodeAffinity") or {}).get("required")
+        terms = (required or {}).get("nodeSelectorTerms") or ()
+        if required and not any(constraints.matches_node_term(term, node) for term in terms):
+            return False
+    return True
+
+
+_EVERY_ADDRESS = "0.0.0.0"
+
+
+def _host_ports(pod: Manifest) -> list[tuple[str, str, int]]:
+    """(protocol, address, port) of each port that a pod takes of its node."""
+    spec = pod["spec"]
+    sidecars = [
+        one for one in spec.get("initContainers") or () if one.get("restartPolicy") == "Always"
+    ]
+    return [
+        (port.get("protocol") or "TCP", port.get("hostIP") or _EVERY_ADDRESS, port["hostPort"])
+        for container in (*sidecars, *(spec.get("containers") or ()))
+        for port in container.get("ports") or ()
+        if port.get("hostPort")
+    ]
+
+
+def _port_conflict(pod: Manifest, others: Iterable[Manifest]) -> bool:
+    wanted = _host_ports(pod)
+    taken = [port for other in others for port in _host_ports(other)] if wanted else []
+    return any(
+        (protocol, port) == (other_protocol, other_port)
+        and (address == other_address or _EVERY_ADDRESS in (address, other_address))
+        for protocol, address, port in wanted
+        for other_protocol, other_address, other_port in taken
+    )
 
 
 def _allocatable(node: Manifest) -> Mapping[str, str]:

@@ -28,6 +28,8 @@ class Scheduler:
         self._wake = asyncio.Event()
         self._pods = Reflector(client, "/api/v1/pods", self._on_change)
         self._nodes = Reflector(client, "/api/v1/nodes", self._on_change)
+        self._claims = Reflector(client, "/api/v1/persistentvolumeclaims", self._on_change)
+        self._volumes = Reflector(client, "/api/v1/persistentvolumes", self._on_change)
         self._events = EventRecorder(client, NAME)
         self._assumed: dict[str, str] = {}
         self._told: dict[str, str] = {}
@@ -35,8 +37,9 @@ class Scheduler:
     async def run(self) -> None:
         """Schedule until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for work in (self._pods.run(), self._nodes.run(), self._events.run()):
-                group.create_task(work)
+            for reflector in (self._pods, self._nodes, self._claims, self._volumes):
+                group.create_task(reflector.run())
+            group.create_task(self._events.run())
             group.create_task(self._loop())
 
     def _on_change(self, kind: str, item: Manifest) -> None:
@@ -48,13 +51,18 @@ class Scheduler:
         self._wake.set()
 
     async def _loop(self) -> None:
-        await self._pods.synced.wait()
-        await self._nodes.synced.wait()
+        for reflector in (self._pods, self._nodes, self._claims, self._volumes):
+            await reflector.synced.wait()
         while True:
             await self._wake.wait()
             self._wake.clear()
             pending = self._pending()
-            cluster = Snapshot(list(self._nodes.items.values()), self._placed())
+            cluster = Snapshot(
+                list(self._nodes.items.values()),
+                self._placed(),
+                claims=self._claims.items.values(),
+                volumes=self._volumes.items.values(),
+            )
             for pod in pending:
                 try:
                     await self._schedule(pod, cluster)

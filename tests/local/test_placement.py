@@ -195,3 +195,33 @@ def needs(cpu, **more):
 )
 def test_a_pod_takes_what_runs_at_the_same_time(init, cpu):
     assert requests(pod(cpu="1", initContainers=init))["cpu"] == cpu
+
+
+def ports(*numbers, ip=None, protocol="TCP"):
+    own = [{"hostPort": one, "protocol": protocol, "hostIP": ip} for one in numbers]
+    return [{"name": "c", "ports": own}]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "taken", "free"),
+    [
+        (ports(80), ports(80), False),
+        (ports(80), ports(81), True),
+        (ports(80, protocol="UDP"), ports(80), True),
+        (ports(80, ip="10.0.0.1"), ports(80, ip="10.0.0.2"), True),
+        (ports(80, ip="10.0.0.1"), ports(80), False),
+    ],
+)
+def test_a_port_of_the_node_is_taken_once(wanted, taken, free):
+    other = pod("x", on="a", containers=taken)
+    if free:
+        assert where(pod(containers=wanted), [node("a")], [other]) == "a"
+    else:
+        text = "1 node(s) didn't have free ports for the requested pod ports"
+        assert text in why(pod(containers=wanted), [node("a")], [other])
+        assert where(pod(containers=wanted), [node("a"), node("b")], [other]) == "b"
+
+
+def test_an_accelerator_that_no_node_has_is_named():
+    gpu = [{"name": "c", "resources": {"limits": {"nvidia.com/gpu": "1"}}}]
+    assert "1 Insufficient nvidia.com/gpu" in why(pod(containers=gpu), [node("a")])

@@ -244,7 +244,6 @@ def test_liveness_restarts_and_readiness_only_reports(bench):
 
 
 def test_a_pod_this_node_cannot_run_is_refused_with_the_field(bench):
-    claim = [{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]
-    pod = bench.run("a", "true", volumes=claim)
+    pod = bench.run("a", "true", volumes=[{"name": "v", "nfs": {"server": "s", "path": "/"}}])
     assert pod["status"]["reason"] == "UnsupportedByThisNode"
-    assert "spec.volumes[0].persistentVolumeClaim" in pod["status"]["message"]
+    assert "spec.volumes[0].nfs" in pod["status"]["message"]

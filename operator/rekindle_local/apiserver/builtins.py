@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rekindle_local.apiserver import names
+from rekindle_local.apiserver import names, storagekinds
 from rekindle_local.apiserver.errors import (
     Cause,
     Json,
@@ -90,6 +90,8 @@ def fill_defaults(kind: str, obj: Json) -> Json:
             for subject in obj.get("subjects") or []:
                 if subject.get("kind") in {"User", "Group"}:
                     subject.setdefault("apiGroup", "rbac.authorization.k8s.io")
+        case "PersistentVolumeClaim" | "PersistentVolume" | "StorageClass":
+            storagekinds.fill_defaults(kind, obj)
         case "Event":
             obj.setdefault("involvedObject", {})
             obj.setdefault("reportingComponent", "")
@@ -176,6 +178,8 @@ def start(kind: str, obj: Json) -> Json:
             return {**obj, "status": {}}
         case "Service":
             return {**obj, "status": {"loadBalancer": {}}}
+        case "PersistentVolume":
+            return {**obj, "status": {"phase": "Pending"}}
         case "PodDisruptionBudget":
             zero = {
                 "currentHealthy": 0,
@@ -219,6 +223,12 @@ def check(kind: str, obj: Json, old: Json | None) -> list[Cause]:
             return _check_taints(obj.get("spec") or {})
         case "PriorityClass":
             return _check_priority_class(obj, old)
+        case "PersistentVolumeClaim":
+            return storagekinds.check_claim(obj.get("spec") or {}, old)
+        case "PersistentVolume":
+            return storagekinds.check_volume(obj.get("spec") or {})
+        case "StorageClass":
+            return storagekinds.check_class(obj)
         case "RoleBinding" | "ClusterRoleBinding":
             if old is not None and old.get("roleRef") != obj.get("roleRef"):
                 return [bad_value("roleRef", obj.get("roleRef"), "cannot change roleRef")]

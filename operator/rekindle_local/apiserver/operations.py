@@ -41,6 +41,7 @@ from rekindle_local.apiserver.patches import json_patch, merge_patch, strategic_
 from rekindle_local.apiserver.registry import Registry, Resource, plain
 from rekindle_local.apiserver.selectors import Predicate
 from rekindle_local.apiserver.storage import Key, Store, key_of
+from rekindle_local.apiserver.storagekinds import start_claim
 
 FOREGROUND = "foregroundDeletion"
 ORPHAN = "orphan"
@@ -164,6 +165,8 @@ class Objects:
             spec = {**spec, "clusterIP": f"10.96.{high % 250}.{low + 1}"}
         if resource.kind == "Service" and spec.get("clusterIP"):
             spec = {**spec, "clusterIPs": [spec["clusterIP"]]}
+        if resource.kind == "PersistentVolumeClaim":
+            return start_claim(obj, self.store.select("storageclasses.storage.k8s.io"))
         if resource.kind == "Pod":
             spec = {**spec, **self._priority(obj, spec)}
         return {**obj, "spec": spec} if spec else obj

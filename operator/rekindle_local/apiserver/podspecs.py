@@ -20,6 +20,7 @@ from rekindle_local.apiserver.errors import (
     required,
 )
 from rekindle_local.apiserver.rules import is_quantity, parse_quantity
+from rekindle_local.apiserver.storagekinds import check_claim
 
 _PROBES = ("livenessProbe", "readinessProbe", "startupProbe")
 _HANDLERS = ("exec", "httpGet", "tcpSocket", "grpc", "sleep")
@@ -367,6 +368,14 @@ def _check_volume(volume: Json, path: str, seen: list[str]) -> list[Cause]:
         causes.append(required(f"{path}.secret.secretName"))
     if "configMap" in volume and not volume["configMap"].get("name"):
         causes.append(required(f"{path}.configMap.name"))
+    claim = volume.get("persistentVolumeClaim")
+    if claim is not None and not claim.get("claimName"):
+        causes.append(required(f"{path}.persistentVolumeClaim.claimName"))
+    template = (volume.get("ephemeral") or {}).get("volumeClaimTemplate")
+    if "ephemeral" in volume:
+        where = f"{path}.ephemeral.volumeClaimTemplate"
+        inner = (template or {}).get("spec") or {}
+        causes += check_claim(inner, None, f"{where}.spec") if template else [required(where)]
     if "hostPath" in volume and not volume["hostPath"].get("path"):
         causes.append(required(f"{path}.hostPath.path"))
     if "emptyDir" in volume:

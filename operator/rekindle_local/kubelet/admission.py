@@ -12,7 +12,10 @@ from rekindle_local.client import Manifest
 
 REASON = "UnsupportedByThisNode"
 
-_VOLUMES = {"name", "emptyDir", "configMap", "secret", "downwardAPI", "projected", "hostPath"}
+_VOLUMES = {
+    "name", "emptyDir", "configMap", "secret", "downwardAPI", "projected", "hostPath",
+    "persistentVolumeClaim", "ephemeral",
+}  # fmt: skip
 _SOURCES = {"secret", "configMap", "downwardAPI", "serviceAccountToken"}
 _PROBES = ("readinessProbe", "livenessProbe", "startupProbe")
 
@@ -29,7 +32,7 @@ def _problems(spec: Manifest) -> Iterator[str]:
     for index, volume in enumerate(spec.get("volumes") or ()):
         kinds = {key for key, value in volume.items() if value is not None} - _VOLUMES
         for kind in sorted(kinds):
-            yield f"spec.volumes[{index}].{kind} (use emptyDir, configMap, secret or hostPath)"
+            yield f"spec.volumes[{index}].{kind} (use persistentVolumeClaim, emptyDir or hostPath)"
         for number, source in enumerate((volume.get("projected") or {}).get("sources") or ()):
             for kind in sorted(set(source) - _SOURCES):
                 yield f"spec.volumes[{index}].projected.sources[{number}].{kind}"
@@ -51,8 +54,7 @@ def _container_problems(path: str, container: Manifest) -> Iterator[str]:
         if (container.get(probe) or {}).get("grpc"):
             yield f"{path}.{probe}.grpc (use httpGet, tcpSocket or exec)"
     for index, mount in enumerate(container.get("volumeMounts") or ()):
-        for field in ("subPathExpr", "mountPropagation"):
-            if mount.get(field) and mount[field] != "None":
-                yield f"{path}.volumeMounts[{index}].{field}"
+        if (mount.get("mountPropagation") or "None") != "None":
+            yield f"{path}.volumeMounts[{index}].mountPropagation"
         if mount["mountPath"].rstrip("/") == "":
             yield f"{path}.volumeMounts[{index}].mountPath=/"

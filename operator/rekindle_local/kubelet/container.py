@@ -240,7 +240,7 @@ class ContainerRunner:
         sources = await fetch(host, namespace, environment.references(self._spec))
         try:
             variables = environment.build(place.pod, self._spec, sources, place.placement)
-            mounts = place.volumes.mounts(self._spec)
+            mounts = place.volumes.mounts(self._spec, variables)
         except (ConfigError, VolumeError, ValueError) as error:
             raise _NotYet("CreateContainerConfigError", str(error)) from error
         message_file = self._message_file()

@@ -19,6 +19,7 @@ import aiohttp
 from rekindle_local import timestamps
 from rekindle_local.client import STRATEGIC, ApiError, Manifest, pod_path
 from rekindle_local.kubelet import admission, status, volumes
+from rekindle_local.kubelet.claims import bound_volumes
 from rekindle_local.kubelet.container import ContainerRunner, PodPlace, fetch
 from rekindle_local.kubelet.environment import Placement
 from rekindle_local.kubelet.host import Host
@@ -255,7 +256,10 @@ class PodWorker:
         while not self._stopping.is_set():
             try:
                 wanted = volumes.references(self._pod)
-                sources = await fetch(self._host, self.namespace, wanted)
+                sources = {
+                    **await fetch(self._host, self.namespace, wanted),
+                    **await bound_volumes(self._host, self.namespace, self._pod),
+                }
                 self.place.volumes.setup(sources, self.place.placement)
                 return True
             except volumes.VolumeError as error:

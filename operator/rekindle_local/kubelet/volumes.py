@@ -1,11 +1,15 @@
 """Volumes: directories with content, and where they are mounted.
 
 An emptyDir is a directory of the pod (with `medium: Memory` one under /dev/shm, so that it is
-memory, as asked); config maps, secrets, the downward API and projections are written as files when
-the pod starts and not refreshed later, as with a subPath mount in a real cluster. What does not
-exist yet raises VolumeError with the kubelet's own message; the pod waits and it is tried again.
+memory, as asked); a claim is the directory of its bound volume; config maps, secrets, the downward
+API and projections are written as files when the pod starts and not refreshed later, as with a
+subPath mount in a real cluster. A projected service account token is not signed: this API server
+asks nobody who they are. What does not exist yet raises VolumeError with the kubelet's own message;
+the pod waits and it is tried again.
 """
 
+import base64
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -13,6 +17,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from rekindle_local import timestamps
 from rekindle_local.client import Manifest
 from rekindle_local.kubelet.environment import (
     ConfigError,
@@ -23,6 +28,7 @@ from rekindle_local.kubelet.environment import (
     not_found,
     resource_value,
 )
+from rekindle_local.kubelet.expansion import expand
 from rekindle_local.quantity import parse_quantity
 
 SHM = Path("/dev/shm")
@@ -57,6 +63,13 @@ def references(pod: Manifest) -> set[tuple[str, str]]:
     return found
 
 
+def claim_name(pod: Manifest, volume: Manifest) -> str | None:
+    """The claim that a volume is, by name or as one that the pod brings along; None for others."""
+    if claim := volume.get("persistentVolumeClaim"):
+        return str(claim["claimName"])
+    return f"{pod['metadata']['name']}-{volume['name']}" if volume.get("ephemeral") else None
+
+
 def files(pod: Manifest, volume: Manifest, sources: Sources, placement: Placement) -> list[File]:
     """The files a volume starts with; raises VolumeError."""
     if secret := volume.get("secret"):
@@ -75,6 +88,8 @@ def files(pod: Manifest, volume: Manifest, sources: Sources, placement: Placemen
                 out += _keys("ConfigMap", ref["name"], ref, sources, mode)
             elif ref := source.get("downwardAPI"):
                 out += _downward(pod, ref, placement, mode)
+            elif ref := source.get("serviceAccountToken"):
+                out.append(File(path=ref["path"], content=_token(pod, ref), mode=mode))
         return out
     return []
 
@@ -132,6 +147,27 @@ def _downward(pod: Manifest, ref: Manifest, placement: Placement, mode: int) -> 
     return out
 
 
+def _token(pod: Manifest, ref: Manifest) -> bytes:
+    """A token with the claims of a real one and, as its header says, no signature."""
+    meta = pod["metadata"]
+    namespace = meta.get("namespace", "default")
+    account = pod["spec"].get("serviceAccountName") or "default"
+    now = int(timestamps.now().timestamp())
+    claims = {
+        "aud": [ref.get("audience") or "https://kubernetes.default.svc"],
+        "exp": now + int(ref.get("expirationSeconds") or 3600),
+        "iat": now,
+        "sub": f"system:serviceaccount:{namespace}:{account}",
+        "kubernetes.io": {
+            "namespace": namespace,
+            "pod": {"name": meta["name"], "uid": meta.get("uid", "")},
+            "serviceaccount": {"name": account},
+        },
+    }
+    parts = (json.dumps(part).encode() for part in ({"alg": "none", "typ": "JWT"}, claims))
+    return b".".join(base64.urlsafe_b64encode(part).rstrip(b"=") for part in parts) + b"."
+
+
 class PodVolumes:
     """The volumes of one pod on disk; `remove` takes all of it away."""
 
@@ -151,7 +187,7 @@ class PodVolumes:
                 raise VolumeError(
                     f'MountVolume.SetUp failed for volume "{name}" : {error}'
                 ) from error
-            path = self._place(volume)
+            path = self._place(volume, sources)
             self._paths[name] = path
             for file in content:
                 if ".." in Path(file.path).parts or file.path.startswith("/"):
@@ -161,9 +197,18 @@ class PodVolumes:
                     )
                 _write(path, file)
 
-    def _place(self, volume: Manifest) -> Path:
+    def _place(self, volume: Manifest, sources: Sources) -> Path:
         name = volume["name"]
-        if host := volume.get("hostPath"):
+        host = volume.get("hostPath")
+        if claim := claim_name(self._pod, volume):
+            spec = (sources.get(("PersistentVolumeClaim", claim)) or {}).get("spec") or {}
+            host = spec.get("hostPath") or spec.get("local")
+            if host is None:
+                raise VolumeError(
+                    f'MountVolume.SetUp failed for volume "{name}" : this node mounts persistent '
+                    "volumes of the kinds hostPath and local only"
+                )
+        if host:
             path = Path(host["path"])
             if host.get("type") == "DirectoryOrCreate":
                 path.mkdir(parents=True, exist_ok=True)
@@ -181,7 +226,7 @@ class PodVolumes:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         return path
 
-    def mounts(self, container: Manifest) -> list[tuple[str, str]]:
+    def mounts(self, container: Manifest, variables: Mapping[str, str]) -> list[tuple[str, str]]:
         """(path in the container, path here) of each mount; raises VolumeError."""
         pairs = []
         for mount in container.get("volumeMounts") or ():
@@ -191,8 +236,11 @@ class PodVolumes:
                     f'volumeMounts of container "{container["name"]}" name the volume '
                     f'"{mount["name"]}", which spec.volumes does not have'
                 )
-            target = base / mount["subPath"] if mount.get("subPath") else base
-            if mount.get("subPath") and not target.exists():
+            inner = mount.get("subPath") or expand(mount.get("subPathExpr") or "", variables)
+            if ".." in Path(inner).parts or inner.startswith("/"):
+                raise VolumeError(f'subPath "{inner}" must be relative and must not contain ".."')
+            target = base / inner if inner else base
+            if inner and not target.exists():
                 target.mkdir(parents=True)
             pairs.append((mount["mountPath"], str(target)))
         return pairs

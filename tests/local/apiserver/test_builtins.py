@@ -257,3 +257,45 @@ def test_a_service_gets_an_address_unless_it_is_headless(bench):
 )
 def test_other_kinds_are_checked_too(bench, obj, field):
     assert field in causes(bench, obj)
+
+
+def claim(**spec):
+    full = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1024Mi"}},
+        **spec,
+    }
+    return named("v1", "PersistentVolumeClaim", spec=full)
+
+
+def storage_class(name, *, default=False, **fields):
+    made = named("storage.k8s.io/v1", "StorageClass", name, provisioner="p", **fields)
+    del made["metadata"]["namespace"]
+    if default:
+        made["metadata"]["annotations"] = {"storageclass.kubernetes.io/is-default-class": "true"}
+    return made
+
+
+def test_a_claim_is_protected_and_of_the_default_class(bench):
+    bench.create(storage_class("other"))
+    bench.create(storage_class("usual", default=True))
+    made = bench.create(claim())
+    assert made["spec"]["storageClassName"] == "usual"
+    assert made["metadata"]["finalizers"] == ["kubernetes.io/pvc-protection"]
+    assert made["spec"]["resources"]["requests"]["storage"] == "1Gi"
+    assert made["status"] == {"phase": "Pending"}
+
+
+@pytest.mark.parametrize(
+    ("obj", "field"),
+    [
+        (claim(accessModes=[]), "spec.accessModes"),
+        (claim(accessModes=["Often"]), "spec.accessModes"),
+        (claim(resources={}), "spec.resources[storage]"),
+        (claim(resources={"requests": {"storage": "0"}}), "spec.resources[storage]"),
+        (storage_class("x", volumeBindingMode="Later"), "volumeBindingMode"),
+        (storage_class("x", reclaimPolicy="Recycle"), "reclaimPolicy"),
+    ],
+)
+def test_what_is_no_claim_or_class_is_refused_with_its_field(bench, obj, field):
+    assert field in causes(bench, obj)

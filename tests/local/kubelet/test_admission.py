@@ -16,7 +16,7 @@ def test_an_ordinary_pod_is_taken():
 @pytest.mark.parametrize(
     ("refused", "field"),
     [
-        (pod(volumes=[{"name": "v", "persistentVolumeClaim": {}}]), "persistentVolumeClaim"),
+        (pod(volumes=[{"name": "v", "nfs": {}}]), "spec.volumes[0].nfs"),
         (pod({"readinessProbe": {"grpc": {"port": 1}}}), "readinessProbe.grpc"),
         (pod({"tty": True}), "stdin and tty"),
         (pod({"volumeMounts": [{"name": "v", "mountPath": "/"}]}), "mountPath=/"),
