@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from rekindle.model.precision import MixedPrecision as MixedPrecision
     from rekindle.outcome import Preempted as Preempted
     from rekindle.randomness import seed_everything as seed_everything
+    from rekindle.reporting import report as report
     from rekindle.requirement import RequirementError as RequirementError
     from rekindle.trainer import Trainer as Trainer
 
@@ -53,6 +54,7 @@ _HOME = {
     "Trainer": ("rekindle.trainer", "Trainer"),
     "audit": ("rekindle.data.ledger", "audit"),
     "follow": ("rekindle.following", "follow"),
+    "report": ("rekindle.reporting", "report"),
     "seed_everything": ("rekindle.randomness", "seed_everything"),
     "split": ("rekindle.data.splitting", "split"),
 }
@@ -77,6 +79,7 @@ __all__ = [
     "Trainer",
     "audit",
     "follow",
+    "report",
     "seed_everything",
     "split",
 ]

@@ -37,7 +37,7 @@ from rekindle.phase import Lifecycle, State
 from rekindle.profilers.profiler import Profiler
 from rekindle.profilers.profiler import chosen as chosen_profiler
 from rekindle.ranks.consensus import Notice
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control import ControlPage, announce
 from rekindle.ranks.distributed import World, join
 from rekindle.requirement import RequirementError
 from rekindle.saving import policy
@@ -196,6 +196,7 @@ class Trainer:
         """Newest reduced value of every logged name."""
         self.datamodule: Any = None
         self.module: Module | None = None
+        announce()
         self._stopping: str | None = None
         self.train_source: Source | None = None
         """The training data as `fit` has found it, from `setup` on."""

@@ -48,7 +48,9 @@ def callbacks() -> "list[Callback]":
     if not os.environ.get(ENV_CHECKPOINT_URI):
         return []
     from rekindle.bridge.callback import RekindleCallback
+    from rekindle.ranks.control import announce
 
+    announce()
     return [RekindleCallback(_automatic=True)]
 
 

@@ -23,6 +23,7 @@ from rekindle.checkpoint import flush
 from rekindle.checkpoint.location import InvalidLocation, parse
 from rekindle.contract import (
     ENV_CHECKPOINT_URI,
+    ENV_PROGRESS,
     ENV_TOKEN,
     ENV_WARM,
     AgentPhase,
@@ -33,6 +34,8 @@ from rekindle.contract import (
 from rekindle.launch import first, forkserver, notices, preload, termination
 from rekindle.launch import settings as environment
 from rekindle.launch.forkserver import Starter
+from rekindle.launch.progress import Source, source_of
+from rekindle.launch.running import names_trainer
 from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals
 from rekindle.launch.variables import of_pod
@@ -59,13 +62,14 @@ def main(arguments: Sequence[str]) -> int:
     try:
         command = checked(arguments)
         settings = environment.from_environment(os.environ)
+        source = source_of(os.environ.get(ENV_PROGRESS))
     except ValueError as error:
         print(f"rekindle.launch: {error}", file=sys.stderr)
         return _refuse(log, str(error))
     # Workers have no business with it, and a script that prints its environment must not tell it.
     first.forget(ENV_TOKEN)
     try:
-        code = _serve(settings, signals, command)
+        code = _serve(settings, signals, command, source)
         await_uploads(os.environ.get(ENV_CHECKPOINT_URI), upload_seconds(settings, signals))
         return code
     except BaseException as error:
@@ -106,7 +110,7 @@ def _refuse(log: Path | None, message: str) -> int:
     return code
 
 
-def _serve(settings: Settings, signals: Signals, command: Sequence[str]) -> int:
+def _serve(settings: Settings, signals: Signals, command: Sequence[str], source: Source) -> int:
     # First of all: it takes longest, and what follows has threads and files of its own.
     directory = Path(tempfile.mkdtemp(prefix="rekindle-"))
     starter = _starter(settings, signals, command, directory)
@@ -122,7 +126,9 @@ def _serve(settings: Settings, signals: Signals, command: Sequence[str]) -> int:
     spare = Spare(settings.address)
     phase = AgentPhase.WAITING if starter.ready else AgentPhase.WARMING
     session = Session(settings, link, spare, signals, phase)
-    agent = Agent(session, signals, starter, directory)
+    agent = Agent(
+        session, signals, starter, directory, source=source, trainer=names_trainer(command)
+    )
     if settings.metrics_port is not None:
         exporter.start(
             session,

@@ -63,9 +63,11 @@ from rekindle.launch.decision import (
     outcome_of,
 )
 from rekindle.launch.forkserver import Starter
+from rekindle.launch.progress import Source
 from rekindle.launch.rendezvous import Rendezvous, place
 from rekindle.launch.session import Session
 from rekindle.launch.signals import Signals
+from rekindle.launch.tracker import Tracker
 from rekindle.launch.variables import MANY, of_round, of_worker
 from rekindle.launch.watcher import Watcher
 from rekindle.launch.workers import Workers
@@ -79,15 +81,28 @@ RETRY = 1.0
 """Seconds before a round that could not be joined is tried again."""
 FLUSH = 1.0
 """Seconds for last words to reach the coordinator."""
+LAST_LOOK = 0.5
+"""Seconds for what a script has last shown of its progress to be read."""
 
 
 class Agent(LocalElasticAgent):
     """Runs the workers of one pod, round after round; ``serve`` is the whole life of the pod."""
 
     def __init__(
-        self, session: Session, signals: Signals, starter: Starter, directory: Path
+        self,
+        session: Session,
+        signals: Signals,
+        starter: Starter,
+        directory: Path,
+        *,
+        source: Source,
+        trainer: bool,
     ) -> None:
-        """``directory`` is for this agent alone, and removed at its end."""
+        """``directory`` is for this agent alone, and removed at its end.
+
+        ``source`` is where the script shows its progress, and ``trainer`` whether it looks as if it
+        had a trainer that tells it anyway.
+        """
         self._session = session
         self._signals = signals
         self._starter = starter
@@ -105,6 +120,8 @@ class Agent(LocalElasticAgent):
         self._watcher = Watcher(
             session, directory=lambda: self.directory, send=self._signal_workers
         )
+        self._tracker = Tracker(session, source)
+        self._trainer = trainer
         session.listen(signals.wake)
         settings = session.settings
         spec = WorkerSpec(
@@ -121,10 +138,12 @@ class Agent(LocalElasticAgent):
         """Live until the pod's end; gives its exit code. The termination message is written."""
         self._session.announce(self._session.phase)
         self._watcher.start()
+        self._tracker.start()
         try:
             self.run()
         finally:
             self._watcher.close()
+            self._tracker.close()
             self._shutdown()
             self._starter.close()
             shutil.rmtree(self._base, ignore_errors=True)
@@ -209,11 +228,18 @@ class Agent(LocalElasticAgent):
         ]
         if self._gone_at is not None:
             self._session.stopped(self._gone_at)
+        leads = where.first_rank == 0
+        report = self._tracker.begin(directory, leads=leads)
+        if report is not None:
+            environments[0][contract.ENV_REPORT] = str(report)
         self._workers = Workers(self._starter)
         self._workers.start(
-            environments, directory=directory, first_rank=worker_group.workers[0].global_rank
+            environments,
+            directory=directory,
+            first_rank=worker_group.workers[0].global_rank,
+            taps={0: self._tracker.heard} if leads and self._tracker.taps else {},
         )
-        self._session.attach(self._page)
+        self._session.attach(self._page, trainer=self._trainer)
         if previous is not None and previous.directory != directory:
             shutil.rmtree(previous.directory, ignore_errors=True)
         return dict(enumerate(self._workers.pids()))
@@ -382,6 +408,7 @@ class Agent(LocalElasticAgent):
     def _end(self, end: End, facts: Facts) -> None:
         """Close the round for this pod."""
         self._stop_workers(self._worker_group)
+        self._tracker.finish(LAST_LOOK)
         outcome = self._outcome(end, facts.exits)
         if end.phase is AgentPhase.DONE:
             self._done_at = facts.now

@@ -36,6 +36,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from rekindle.contract import ENV_CHECKPOINT_URI
+from rekindle.launch import forming
 from rekindle.launch.imports import Import, Top, top_of
 from rekindle.launch.variables import OF_A_WORKER
 
@@ -94,6 +95,7 @@ def preload(command: Sequence[str], without: Sequence[str] = ()) -> Preloaded:
     unfit: dict[str, str] = {}
     for name in _base():
         _try(Import(name), failed)
+    forming.leave_word()
     before = set(sys.modules)
     if EVERYTHING not in without:
         with _watched() as reads:

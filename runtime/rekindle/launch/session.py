@@ -6,7 +6,8 @@ slow happens while the lock is held, and listeners are called without it.
 
 How far the workers are is read from the control page at the moment of a report. A page that no
 trainer has begun to fill is no progress: telling zeros in between would look like a run that was
-thrown back. When the workers have ended, the last reading stays.
+thrown back; what a script without a trainer shows (``tracker``) stands in for it. When the workers
+have ended, the last reading stays.
 """
 
 import logging
@@ -32,6 +33,7 @@ from rekindle.contract import (
     View,
 )
 from rekindle.launch.client import Link
+from rekindle.launch.running import running_at
 from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals
 from rekindle.launch.store import Spare
@@ -65,6 +67,8 @@ class Session:
         self._outcome: Outcome | None = None
         self._page: ControlPage | None = None
         self._progress: Progress | None = None
+        self._tracked: Progress | None = None
+        self._awaited = False
         self._checkpoint: CheckpointReport | None = None
         self._restored: Restored | None = None
         self._failed_at: float | None = None
@@ -111,7 +115,8 @@ class Session:
             self._round = number
             self._outcome = None
             self._page = None
-            self._progress = None
+            self._progress = self._tracked = None
+            self._awaited = False
             self._restored = None
             self._ranks, self._hang, self._rollback = (), None, None
             seen = self._offered
@@ -128,12 +133,38 @@ class Session:
             if self._began is not None:
                 self._began.stopped_at = at
 
-    def attach(self, page: ControlPage) -> None:
-        """Read progress from this page from now on: the workers have been started."""
+    def attach(self, page: ControlPage, *, trainer: bool = False) -> None:
+        """Read progress from this page from now on: the workers have been started.
+
+        ``trainer``: the script looks as if a trainer were going to attach to the page.
+        """
         with self._lock:
             self._page = page
+            self._awaited = trainer
             if self._began is not None:
                 self._began.started_at = time.monotonic()
+
+    def tracked(self, progress: Progress | None) -> None:
+        """Say what a script without a trainer shows of its progress, None for nothing yet.
+
+        That the workers run, and their first step, is told at once.
+        """
+        with self._lock:
+            before = self._progress, self._began and self._began.running_at
+            self._tracked = progress
+            if progress is not None and progress.round_steps and self._began is not None:
+                self._began.reported_at = self._began.reported_at or time.monotonic()
+        self._read_page()
+        with self._lock:
+            after = self._progress, self._began and self._began.running_at
+        if any((was is None) != (now is None) for was, now in zip(before, after, strict=True)):
+            self._link.poke()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the workers of the round count as running."""
+        with self._lock:
+            return self._began is not None and self._began.running_at is not None
 
     def watched(self, ranks: tuple[RankReport, ...], hang: Hang | None) -> None:
         """Say how the workers get on; a hang that begins, is located or ends is told at once."""
@@ -271,6 +302,7 @@ class Session:
             restored = page.restored()
             stamps = page.stamps()
             rollback = page.rollback()
+            attached, awaited, formed = page.attached, page.awaited, page.formed_at
         except (OSError, ValueError) as error:
             logger.warning("cannot read what the workers have left: %s", error)
             return
@@ -280,10 +312,23 @@ class Session:
                 return
             if restored is not None or progress.step or progress.round_steps:
                 self._progress = progress
+            elif self._tracked is not None:
+                self._progress = self._tracked
             self._restored = restored
             self._rollback = rollback
             if self._began is not None:
-                self._began.stamps = stamps
+                began = self._began
+                began.stamps = stamps if attached else (formed or stamps[0], *stamps[1:])
+                if began.running_at is None and self._phase is AgentPhase.RUNNING:
+                    began.running_at = running_at(
+                        now=time.monotonic(),
+                        started=began.started_at,
+                        formed=formed,
+                        stepped=stamps[2],
+                        reported=began.reported_at,
+                        attached=attached,
+                        awaited=awaited or self._awaited,
+                    )
             self._checkpoint = checkpoint or self._checkpoint
 
 
@@ -296,13 +341,17 @@ class _Began:
     """Seconds for which the workers of the round before had been dead then."""
     stopped_at: float | None = None
     started_at: float | None = None
+    reported_at: float | None = None
+    """When a script without a trainer was first seen to have done a step."""
+    running_at: float | None = None
+    """Once it is known it stays: workers do not stop to run within a round."""
     stamps: tuple[float | None, float | None, float | None] = (None, None, None)
 
     def timings(self) -> Timings:
         """Give them as seconds since the round was first seen."""
-        stopped, started, grouped, restored, stepped = (
+        stopped, started, running, grouped, restored, stepped = (
             None if at is None else round(max(0.0, at - self.seen_at), 4)
-            for at in (self.stopped_at, self.started_at, *self.stamps)
+            for at in (self.stopped_at, self.started_at, self.running_at, *self.stamps)
         )
         return Timings(
             age=max(0.0, time.monotonic() - self.seen_at),
@@ -312,6 +361,7 @@ class _Began:
             grouped=grouped,
             restored=restored,
             stepped=stepped,
+            running=running,
         )
 
 

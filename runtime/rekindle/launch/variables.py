@@ -35,6 +35,7 @@ OF_A_WORKER = frozenset(
         ERROR_FILE,
         contract.ENV_RUN_DIR,
         contract.ENV_ROUND,
+        contract.ENV_REPORT,
     }
 )
 """Variables that differ between the workers of a pod, or between its rounds."""

@@ -15,6 +15,7 @@ Files beside the page in the round's private directory (``REKINDLE_RUN_DIR``):
 written to a temporary name and renamed, so they are there whole or not at all.
 """
 
+import contextlib
 import json
 import math
 import mmap
@@ -56,6 +57,9 @@ _COMMIT_SECONDS = 21  # f64, what the newest save took until it was committed; n
 _GROUPED = 22  # f64, time.monotonic() of this machine, as the next two; 0: not yet
 _RESTORED = 23
 _STEPPED = 24
+# Words that any worker of the pod may write, all with the same meaning.
+_FORMED = 25  # f64, time.monotonic(): torch's process group was there, whoever made it
+_AWAITED = 26  # 1: a trainer has been made, and will attach to this page
 
 METRICS_FILE = "metrics.json"
 
@@ -142,6 +146,16 @@ class ControlPage:
         )
         return grouped, restored, stepped
 
+    @property
+    def formed_at(self) -> float | None:
+        """When torch's process group was there, with or without a trainer of ours."""
+        return self._floats[_FORMED] or None
+
+    @property
+    def awaited(self) -> bool:
+        """Whether a trainer is about to attach."""
+        return self._ints[_AWAITED] == 1
+
     def outcomes(self) -> list[Outcome]:
         """What failing workers of this pod have left behind, earliest first."""
         found = []
@@ -175,6 +189,14 @@ class ControlPage:
         """Tell the agent that a trainer obeys the stop word, and that its group is formed."""
         self._floats[_GROUPED] = time.monotonic()
         self._ints[_ATTACHED] = 1
+
+    def formed(self) -> None:
+        """Tell the agent that torch's process group is there."""
+        self._floats[_FORMED] = time.monotonic()
+
+    def await_trainer(self) -> None:
+        """Tell the agent that a trainer has been made, whose first step is worth waiting for."""
+        self._ints[_AWAITED] = 1
 
     @property
     def stop_requested(self) -> bool:
@@ -263,6 +285,14 @@ class ControlPage:
         temporary = self.directory / f".{name}.{os.getpid()}"
         temporary.write_text(json.dumps(document))
         temporary.replace(self.directory / name)
+
+
+def announce() -> None:
+    """Tell the agent, if there is one, that a trainer has been made in this process."""
+    with contextlib.suppress(OSError, ValueError):
+        page = ControlPage.from_environment()
+        if page is not None:
+            page.await_trainer()
 
 
 def _number(value: float) -> float | None:
