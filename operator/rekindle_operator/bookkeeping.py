@@ -12,6 +12,7 @@ from dataclasses import replace
 from rekindle_operator import detection, incidents, recovery, retries, rounds, status
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed
+from rekindle_operator.pod_endings import UNEXPLAINED
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record
 
@@ -67,6 +68,10 @@ def note_incidents(
             known = _with_collateral(known, observed, more)
             record = replace(record, incidents=_with_collateral(record.incidents, observed, more))
             continue
+        if found.victims:
+            known = _with_victims(known, found)
+            record = replace(record, incidents=_with_victims(record.incidents, found))
+            continue
         if found.incident is None:
             return record, tuple(fresh), None, found
         record, incident, verdict = _charged(record, job, found.incident, observed, now)
@@ -85,7 +90,7 @@ def _note_explanations(
     because nobody stopped training for that pod, none does.
     """
     for index, incident in enumerate(record.incidents):
-        better = detection.explained(incident, observed)
+        better = detection.explained(job, incident, observed)
         if better is None:
             continue
         verdict = None
@@ -117,10 +122,8 @@ def newly_explained(
     before: tuple[Incident, ...], after: tuple[Incident, ...]
 ) -> tuple[Incident, ...]:
     """The incidents of which it has become known what they were."""
-    unknown = {i.at for i in before if i.evidence.endswith(detection.UNEXPLAINED)}
-    return tuple(
-        i for i in after if i.at in unknown and not i.evidence.endswith(detection.UNEXPLAINED)
-    )
+    unknown = {i.at for i in before if i.evidence.endswith(UNEXPLAINED)}
+    return tuple(i for i in after if i.at in unknown and not i.evidence.endswith(UNEXPLAINED))
 
 
 def note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
@@ -165,6 +168,13 @@ def _with_collateral(
     number = observed.round.number if observed.round else 0
     return tuple(
         replace(i, collateral=(*i.collateral, *pods)) if i.round == number else i for i in known
+    )
+
+
+def _with_victims(known: tuple[Incident, ...], found: detection.Detection) -> tuple[Incident, ...]:
+    """Name more pods in an incident outside of any round."""
+    return tuple(
+        replace(i, victims=(*i.victims, *found.victims)) if i.at == found.of else i for i in known
     )
 
 

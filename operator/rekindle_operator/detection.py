@@ -9,9 +9,12 @@ the errors themselves read, and a short settle time lets a cause arrive that is 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rekindle.contract import TRAINER_CONTAINER, Cause, ExitCode, Hang, Member, Outcome, Round
+from rekindle.contract import Cause, Hang, Member, Round
 from rekindle_operator.incidents import USER, Incident
 from rekindle_operator.observed import Observed, Pod
+from rekindle_operator.pod_endings import UNEXPLAINED, Ending, ending
+from rekindle_operator.pod_signs import of_outcome
+from rekindle_operator.resources import slot_of
 from rekindle_operator.rounds import State, seats, state_of, wanted
 from rekindle_operator.spec import TrainingJob
 
@@ -23,8 +26,6 @@ SAME_EVENT = 10.0
 """Seconds after a round's incident in which the end of another of its pods counts as part of it."""
 SETTLE_HANG = 5.0
 """Seconds between the first word of a hang and the verdict: all ranks tell where they stand."""
-UNEXPLAINED = "its first process has died, of what is not known yet"
-"""Ends the evidence of a lost pod until the kubelet says more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,10 @@ class Detection:
     """Seconds until a verdict can be given."""
     collateral: tuple[str, ...] = ()
     """Pods that belong to the known incident of the current round."""
+    victims: tuple[str, ...] = ()
+    """Pods that have ended as those of a known incident did."""
+    of: float = 0.0
+    """When that was found."""
     dump: bool = False
     """Whether to ask all members where their threads stand."""
 
@@ -82,19 +87,45 @@ def detect(
             return Detection(collateral=more)
     if not lost:
         return Detection()
-    found_causes = sorted((_why_pod(observed, pod) for pod in lost), key=lambda why: why[0] in USER)
-    cause, evidence, reason = found_causes[0]
+    endings = [(_why(job, observed, pod), pod) for pod in lost]
+    same = _of_one_kind(job, known, endings)
+    if same is not None:
+        return same
+    why, _ = min(endings, key=lambda found: found[0].cause in USER)
     return Detection(
         incident=Incident(
             at=now,
             round=0,
-            cause=cause,
-            evidence=evidence,
+            cause=why.cause,
+            evidence=why.evidence,
             victims=tuple(pod.name for pod in lost),
             step=progress or None,
-            reason=reason,
+            reason=why.reason,
+            retry=why.retry,
         )
     )
+
+
+def _of_one_kind(
+    job: TrainingJob, known: Sequence[Incident], endings: Sequence[tuple[Ending, Pod]]
+) -> Detection | None:
+    """Pods that end as others did that were made along with them: one event, charged once.
+
+    What is wrong with a template is wrong in all its pods, and they come upon it one after another.
+    """
+    for incident in reversed(known):
+        if incident.round or incident.cause not in USER:
+            continue
+        taken = {slot_of(job.name, name) for name in incident.victims}
+        more = {
+            pod.slot: pod.name
+            for why, pod in endings
+            if why.cause is incident.cause
+            and pod.created_at <= incident.at
+            and pod.slot not in taken  # a pod's successor is another try
+        }
+        return Detection(victims=tuple(more.values()), of=incident.at) if more else None
+    return None
 
 
 def _named(known: Iterable[Incident]) -> set[str]:
@@ -127,7 +158,7 @@ def _of_round(
     now: float,
 ) -> Detection:
     states = {m.uid: state_of(m, current, observed) for m in current.members}
-    gone: list[tuple[Member, Cause, str, str | None]] = []
+    gone: list[tuple[Member, Ending]] = []
     for member in current.members:
         pod = observed.pod(member.uid)
         if member.uid in observed.retired or job.suspend or (pod and not wanted(job, pod)):
@@ -141,7 +172,7 @@ def _of_round(
             leaves = all(other.uid != pod.uid for other, _ in seats(job, observed))
         if lost or leaves:
             saved = State.SAVED in states.values()
-            gone.append((member, *_why_member(observed, member, pod, saved)))
+            gone.append((member, _why_member(job, observed, member, pod, saved)))
     failed = [m for m in current.members if states[m.uid] is State.FAILED]
     known = [progress, *(_step_of(observed, m, current) for m in current.members)]
     step = max((step for step in known if step is not None), default=None)
@@ -165,9 +196,9 @@ def _of_round(
 
     if gone:
         # The environment explains more than a program does: it comes first.
-        gone.sort(key=lambda found: found[1] in USER)
-        _, cause, evidence, reason = gone[0]
-        return Detection(incident=incident(cause, evidence, [m.pod for m, *_ in gone], reason))
+        why = min((why for _, why in gone), key=lambda why: why.cause in USER)
+        found = incident(why.cause, why.evidence, [m.pod for m, _ in gone], why.reason)
+        return Detection(incident=replace(found, retry=why.retry))
     if not failed and State.HUNG in states.values():
         left, blamed_pod, evidence, hang = _hang(observed, current, now)
         if left > 0:
@@ -194,7 +225,7 @@ def _of_round(
             evidence += f": {first.message}"
         return Detection(incident=incident(Cause.PEER_LOST, evidence, [m.pod for m in failed]))
     _, member, outcome = min(blamed, key=lambda b: b[0])
-    cause, evidence, reason = _why_outcome(outcome)
+    cause, evidence, reason = of_outcome(outcome)
     return Detection(incident=incident(cause, evidence, [member.pod], reason))
 
 
@@ -248,66 +279,27 @@ def _ran(observed: Observed, member: Member, current: Round, now: float) -> floa
 
 
 def _why_member(
-    observed: Observed, member: Member, pod: Pod | None, peers_saved: bool
-) -> tuple[Cause, str, str | None]:
-    if pod is None:
-        agent = observed.agents.get(member.uid)
-        if agent and agent.report.notice:
-            return Cause.PREEMPTED, f"{member.pod} was told to go: {agent.report.notice}", None
-        if peers_saved:
-            # While nobody watched, its notice made all ranks agree to save: a loss cannot do that.
-            return Cause.PREEMPTED, f"{member.pod} was told to go and is gone; all saved", None
-        return Cause.POD_LOST, f"pod {member.pod} is gone", None
-    return _why_pod(observed, pod)
+    job: TrainingJob, observed: Observed, member: Member, pod: Pod | None, peers_saved: bool
+) -> Ending:
+    if pod is not None:
+        return _why(job, observed, pod)
+    agent = observed.agents.get(member.uid)
+    if agent and agent.report.notice:
+        words = f"{member.pod} was told to go: {agent.report.notice}"
+        return Ending(row="object gone", cause=Cause.PREEMPTED, evidence=words)
+    if peers_saved:
+        # While nobody watched, its notice made all ranks agree to save: a loss cannot do that.
+        words = f"{member.pod} was told to go and is gone; all saved"
+        return Ending(row="object gone", cause=Cause.PREEMPTED, evidence=words)
+    words = f"pod {member.pod} is gone"
+    return Ending(row="object gone", cause=Cause.POD_LOST, evidence=words)
 
 
-def _why_pod(observed: Observed, pod: Pod) -> tuple[Cause, str, str | None]:
-    """Cause, evidence and reason code of one pod's end, or of its being about to end."""
-    if pod.disruption:
-        return Cause.PREEMPTED, f"{pod.name}: {pod.disruption}", None
-    if observed.node_lost(pod):
-        return Cause.NODE_LOST, f"{pod.name}: {observed.node_going(pod)}", None
-    if pod.forced and not pod.told:
-        return Cause.POD_LOST, f"{pod.name} was deleted by force, without time to save", None
-    going = None if pod.told else observed.going(pod)
-    if going:
-        return Cause.PREEMPTED, f"{pod.name}: {going}", None
-    agent = observed.agents.get(pod.uid)
-    told = pod.outcome is not None and pod.outcome.code in {ExitCode.SAVED, ExitCode.PREEMPTED}
-    if pod.deleting or told or (agent and agent.report.notice):
-        code = f", exit code {pod.exit_code}" if pod.exit_code is not None else ""
-        return Cause.PREEMPTED, f"{pod.name} was told to go (SIGTERM){code}", None
-    if node_going := observed.node_going(pod):
-        return Cause.PREEMPTED, f"{pod.name}: {node_going}", None
-    if not pod.told and pod.vanished_at is not None:
-        return Cause.POD_LOST, f"{pod.name}: {UNEXPLAINED}", None
-    if pod.stranger:
-        text = (
-            f"{pod.name}: the container {TRAINER_CONTAINER} ended with exit code 0 and was in no "
-            f"round, so nothing has trained; its command does not start the launcher: compare "
-            f"`kubectl get pod {pod.name} -o yaml` with spec.template, an admission webhook may "
-            f"have changed it"
-        )
-        return Cause.START_FAILED, text, None
-    if pod.exit_reason == "OOMKilled":
-        text = f"{pod.name} was killed for using more memory than its limit (OOMKilled)"
-        return Cause.OUT_OF_MEMORY, text, None
-    if pod.outcome is not None:
-        cause, evidence, reason = _why_outcome(pod.outcome)
-        return cause, f"{pod.name}: {evidence}", reason
-    if pod.exit_reason in {"StartError", "ContainerCannotRun"} or pod.exit_code in {126, 127, 128}:
-        return Cause.START_FAILED, f"{pod.name} could not start: {pod.exit_message}".strip(), None
-    if pod.exit_code is not None and (pod.exit_code > 128 or pod.exit_code < 0):
-        return Cause.POD_LOST, f"{pod.name} was killed, exit code {pod.exit_code}", None
-    if pod.exit_code is not None:
-        tail = pod.exit_message.strip().splitlines()[-1:] or ["see its log"]
-        return Cause.USER_ERROR, f"{pod.name} exited with {pod.exit_code}: {tail[0]}", None
-    if pod.exit_reason:
-        return Cause.POD_LOST, f"{pod.name}: {pod.exit_reason} {pod.exit_message}".strip(), None
-    return Cause.POD_LOST, f"{pod.name} failed without saying why", None
+def _why(job: TrainingJob, observed: Observed, pod: Pod) -> Ending:
+    return ending(observed, pod, pinned=job.template["spec"].get("nodeName"))
 
 
-def explained(incident: Incident, observed: Observed) -> Incident | None:
+def explained(job: TrainingJob, incident: Incident, observed: Observed) -> Incident | None:
     """The incident of a pod that had vanished, as what has been said since tells it; None if none.
 
     Training has gone on meanwhile: the kubelet takes its time.
@@ -317,20 +309,7 @@ def explained(incident: Incident, observed: Observed) -> Incident | None:
     pod = next((pod for pod in observed.pods if pod.name == incident.victims[0]), None)
     if pod is None or not (pod.told or observed.node_lost(pod)):
         return None
-    cause, evidence, reason = _why_pod(observed, pod)
-    return replace(incident, cause=cause, evidence=evidence, reason=reason)
-
-
-def _why_outcome(outcome: Outcome) -> tuple[Cause, str, str | None]:
-    try:
-        cause = Cause(outcome.cause)
-    except ValueError:
-        cause = Cause.USER_ERROR
-    where = f"rank {outcome.rank}" if outcome.rank is not None else ""
-    if outcome.step is not None:
-        where += f" after step {outcome.step}"
-    return (
-        cause,
-        f"{where.strip()}: {outcome.message}" if where else outcome.message,
-        outcome.reason,
+    why = _why(job, observed, pod)
+    return replace(
+        incident, cause=why.cause, evidence=why.evidence, reason=why.reason, retry=why.retry
     )

@@ -23,6 +23,9 @@ USER = {
     Cause.CONFIGURATION,
     Cause.INTEGRITY,
     Cause.START_FAILED,
+    Cause.INIT_FAILED,
+    Cause.PROBE_FAILED,
+    Cause.OUT_OF_STORAGE,
 }
 """Causes that the user's program, data or manifest is charged with."""
 
@@ -58,6 +61,8 @@ class Incident:
     """Stable code of the outcome, Store/R5 for example. Not kept in the status."""
     ran: float = 0.0
     """Seconds for which its round had trained. Not kept in the status."""
+    retry: bool = False
+    """Whether it may end well next time although a user's error pays. Not kept in the status."""
 
     @property
     def klass(self) -> str:

@@ -22,6 +22,15 @@ from rekindle.contract import (
     Round,
 )
 from rekindle_operator import notices
+from rekindle_operator.containers import (
+    LOG_CHARACTERS,
+    Container,
+    PodEvent,
+    Role,
+    Waiting,
+    one_line,
+    parse_containers,
+)
 from rekindle_operator.notices import ADVICE, LOST, Notice, Sign
 from rekindle_operator.timestamps import parse_time
 
@@ -37,20 +46,18 @@ START_FAILURES = {
     "ImagePullBackOff",
     "InvalidImageName",
     "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+    "SignatureValidationFailed",
     "CreateContainerConfigError",
     "CreateContainerError",
+    "PreCreateHookError",
+    "PreStartHookError",
+    "PostStartHookError",
     "RunContainerError",
     "CrashLoopBackOff",
 }
 """Reasons of a waiting container that need somebody's hand."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Waiting:
-    """Why a container does not start."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +101,29 @@ class Pod:
     """When its lifeline broke, of which the kubelet may tell later or never."""
     stranger: bool = False
     """It ended with 0 and was in no round (see rounds.with_strangers)."""
+    containers: tuple[Container, ...] = ()
+    """In the order in which they start."""
+    reason: str = ""
+    """The kubelet's word for the end of the pod as a whole: Evicted, DeadlineExceeded, ..."""
+    message: str = ""
+    started_at: float | None = None
+    """When its kubelet took it."""
+    deadline: float | None = None
+    """Its activeDeadlineSeconds, which count from then."""
+    scheduler: str = ""
+    """Name of the scheduler that it is for."""
+    conditions: frozenset[str] = frozenset()
+    """Types of the conditions that somebody has written, whatever they say."""
+    finalizers: tuple[str, ...] = ()
+    events: tuple[PodEvent, ...] = ()
+    """What has been read of its events, the newest last: only where its status leaves open why."""
+    logs: Mapping[str, str] = field(default_factory=dict)
+    """By container, the end of a log that had to be read: its termination message was empty."""
+
+    @property
+    def trainer(self) -> Container | None:
+        """The container that trains."""
+        return next((one for one in self.containers if one.role is Role.TRAINER), None)
 
     @property
     def told(self) -> bool:
@@ -107,13 +137,13 @@ class Pod:
 
     @property
     def succeeded(self) -> bool:
-        """Whether it is through and its training is complete.
+        """Whether its training is complete, however its other containers ended.
 
         A shell around the launcher may end with 0 although the launcher's own words say otherwise.
         """
         if self.stranger or (self.outcome is not None and self.outcome.code != ExitCode.DONE):
             return False
-        return self.phase == "Succeeded" or (self.phase != "Failed" and self.exit_code == 0)
+        return self.phase == "Succeeded" or self.exit_code == 0
 
     @property
     def failed(self) -> bool:
@@ -346,12 +376,10 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
     except (KeyError, ValueError):
         return None
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    statuses = [
-        *(status.get("initContainerStatuses") or ()),
-        *(status.get("containerStatuses") or ()),
-    ]
+    statuses = status.get("containerStatuses") or ()
     trainer: Mapping[str, Any] = next((c for c in statuses if c["name"] == TRAINER_CONTAINER), {})
     ended = (trainer.get("state") or {}).get("terminated") or {}
+    containers = parse_containers(body)
     scheduled = conditions.get("PodScheduled", {})
     disrupted = conditions.get("DisruptionTarget", {})
     ends_at = parse_time(meta.get("deletionTimestamp"))
@@ -375,7 +403,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         unschedulable=_words(scheduled) if scheduled.get("reason") == "Unschedulable" else None,
         gates=tuple(str(gate.get("name")) for gate in spec.get("schedulingGates") or ()),
         scheduled_at=_scheduled_at(meta, spec, scheduled),
-        waiting=_waiting(statuses),
+        waiting=_waiting(containers),
         disruption=_words(disrupted) if disrupted.get("status") == "True" else None,
         disrupted_at=parse_time(disrupted.get("lastTransitionTime")) or 0.0,
         exit_code=ended.get("exitCode"),
@@ -383,6 +411,14 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
         exit_message=(ended.get("message") or status.get("message") or "")[:2000],
         outcome=_outcome(ended.get("message")),
         finished_at=parse_time(ended.get("finishedAt")),
+        containers=containers,
+        reason=status.get("reason") or "",
+        message=one_line(status.get("message") or "", LOG_CHARACTERS),
+        started_at=parse_time(status.get("startTime")),
+        deadline=spec.get("activeDeadlineSeconds"),
+        scheduler=spec.get("schedulerName") or "",
+        conditions=frozenset(conditions),
+        finalizers=tuple(meta.get("finalizers") or ()),
     )
 
 
@@ -402,15 +438,17 @@ def _words(condition: Mapping[str, Any]) -> str:
     return f"{reason}: {message}" if reason and message else reason or message
 
 
-def _waiting(statuses: list[Mapping[str, Any]]) -> Waiting | None:
-    """The first container that waits for a reason that needs somebody's hand."""
-    for container in statuses:
-        waiting = (container.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") in START_FAILURES:
-            words = waiting.get("message") or waiting["reason"]
-            return Waiting(
-                reason=waiting["reason"], message=f"container {container['name']}: {words}"
-            )
+def _waiting(containers: tuple[Container, ...]) -> Waiting | None:
+    """The first container that keeps the trainer from starting until somebody does something."""
+    if any(
+        one.role is Role.TRAINER and (one.running_since is not None or one.ended)
+        for one in containers
+    ):
+        return None
+    for one in containers:
+        if one.waiting and one.waiting.reason in START_FAILURES:
+            words = one.waiting.message or one.waiting.reason
+            return Waiting(reason=one.waiting.reason, message=f"container {one.name}: {words}")
     return None
 
 

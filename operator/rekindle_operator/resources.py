@@ -125,6 +125,12 @@ def pod_name(job: str, slot: int, incarnation: int) -> str:
     return f"{job}-{slot}" + (f"r{incarnation}" if incarnation else "")
 
 
+def slot_of(job: str, pod: str) -> int | None:
+    """The slot in a pod's name; None for the name of something else."""
+    slot = pod.removeprefix(f"{job}-").partition("r")[0]
+    return int(slot) if slot.isdecimal() else None
+
+
 def _meta(job: TrainingJob, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": name,

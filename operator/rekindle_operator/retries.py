@@ -74,11 +74,12 @@ def judge(
     what = incident.evidence
     if training:
         return Verdict(retry=True, action="training goes on without it; another pod follows")
-    if incident.cause in FATAL and not (incident.cause is Cause.START_FAILED and started):
+    fatal = incident.cause in FATAL and not (incident.cause is Cause.START_FAILED and started)
+    if fatal and not incident.retry:
         return _fail(incident, f"{incident.cause}: {what}", "no retry: it would end the same way")
     if incident.klass == "user":
         step = incident.step
-        if not started:
+        if not started and not incident.retry:
             return _fail(
                 incident, f"{what} (before the first step)", "no retry before any progress"
             )

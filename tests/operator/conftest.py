@@ -33,9 +33,9 @@ from rekindle.contract import (
 )
 from rekindle_local.apiserver import schema as schemas
 from rekindle_operator import spec, status
-from rekindle_operator.detection import UNEXPLAINED
 from rekindle_operator.incidents import stamp
 from rekindle_operator.observed import Agent, Observed, gone, parse_node, parse_pod
+from rekindle_operator.pod_endings import UNEXPLAINED
 from rekindle_operator.reconcile import reconcile
 
 CRD = Path(__file__).parents[2] / "crds" / "trainingjob.yaml"
@@ -93,6 +93,8 @@ class SimPod:
     conditions: dict = field(default_factory=dict)
     waiting: tuple | None = None
     terminated: dict | None = None
+    beside: dict = field(default_factory=dict)
+    """More of its status: states of other containers, reason, message, startTime."""
     told_at: float = 0.0
     """When deletion was first asked for."""
     grace: float = 0.0
@@ -145,6 +147,7 @@ class SimPod:
                 "phase": self.phase,
                 "conditions": conditions,
                 "containerStatuses": [{"name": "trainer", "state": state}],
+                **self.beside,
             },
         }
 
@@ -762,6 +765,14 @@ class World:
         """A queue admits the pods."""
         for pod in self.pods.values():
             pod.body["spec"].pop("schedulingGates", None)
+        return self
+
+    def fail_init(self, name, code=3, message="no such bucket", container="get-data"):
+        """A container that has to be through before the trainer starts has failed."""
+        pod = self.pod(name)
+        state = {"terminated": {"exitCode": code, "reason": "Error", "message": message}}
+        pod.phase, pod.agent, pod.waiting = "Failed", None, ("PodInitializing", "")
+        pod.beside["initContainerStatuses"] = [{"name": container, "state": state}]
         return self
 
     def leave_without_a_word(self, name, code=0, message=""):
