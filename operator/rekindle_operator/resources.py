@@ -202,9 +202,11 @@ def pod(
     spec["containers"] = [
         _trainer(job, container, coordinator_url, mtbf)
         if container["name"] == TRAINER_CONTAINER
-        else container
+        else _that_tells(container)
         for container in spec["containers"]
     ]
+    if isinstance(spec.get("initContainers"), list):
+        spec["initContainers"] = [_that_tells(one) for one in spec["initContainers"]]
     if _mounts_shm(spec["containers"]):
         memory = {"name": SHM, "emptyDir": {"medium": "Memory"}}
         spec["volumes"] = _beside(spec.get("volumes"), after=memory)
@@ -271,6 +273,15 @@ def _not_in(hosts: tuple[str, ...]) -> dict[str, Any]:
 
 def _mounts_shm(containers: list[dict[str, Any]]) -> bool:
     return any(m.get("name") == SHM for c in containers for m in _entries(c.get("volumeMounts")))
+
+
+def _that_tells(given: Any) -> Any:
+    """A container of the user's whose last lines are in its status, should it fail."""
+    if not isinstance(given, Mapping):
+        return given
+    container = dict(given)
+    container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
+    return container
 
 
 def _trainer(
