@@ -102,7 +102,7 @@ def _note_explanations(
         if better.klass != incident.klass and returned != history:
             verdict = retries.judge(
                 job,
-                better,
+                _in_budgets(record, better),
                 returned,
                 checkpoint=record.checkpoint.step if record.checkpoint else None,
                 started=record.first_step_at is not None,
@@ -110,7 +110,7 @@ def _note_explanations(
                 now=now,
             )
             better = replace(better, action=verdict.action)
-            history = retries.charge(returned, better, job, now)
+            history = retries.charge(returned, _in_budgets(record, better), job, now)
         known = (*record.incidents[:index], better, *record.incidents[index + 1 :])
         record = replace(record, incidents=known, history=history, counts=counts)
         if verdict is not None and not verdict.retry:
@@ -145,7 +145,7 @@ def _charged(
     training = incident.round == 0 and record.first_step_at is not None and _is_whole(observed)
     verdict = retries.judge(
         job,
-        incident,
+        _in_budgets(record, incident),
         record.history,
         checkpoint=record.checkpoint.step if record.checkpoint else None,
         started=record.first_step_at is not None,
@@ -157,8 +157,17 @@ def _charged(
         # Nobody had to start again for it: it is told, but no budget of tries pays.
         incident = replace(incident, steps_lost=0, seconds_lost=0.0)
         return record.with_incident(incident, record.history), incident, verdict
-    history = retries.charge(record.history, incident, job, now)
+    history = retries.charge(record.history, _in_budgets(record, incident), job, now)
     return record.with_incident(incident, history), incident, verdict
+
+
+def _in_budgets(record: Record, incident: Incident) -> Incident:
+    """The incident as budgets see it: its step means something only where our trainer counts them.
+
+    What a program reports now and then may be the same step for errors that are not.
+    """
+    counted = record.progress is not None and record.progress.productive_seconds > 0
+    return incident if counted else replace(incident, step=None)
 
 
 def _with_collateral(

@@ -4,9 +4,10 @@ Budgets are kept per class and charged once per incident. A user's error is not 
 cannot help: before any progress, or at the same step as the one before.
 
 Progress pays debts back: errors before the newest checkpoint count no more. Where steps are
-unknown, time stands for both: nobody can say that an error is the same as another, so only the
-budget ends the job; and a round that has trained for STEADY has got on, so that what was before it
-is forgotten. A job has made progress at all once a round of it has trained.
+unknown, or come now and then from a program that is not ours, time stands for both: nobody can say
+that an error is the same as another, so only the budget ends the job; and a round that has trained
+for STEADY has got on, so that what was before it is forgotten. A job has made progress at all once
+a round of it has trained.
 """
 
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def judge(
 
     ``checkpoint`` is the step of the newest commit, ``started`` whether the job has ever
     trained, ``training`` whether it is at it, untouched by this incident. ``history`` does not hold
-    this incident yet.
+    this incident yet. The incident's step counts here, and is None unless our trainer counts.
     """
     what = incident.evidence
     if training:

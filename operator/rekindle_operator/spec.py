@@ -207,7 +207,7 @@ def _progress(given: Mapping[str, Any]) -> dict[str, Any]:
         where = "spec.progress.log.pattern"
         try:
             groups = re.compile(pattern).groupindex
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise SpecError(f"{where} is no regular expression of Python: {error}") from error
         if "step" not in groups:
             raise SpecError(f"{where} has no group (?P<step>...)")

@@ -201,6 +201,9 @@ class SimAgent:
                 productive_seconds=float(self.step),
                 samples=self.step * 8,
             )
+        if world.plain and world.tells_steps and self.round_steps:
+            known = self.step // 100 * 100
+            progress = Progress(step=known, round_steps=self.round_steps)
         return AgentReport(
             pod=self.pod.name,
             uid=self.pod.uid,
@@ -237,6 +240,8 @@ class World:
         self.save_every = save_every
         self.plain = plain
         """The program is not ours: it counts no steps and saves nothing that we know of."""
+        self.tells_steps = False
+        """It reports its step now and then, every hundredth."""
         self.quota: int | None = None
         """How many pods may be there at once."""
         self.committed: CheckpointReport | None = None

@@ -132,6 +132,18 @@ def test_errors_spend_the_budget_since_nobody_can_tell_that_they_are_the_same(wo
     assert "step" not in w.condition("Failed")["message"]
 
 
+def test_a_step_that_is_reported_now_and_then_does_not_say_that_errors_are_the_same(world):
+    w = plain(world)
+    w.tells_steps = True
+    w.start()
+    for _ in range(3):
+        fails_again(w, 130)
+        assert w.last["step"] == 100
+        assert w.phase != "Failed"
+    fails_again(w, 130)
+    assert "spec.restart.user.max is 3 and spent" in w.condition("Failed")["message"]
+
+
 @pytest.mark.parametrize("away", [False, True], ids=["watched", "another operator"])
 def test_a_round_that_runs_for_long_has_got_on_and_pays_its_debts(world, away):
     w = plain(world, restart={"user": {"max": 3, "window": "24h"}}).start()
