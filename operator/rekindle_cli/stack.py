@@ -28,6 +28,7 @@ from rekindle_cli.manifest import S3Access
 from rekindle_cli.supervisor import Supervisor
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import Image, python_image
+from rekindle_local.statelock import StateDirectoryInUse
 
 _OPERATOR_SECONDS = 60.0
 _PORTS = range(20_000, 30_000)
@@ -172,6 +173,8 @@ class Stack:
         self._cluster = cluster
         try:
             cluster.start()
+        except StateDirectoryInUse as error:
+            raise Failure(f"{error}.") from None
         except OSError as error:
             raise Failure(
                 f"The embedded cluster cannot start on port {options.port}: {error}.",

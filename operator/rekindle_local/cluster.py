@@ -35,6 +35,7 @@ from rekindle_local.nodes import SPOT_TAINT, EmbeddedNode
 from rekindle_local.objectstore import ObjectStore
 from rekindle_local.provisioner import Provisioner
 from rekindle_local.scheduler import Scheduler
+from rekindle_local.statelock import StateLock
 
 _START_SECONDS = 60.0
 _TEMPORARY = re.compile(r"embedded-(\d+)-\w{8}")
@@ -151,6 +152,9 @@ class Cluster:
         else:
             self._state_dir = config.state_dir.resolve()
             self._state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = StateLock(self._state_dir)
+            lock.take()
+            self._cleanup.callback(lock.release)
         self._addresses = ClusterAddresses()
         self._cleanup.callback(self._addresses.close)
         store = asyncio.create_task(self._start_store()) if config.s3 else None

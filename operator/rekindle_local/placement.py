@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from rekindle_local import constraints
+from rekindle_local import constraints, demands
 from rekindle_local.client import Manifest
 from rekindle_local.quantity import parse_quantity
 
@@ -37,33 +37,8 @@ Decision = Bind | Unschedulable
 
 
 def requests(pod: Manifest) -> dict[str, Fraction]:
-    """What a pod takes of a node: its containers and sidecars, or the largest init container.
-
-    An init container runs beside the sidecars before it, the regular ones beside all of them.
-    """
-    total: dict[str, Fraction] = defaultdict(Fraction)
-    beside: dict[str, Fraction] = defaultdict(Fraction)
-    peak: dict[str, Fraction] = defaultdict(Fraction)
-    for container in pod["spec"].get("containers") or ():
-        for name, amount in _requested(container).items():
-            total[name] += amount
-    for container in pod["spec"].get("initContainers") or ():
-        sidecar = container.get("restartPolicy") == "Always"
-        for name, amount in _requested(container).items():
-            if sidecar:
-                beside[name] += amount
-            peak[name] = max(peak[name], beside[name] + (0 if sidecar else amount))
-    for name in {*beside, *peak}:
-        total[name] = max(total[name] + beside[name], peak[name])
-    for name, text in (pod["spec"].get("overhead") or {}).items():
-        total[name] += parse_quantity(text)
-    return dict(total)
-
-
-def _requested(container: Manifest) -> dict[str, Fraction]:
-    resources = container.get("resources") or {}
-    merged = {**(resources.get("limits") or {}), **(resources.get("requests") or {})}
-    return {name: parse_quantity(text) for name, text in merged.items()}
+    """What a pod takes of a node."""
+    return demands.total(pod["spec"], demands.requested)
 
 
 def is_over(pod: Manifest) -> bool:

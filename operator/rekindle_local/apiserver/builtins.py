@@ -4,7 +4,7 @@ Structure (types, unknown and required fields) comes from the Kubernetes schemas
 those do not say. The aim is that a manifest which a real cluster refuses is refused here too, and
 that an accepted pod reads back with the fields a real one has, because operators compare them.
 
-Not here: what admission plugins add by policy (service account tokens, limit ranges, quotas).
+Not here: what admission adds by policy (`admission`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rekindle_local.apiserver import names, storagekinds
+from rekindle_local.apiserver import autoscaling, names, storagekinds
+from rekindle_local.apiserver.admission import default_limits
 from rekindle_local.apiserver.errors import (
     Cause,
     Json,
@@ -34,6 +35,7 @@ from rekindle_local.apiserver.podspecs import (
     one_of,
     qos_class,
 )
+from rekindle_local.apiserver.rules import is_quantity, parse_quantity
 
 NameRule = Callable[[str], list[str]]
 
@@ -92,6 +94,11 @@ def fill_defaults(kind: str, obj: Json) -> Json:
                     subject.setdefault("apiGroup", "rbac.authorization.k8s.io")
         case "PersistentVolumeClaim" | "PersistentVolume" | "StorageClass":
             storagekinds.fill_defaults(kind, obj)
+        case "HorizontalPodAutoscaler":
+            autoscaling.fill_defaults(obj.setdefault("spec", {}))
+        case "LimitRange":
+            for item in (obj.get("spec") or {}).get("limits") or []:
+                default_limits(item)
         case "Event":
             obj.setdefault("involvedObject", {})
             obj.setdefault("reportingComponent", "")
@@ -145,7 +152,7 @@ _TOLERATED = (
 )
 
 
-def start(kind: str, obj: Json) -> Json:
+def start(kind: str, obj: Json, now: str) -> Json:
     """Return a new object with the first status the server gives its kind."""
     match kind:
         case "Pod":
@@ -180,6 +187,12 @@ def start(kind: str, obj: Json) -> Json:
             return {**obj, "status": {"loadBalancer": {}}}
         case "PersistentVolume":
             return {**obj, "status": {"phase": "Pending"}}
+        case "HorizontalPodAutoscaler":
+            return autoscaling.start(obj, now)
+        case "ResourceQuota":
+            return {**obj, "status": {}}
+        case "Ingress":
+            return {**obj, "status": {"loadBalancer": {}}}
         case "PodDisruptionBudget":
             zero = {
                 "currentHealthy": 0,
@@ -223,6 +236,10 @@ def check(kind: str, obj: Json, old: Json | None) -> list[Cause]:
             return _check_taints(obj.get("spec") or {})
         case "PriorityClass":
             return _check_priority_class(obj, old)
+        case "HorizontalPodAutoscaler":
+            return autoscaling.check(obj.get("spec") or {})
+        case "ResourceQuota":
+            return _check_amounts((obj.get("spec") or {}).get("hard") or {}, "spec.hard")
         case "PersistentVolumeClaim":
             return storagekinds.check_claim(obj.get("spec") or {}, old)
         case "PersistentVolume":
@@ -376,6 +393,14 @@ def _check_immutable(obj: Json, old: Json | None, fields: Iterable[str]) -> list
     return causes
 
 
+def _check_amounts(amounts: Json, path: str) -> list[Cause]:
+    return [
+        bad_value(f"{path}[{name}]", value, "must be a quantity that is not negative")
+        for name, value in amounts.items()
+        if not is_quantity(value) or parse_quantity(str(value)) < 0
+    ]
+
+
 def _check_lease(spec: Json) -> list[Cause]:
     causes = []
     if spec.get("leaseDurationSeconds") is not None and spec["leaseDurationSeconds"] <= 0:
@@ -465,7 +490,10 @@ def _check_priority_class(obj: Json, old: Json | None) -> list[Cause]:
     return causes
 
 
-# --- the two forms of an event ------------------------------------------------------------------
+# --- kinds in two forms -------------------------------------------------------------------------
+
+STORED = {"Event": "v1", "HorizontalPodAutoscaler": "autoscaling/v2"}
+"""The version that is stored of each kind that is served in several."""
 
 _EVENT_NAMES = {
     "involvedObject": "regarding",
@@ -482,10 +510,12 @@ _EVENT_NAMES_BACK = {new: old for old, new in _EVENT_NAMES.items()}
 def to_api_version(obj: Json, api_version: str) -> Json:
     """Return an object in another served version of its kind.
 
-    Only events differ in more than the name of the version (core/v1 and events.k8s.io/v1).
+    Only events (core/v1 and events.k8s.io/v1) and autoscalers differ in more than its name.
     """
     if obj["apiVersion"] == api_version:
         return obj
+    if obj["kind"] == "HorizontalPodAutoscaler":
+        return autoscaling.to_v2(obj) if api_version.endswith("v2") else autoscaling.to_v1(obj)
     if obj["kind"] == "Event":
         table = _EVENT_NAMES if api_version == "events.k8s.io/v1" else _EVENT_NAMES_BACK
         obj = {table.get(key, key): value for key, value in obj.items()}

@@ -87,7 +87,7 @@ def decode(resource: Resource, namespace: str, body: Any, options: WriteOptions)
         draft.body = draft.body if keep_nulls else models.without_nulls(draft.body)
         draft.body = models.canonical_quantities(draft.body, model(resource))
         if resource.bucket:
-            draft.body = builtins.to_api_version(draft.body, "v1")
+            draft.body = builtins.to_api_version(draft.body, builtins.STORED[resource.kind])
     return draft
 
 

@@ -182,9 +182,10 @@ def not_acceptable(accepted: Sequence[str]) -> ApiError:
     )
 
 
-def not_implemented(message: str) -> ApiError:
+def not_implemented(what: str, instead: str = "") -> ApiError:
     """Return the 501 for a feature of Kubernetes that this server does not have."""
-    return ApiError(501, "NotImplemented", f"{message}: the embedded API server does not do this")
+    text = f"{what}: the embedded API server does not do this"
+    return ApiError(501, "NotImplemented", f"{text}: {instead}" if instead else text)
 
 
 def gone(message: str) -> ApiError:

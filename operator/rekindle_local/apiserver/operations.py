@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rekindle_local.apiserver import builtins, errors, names
+from rekindle_local.apiserver.admission import admit
 from rekindle_local.apiserver.crds import (
     CLEANUP,
     established,
@@ -41,7 +42,6 @@ from rekindle_local.apiserver.patches import json_patch, merge_patch, strategic_
 from rekindle_local.apiserver.registry import Registry, Resource, plain
 from rekindle_local.apiserver.selectors import Predicate
 from rekindle_local.apiserver.storage import Key, Store, key_of
-from rekindle_local.apiserver.storagekinds import start_claim
 
 FOREGROUND = "foregroundDeletion"
 ORPHAN = "orphan"
@@ -138,9 +138,10 @@ class Objects:
                 obj.pop("status", None)
         else:
             obj = builtins.fill_defaults(resource.kind, obj)
-            obj = builtins.start(resource.kind, obj)
+            obj = builtins.start(resource.kind, obj, self.now())
             obj = self._assign(resource, obj)
         check(resource, obj, None)
+        obj = admit(self.store, resource.plural, resource.group, obj)
         if self.store.get(resource.store, key_of(obj)) is not None:
             raise errors.already_exists(resource.plural, resource.group, metadata["name"])
         if resource.kind == "CustomResourceDefinition" and not resource.custom:
@@ -148,12 +149,14 @@ class Objects:
         if not options.dry_run:
             obj = self.store.put(resource.store, obj)
             self._serve(resource, obj)
+            if resource.kind == "Namespace" and not resource.custom:
+                self._give_account(metadata["name"])
         return Written(
             object=self._out(resource, obj), created=True, warnings=tuple(draft.warnings)
         )
 
     def _assign(self, resource: Resource, obj: Json) -> Json:
-        """Fill what only the server can know: a service's address, a pod's priority."""
+        """Fill what only the server can know: a service's address."""
         spec = obj.get("spec") or {}
         if (
             resource.kind == "Service"
@@ -165,34 +168,13 @@ class Objects:
             spec = {**spec, "clusterIP": f"10.96.{high % 250}.{low + 1}"}
         if resource.kind == "Service" and spec.get("clusterIP"):
             spec = {**spec, "clusterIPs": [spec["clusterIP"]]}
-        if resource.kind == "PersistentVolumeClaim":
-            return start_claim(obj, self.store.select("storageclasses.storage.k8s.io"))
-        if resource.kind == "Pod":
-            spec = {**spec, **self._priority(obj, spec)}
         return {**obj, "spec": spec} if spec else obj
 
-    def _priority(self, obj: Json, spec: Json) -> Json:
-        name = spec.get("priorityClassName")
-        classes = self.store.select("priorityclasses.scheduling.k8s.io")
-        if name in {"system-cluster-critical", "system-node-critical"}:
-            value = 2_000_000_000 if name == "system-cluster-critical" else 2_000_001_000
-            return {"priority": value, "preemptionPolicy": "PreemptLowerPriority"}
-        found = [
-            item
-            for item in classes
-            if (item["metadata"]["name"] == name if name else item.get("globalDefault"))
-        ]
-        if name and not found:
-            raise errors.forbidden(
-                "pods", "", obj["metadata"]["name"], f"no PriorityClass with name {name} was found"
-            )
-        if not found:
-            return {"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}
-        return {
-            "priorityClassName": found[0]["metadata"]["name"],
-            "priority": found[0].get("value", 0),
-            "preemptionPolicy": found[0].get("preemptionPolicy", "PreemptLowerPriority"),
-        }
+    def _give_account(self, namespace: str) -> None:
+        """Create the service account that every namespace has."""
+        accounts = self.registry.find("", "v1", "serviceaccounts")
+        assert accounts is not None
+        self.create(accounts, namespace, {"metadata": {"name": "default"}}, WriteOptions())
 
     def _check_namespace(self, resource: Resource, namespace: str, name: str) -> None:
         if not resource.namespaced:

@@ -337,6 +337,49 @@ def _class(obj: Json, now: float) -> list[Any]:
     ]
 
 
+def _quota(obj: Json, now: float) -> list[Any]:
+    status = obj.get("status") or {}
+    hard = status.get("hard") or (obj.get("spec") or {}).get("hard") or {}
+    used = status.get("used") or {}
+    lines = {name: f"{name}: {used.get(name, '0')}/{hard[name]}" for name in sorted(hard)}
+    limits = [text for name, text in lines.items() if name.startswith("limits.")]
+    others = [text for name, text in lines.items() if not name.startswith("limits.")]
+    return [", ".join(others), ", ".join(limits), _created(obj, now)]
+
+
+def _autoscaler(obj: Json, now: float) -> list[Any]:
+    spec, status = obj.get("spec") or {}, obj.get("status") or {}
+    ref = spec.get("scaleTargetRef") or {}
+    targets = [
+        f"{resource['name']}: <unknown>/{resource['target'].get('averageUtilization')}%"
+        for metric in spec.get("metrics") or []
+        if (resource := metric.get("resource")) and resource.get("target")
+    ]
+    if percent := spec.get("targetCPUUtilizationPercentage"):
+        targets.append(f"<unknown>/{percent}%")
+    return [
+        f"{ref.get('kind')}/{ref.get('name')}",
+        ", ".join(targets) or "<none>",
+        str(spec.get("minReplicas", "<unset>")),
+        spec.get("maxReplicas", 0),
+        status.get("currentReplicas", 0),
+        _created(obj, now),
+    ]
+
+
+def _ingress(obj: Json, now: float) -> list[Any]:
+    spec = obj.get("spec") or {}
+    hosts = [rule["host"] for rule in spec.get("rules") or [] if rule.get("host")]
+    ports = "80, 443" if spec.get("tls") else "80"
+    return [
+        spec.get("ingressClassName") or "<none>",
+        ",".join(hosts) or "*",
+        "",
+        ports,
+        _created(obj, now),
+    ]
+
+
 def name_cell(obj: Json) -> str:
     """Return the cell of the name; of the default storage class it says so."""
     name = str(obj["metadata"]["name"])
@@ -477,6 +520,30 @@ PRINTERS: dict[str, Printer] = {
             _AGE,
         ),
         cells=_class,
+    ),
+    "ResourceQuota": Printer(
+        columns=(("Request", "string", 0), ("Limit", "string", 0), _AGE), cells=_quota
+    ),
+    "HorizontalPodAutoscaler": Printer(
+        columns=(
+            ("Reference", "string", 0),
+            ("Targets", "string", 0),
+            ("MinPods", "string", 0),
+            ("MaxPods", "integer", 0),
+            ("Replicas", "integer", 0),
+            _AGE,
+        ),
+        cells=_autoscaler,
+    ),
+    "Ingress": Printer(
+        columns=(
+            ("Class", "string", 0),
+            ("Hosts", "string", 0),
+            ("Address", "string", 0),
+            ("Ports", "string", 0),
+            _AGE,
+        ),
+        cells=_ingress,
     ),
     "NetworkPolicy": Printer(columns=(("Pod-Selector", "string", 0), _AGE), cells=_policy),
     "PriorityClass": Printer(

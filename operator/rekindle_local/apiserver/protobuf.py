@@ -103,7 +103,26 @@ Container: 1 name text, 2 image text, 3 command []text, 4 args []text, 5 working
 ContainerPort: 1 name text, 2 hostPort int, 3 containerPort int, 4 protocol text, 5 hostIP text
 EnvVar: 1 name text, 2 value text
 ResourceRequirements: 1 limits {}Quantity, 2 requests {}Quantity
+ResourceQuota: 1 metadata ObjectMeta, 2 spec ResourceQuotaSpec, 3 status Skipped
+ResourceQuotaSpec: 1 hard {}Quantity, 2 scopes []text, 3 scopeSelector ScopeSelector
+ScopeSelector: 1 matchExpressions []ScopedResourceSelectorRequirement
+ScopedResourceSelectorRequirement: 1 scopeName text, 2 operator text, 3 values []text
+HorizontalPodAutoscaler: 1 metadata ObjectMeta, 2 spec HorizontalPodAutoscalerSpec, 3 status
+    Skipped
+HorizontalPodAutoscalerSpec: 1 scaleTargetRef CrossVersionObjectReference, 2 minReplicas int?, 3
+    maxReplicas int, 4 targetCPUUtilizationPercentage int?
+CrossVersionObjectReference: 1 kind text, 2 name text, 3 apiVersion text
+HorizontalPodAutoscalerV2: 1 metadata ObjectMeta, 2 spec HorizontalPodAutoscalerSpecV2, 3 status
+    Skipped
+HorizontalPodAutoscalerSpecV2: 1 scaleTargetRef CrossVersionObjectReference, 2 minReplicas int?,
+    3 maxReplicas int, 4 metrics []MetricSpec
+MetricSpec: 1 type text, 4 resource ResourceMetricSource
+ResourceMetricSource: 1 name text, 2 target MetricTarget
+MetricTarget: 1 type text, 2 value Quantity, 3 averageValue Quantity, 4 averageUtilization int?
 """
+
+_MESSAGES = {("autoscaling/v2", "HorizontalPodAutoscaler"): "HorizontalPodAutoscalerV2"}
+"""Messages whose name is not their kind's: a kind that has another form in each version."""
 
 _ROOTS = {
     ("v1", "Namespace"),
@@ -111,7 +130,10 @@ _ROOTS = {
     ("v1", "ConfigMap"),
     ("v1", "ServiceAccount"),
     ("v1", "Service"),
+    ("v1", "ResourceQuota"),
     ("apps/v1", "Deployment"),
+    ("autoscaling/v1", "HorizontalPodAutoscaler"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler"),
     ("policy/v1", "Eviction"),
     ("policy/v1", "PodDisruptionBudget"),
     ("rbac.authorization.k8s.io/v1", "Role"),
@@ -166,7 +188,8 @@ def decode_body(raw: bytes) -> Json:
     # Delete options are sent in the group of whatever is deleted.
     if kind != "DeleteOptions" and (api_version, kind) not in _ROOTS:
         raise _refused(f"{kind} of {api_version}")
-    return {"apiVersion": api_version, "kind": kind, **_message(kind, inner)}
+    message = _MESSAGES.get((api_version, kind), kind)
+    return {"apiVersion": api_version, "kind": kind, **_message(message, inner)}
 
 
 def _message(name: str, raw: bytes) -> Json:

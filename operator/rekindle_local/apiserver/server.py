@@ -41,6 +41,7 @@ from rekindle_local.apiserver.operations import (
     Written,
 )
 from rekindle_local.apiserver.options import WriteOptions
+from rekindle_local.apiserver.quotas import Quotas
 from rekindle_local.apiserver.registry import COMMON_FIELDS, Registry, Resource
 from rekindle_local.apiserver.requests import (
     Accepted,
@@ -70,7 +71,15 @@ STOP_SECONDS = 2.0
 BOOKMARK_SECONDS = 15.0
 """How often an idle watch gets a bookmark."""
 
-_REMOTE = ("exec", "attach", "portforward", "proxy", "ephemeralcontainers", "resize")
+_REMOTE = {
+    "exec": "the container's processes are processes of this machine, run the command there",
+    "attach": "read what the container prints with kubectl logs -f",
+    "portforward": "connect to the address of the pod, kubectl get pod -o wide shows it",
+    "proxy": "connect to the address of the pod, kubectl get pod -o wide shows it",
+    "ephemeralcontainers": "the container's processes are processes of this machine",
+    "resize": "delete the pod and create it with other resources",
+}
+"""Subresources that are not here, and what to do instead."""
 
 
 class ApiServer:
@@ -93,6 +102,7 @@ class ApiServer:
         self._objects = Objects(self._store, self._registry, clock)
         self._collector = Collector(self._objects)
         self._budgets = Budgets(self._objects)
+        self._quotas = Quotas(self._store)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._background: list[asyncio.Task[None]] = []
@@ -141,6 +151,7 @@ class ApiServer:
         self._background = [
             asyncio.create_task(self._collector.run(), name="apiserver-garbage"),
             asyncio.create_task(self._budgets.run(), name="apiserver-budgets"),
+            asyncio.create_task(self._quotas.run(), name="apiserver-quotas"),
         ]
         return self.url
 
@@ -217,7 +228,7 @@ class ApiServer:
         resource = self._registry.find(target.group, target.version, target.plural)
         if resource is None:
             if target.subresource in _REMOTE:
-                raise errors.not_implemented(f"{target.plural}/{target.subresource}")
+                raise _not_here(target)
             raise errors.no_such_resource()
         if bool(target.namespace) and not resource.namespaced:
             raise errors.no_such_resource()
@@ -263,7 +274,8 @@ class ApiServer:
     def _openapi_v2(self, request: web.Request) -> web.Response:
         accept = request.headers.get("Accept", "")
         if "application/json" not in accept and "protobuf" in accept:
-            media = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+            # The name that is asked for is no valid media type; clients take this one for it.
+            media = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
             return web.Response(body=openapi.V2_PROTOBUF, content_type=media)
         return _json(openapi.v2())
 
@@ -534,7 +546,7 @@ class ApiServer:
     ) -> web.StreamResponse:
         if target.subresource not in resource.subresources:
             if target.subresource in _REMOTE:
-                raise errors.not_implemented(f"{target.plural}/{target.subresource}")
+                raise _not_here(target)
             raise errors.no_such_resource()
         handlers: dict[str, Callable[..., Awaitable[web.StreamResponse]]] = {
             "status": self._status,
@@ -651,6 +663,11 @@ class ApiServer:
             text = warning.replace("\\", "\\\\").replace('"', '\\"')
             response.headers.add("Warning", f'299 - "{text}"')
         return response
+
+
+def _not_here(target: Target) -> ApiError:
+    what = f"{target.plural}/{target.subresource}"
+    return errors.not_implemented(what, _REMOTE[target.subresource])
 
 
 def _refuse_browsers(request: web.Request, own: str) -> None:

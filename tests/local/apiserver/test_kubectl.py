@@ -197,8 +197,57 @@ def test_can_i_and_api_resources_answer(kubectl):
 
 def test_what_is_not_there_is_said_plainly(kubectl):
     kubectl("run", "web", "--image=i:1")
-    assert "does not do this" in kubectl.refused("exec", "web", "--", "ls")
+    kubectl.api.patch(f"{kubectl.home.pods}/web/status", {"status": {"phase": "Running"}})
+    for words in (
+        ("exec", "web", "--", "ls"),
+        ("attach", "web"),
+        ("cp", "web:/x", "/tmp/never"),
+        ("port-forward", "web", "8080:80"),
+        ("debug", "web", "--image=i:1"),
+    ):
+        assert "does not do this" in kubectl.refused(*words), words
     assert "doesn't have a resource type" in kubectl.refused("get", "endpointslices")
+
+
+@pytest.mark.parametrize("verb", ["apply", "create"])
+@pytest.mark.parametrize("version", ["kubeflow.org/v1", "example.dev/v9"])
+def test_an_unknown_kind_is_named_with_its_version(kubectl, verb, version):
+    body = yaml.safe_dump({"apiVersion": version, "kind": "PyTorchJob", "metadata": {"name": "x"}})
+    text = kubectl.refused(verb, "-f", "-", stdin=body)
+    assert f'no matches for kind "PyTorchJob" in version "{version}"' in text
+
+
+def test_what_is_valid_is_tried_without_being_done(kubectl):
+    for flags in (["create", "--validate=true"], ["apply"]):
+        assert "server dry run" in kubectl(
+            *flags, "--dry-run=server", "-f", "-", stdin=manifest()
+        ).replace("(dry run)", "(server dry run)")
+    assert kubectl("get", "wd", "--ignore-not-found") == ""
+    text = kubectl.refused("create", "--validate=true", "-f", "-", stdin=manifest(foo=1))
+    assert 'unknown field "spec.foo"' in text
+    done = kubectl.run("create", "--validate=warn", "-f", "-", stdin=manifest(foo=1))
+    assert 'Warning: unknown field "spec.foo"' in done.stderr
+
+
+def test_custom_resources_and_deployments_are_autoscaled_on_paper(kubectl):
+    kubectl("create", "-f", "-", stdin=manifest(replicas=2))
+    kubectl("create", "deployment", "d", "--image=i:1")
+    kubectl("autoscale", "wd", "one", "--min=1", "--max=4")
+    kubectl("autoscale", "deployment", "d", "--max=4", "--cpu-percent=50")
+    rows = {row.split()[0]: row for row in kubectl("get", "hpa").splitlines()}
+    assert "cpu: <unknown>/50%" in rows["d"]
+    assert "Widget/one" in rows["one"]
+    assert "this cluster has no metrics server" in kubectl("describe", "hpa", "one")
+    kubectl("scale", "wd/one", "--replicas=3", "--current-replicas=2")
+    assert kubectl("get", "wd", "one", "-o", "jsonpath={.spec.replicas}") == "3"
+
+
+def test_quotas_are_shown_and_enforced(kubectl):
+    kubectl("create", "quota", "q", "--hard=count/configmaps=1,pods=2")
+    kubectl("create", "configmap", "a")
+    text = kubectl.refused("create", "configmap", "b")
+    assert "exceeded quota: q, requested: count/configmaps=1, used: count/configmaps=1" in text
+    assert "count/configmaps  1     1" in kubectl("describe", "quota", "q")
 
 
 def test_a_crd_lives_and_dies_with_its_objects(kubectl, widget_crd):

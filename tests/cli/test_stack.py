@@ -1,0 +1,17 @@
+import os
+
+import pytest
+
+from rekindle_cli.failure import USAGE, Failure
+from rekindle_cli.stack import Options, Stack
+from rekindle_local.statelock import StateLock
+
+
+@pytest.mark.processes
+def test_a_second_cluster_on_a_state_directory_names_the_first(tmp_path):
+    lock = StateLock(tmp_path)
+    lock.take()
+    with pytest.raises(Failure, match=f"in use by PID {os.getpid()}") as refused:
+        Stack(Options(nodes=1, state_dir=tmp_path, workdirs={}), print).__enter__()
+    assert refused.value.code == USAGE
+    lock.release()
