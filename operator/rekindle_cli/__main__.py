@@ -6,6 +6,7 @@ everything for people goes to standard error.
 """
 
 import json
+import os
 import sys
 import time
 from importlib.metadata import PackageNotFoundError
@@ -16,7 +17,14 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from rekindle_cli import auditing, checkpoints, interrupts, training
-from rekindle_cli.failure import INTERRUPTED, JOB_FAILED, Failure
+from rekindle_cli.failure import (
+    BUG,
+    INTERRUPTED,
+    JOB_FAILED,
+    Failure,
+    unexpected,
+    wants_tracebacks,
+)
 
 if TYPE_CHECKING:
     from rekindle_cli.report import Report
@@ -247,8 +255,20 @@ def _keep(stack: "Stack", view: "View") -> None:
 def main() -> None:
     """Entry point of the command."""
     interrupts.install()
+    arguments = sys.argv[1:]
+    debug = wants_tracebacks(arguments)
     try:
-        app()
+        try:
+            app(arguments)
+        except (Failure, KeyboardInterrupt):
+            raise
+        except BrokenPipeError:  # whoever read this has enough, as head has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(BUG)
+        except Exception as error:
+            if debug:
+                raise
+            raise unexpected(error) from None
     except Failure as failure:
         print("\n".join(failure.lines), file=sys.stderr)
         sys.exit(failure.code)

@@ -49,9 +49,9 @@ def explain(job: Job) -> list[Sentence]:
 
 
 def _state(job: Job) -> str:
-    if not job.phase:
+    if not job.seen:
         return f"{job.name}: no operator has looked at this job yet."
-    parts = [f"{job.name} is {job.phase}"]
+    parts = [f"{job.name} is {job.phase or 'Pending'}"]
     if job.step is not None:
         total = f" of {job.total_steps:,}" if job.total_steps else ""
         parts.append(f"at step {job.step:,}{total}")
@@ -68,7 +68,7 @@ def _state(job: Job) -> str:
 
 def _advice(job: Job) -> list[str]:
     """What blocks the job, and what to do; empty for a job that trains or is done."""
-    if not job.phase:
+    if not job.seen:
         return [
             f"Look whether the operator runs and watches namespace {job.namespace}: on a cluster "
             f"'kubectl get pods -A -l app.kubernetes.io/name=rekindle', on a laptop 'rekindle up'"
@@ -80,6 +80,11 @@ def _advice(job: Job) -> list[str]:
         condition = job.holds(kind)
         if condition is not None:
             said.append(f"{condition.reason}: {condition.message}")
+    reconciled = job.condition("Reconciled")
+    if reconciled is not None and not reconciled.true:
+        said.append(
+            f"The operator cannot act on it for now: {reconciled.reason}: {reconciled.message}"
+        )
     said = list(dict.fromkeys(said))  # the end is a Failed condition and a Degraded one
     if not said and job.phase not in {"Running"}:
         blocked = job.condition("Ready")

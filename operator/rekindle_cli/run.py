@@ -133,7 +133,7 @@ class Patience:
 
     def over(self, snapshot: Snapshot) -> bool:
         """Whether to complain now."""
-        if self._over or snapshot.job is None or snapshot.job.phase:
+        if self._over or snapshot.job is None or snapshot.job.seen:
             return False
         self._since = self._since or snapshot.at
         self._over = (snapshot.at - self._since).total_seconds() > _UNSEEN_SECONDS

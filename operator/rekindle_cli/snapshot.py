@@ -178,6 +178,11 @@ class Job:
         return self.phase in FINAL_PHASES
 
     @property
+    def seen(self) -> bool:
+        """Whether an operator has looked at it, whatever came of that."""
+        return bool(self.phase or self.conditions)
+
+    @property
     def steps_unknown(self) -> bool:
         """Whether it trains or has trained, and nobody counts the steps."""
         return self.goodput_unknown and self.step is None

@@ -25,6 +25,7 @@ from aiohttp import ClientError, ClientTimeout
 from kubernetes.aio import client, config
 
 from rekindle.contract import GROUP, KIND, LABEL_JOB, LABEL_MANAGED_BY, PLURAL, VERSION
+from rekindle_operator import metrics
 from rekindle_operator.incidents import stamp
 from rekindle_operator.plan import Deletion, Event
 from rekindle_operator.resources import TOKEN_KEY
@@ -123,16 +124,17 @@ class Cluster:
             options["gracePeriodSeconds"] = 0
         await self._delete(_core("Pod", namespace, doomed.name), options)
 
-    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> bool:
-        """Merge into a job's status; False if the job is gone."""
+    async def patch_status(
+        self, namespace: str, name: str, patch: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """Merge into a job's status; gives the job as it is then, None if it is gone."""
         path = _jobs(namespace, name) + "/status"
         try:
-            await self._call("PATCH", path, body={"status": patch}, media=MERGE)
+            return await self._call("PATCH", path, body={"status": patch}, media=MERGE)
         except ApiError as error:
             if error.status == 404:
-                return False
+                return None
             raise
-        return True
 
     async def delete_job(self, namespace: str, name: str, uid: str) -> None:
         """Delete a job if it still is the one that was meant."""
@@ -165,9 +167,9 @@ class Cluster:
         """All nodes."""
         return _items(await self._call("GET", "/api/v1/nodes"))
 
-    async def post(self, body: Mapping[str, Any], events: Iterable[Event], now: float) -> None:
-        """Post events about a job. Losing one costs nothing, so errors end here."""
-        meta = body["metadata"]
+    async def post(self, body: Mapping[str, Any], events: Iterable[Event], now: float) -> bool:
+        """Post events about a job; whether all are there. Losing one is counted, no error."""
+        meta, lost = body["metadata"], 0
         for event in events:
             manifest: Any = {
                 "metadata": {"generateName": f"{meta['name']}.", "namespace": meta["namespace"]},
@@ -191,7 +193,10 @@ class Cluster:
             try:
                 await self._call("POST", _core("Event", meta["namespace"]), body=manifest)
             except TROUBLE as error:
+                lost += 1
+                metrics.EVENTS_LOST.inc()
                 logger.warning("event %s could not be posted: %s", event.reason, error)
+        return not lost
 
     async def _find(self, path: str) -> dict[str, Any] | None:
         """What is at a path; None if nothing is."""

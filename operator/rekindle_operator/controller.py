@@ -9,6 +9,9 @@ the directives are shown to agents.
 The status that this process has written is newer than what the watch delivers; it is kept and used,
 since there is one writer. Caches are replaced by a fresh list now and then, because a watch that
 was interrupted does not tell what was deleted meanwhile.
+
+Whatever goes wrong on the way, in a reconcile or with an event that cannot be understood, is a
+fault that its job tells (see `faults`), and a gauge for alerts counts the jobs that have one.
 """
 
 import asyncio
@@ -17,26 +20,20 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rekindle.contract import LABEL_JOB, DirectiveKind
-from rekindle_operator import metrics, resources, spec, status
-from rekindle_operator.cluster import TROUBLE, ApiError, Cluster, Refused
+from rekindle_operator import faults, metrics, resources, spec, status
+from rekindle_operator.children import Children
+from rekindle_operator.cluster import Cluster
 from rekindle_operator.coordinator import Coordinator, JobKey
-from rekindle_operator.incidents import stamp
-from rekindle_operator.observed import (
-    Node,
-    Observed,
-    Pod,
-    gone,
-    parse_node,
-    parse_pod,
-)
-from rekindle_operator.plan import Deletion, Plan
+from rekindle_operator.jobstate import JobState
+from rekindle_operator.observed import Node, Observed, gone, parse_node
+from rekindle_operator.patches import merge_patch
+from rekindle_operator.plan import Plan
 from rekindle_operator.reconcile import reconcile
-from rekindle_operator.status import condition
 from rekindle_operator.timestamps import parse_time
 
 logger = logging.getLogger(__name__)
@@ -45,44 +42,12 @@ RESYNC = 60.0
 """Seconds after which the caches of a job are replaced by fresh lists."""
 STATUS_INTERVAL = 1.0
 """Seconds between two writes of a status in which only figures have changed."""
-RETRY_LEAST, RETRY_MOST = 0.2, 30.0
-"""Seconds before a failed reconcile is tried again: doubling from the first to the second."""
-CREATE_LIMIT = 16
-"""Requests of one plan that are under way at once."""
+BUG = "InternalError"
+"""Reason of a fault whose traceback belongs into the log."""
 WISHES = {DirectiveKind.SAVE, DirectiveKind.DUMP}
 """Directives that rest on nothing that the status has to hold first."""
 FIGURES = {"progress", "goodput", "accounting"}
 """Keys of the status that change without anything having happened."""
-
-
-@dataclass
-class JobState:
-    """What this process knows of one job."""
-
-    body: dict[str, Any]
-    status: dict[str, Any]
-    """As this process last wrote it, or as it was when first seen."""
-    pods: dict[str, dict[str, Any]] = field(default_factory=dict)
-    parsed: dict[str, Pod] = field(default_factory=dict)
-    """By uid, both."""
-    heard: dict[str, dict[str, Any] | None] | None = None
-    """While a list of pods is under way: what the watch tells, None for a pod that is gone."""
-    token: str | None = None
-    has_service: bool = False
-    retired: set[str] = field(default_factory=set)
-    refused: str | None = None
-    hindered: str | None = None
-    """What kept the last child from being created; it is tried again."""
-    create_at: float = 0.0
-    """time.monotonic() before which no child is created, after one could not be."""
-    create_pause: float = 0.0
-    has_secret: bool = False
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    due: float = 0.0
-    """time.monotonic() of the next reconcile."""
-    synced_at: float = 0.0
-    wrote_at: float = 0.0
-    task: asyncio.Task[None] | None = None
 
 
 class Controller:
@@ -103,9 +68,9 @@ class Controller:
         self._nodes: dict[str, Node] | None = {} if watch_nodes else None
         self._orphans: dict[JobKey, dict[str, dict[str, Any]]] = {}
         """Pods that were seen before their job was."""
-        self._limit = asyncio.Semaphore(CREATE_LIMIT)
+        self._children = Children(cluster, self.wake)
         self.coordinator = Coordinator(
-            token_of=self._token_of, is_live=self._is_live, wake=self.wake
+            token_of=self._token_of, is_live=self._is_live, wake=self.wake, complain=self.complain
         )
 
     # What events tell.
@@ -115,24 +80,26 @@ class Controller:
         meta = body["metadata"]
         key = (meta["namespace"], meta["name"])
         state = self._jobs.get(key)
-        if kind == "DELETED" or (state and state.body["metadata"]["uid"] != meta["uid"]):
+        if kind == "DELETED" or (state and state.uid != meta["uid"]):
             self._forget(key)
             state = None
         if kind == "DELETED":
             return
-        plain = {"metadata": dict(meta), "spec": dict(body["spec"])}
         if state is None:
+            # Whatever its spec holds is for the reconcile to read: that tells what it cannot.
+            plain = {"metadata": dict(meta), "spec": body.get("spec")}
             state = JobState(body=plain, status=dict(body.get("status") or {}))
+            state.note_status(body)
+            state.served = state.status
             self._jobs[key] = state
             for pod in self._orphans.pop(key, {}).values():
-                self._note_pod(state, pod)
+                state.note_pod(pod)
             state.task = asyncio.create_task(self._work(key, state), name=f"{key[0]}/{key[1]}")
             self.wake(key)
-        elif state.body["metadata"].get("generation") != meta.get("generation") or meta.get(
-            "deletionTimestamp"
-        ):
-            state.body = plain
-            state.refused = None
+            return
+        self.complain(key, f"job {key[1]}", None)
+        news, overwritten = state.note_body(body), state.note_status(body)
+        if news or (overwritten and not state.writing):
             self.wake(key)
 
     def pod_event(self, kind: str | None, body: Mapping[str, Any]) -> None:
@@ -147,9 +114,8 @@ class Controller:
         if state.heard is not None:
             state.heard[meta["uid"]] = None if kind == "DELETED" else dict(body)
         if kind == "DELETED":
-            state.pods.pop(meta["uid"], None)
-            state.parsed.pop(meta["uid"], None)
-        elif not self._note_pod(state, body):
+            state.drop_pod(meta["uid"], meta["name"])
+        elif not state.note_pod(body):
             return
         self.wake(key)
 
@@ -158,14 +124,38 @@ class Controller:
         if self._nodes is None:
             return
         name = body["metadata"]["name"]
-        old = self._nodes.get(name)
-        node = gone(name) if kind == "DELETED" else parse_node(body, time.time(), old)
-        if node == old:
+        node = gone(name) if kind == "DELETED" else self._read_node(body)
+        if node is None or node == self._nodes.get(name):
             return
         self._nodes[name] = node
         for key, state in self._jobs.items():
             if any(pod.node == name for pod in state.parsed.values()):
                 self.wake(key)
+
+    def complain(self, key: JobKey, about: str, error: BaseException | None) -> None:
+        """Something about a job could not be understood or done; None: it is well again."""
+        state = self._jobs.get(key)
+        if state is None:
+            return
+        if error is None:
+            news = state.complaints.pop(about, None) is not None
+        else:
+            news = state.complain(about, error)
+        if news:
+            self.wake(key)
+
+    def event_failed(self, what: str, body: Mapping[str, Any], error: BaseException) -> None:
+        """A watch has told of an object that cannot even be filed: its job tells, if it has one."""
+        metrics.EVENT_ERRORS.inc()
+        logger.error("an event about a %s failed", what, exc_info=error)
+        meta = body.get("metadata")
+        if not isinstance(meta, Mapping):
+            return
+        labels = meta.get("labels")
+        job = labels.get(LABEL_JOB) if isinstance(labels, Mapping) else None
+        name = meta.get("name") if what == "job" else job
+        key = (str(meta.get("namespace")), str(name))
+        self.complain(key, f"{what} {meta.get('name')}", error)
 
     def wake(self, key: JobKey, after: float = 0.0) -> None:
         """Reconcile a job after some seconds, or earlier if somebody has asked for that."""
@@ -184,30 +174,21 @@ class Controller:
 
     # The caches.
 
-    @staticmethod
-    def _note_pod(state: JobState, body: Mapping[str, Any]) -> bool:
-        """Take a pod into the cache; whether anything about it is new."""
-        owners = {o["uid"] for o in body["metadata"].get("ownerReferences") or ()}
-        pod = parse_pod(body)
-        if pod is None or state.body["metadata"]["uid"] not in owners:
-            return False
-        news = state.parsed.get(pod.uid) != pod
-        state.pods[pod.uid], state.parsed[pod.uid] = dict(body), pod
-        return news
-
     def _forget(self, key: JobKey) -> None:
         state = self._jobs.pop(key, None)
         if state and state.task:
             state.task.cancel()
         self.coordinator.forget(key)
-        self._count_phases()
+        self._count()
 
     async def _sync(self, key: JobKey, state: JobState) -> None:
         """Replace the caches of a job by what the API server has now."""
         fresh = await self._cluster.job(*key)
-        if fresh is None or fresh["metadata"]["uid"] != state.body["metadata"]["uid"]:
+        if fresh is None or fresh["metadata"]["uid"] != state.uid:
             self._forget(key)
             return
+        state.note_body(fresh)
+        state.note_status(fresh)
         state.heard = {}
         try:
             bodies = await self._cluster.pods(*key)
@@ -216,14 +197,28 @@ class Controller:
         # What the watch has told meanwhile may be newer than the list.
         listed = {body["metadata"]["uid"]: body for body in bodies} | heard
         state.pods, state.parsed = {}, {}
+        state.complaints = {k: v for k, v in state.complaints.items() if not k.startswith("pod ")}
         for listed_body in listed.values():
             if listed_body is not None:
-                self._note_pod(state, listed_body)
+                state.note_pod(listed_body)
         if self._nodes is not None:
             self._note_nodes(await self._cluster.nodes(), state)
         state.has_service = await self._cluster.has_service(key[0], resources.service_name(key[1]))
-        await self._read_token(key, state)
+        await self._children.read_token(key, state)
         state.synced_at = time.monotonic()
+
+    def _read_node(self, body: Mapping[str, Any]) -> Node | None:
+        """A node; None for one that cannot be understood, of which the jobs on it tell."""
+        assert self._nodes is not None
+        name = body["metadata"]["name"]
+        try:
+            node, fault = parse_node(body, time.time(), self._nodes.get(name)), None
+        except Exception as error:
+            node, fault = None, error
+        for key, state in self._jobs.items():
+            if fault is None or any(pod.node == name for pod in state.parsed.values()):
+                self.complain(key, f"node {name}", fault)
+        return node
 
     def _note_nodes(self, bodies: list[dict[str, Any]], state: JobState) -> None:
         """Take over a list of all nodes that is newer than the job's list of pods.
@@ -231,27 +226,19 @@ class Controller:
         Newer, so that a node which a pod is on and which is not in the list has been deleted.
         """
         assert self._nodes is not None
-        old, now = self._nodes, time.time()
-        fresh = (parse_node(body, now, old.get(body["metadata"]["name"])) for body in bodies)
-        there = {node.name: node for node in fresh}
+        fresh = map(self._read_node, bodies)
+        there = {node.name: node for node in fresh if node is not None}
         used = {pod.node for other in self._jobs.values() for pod in other.parsed.values()}
         missed = {pod.node for pod in state.parsed.values() if pod.node} - there.keys()
         known = {name for name, node in self._nodes.items() if name in used and node == gone(name)}
         self._nodes = {**{name: gone(name) for name in missed | known}, **there}
-
-    async def _read_token(self, key: JobKey, state: JobState) -> None:
-        """See which token counts: the one in the secret, which somebody may have deleted."""
-        uid = state.body["metadata"]["uid"]
-        token = await self._cluster.token(key[0], resources.secret_name(key[1]), uid)
-        state.has_secret = token is not None
-        state.token = token or state.token
 
     async def _token_of(self, key: JobKey) -> str | None:
         state = self._jobs.get(key)
         if state is None:
             return None
         if state.token is None:
-            await self._read_token(key, state)
+            await self._children.read_token(key, state)
         return state.token
 
     def _is_live(self, key: JobKey, name: str, uid: str) -> bool:
@@ -298,24 +285,54 @@ class Controller:
                         await state.wake.wait()
                 continue
             state.due = time.monotonic() + RESYNC
+            state.edited.clear()
             try:
                 with metrics.RECONCILE_SECONDS.time():
                     await self._reconcile(key, state)
+                if self._jobs.get(key) is state:
+                    await self._tell(key, state, None)
                 failures = 0
-            except TROUBLE as error:
+            except Exception as error:
+                # Not even a fault of ours may end the job's task, or be known to a log alone.
                 failures += 1
-                pause = min(RETRY_LEAST * 2**failures, RETRY_MOST)
-                metrics.RECONCILE_ERRORS.inc()
-                logger.warning("%s/%s: %s; again in %.1f s", *key, _brief(error), pause)
-                await asyncio.sleep(pause)
-                self.wake(key)
-            except Exception:
-                # A fault of ours must not end the job's task: say so and go on, slowly.
-                failures += 1
-                metrics.RECONCILE_ERRORS.inc()
-                logger.exception("%s/%s: reconcile failed", *key)
-                await asyncio.sleep(min(RETRY_LEAST * 4**failures, RETRY_MOST))
-                self.wake(key)
+                await self._failed(key, state, error, failures)
+
+    async def _failed(self, key: JobKey, state: JobState, error: Exception, failures: int) -> None:
+        """Tell why a reconcile has failed, and wait for the next try, or for another spec."""
+        fault = faults.fault_of(error, [state.token])
+        pause = faults.pause(failures, fault)
+        metrics.RECONCILE_ERRORS.inc()
+        text = "%s/%s: %s; again in %.1f s"
+        logger.warning(
+            text, *key, fault.message, pause, exc_info=error if fault.reason == BUG else None
+        )
+        if failures > 1 or not fault.passes:  # trouble that passes is told if it does not
+            try:
+                await self._tell(key, state, fault)
+            except Exception as another:
+                logger.warning("%s/%s: and its status cannot be written: %s", *key, another)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await state.edited.wait()
+        self.wake(key)
+
+    async def _tell(self, key: JobKey, state: JobState, fault: faults.Fault | None) -> None:
+        """Bring condition Reconciled and the gauge to what is true now; an event for what is new.
+
+        The event comes first: where it is the status that cannot be written, it is all there is.
+        """
+        state.fault = fault
+        self._count()
+        trouble = state.trouble
+        if trouble and state.is_news(trouble):
+            posted = await self._cluster.post(state.body, [trouble.event()], time.time())
+            state.told |= {trouble.message} if posted else set()
+        fresh = state.status
+        if trouble and not fresh.get("phase"):
+            # Nobody has come to look at it: people must not take that for an operator that is off.
+            fresh = {**fresh, "phase": status.PENDING, "message": trouble.message}
+        if trouble or fresh.get("phase"):
+            await self._write_status(key, state, fresh, True)
 
     async def _reconcile(self, key: JobKey, state: JobState) -> None:
         if state.body["metadata"].get("deletionTimestamp"):
@@ -325,12 +342,21 @@ class Controller:
             if self._jobs.get(key) is not state:
                 return
         await self._token_of(key)
-        created = parse_time(state.body["metadata"].get("creationTimestamp")) or time.time()
-        try:
-            job = spec.parse(state.body, created)
-        except spec.SpecError as error:
-            await self._report_bad_spec(key, state, str(error))
-            return
+        job = _parsed(state.body)
+        if state.fault and state.fault.reason == faults.INVALID_SPEC:
+            state.fault = None
+        plan, now = self._plan(key, state, job)
+        if not await self._children.apply(key, state, plan):
+            # What could not be created is as if it had not been planned: its name is still free.
+            plan, now = self._plan(key, state, job)
+        await self._apply(key, state, plan, now)
+        if self._jobs.get(key) is state and time.monotonic() - state.synced_at >= RESYNC:
+            # Afterwards: a round must not wait for lists that only confirm what watches told.
+            await self._sync(key, state)
+            self.wake(key)
+
+    def _plan(self, key: JobKey, state: JobState, job: spec.TrainingJob) -> tuple[Plan, float]:
+        """Decide, and show wishes to save at once: they rest on nothing that is written."""
         now = time.time()
         plan = reconcile(
             job,
@@ -338,21 +364,17 @@ class Controller:
             self._observe(key, state, job, now),
             coordinator_url=self._url,
             token=state.token or secrets.token_urlsafe(32),
-            now=now,
             runtime_image=self._runtime_image,
+            now=now,
         )
-        await self._apply(key, state, plan, now)
-        if self._jobs.get(key) is state and time.monotonic() - state.synced_at >= RESYNC:
-            # Afterwards: a round must not wait for lists that only confirm what watches told.
-            await self._sync(key, state)
-            self.wake(key)
-
-    async def _apply(self, key: JobKey, state: JobState, plan: Plan, now: float) -> None:
-        """Wishes, then children, then the status, then what agents see (see reconcile)."""
         room = self.coordinator.room(key)
         if plan.directives and all(d.kind in WISHES for d in plan.directives.values()):
             room.set(room.round, dict(plan.directives))
-        await self._apply_children(key, state, plan)
+        return plan, now
+
+    async def _apply(self, key: JobKey, state: JobState, plan: Plan, now: float) -> None:
+        """The status, then what agents see (see reconcile); children are there already."""
+        room = self.coordinator.room(key)
         wait = await self._write_status(key, state, dict(plan.status), plan.publish is not None)
         current = None if plan.forget_round else plan.publish or room.round
         room.set(current, dict(plan.directives))
@@ -378,123 +400,61 @@ class Controller:
         if plan.events:
             await self._cluster.post(state.body, plan.events, now)
         if plan.remove_job:
-            await self._cluster.delete_job(*key, state.body["metadata"]["uid"])
+            await self._cluster.delete_job(*key, state.uid)
         for seconds in (plan.requeue, wait):
             if seconds is not None:
                 self.wake(key, seconds)
-        self._count_phases()
-
-    async def _apply_children(self, key: JobKey, state: JobState, plan: Plan) -> None:
-        """Create and delete what a plan says.
-
-        What cannot be created, because a quota is used up for example, must not keep the pods that
-        are there from training: it is told in the status and tried again, ever more rarely.
-        Everything else that goes wrong ends the reconcile, once all requests are through.
-        """
-        calls: list[Coroutine[Any, Any, str | None]] = []
-        paused = state.create_at - time.monotonic()
-        if paused <= 0:
-            calls.extend(self._create(state, manifest) for manifest in plan.create)
-        for doomed in plan.delete:
-            state.retired.add(doomed.uid)
-            calls.append(self._delete(key[0], doomed))
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        if paused > 0:
-            self.wake(key, paused)
-            return
-        hindered = next((result for result in results if isinstance(result, str)), None)
-        if hindered:
-            state.create_pause = min(2 * state.create_pause or RETRY_LEAST, RETRY_MOST)
-            state.create_at = time.monotonic() + state.create_pause
-            self.wake(key, state.create_pause)
-            logger.warning("%s/%s: %s; again in %.1f s", *key, hindered, state.create_pause)
-        else:
-            state.create_pause = 0.0
-        if hindered != state.hindered:
-            state.hindered = hindered
-            self.wake(key)
-
-    async def _delete(self, namespace: str, doomed: Deletion) -> None:
-        async with self._limit:
-            await self._cluster.delete_pod(namespace, doomed)
-
-    async def _create(self, state: JobState, manifest: dict[str, Any]) -> str | None:
-        """Create a child; gives in words what kept it from being created for now."""
-        what = f"{manifest['kind'].lower()} {manifest['metadata']['name']}"
-        async with self._limit:
-            try:
-                made = await self._cluster.create(manifest)
-            except Refused as error:
-                state.refused = f"{what}: {error}"
-                self.wake((manifest["metadata"]["namespace"], state.body["metadata"]["name"]))
-                return None
-            except TROUBLE as error:
-                return f"{what} cannot be created: {_brief(error)}"
-        if made is None:
-            return None
-        if manifest["kind"] == "Pod":
-            self._note_pod(state, made)
-        elif manifest["kind"] == "Service":
-            state.has_service = True
-        elif manifest["kind"] == "Secret":
-            # Whose token counts is decided by the API server: read what is there.
-            key = (manifest["metadata"]["namespace"], state.body["metadata"]["name"])
-            await self._read_token(key, state)
-        return None
+        self._count()
 
     async def _write_status(
         self, key: JobKey, state: JobState, fresh: dict[str, Any], at_once: bool
     ) -> float | None:
         """Write what has changed; gives the seconds to wait if the write was put off."""
-        old = state.status
-        patch = merge_patch(old, fresh)
+        meta, now = state.body["metadata"], time.time()
+        told = faults.with_reconciled(
+            fresh.get("conditions") or (),
+            state.status.get("conditions") or (),
+            state.trouble,
+            meta.get("generation", 0),
+            now,
+        )
+        fresh = {**fresh, "conditions": told}
+        futile = state.futile.items()
+        patch = dict(e for e in merge_patch(state.served, fresh).items() if e not in futile)
         if not patch:
+            state.status = fresh
             return None
         since = time.monotonic() - state.wrote_at
         if not at_once and set(patch) <= FIGURES and since < STATUS_INTERVAL:
             return STATUS_INTERVAL - since
-        if await self._cluster.patch_status(*key, patch):
+        state.writing = True
+        try:
+            written = await self._cluster.patch_status(*key, patch)
+        finally:
+            state.writing = False
+        if written is not None:
             state.status, state.wrote_at = fresh, time.monotonic()
+            state.futile = merge_patch(written.get("status") or {}, fresh)
+            state.note_written(written)
+            if state.served != (written.get("status") or {}):
+                self.wake(key)  # somebody has written into it since
         return None
 
-    async def _report_bad_spec(self, key: JobKey, state: JobState, message: str) -> None:
-        """A spec that this operator cannot read: say so, and wait for another one."""
-        generation = state.body["metadata"].get("generation", 0)
-        now = time.time()
-        entry = condition("Degraded", True, "InvalidSpec", message)
-        from_before = state.status.get("conditions") or []
-        same = [c for c in from_before if c["type"] == "Degraded" and c["message"] == message]
-        if same:
-            return
-        stamped = {**entry, "lastTransitionTime": stamp(now), "observedGeneration": generation}
-        fresh = {**state.status, "conditions": [stamped], "message": message}
-        await self._write_status(key, state, fresh, True)
-
-    def _count_phases(self) -> None:
+    def _count(self) -> None:
         phases = Counter(s.status.get("phase", status.PENDING) for s in self._jobs.values())
         metrics.JOBS.clear()
         for phase, number in phases.items():
             metrics.JOBS.labels(phase=phase).set(number)
+        metrics.NOT_RECONCILED.set(sum(s.trouble is not None for s in self._jobs.values()))
 
 
-def merge_patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON merge patch (RFC 7396) that turns one document into the other."""
-    patch: dict[str, Any] = {key: None for key in old if key not in new}
-    for key, value in new.items():
-        before = old.get(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping):
-            inner = merge_patch(before, value)
-            if inner:
-                patch[key] = inner
-        elif before != value or key not in old:
-            patch[key] = value
-    return patch
-
-
-def _brief(error: BaseException) -> str:
-    if isinstance(error, ApiError):
-        return f"API server: {error}"
-    return f"{type(error).__name__}: {error}"
+def _parsed(body: Mapping[str, Any]) -> spec.TrainingJob:
+    """The job; SpecError for whatever cannot be read in it."""
+    created = parse_time(body["metadata"].get("creationTimestamp")) or time.time()
+    try:
+        return spec.parse(body, created)
+    except spec.SpecError:
+        raise
+    except Exception as error:
+        text = f"the spec cannot be read ({type(error).__name__}: {error})"
+        raise spec.SpecError(f"{text}: is the CRD of this operator installed?") from error

@@ -116,15 +116,21 @@ class Coordinator:
         token_of: Callable[[JobKey], Awaitable[str | None]],
         is_live: Callable[[JobKey, str, str], bool],
         wake: Callable[[JobKey, float], None],
+        complain: Callable[[JobKey, str, BaseException | None], None],
     ) -> None:
-        """Build it around three questions to the rest of the operator.
+        """Build it around what it asks of the rest of the operator.
 
         ``token_of`` gives the secret of a job (None: unknown job), ``is_live`` says whether a pod
         (name, uid) is a live pod of it, and ``wake`` asks for a reconcile after some seconds.
+        ``complain`` tells the job of a request that could not be answered, and with None that the
+        same can be again.
         """
         self._token_of = token_of
         self._is_live = is_live
         self._wake = wake
+        self._complain = complain
+        self._failing: set[tuple[JobKey, str]] = set()
+        """Jobs and what of them could not be answered when last asked."""
         self._rooms: dict[JobKey, JobRoom] = {}
         self._breaks: deque[float] = deque(maxlen=1000)
         """When lifelines broke, in unix seconds."""
@@ -136,6 +142,7 @@ class Coordinator:
 
     def forget(self, job: JobKey) -> None:
         """The job is gone."""
+        self._failing = {entry for entry in self._failing if entry[0] != job}
         room = self._rooms.pop(job, None)
         if room:
             room.changed.set()
@@ -149,17 +156,48 @@ class Coordinator:
 
     def application(self) -> web.Application:
         """The HTTP application."""
-        app = web.Application(client_max_size=MAX_BODY)
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._answer])
         path = "/v1/namespaces/{namespace}/jobs/{job}/pods/{pod}"
         app.router.add_post(path, self._report)
         app.router.add_get(path, self._watch)
         app.router.add_post(path + LIFELINE, self._lifeline)
         return app
 
+    @web.middleware
+    async def _answer(
+        self,
+        request: web.Request,
+        handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+    ) -> web.StreamResponse:
+        """Turn a fault of ours into an answer for the agent and a complaint for its job."""
+        about = f"request {request.method} of pod {request.match_info.get('pod')}"
+        job = (request.match_info.get("namespace", ""), request.match_info.get("job", ""))
+        try:
+            response = await handler(request)
+        except (web.HTTPException, ClientError, ConnectionError):
+            raise  # refused on purpose, or nobody is there any more
+        except Exception as error:
+            logger.exception("%s failed", about)
+            metrics.REFUSED.labels(code="500").inc()
+            # Whoever gets as far as to make something fail has shown the job's token.
+            self._failing.add((job, about))
+            self._complain(job, about, error)
+            text = f"the coordinator failed: {type(error).__name__}; its log has more"
+            return web.json_response({"error": text}, status=500)
+        if (job, about) in self._failing:
+            self._failing.discard((job, about))
+            self._complain(job, about, None)
+        return response
+
     async def _admit(self, request: web.Request) -> JobKey:
         """The job of a request, if it shows the job's token; raises the refusal otherwise."""
         job = (request.match_info["namespace"], request.match_info["job"])
-        token = await self._token_of(job)
+        try:
+            token = await self._token_of(job)
+        except Exception as error:
+            # The job's reconcile needs it, too, and tells.
+            logger.warning("%s/%s: its token cannot be read: %s", *job, error)
+            raise _refusal(503, "the operator cannot read the job's secret now") from error
         if token is None:
             raise _refusal(404, f"no TrainingJob {job[0]}/{job[1]} is known here (yet)")
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -333,5 +371,6 @@ def _refusal(code: int, message: str) -> web.HTTPException:
         401: web.HTTPUnauthorized,
         404: web.HTTPNotFound,
         409: web.HTTPConflict,
+        503: web.HTTPServiceUnavailable,
     }
     return kinds[code](text=json.dumps({"error": message}), content_type="application/json")

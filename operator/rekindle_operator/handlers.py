@@ -5,6 +5,7 @@ with their owner), costs no request of its own, and is the fastest of kopf's way
 resyncs are the controller's.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import kopf
@@ -17,25 +18,36 @@ def register(controller: Controller, *, watch_nodes: bool) -> kopf.OperatorRegis
     """Make a registry whose handlers feed a controller."""
     registry = kopf.OperatorRegistry()
 
+    def hand_over(
+        what: str,
+        take: Callable[[str | None, Mapping[str, Any]], None],
+        kind: str | None,
+        body: kopf.Body,
+    ) -> None:
+        try:
+            take(kind, body)
+        except Exception as error:  # kopf would log it, and nobody else would know
+            controller.event_failed(what, body, error)
+
     @kopf.on.login(registry=registry, id="login")
     async def login(**kwargs: Any) -> Any:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, id="job")
     async def job(type: str | None, body: kopf.Body, **_: Any) -> None:
-        controller.job_event(type, body)
+        hand_over("job", controller.job_event, type, body)
 
     @kopf.on.event(
         "", "v1", "pods", registry=registry, id="pod", labels={LABEL_MANAGED_BY: "rekindle"}
     )
     async def pod(type: str | None, body: kopf.Body, **_: Any) -> None:
-        controller.pod_event(type, body)
+        hand_over("pod", controller.pod_event, type, body)
 
     if watch_nodes:
 
         @kopf.on.event("", "v1", "nodes", registry=registry, id="node")
         async def node(type: str | None, body: kopf.Body, **_: Any) -> None:
-            controller.node_event(type, body)
+            hand_over("node", controller.node_event, type, body)
 
     return registry
 

@@ -21,6 +21,22 @@ RECONCILE_ERRORS = Counter(
     "Reconciles that failed and were tried again",
     registry=REGISTRY,
 )
+NOT_RECONCILED = Gauge(
+    "rekindle_jobs_not_reconciled",
+    "TrainingJobs whose condition Reconciled is False",
+    registry=REGISTRY,
+)
+"""Set whenever a reconcile fails or works again."""
+EVENT_ERRORS = Counter(
+    "rekindle_event_errors_total",
+    "Events of watches that could not be understood",
+    registry=REGISTRY,
+)
+EVENTS_LOST = Counter(
+    "rekindle_events_lost_total",
+    "Kubernetes events that could not be posted",
+    registry=REGISTRY,
+)
 INCIDENTS = Counter("rekindle_incidents_total", "Incidents by cause", ["cause"], registry=REGISTRY)
 RECOVERY_SECONDS = Histogram(
     "rekindle_recovery_seconds",

@@ -68,11 +68,44 @@ def test_a_failure_is_told_without_a_traceback(call, tmp_path) -> None:
 
 
 def test_ctrl_c_is_exit_code_130(call, monkeypatch) -> None:
-    def interrupted() -> None:
+    def interrupted(arguments: list[str]) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "app", interrupted)
     assert call("version")[0] == 130
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "traced"),
+    [
+        (("version",), None, False),
+        (("version",), "0", False),
+        (("version",), "1", True),
+        (("--debug", "version"), None, True),
+    ],
+)
+def test_a_bug_is_one_line_and_a_traceback_for_who_asks(
+    call, monkeypatch, arguments, variable, traced
+) -> None:
+    def broken(given: list[str]) -> None:
+        assert given == ["version"]
+        raise KeyError("a\nb")
+
+    monkeypatch.setattr(command, "app", broken)
+    monkeypatch.delenv("REKINDLE_DEBUG", raising=False)
+    if variable:
+        monkeypatch.setenv("REKINDLE_DEBUG", variable)
+    if traced:
+        monkeypatch.setattr(sys, "argv", ["rekindle", *arguments])
+        with pytest.raises(KeyError):
+            command.main()
+        return
+    code, said = call(*arguments)
+    assert code == 1
+    (line,) = said.splitlines()
+    assert line.startswith("rekindle has failed (KeyError: ")
+    assert "test_command.py:" in line
+    assert "'rekindle --debug' with the same arguments" in line
 
 
 def test_an_unknown_option_is_a_usage_error(call) -> None:

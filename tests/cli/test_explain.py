@@ -17,6 +17,17 @@ def test_a_running_job_is_described_without_advice(job) -> None:
     assert said(job(), "advice") == []
 
 
+@pytest.mark.parametrize("phase", ["", "Pending", "Running"])
+def test_an_operator_that_cannot_act_is_not_one_that_does_not_run(job, phase) -> None:
+    document = job(phase=phase)
+    told = {"type": "Reconciled", "status": "False", "reason": "ApiServerRefuses", "message": "no"}
+    document["status"]["conditions"] = [told]
+    text = " ".join(said(document))
+    assert "The operator cannot act on it for now: ApiServerRefuses: no." in text
+    assert "Look whether the operator runs" not in text
+    assert "no operator has looked" not in text
+
+
 def test_an_incident_is_told_from_cause_to_cost(job) -> None:
     incident = [one.text for one in explain(Job.read(job())) if one.incident == 0]
     assert incident == [

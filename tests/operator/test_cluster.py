@@ -141,8 +141,9 @@ async def delete_pod(bench):
 async def patch_status(bench):
     bench.make(job_manifest())
     assert await bench.cluster.patch_status("default", "digits", {"phase": "Running", "round": 1})
-    assert await bench.cluster.patch_status("default", "digits", {"round": None})
-    assert bench.get("TrainingJob", "digits")["status"] == {"phase": "Running"}
+    written = await bench.cluster.patch_status("default", "digits", {"round": None})
+    assert written == bench.get("TrainingJob", "digits")
+    assert written["status"] == {"phase": "Running"}
     assert not await bench.cluster.patch_status("default", "nobody", {"phase": "Running"})
     with pytest.raises(ApiError, match=r"status\.phase"):
         await bench.cluster.patch_status("default", "digits", {"phase": "Flying"})
@@ -195,7 +196,8 @@ async def nodes(bench):
 
 async def post(bench):
     body = bench.make(job_manifest())
-    await bench.cluster.post(body, [Event(kind="Normal", reason="R", message="m" * 2000)], 0.0)
+    told = [Event(kind="Normal", reason="R", message="m" * 2000)]
+    assert await bench.cluster.post(body, told, 0.0)
     (found,) = bench.all("Event")
     assert (found["reason"], len(found["message"])) == ("R", 1000)
     assert found["involvedObject"]["uid"] == body["metadata"]["uid"]

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from rekindle.contract import AgentPhase, AgentReport, Progress
 from rekindle_operator import controller as module
-from rekindle_operator import spec
+from rekindle_operator import faults, handlers, metrics, spec
 from rekindle_operator.cluster import ApiError, Refused
-from rekindle_operator.controller import Controller, merge_patch
+from rekindle_operator.controller import Controller
 from rekindle_operator.incidents import stamp
+from rekindle_operator.patches import merge_patch
 
 KEY = ("ml", "digits")
 
@@ -35,6 +36,7 @@ class FakeCluster:
         self.die_at = None
         self.after = False
         self.uids = 0
+        self.version = 1
 
     def call(self, *what):
         self.calls.append(what)
@@ -73,8 +75,9 @@ class FakeCluster:
     async def patch_status(self, namespace, name, patch):
         self.call("status", patch)
         self.status = merged(self.status, patch)
+        self.version += 1
         self.done()
-        return True
+        return await self.job(namespace, name)
 
     async def delete_job(self, namespace, name, uid):
         self.call("delete", "TrainingJob", name)
@@ -92,7 +95,9 @@ class FakeCluster:
         return [copy.deepcopy(b) for (kind, _), b in self.objects.items() if kind == "Pod"]
 
     async def job(self, namespace, name):
-        return copy.deepcopy({**self.body, "status": self.status})
+        body = copy.deepcopy({**self.body, "status": self.status})
+        body["metadata"]["resourceVersion"] = str(self.version)
+        return body
 
     async def nodes(self):
         return [
@@ -100,7 +105,11 @@ class FakeCluster:
         ]
 
     async def post(self, body, events, now):
+        if self.faults.get("post"):
+            self.faults["post"].pop(0)
+            return False
         self.posted.extend(events)
+        return True
 
 
 def merged(document, patch):
@@ -303,7 +312,7 @@ def test_a_list_that_is_older_than_an_event_does_not_bring_a_pod_back(cluster):
 
 
 def test_no_agent_hears_of_a_round_that_is_not_in_the_status(cluster, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
 
     async def scenario():
         async with Operator(cluster) as operator:
@@ -350,7 +359,7 @@ def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_no
 
 
 def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_LEAST", 0.02)
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.02)
     cluster.body["spec"]["elastic"] = {"minReplicas": 1}
     denied = ApiError(403, "Forbidden", "exceeded quota: gpus")
 
@@ -375,13 +384,52 @@ def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster,
             assert "exceeded quota: gpus" in reasons["CannotCreate"]
             await operator.until(lambda: len(tries) == 5)
             pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
-            least = [module.RETRY_LEAST * 2**number for number in range(4)]
+            least = [faults.RETRY_LEAST * 2**number for number in range(4)]
             assert all(map(ge, pauses, least)), "tried ever more rarely"
             limited.on = False
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
             await operator.until(
                 lambda: "CannotCreate" not in {c["reason"] for c in cluster.status["conditions"]}
             )
+
+    run(scenario())
+
+
+HINDRANCES = {
+    "a quota": ApiError(403, "Forbidden", "exceeded quota: gpus"),
+    "a priority class that is missing": ApiError(403, "Forbidden", "no PriorityClass with name p"),
+    "a webhook": ApiError(400, "BadRequest", 'admission webhook "x" denied the request: no'),
+    "a server in trouble": ApiError(503, "ServiceUnavailable", "no"),
+    "no answer": TimeoutError(),
+    "gone again": None,
+}
+
+
+@pytest.mark.parametrize("name", HINDRANCES)
+@pytest.mark.parametrize("tries", [1, 3])
+def test_a_create_that_is_hindered_uses_up_no_name(cluster, monkeypatch, name, tries):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+
+    async def scenario():
+        create, left = cluster.create, [HINDRANCES[name]] * tries
+
+        async def hindered(manifest):
+            if manifest["metadata"]["name"] == "digits-1" and left:
+                error = left.pop()
+                if error is None:
+                    return None
+                raise error
+            return await create(manifest)
+
+        cluster.create = hindered
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+            await operator.rest()
+            assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
+            assert cluster.status["accounting"]["incarnations"] == {"0": 0, "1": 0}
+            gone = cluster.objects.pop(("Pod", "digits-1"))
+            operator.controller.pod_event("DELETED", gone)
+            await operator.until(lambda: "digits-1r1" in cluster.named("Pod"))
 
     run(scenario())
 
@@ -501,14 +549,236 @@ def test_a_spec_that_cannot_be_read_is_told_and_tried_again_when_it_changes(clus
     async def scenario():
         async with Operator(cluster) as operator:
             await operator.until(lambda: cluster.status.get("conditions"))
-            (condition,) = cluster.status["conditions"]
-            assert (condition["type"], condition["reason"]) == ("Degraded", "InvalidSpec")
-            assert "spec.deadlines.startup is 'soon'" in condition["message"]
+            told = {c["type"]: c for c in cluster.status["conditions"]}
+            assert (told["Degraded"]["status"], told["Reconciled"]["status"]) == ("True", "False")
+            for condition in told.values():
+                assert condition["reason"] == "InvalidSpec"
+                assert "spec.deadlines.startup is 'soon'" in condition["message"]
+            assert cluster.status["phase"] == "Pending"
             assert not cluster.objects
             cluster.body["spec"] = good
             cluster.body["metadata"]["generation"] = 2
             operator.controller.job_event("MODIFIED", cluster.body)
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
+            await operator.until(lambda: reconciled(cluster)["status"] == "True")
+            assert [
+                c["status"] for c in cluster.status["conditions"] if c["type"] == "Degraded"
+            ] == ["False"]
+
+    run(scenario())
+
+
+def reconciled(cluster):
+    conditions = cluster.status.get("conditions") or ()
+    return next((c for c in conditions if c["type"] == "Reconciled"), {"status": None})
+
+
+def gauge(name="rekindle_jobs_not_reconciled"):
+    return metrics.REGISTRY.get_sample_value(name)
+
+
+FAULTS = {
+    "a fault of ours": (KeyError("slot"), "InternalError", "KeyError: 'slot' (controller.py:"),
+    "a refusal": (
+        ApiError(403, "Forbidden", "pods is forbidden"),
+        "ApiServerRefuses",
+        "the API server answers 403 pods is forbidden",
+    ),
+    "a server in trouble": (ApiError(503), "ApiServerError", "the API server answers 503"),
+    "no answer": (
+        TimeoutError(),
+        "ApiServerUnreachable",
+        "the API server does not answer: TimeoutError",
+    ),
+    "a secret in the words": (
+        ValueError("no Bearer abc.def for you" + "x" * 5000),
+        "InternalError",
+        "ValueError: no Bearer *** for you",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_whatever_a_reconcile_raises_reaches_the_job(cluster, monkeypatch, name):
+    error, reason, words = FAULTS[name]
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
+    monkeypatch.setattr(faults, "RETRY_MOST", 0.01)
+    real, left = module.reconcile, [error] * 20
+
+    def failing(*given, **more):
+        if left:
+            raise left.pop()
+        return real(*given, **more)
+
+    monkeypatch.setattr(module, "reconcile", failing)
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: reconciled(cluster)["status"] == "False")
+            told = reconciled(cluster)
+            assert told["reason"] == reason
+            assert told["message"].startswith(words)
+            assert len(told["message"]) <= faults.LENGTH
+            assert "Traceback" not in str(cluster.status)
+            assert cluster.status["phase"] == "Pending"
+            assert gauge() == 1
+            await operator.until(lambda: reconciled(cluster)["status"] == "True")
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+            assert gauge() == 0
+            failed = [e for e in cluster.posted if e.reason == "ReconcileFailed"]
+            assert len(failed) == 1, "one event for one fault, however often it comes"
+            assert failed[0].message == told["message"]
+            statuses = [call for call in cluster.calls if call[0] == "status"]
+            assert len(statuses) < 10, "and no write for each try"
+
+    run(scenario())
+
+
+def test_trouble_that_passes_at_once_is_not_told(cluster, monkeypatch):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
+    real, left = module.reconcile, [TimeoutError()]
+
+    def failing(*given, **more):
+        if left:
+            raise left.pop()
+        return real(*given, **more)
+
+    monkeypatch.setattr(module, "reconcile", failing)
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            written = [call[1] for call in cluster.calls if call[0] == "status"]
+            assert "ApiServerUnreachable" not in str(written)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("events", [0, 100], ids=["the event arrives", "nor does the event"])
+def test_when_the_status_cannot_be_written_an_event_tells_and_else_the_metrics(
+    cluster, monkeypatch, caplog, events
+):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
+    monkeypatch.setattr(faults, "RETRY_MOST", 0.01)
+    cluster.faults["status"] = [ApiError(422, "Invalid", "status.phase: Unsupported value")] * 1000
+    cluster.faults["post"] = [True] * events
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: gauge() == 1)
+            if events:
+                await operator.until(lambda: "status cannot be written" in caplog.text)
+            else:
+                await operator.until(lambda: cluster.posted)
+                assert "status.phase: Unsupported value" in cluster.posted[-1].message
+            cluster.faults.clear()
+            await operator.until(lambda: reconciled(cluster)["status"] == "True")
+            assert gauge() == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("failures", [1, 2, 10, 5000])
+@pytest.mark.parametrize("passes", [False, True])
+def test_the_pause_before_another_try_grows_to_a_limit(failures, passes):
+    fault = faults.Fault(reason="R", message="m", passes=passes)
+    pause = faults.pause(failures, fault)
+    assert faults.RETRY_LEAST <= pause <= faults.RETRY_MOST
+    assert faults.pause(failures + 1, fault) >= pause
+    assert failures < 10 or pause == faults.RETRY_MOST
+
+
+def test_a_spec_that_is_mended_waits_for_no_pause(cluster, monkeypatch):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 30.0)
+    good = copy.deepcopy(cluster.body["spec"])
+    cluster.body["spec"]["template"] = None
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: reconciled(cluster)["status"] == "False")
+            cluster.body["spec"] = good
+            cluster.body["metadata"]["generation"] = 2
+            operator.controller.job_event("MODIFIED", cluster.body)
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+
+    run(scenario())
+
+
+SPECS = [None, "word", [], {}, {"template": None, "checkpoint": None}, {"template": []}]
+SPECS += [{"elastic": 3}, {"replicas": "many"}, {"deadlines": ["a"]}, {"restart": {"user": 1}}]
+SPECS += [{"checkpoint": {"uri": "s3://b/r", "every": 3}}, {"capacity": {"notices": [{}]}}]
+
+
+@pytest.mark.parametrize("odd", SPECS, ids=repr)
+def test_a_spec_of_any_form_is_told_of(cluster, odd):
+    good = cluster.body["spec"]
+    partly = isinstance(odd, dict) and odd and "template" not in odd
+    cluster.body["spec"] = {**good, **odd} if partly else odd
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: reconciled(cluster)["status"] == "False")
+            assert reconciled(cluster)["reason"] == "InvalidSpec"
+            assert not cluster.objects
+
+    run(scenario())
+
+
+def odd_pod(body):
+    body["status"] = {"phase": "Running", "conditions": ["a word"]}
+
+
+def odd_node(body):
+    body["spec"] = {"taints": ["a word"]}
+
+
+@pytest.mark.parametrize("kind", ["pod", "node"])
+def test_an_object_that_cannot_be_understood_is_told_by_the_job_it_concerns(cluster, kind):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            pod = cluster.objects["Pod", "digits-0"]
+            pod["spec"]["nodeName"] = "node-0"
+            operator.controller.pod_event("MODIFIED", pod)
+            good = pod if kind == "pod" else {"metadata": {"name": "node-0"}, "spec": {}}
+            bad = copy.deepcopy(good)
+            (odd_pod if kind == "pod" else odd_node)(bad)
+            event = getattr(operator.controller, f"{kind}_event")
+            event("MODIFIED", bad)
+            await operator.until(lambda: reconciled(cluster)["status"] == "False")
+            assert reconciled(cluster)["message"].startswith(f"{kind} {good['metadata']['name']}: ")
+            assert gauge() == 1
+            assert any(e.reason == "ReconcileFailed" for e in cluster.posted)
+            assert operator.round is not None, "and the job goes on"
+            event("MODIFIED", good)
+            await operator.until(lambda: reconciled(cluster)["status"] == "True")
+            assert gauge() == 0
+
+    run(scenario())
+
+
+def test_an_event_that_cannot_even_be_filed_is_told_by_its_job(cluster, bodies):
+    registry = handlers.register
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            before = gauge("rekindle_event_errors_total")
+            take = {
+                h.id: h.fn
+                for h in registry(
+                    operator.controller, watch_nodes=True
+                )._watching.get_all_handlers()
+            }
+            labels = {"rekindle.dev/job": "digits"}
+            await take["pod"](
+                type="ADDED", body={"metadata": {"namespace": "ml", "labels": labels}}
+            )
+            await operator.until(lambda: reconciled(cluster)["status"] == "False")
+            assert "KeyError: 'name'" in reconciled(cluster)["message"]
+            for handler in take.values():
+                await handler(type="ADDED", body={})
+            assert gauge("rekindle_event_errors_total") == before + 1 + len(take)
 
     run(scenario())
 
@@ -552,7 +822,7 @@ def test_closing_ends_even_when_something_wakes_up_a_job_at_that_moment(cluster)
 
 
 def test_trouble_with_the_api_server_passes(cluster, monkeypatch):
-    monkeypatch.setattr(module, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
 
     async def scenario():
         cluster.faults["status"] = [TimeoutError(), ApiError(503), OSError("reset")]
@@ -575,6 +845,89 @@ def test_no_secret_reaches_status_events_or_logs(cluster, caplog):
                 assert token not in text
             pods = [str(cluster.objects["Pod", name]) for name in cluster.named("Pod")]
             assert all(token not in pod for pod in pods)
+
+    run(scenario())
+
+
+EDITS = {
+    "a phase": lambda status: status | {"phase": "Succeeded"},
+    "no conditions": lambda status: status | {"conditions": []},
+    "a field of its own": lambda status: status | {"message": "all is well", "extra": {"a": 1}},
+    "nothing left": lambda status: {},
+    "a smaller round": lambda status: status | {"round": 0},
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+@pytest.mark.parametrize("during", [False, True], ids=["at rest", "while a write is under way"])
+def test_a_status_that_somebody_edits_is_put_right(cluster, name, during):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await operator.rest()
+            good = copy.deepcopy(cluster.status)
+            patch_status = cluster.patch_status
+
+            async def edit():
+                cluster.status = EDITS[name](copy.deepcopy(cluster.status))
+                cluster.version += 1
+                operator.controller.job_event("MODIFIED", await cluster.job(*KEY))
+
+            async def edited_meanwhile(*given):
+                cluster.patch_status = patch_status
+                written = await patch_status(*given)
+                await edit()
+                return written
+
+            if during:
+                cluster.patch_status = edited_meanwhile
+                operator.agent("digits-0", AgentPhase.RUNNING, round=operator.round)
+                await operator.until(lambda: cluster.patch_status == patch_status)
+            else:
+                await edit()
+            keep = ("phase", "round", "message", "conditions")
+            await operator.until(lambda: all(cluster.status.get(k) for k in keep))
+            await operator.until(lambda: cluster.status["phase"] != "Succeeded")
+            await operator.rest()
+            assert cluster.status["round"] == good["round"]
+            assert "extra" not in cluster.status
+            assert cluster.status["message"] != "all is well"
+            assert operator.round is not None
+
+    run(scenario())
+
+
+def test_what_the_api_server_drops_is_not_written_again_and_again(cluster):
+    async def scenario():
+        patch_status = cluster.patch_status
+
+        async def pruned(namespace, name, patch):
+            return await patch_status(
+                namespace, name, {k: v for k, v in patch.items() if k != "selector"}
+            )
+
+        cluster.patch_status = pruned
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await operator.rest()
+            before = len(cluster.calls)
+            for _ in range(20):
+                operator.controller.wake(KEY)
+                await operator.rest()
+            assert len(cluster.calls) - before <= 3
+
+    run(scenario())
+
+
+def test_a_write_of_our_own_wakes_up_nobody(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await operator.rest()
+            woken = []
+            operator.controller.wake = lambda *given: woken.append(given)
+            operator.controller.job_event("MODIFIED", await cluster.job(*KEY))
+            assert not woken
 
     run(scenario())
 

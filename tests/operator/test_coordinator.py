@@ -53,11 +53,12 @@ class Bench:
 
     def __init__(self):
         self.live = {("digits-0", "uid-digits-0"), ("digits-1", "uid-digits-1")}
-        self.wakes = []
+        self.wakes, self.complaints = [], []
         self.coordinator = Coordinator(
             token_of=self.token_of,
             is_live=lambda job, name, uid: (name, uid) in self.live,
             wake=lambda job, after: self.wakes.append((job, after)),
+            complain=lambda *told: self.complaints.append(told),
         )
 
     async def token_of(self, job):
@@ -142,6 +143,38 @@ def test_a_bad_report_is_answered_400_and_changes_nothing(body):
         assert json.loads(text)["error"]
         assert not bench.room.agents
         assert not bench.wakes
+
+    with_bench(scenario)
+
+
+def test_a_fault_of_the_coordinator_is_an_answer_for_the_agent_and_a_complaint_for_the_job():
+    async def scenario(bench):
+        note, bench.coordinator._note = bench.coordinator._note, None
+        for _ in range(2):
+            status, text = await bench.post(report())
+            assert status == 500
+            assert "TypeError" in json.loads(text)["error"]
+        assert {told[:2] for told in bench.complaints} == {(JOB, "request POST of pod digits-0")}
+        assert all(isinstance(told[2], TypeError) for told in bench.complaints)
+        bench.complaints.clear()
+        bench.coordinator._note = note
+        for _ in range(2):
+            assert (await bench.post(report()))[0] == 200
+        assert bench.complaints == [(JOB, "request POST of pod digits-0", None)]
+
+    with_bench(scenario)
+
+
+def test_a_token_that_cannot_be_read_now_is_answered_503_and_is_no_fault_of_the_job():
+    async def scenario(bench):
+        async def no_answer(job):
+            raise TimeoutError
+
+        bench.coordinator._token_of = no_answer
+        status, text = await bench.post(report())
+        assert status == 503
+        assert json.loads(text)["error"] == "the operator cannot read the job's secret now"
+        assert not bench.complaints
 
     with_bench(scenario)
 
