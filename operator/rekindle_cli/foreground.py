@@ -44,6 +44,8 @@ def greeting(stack: Stack) -> list[str]:
         f"# export AWS_ENDPOINT_URL={s3.endpoint} AWS_ACCESS_KEY_ID={s3.access_key} "
         f"AWS_SECRET_ACCESS_KEY={s3.secret_key}",
     ]
+    if problem := stack.cluster.cluster.names_problem:
+        lines.append(f"# names of services and pods do not resolve in pods here: {problem}")
     examples = places.examples()
     if examples is not None:
         lines += [

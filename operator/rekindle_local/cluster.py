@@ -27,7 +27,9 @@ from rekindle_local.addresses import ClusterAddresses
 from rekindle_local.apiserver.server import ApiServer
 from rekindle_local.client import ApiError, KubeClient
 from rekindle_local.constraints import is_ready
+from rekindle_local.dns import NameTable
 from rekindle_local.images import Image
+from rekindle_local.kubelet import hostsfile
 from rekindle_local.kubelet.agent import Kubelet, KubeletConfig
 from rekindle_local.kubelet.host import KubeletTimings
 from rekindle_local.lifecycle import LifecycleTimings, NodeLifecycle
@@ -86,11 +88,14 @@ class Cluster:
         self.token = self.config.token
         """What clients have to send; None when nothing is asked for."""
         self.s3_endpoint = ""
-        """Of the object store; empty without one."""
+        """Of the object store, if any."""
         self.s3_credentials = ("", "")
         """Access key and secret."""
         self.store: ObjectStore | None = None
-        """The object store, to create buckets and to change what is denied."""
+        """The object store: create buckets, change what is denied."""
+        self.names_problem = ""
+        """Why names of services and pods do not resolve in pods here; empty when they do."""
+        self._names: NameTable | None = None
         self._nodes: dict[str, EmbeddedNode] = {}
         self._serial = 0
         self._cleanup = contextlib.AsyncExitStack()
@@ -158,12 +163,18 @@ class Cluster:
         self._addresses = ClusterAddresses()
         self._cleanup.callback(self._addresses.close)
         store = asyncio.create_task(self._start_store()) if config.s3 else None
+        trial = asyncio.create_task(hostsfile.problem(self._state_dir))
         try:
             await self._start_control_plane()
+            self.names_problem = await trial
+            if not self.names_problem:
+                self._names = NameTable(self.client)
+                self._run(self._names.run())
             for labels in (config.node_labels + ({},) * config.nodes)[: config.nodes]:
                 await self.add_node(**labels)
             await self._wait_ready()
         finally:
+            trial.cancel()
             if store is not None:
                 await store
 
@@ -246,6 +257,8 @@ class Cluster:
                 capacity=self.config.node_capacity,
                 gpus=tuple(str(number * per_node + index) for index in range(per_node)),
                 timings=self.config.kubelet,
+                names=self._names,
+                names_problem=self.names_problem,
             ),
         )
         node = EmbeddedNode(self._client, kubelet)

@@ -33,6 +33,7 @@ from rekindle_local.client import (
     Reflector,
     node_path,
 )
+from rekindle_local.dns import NameTable
 from rekindle_local.events import EventRecorder
 from rekindle_local.images import Image
 from rekindle_local.kubelet import processes, volumes
@@ -59,6 +60,10 @@ class KubeletConfig:
     gpus: tuple[str, ...] = ()
     """Accelerators this node may hand out, as CUDA_VISIBLE_DEVICES names them."""
     timings: KubeletTimings = field(default_factory=KubeletTimings)
+    names: NameTable | None = None
+    """What the cluster's names resolve to; None where containers cannot be told."""
+    names_problem: str = ""
+    """Why they cannot."""
 
 
 class Kubelet:
@@ -95,6 +100,8 @@ class Kubelet:
             client=self._client,
             session=aiohttp.ClientSession(),
             events=EventRecorder(self._client, "kubelet", self.name),
+            names=config.names,
+            names_problem=config.names_problem,
             take_gpus=self._take_gpus,
             give_gpus=self._free_gpus.extend,
         )

@@ -27,6 +27,7 @@ from rekindle_local.kubelet.environment import ConfigError, Placement
 from rekindle_local.kubelet.expansion import expand
 from rekindle_local.kubelet.health import Health
 from rekindle_local.kubelet.host import Host
+from rekindle_local.kubelet.hostsfile import HostsFile
 from rekindle_local.kubelet.pathmap import PathMap
 from rekindle_local.kubelet.processes import (
     ID_VARIABLE,
@@ -59,6 +60,8 @@ class PodPlace:
     directory: Path
     tmp: Path
     logs: Path
+    hosts: HostsFile | None = None
+    """The pod's own /etc/hosts; None for a pod that has the machine's."""
 
     def log(self, container: str, restart: int) -> Path:
         """The log of one run of a container."""
@@ -114,7 +117,8 @@ class ContainerRunner:
         self._hooks: asyncio.Task[None] | None = None
         self._command_now: Command | None = None
         self._paths = PathMap(())
-        self._is_up = asyncio.Event()
+        self.up = asyncio.Event()
+        """The container has started, as its startup probe sees it."""
         policy = place.pod["spec"].get("restartPolicy") or "Always"
         self._field = f"spec.{'initContainers' if init else 'containers'}{{{spec['name']}}}"
         self._step = init and spec.get("restartPolicy") != "Always"
@@ -151,10 +155,6 @@ class ContainerRunner:
     def creating(self) -> None:
         """It is this container's turn."""
         self._set(state=Waiting(reason="ContainerCreating"))
-
-    async def up(self) -> None:
-        """Wait until the container has started, as its startup probe sees it."""
-        await self._is_up.wait()
 
     async def run(self) -> None:
         """Run to the end; cancellation leaves processes to their shim's end of file."""
@@ -260,7 +260,7 @@ class ContainerRunner:
             "HOME": str(place.directory / "home"),
             "TMPDIR": str(place.tmp),
             **image.env,
-            "HOSTNAME": place.pod["metadata"]["name"],
+            "HOSTNAME": place.hosts.hostname if place.hosts else place.pod["metadata"]["name"],
             **self._gpu_env(),
             **{key: paths.rewrite(value) for key, value in variables.items()},
             MESSAGE_VARIABLE: str(message_file),
@@ -280,6 +280,8 @@ class ContainerRunner:
                 env=env,
                 cwd=Path(paths.rewrite(workdir)) if workdir else image.workdir,
                 log=log,
+                hosts=place.hosts.path if place.hosts else None,
+                hostname=place.hosts.hostname if place.hosts else "",
             ),
             container_id,
         )
@@ -480,7 +482,7 @@ class ContainerRunner:
     def _set(self, **fields: object) -> None:
         self.record = replace(self.record, **fields)  # type: ignore[arg-type]
         if self.record.started:
-            self._is_up.set()
+            self.up.set()
         self._changed()
 
     def _event(self, kind: str, reason: str, message: str) -> None:

@@ -11,6 +11,7 @@ import psutil
 
 from rekindle_local.addresses import NodeAddresses
 from rekindle_local.client import KubeClient
+from rekindle_local.dns import NameTable
 from rekindle_local.events import EventRecorder
 from rekindle_local.images import Image
 
@@ -49,6 +50,10 @@ class Host:
     events: EventRecorder
     take_gpus: Callable[[int], tuple[str, ...]]
     """Reserves that many accelerators and names them; raises RuntimeError when too few are free."""
+    names: NameTable | None
+    """What the cluster's names resolve to; None where containers cannot be told."""
+    names_problem: str
+    """Why they cannot."""
     give_gpus: Callable[[tuple[str, ...]], None]
     """Gives accelerators back."""
 

@@ -23,6 +23,7 @@ from rekindle_local.kubelet.claims import bound_volumes
 from rekindle_local.kubelet.container import ContainerRunner, PodPlace, fetch
 from rekindle_local.kubelet.environment import Placement
 from rekindle_local.kubelet.host import Host
+from rekindle_local.kubelet.hostsfile import HostsFile
 from rekindle_local.kubelet.status import PodState, Terminated
 
 _FORCED_GRACE = 2.0
@@ -67,6 +68,9 @@ class PodWorker:
             directory=directory,
             tmp=host.tmp / self.uid[:8],
             logs=host.state_dir / "logs" / self.uid,
+            hosts=None
+            if shared or host.names is None
+            else HostsFile(pod, placement.pod_ip, directory / "etc" / "hosts", host.names),
         )
         self._dirty = asyncio.Event()
         self._init = [self._runner(one, init=True) for one in spec.get("initContainers") or ()]
@@ -224,7 +228,7 @@ class PodWorker:
         return not self._stopping.is_set()
 
     async def _until_up(self, runner: ContainerRunner, task: asyncio.Task[None]) -> None:
-        waits = {asyncio.create_task(runner.up()), asyncio.create_task(self._stopping.wait())}
+        waits = {asyncio.create_task(runner.up.wait()), asyncio.create_task(self._stopping.wait())}
         try:
             await asyncio.wait({*waits, task}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -251,6 +255,11 @@ class PodWorker:
         """Create directories and volumes, waiting for what is missing; False when stopped."""
         for path in (self.place.directory / "home", self.place.tmp):
             path.mkdir(parents=True, exist_ok=True)
+        if self.place.hosts is not None:
+            self.place.hosts.open()
+        elif self._pod["spec"].get("subdomain") or self._pod["spec"].get("hostAliases"):
+            text = f"names do not resolve in pods on this machine: {self._host.names_problem}"
+            self._event("Warning", "NamesNotResolved", text)
         delay = self._host.timings.config_retry
         longest = delay * 10
         while not self._stopping.is_set():
@@ -282,7 +291,9 @@ class PodWorker:
         return "Failed" if started else None
 
     def _release(self) -> None:
-        """Give accelerators and the address back: an ended pod needs neither."""
+        """Give accelerators and the address back: an ended pod needs neither, and no names."""
+        if self.place.hosts is not None:
+            self.place.hosts.close()
         for runner in self.runners:
             runner.release()
         if self._own_ip is not None:

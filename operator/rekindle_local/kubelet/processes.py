@@ -44,6 +44,9 @@ class Command:
     log: Path
     log_limit: int = 16 << 20
     """Bytes after which the log is cut; twice this stays on disk."""
+    hosts: Path | None = None
+    """What /etc/hosts is inside; None leaves it and the host name as they are."""
+    hostname: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +60,17 @@ class Exit:
 class Process:
     """A running container."""
 
-    def __init__(self, shim: asyncio.subprocess.Process, pid: int, container_id: str) -> None:
+    def __init__(
+        self, shim: asyncio.subprocess.Process, pid: int, container_id: str, names: str
+    ) -> None:
         self._shim = shim
         self._container_id = container_id
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._watching = asyncio.create_task(self._watch())
         self.pid = pid
         """PID 1 of the container, as this machine numbers it."""
+        self.names_problem = names
+        """Why it has no /etc/hosts of its own although it should; empty when it has."""
 
     @classmethod
     async def start(cls, command: Command) -> "Process":
@@ -87,6 +94,8 @@ class Process:
             "cwd": str(command.cwd),
             "log": str(command.log),
             "logLimit": command.log_limit,
+            "hosts": str(command.hosts) if command.hosts else "",
+            "hostname": command.hostname,
         }
         shim.stdin.write(json.dumps(request).encode() + b"\n")
         try:
@@ -101,7 +110,8 @@ class Process:
             _close(shim)
             await shim.wait()
             raise StartError(_explain(command, answer))
-        return cls(shim, int(answer["pid"]), command.env.get(ID_VARIABLE, ""))
+        identity = command.env.get(ID_VARIABLE, "")
+        return cls(shim, int(answer["pid"]), identity, str(answer.get("names") or ""))
 
     def signal(self, number: int) -> None:
         """Send a signal to PID 1 only, as a runtime does."""

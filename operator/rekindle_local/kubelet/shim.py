@@ -1,13 +1,16 @@
 """The parent of one container: PID 1's reaper, log writer and end.
 
 Run by path (`python -I -S shim.py`), standard library only, so it is up in about 20 ms. What a PID
-namespace and a container runtime's monitor give is made from three pieces of Linux that need no
+namespace and a container runtime's monitor give is made from four pieces of Linux that need no
 root:
 
 - it is a *child subreaper*: whatever the container starts, however it daemonises or changes its
   session, stays in the shim's tree, so when PID 1 ends everything else can be found and killed,
   and reaped, before the end is told;
 - PID 1 carries PR_SET_PDEATHSIG, so that a killed shim takes it along;
+- PID 1 gets a mount namespace of its own (and as an ordinary user a user namespace that maps this
+  user only) with the pod's hosts file over /etc/hosts, and the pod's host name; where the machine
+  allows none of this, the container starts without and the answer says why;
 - the shim's standard input is a pipe from the kubelet: its end of file means the kubelet is gone,
   and the container goes too. Nothing outlives a kubelet that was killed.
 
@@ -33,6 +36,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _LINUX = sys.platform.startswith("linux")
 _MAX_LINE = 16 * 1024
+_NEW_NAMES = 0x00020000 | 0x04000000  # CLONE_NEWNS | CLONE_NEWUTS
+_NEW_USER = 0x10000000  # CLONE_NEWUSER
+_BIND, _SLAVES = 0x1000, 0x4000 | 0x80000  # MS_BIND, MS_REC | MS_SLAVE
 
 
 class Log:
@@ -144,11 +150,47 @@ def _by_parents() -> list[int]:
     return found
 
 
+def isolate(hosts: str, hostname: str) -> None:
+    """Give this process, which must have one thread, its own /etc/hosts and host name."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def call(name: str, *arguments: object) -> None:
+        if getattr(libc, name)(*arguments) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"{name}: {os.strerror(number)}")
+
+    user, group = os.geteuid(), os.getegid()
+    try:
+        call("unshare", _NEW_NAMES)
+    except OSError:
+        call("unshare", _NEW_USER | _NEW_NAMES)
+        for file, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{user} {user} 1"),
+            ("gid_map", f"{group} {group} 1"),
+        ):
+            with open(f"/proc/self/{file}", "w", encoding="ascii") as out:
+                out.write(text)
+    # What is mounted later outside still appears inside, and nothing the other way round.
+    call("mount", None, b"/", None, ctypes.c_ulong(_SLAVES), None)
+    call("mount", hosts.encode(), b"/etc/hosts", None, ctypes.c_ulong(_BIND), None)
+    name = hostname.encode()
+    call("sethostname", name, ctypes.c_size_t(len(name)))
+
+
 def child(spec: dict[str, Any], output: int, errors: int, parent: int) -> NoReturn:
     """Become PID 1 of the container, or say through `errors` why not."""
     stage = "setup"
     try:
         os.setsid()
+        if spec.get("hosts"):
+            try:
+                isolate(spec["hosts"], spec["hostname"])
+            except (OSError, AttributeError) as error:
+                os.write(
+                    errors, json.dumps({"stage": "names", "text": str(error)}).encode() + b"\n"
+                )
+        # After the namespaces: new credentials forget it.
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(137)
@@ -193,12 +235,13 @@ class Shim:
         while piece := os.read(errors, 4096):
             problem += piece
         os.close(errors)
-        if problem:
+        told = [json.loads(line) for line in problem.splitlines()]
+        if told and told[-1]["stage"] != "names":
             os.waitpid(self._main, 0)
-            tell(event="failed", **json.loads(problem))
+            tell(event="failed", **told[-1])
             return False
         os.set_blocking(self._output, False)
-        tell(event="started", pid=self._main)
+        tell(event="started", pid=self._main, names=told[0]["text"] if told else "")
         return True
 
     def run(self, wakeup: int) -> None:
@@ -282,8 +325,23 @@ class Shim:
                 os.read(wakeup, 4096)
 
 
+def trial(hosts: str) -> NoReturn:
+    """Say by the exit code whether a container can have names of its own, and print why not."""
+    try:
+        isolate(hosts, "trial")
+        with open(hosts, "rb") as wanted, open("/etc/hosts", "rb") as found:
+            if wanted.read() != found.read():
+                raise OSError("a file that was laid over /etc/hosts is not seen")
+    except (OSError, AttributeError) as error:
+        os.write(1, str(error).encode())
+        os._exit(1)
+    os._exit(0)
+
+
 def main() -> None:
     """Read the command, run it, end."""
+    if sys.argv[1:2] == ["--names"]:
+        trial(sys.argv[2])
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
