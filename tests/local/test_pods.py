@@ -225,6 +225,13 @@ def test_a_pod_over_its_volume_limit_is_evicted_by_the_node(bench):
     assert condition(pod, "DisruptionTarget")["reason"] == "TerminationByKubelet"
 
 
+def test_a_pod_over_its_ephemeral_storage_is_evicted_by_the_node(bench):
+    limits = {"resources": {"limits": {"ephemeral-storage": "1Mi"}}}
+    pod = bench.run("a", "head -c 3000000 /dev/zero > $TMPDIR/big; sleep 60", container=limits)
+    assert pod["status"]["reason"] == "Evicted"
+    assert "exceeds the total limit of containers 1Mi" in pod["status"]["message"]
+
+
 def test_a_pod_past_its_active_deadline_fails(bench):
     pod = bench.run("a", "sleep 60", activeDeadlineSeconds=1)
     assert pod["status"]["reason"] == "DeadlineExceeded"

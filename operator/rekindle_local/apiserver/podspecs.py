@@ -455,18 +455,31 @@ def check_pod_update(obj: Json, old: Json) -> list[Cause]:
                 "existing toleration can not be modified except its tolerationSeconds",
             )
         )
-    if _fixed_part(new_spec) != _fixed_part(old_spec):
+    gates, before_gates = (
+        [one.get("name") for one in spec.get("schedulingGates") or []]
+        for spec in (new_spec, old_spec)
+    )
+    causes += [
+        forbidden_field(
+            "spec.schedulingGates",
+            f"only deletion is allowed, but found new scheduling gate '{name}'",
+        )
+        for name in gates
+        if name not in before_gates
+    ]
+    if _fixed_part(new_spec, gated=before_gates) != _fixed_part(old_spec, gated=before_gates):
         causes.append(
             forbidden_field("spec", f"pod updates may not change fields other than {_UPDATABLE}")
         )
     return causes
 
 
-def _fixed_part(spec: Json) -> Json:
+def _fixed_part(spec: Json, *, gated: list[Any]) -> Json:
+    """What may not change; a gated pod may still be told where to go."""
+    free = {"activeDeadlineSeconds", "tolerations", "schedulingGates"}
+    free |= {"nodeSelector", "affinity"} if gated else set()
     fixed = {
-        key: value
-        for key, value in spec.items()
-        if key not in {"activeDeadlineSeconds", "tolerations"} and value not in (None, [], {})
+        key: value for key, value in spec.items() if key not in free and value not in (None, [], {})
     }
     for group in ("containers", "initContainers"):
         if group in fixed:

@@ -40,6 +40,7 @@ from rekindle_local.kubelet import processes, volumes
 from rekindle_local.kubelet.host import Host, KubeletTimings, stale_memory, tmp_root
 from rekindle_local.kubelet.logserver import LogServer
 from rekindle_local.kubelet.pod import PodWorker
+from rekindle_local.quantity import canonical
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 VERSION = "v1.33.0+process"
@@ -358,6 +359,12 @@ class Kubelet:
         for name, (path, limit, text) in worker.place.volumes.limits().items():
             if await asyncio.to_thread(volumes.used_bytes, path) > limit:
                 worker.evict(f'Usage of EmptyDir volume "{name}" exceeds the limit "{text}". ')
+        whole = worker.storage_limit
+        if whole is not None and await asyncio.to_thread(worker.stored_bytes) > whole:
+            text = canonical(f"{whole // 1024}Ki")
+            worker.evict(
+                f"Pod ephemeral local storage usage exceeds the total limit of containers {text}. "
+            )
 
 
 def _exceeds(process: processes.Process, limit: int) -> bool:

@@ -12,11 +12,12 @@ import asyncio
 import contextlib
 import logging
 import shutil
+from fractions import Fraction
 from typing import Protocol
 
 import aiohttp
 
-from rekindle_local import timestamps
+from rekindle_local import demands, timestamps
 from rekindle_local.client import STRATEGIC, ApiError, Manifest, pod_path
 from rekindle_local.kubelet import admission, status, volumes
 from rekindle_local.kubelet.claims import bound_volumes
@@ -91,6 +92,16 @@ class PodWorker:
 
     def _runner(self, spec: Manifest, *, init: bool) -> ContainerRunner:
         return ContainerRunner(self.place, spec, init=init, changed=self._dirty.set)
+
+    @property
+    def storage_limit(self) -> Fraction | None:
+        """Bytes that everything of the pod on disk may take together."""
+        return demands.total(self._pod["spec"], demands.limited).get("ephemeral-storage")
+
+    def stored_bytes(self) -> int:
+        """What everything of the pod on disk takes; blocks."""
+        place = self.place
+        return sum(volumes.used_bytes(path) for path in (place.directory, place.tmp, place.logs))
 
     @property
     def runners(self) -> list[ContainerRunner]:

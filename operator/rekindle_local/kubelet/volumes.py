@@ -120,7 +120,9 @@ def _keys(kind: str, name: str, ref: Manifest, sources: Sources, mode: int) -> l
                 )
             )
         elif not ref.get("optional"):
-            raise VolumeError(f"references non-existent {kind.lower()} key: {item['key']}")
+            what = "secret" if kind == "Secret" else "config"
+            head = "" if kind == "Secret" else "configmap "
+            raise VolumeError(f"{head}references non-existent {what} key: {item['key']}")
     return out
 
 

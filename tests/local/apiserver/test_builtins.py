@@ -299,3 +299,18 @@ def test_a_claim_is_protected_and_of_the_default_class(bench):
 )
 def test_what_is_no_claim_or_class_is_refused_with_its_field(bench, obj, field):
     assert field in causes(bench, obj)
+
+
+def test_gates_are_only_taken_away_and_a_gated_pod_may_be_told_where_to_go(bench, pod):
+    gates = [{"name": "example.com/a"}, {"name": "example.com/b"}]
+    made = bench.create(pod(spec={"schedulingGates": gates}))
+    more = {**made["spec"], "schedulingGates": [*gates, {"name": "example.com/c"}]}
+    with pytest.raises(ApiError, match="found new scheduling gate 'example.com/c'"):
+        bench.update({**made, "spec": more})
+    told = {**made["spec"], "schedulingGates": gates[:1], "nodeSelector": {"pool": "x"}}
+    made = bench.update({**made, "spec": told})
+    free = {key: value for key, value in made["spec"].items() if key != "schedulingGates"}
+    made = bench.update({**made, "spec": free})
+    assert "schedulingGates" not in made["spec"]
+    with pytest.raises(ApiError, match="pod updates may not change fields"):
+        bench.update({**made, "spec": {**free, "nodeSelector": {"pool": "y"}}})
