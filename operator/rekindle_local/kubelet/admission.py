@@ -3,14 +3,17 @@
 A field that asks for something a process cannot give, and whose absence a program would notice, is
 refused with the path of the field: the pod ends Failed with reason UnsupportedByThisNode. It is
 never accepted and ignored. Isolation is different: `securityContext`, `readOnly`, CPU limits and
-the like restrict a container, and a program runs the same without the restriction.
+the like restrict a container, and a program runs the same without the restriction. What is only
+partly here is remarked in an event.
 """
 
+import os
 from collections.abc import Iterator
 
 from rekindle_local.client import Manifest
 
 REASON = "UnsupportedByThisNode"
+REMARK = "PartlySupportedByThisNode"
 
 _VOLUMES = {
     "name", "emptyDir", "configMap", "secret", "downwardAPI", "projected", "hostPath",
@@ -26,6 +29,30 @@ def unsupported(pod: Manifest) -> str | None:
     if not problems:
         return None
     return f"This node runs containers as processes and does not support {'; '.join(problems)}."
+
+
+def remarks(pod: Manifest, address: str) -> list[str]:
+    """What the pod gets less of than it asks for, each with a way round."""
+    spec = pod["spec"]
+    found = [
+        f"hostPort {port['hostPort']} is reserved on this node and not forwarded: connect to "
+        f"{address}:{port['containerPort']}"
+        for container in spec.get("containers") or ()
+        for port in container.get("ports") or ()
+        if port.get("hostPort") and not spec.get("hostNetwork")
+    ]
+    for container in spec.get("containers") or ():
+        context = {
+            **(spec.get("securityContext") or {}),
+            **(container.get("securityContext") or {}),
+        }
+        user = context.get("runAsUser")
+        if user is not None and user != os.getuid():
+            found.append(
+                f"container {container['name']} runs as user {os.getuid()}, not {user}: all "
+                "containers are processes of the user who runs the cluster"
+            )
+    return found
 
 
 def _problems(spec: Manifest) -> Iterator[str]:

@@ -271,6 +271,8 @@ class PodWorker:
         elif self._pod["spec"].get("subdomain") or self._pod["spec"].get("hostAliases"):
             text = f"names do not resolve in pods on this machine: {self._host.names_problem}"
             self._event("Warning", "NamesNotResolved", text)
+        for text in admission.remarks(self._pod, self.place.placement.pod_ip):
+            self._event("Normal", admission.REMARK, text)
         delay = self._host.timings.config_retry
         longest = delay * 10
         while not self._stopping.is_set():
