@@ -6,41 +6,48 @@ can do.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rekindle.contract import Cause
-from rekindle_operator import rounds, status
-from rekindle_operator.incidents import Incident
+from rekindle_operator import pod_waits, retries, rounds, status
+from rekindle_operator.incidents import Incident, stamp
 from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Event
+from rekindle_operator.pod_waits import Wait
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record, condition
 from rekindle_operator.stragglers import Slow
 
-GATED = "SchedulingGated"
-"""Reason of a pod that the scheduler must not look at yet: Kubernetes' own word."""
-
 
 def going_on(
-    job: TrainingJob,
     record: Record,
     observed: Observed,
     decision: rounds.Decision,
     slow: Sequence[Slow],
+    held: Sequence[Wait],
 ) -> tuple[list[dict[str, Any]], str]:
     """Conditions of a job that has not ended, and the one sentence about it."""
     report = status.leader(observed)
     training = record.phase == status.RUNNING
-    blocked = blocker(job, observed)
+    blocked = next((wait for wait in held if wait.blocks), None)
     skipped = report.restored.skipped if report and report.restored else ()
+    current = observed.round
+    before = max((incident.round for incident in record.open_incidents), default=0)
+    pause = retries.backoff(record.incidents, observed.now)
+    if pause > 0:
+        to_come = f"the next pods are made at {stamp(observed.now + pause)[11:19]}Z"
+    elif decision.waiting or current is None or current.number <= before:
+        to_come = f"waiting for {decision.waiting or 'pods to start'}"
+    else:
+        members = count(len(current.members), "pod")
+        to_come = f"round {current.number} of {members} starts; its first step is to come"
     if record.open_incidents:
         last = record.open_incidents[-1]
         message = f"recovering from {last.cause}: {last.evidence}"
-        waits = blocked[1] if blocked else decision.waiting and f"waiting for {decision.waiting}"
-        message += f"; {waits}" if waits else ""
-    elif training and observed.round:
-        pods, workers = len(observed.round.members), observed.round.world_size
+        message += f"; {blocked.message if blocked else to_come}"
+    elif training and current:
+        pods, workers = len(current.members), current.world_size
         message = f"training on {count(pods, 'pod')}, {count(workers, 'worker')}"
         message += "; steps unknown" if record.progress is None else ""
         if decision.going:
@@ -48,9 +55,9 @@ def going_on(
     elif training:
         message = "training; the operator has started anew and waits to hear from the pods"
     else:
-        message = f"waiting for {decision.waiting or 'pods to start'}"
+        message = to_come
     # Its turn in a queue is what a job waits for, and nothing that needs attention.
-    troubles = [blocked] if blocked and blocked[0] != GATED else []
+    troubles = [(wait.reason, wait.message) for wait in held if wait.attention]
     if report and report.progress and not math.isfinite(report.progress.loss or 0.0):
         text = f"the loss is {report.progress.loss} at step {report.progress.step}"
         troubles.append(("LossNotFinite", text))
@@ -59,14 +66,16 @@ def going_on(
     if slow:
         troubles.append(("Straggler", slow[0].words()))
     if blocked and training:
-        message = f"{message}; {blocked[1]}"
+        message = f"{message}; {blocked.message}"
     elif blocked and not record.open_incidents:
-        message = blocked[1]
+        message = blocked.message
     if troubles:
-        attention = condition("Degraded", True, troubles[0][0], "; ".join(t[1] for t in troubles))
+        words = "; ".join(text for _, text in troubles)
+        attention = condition("Degraded", True, as_reason(troubles[0][0]), words)
     else:
         attention = condition("Degraded", False, "AsExpected", "nothing needs attention")
-    waits = blocked[0] if blocked and record.phase == status.PENDING else record.phase
+    early = record.phase in {status.PENDING, status.STARTING}
+    waits = blocked.reason if blocked and early else record.phase
     return [
         condition("Ready", training, "Training" if training else as_reason(waits), message),
         condition("Progressing", not training, as_reason(waits), message),
@@ -90,21 +99,51 @@ def ended(phase: str, reason: str, message: str) -> list[dict[str, Any]]:
     ]
 
 
+def holds(job: TrainingJob, observed: Observed) -> tuple[Wait, ...]:
+    """What holds the job's pods, or keeps one from being made."""
+    pods = [pod for pod in observed.pods if rounds.wanted(job, pod) and pod.alive]
+    return pod_waits.waits(observed, pods, pinned_to(job))
+
+
 def blocker(job: TrainingJob, observed: Observed) -> tuple[str, str] | None:
     """What keeps a pod from starting, in words: reason and message."""
-    if observed.hindered:
-        return "CannotCreate", observed.hindered
-    for pod in observed.pods:
-        if not rounds.wanted(job, pod) or not pod.alive:
-            continue
-        if pod.waiting:
-            return pod.waiting.reason, f"pod {pod.name} cannot start: {pod.waiting.message}"
-        if pod.gates:
-            gates = f"scheduling gate{'s' * (len(pod.gates) > 1)} {', '.join(pod.gates)}"
-            return GATED, f"pod {pod.name} is held by {gates}; who set that has to take it away"
-        if pod.unschedulable:
-            return "Unschedulable", f"no node can take pod {pod.name}: {pod.unschedulable}"
-    return None
+    wait = next((wait for wait in holds(job, observed) if wait.blocks), None)
+    return (as_reason(wait.reason), wait.message) if wait else None
+
+
+def pinned_to(job: TrainingJob) -> str | None:
+    """The node that the template names, past the scheduler."""
+    name = job.template["spec"].get("nodeName")
+    return str(name) if name else None
+
+
+def wakes_at(job: TrainingJob, observed: Observed) -> float:
+    """When time alone will change what is said of the pods; infinity if it will not."""
+    pinned = pinned_to(job)
+    times = (
+        pod_waits.changes_at(pod_waits.held_of(observed, pod, pinned))
+        for pod in observed.pods
+        if rounds.wanted(job, pod) and pod.alive
+    )
+    return min((at for at in times if at is not None), default=math.inf)
+
+
+def wait_events(
+    before: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]], held: Sequence[Wait]
+) -> tuple[Event, ...]:
+    """What has begun to hold the job, once: a condition that says the same need not be repeated."""
+    shown = {"Degraded", "Progressing"}
+    known = {pod_waits.kind(c["reason"]) for c in before if c["type"] in shown}
+    fresh = {c["reason"] for c in told if c["type"] in shown}
+    return tuple(
+        Event(
+            kind="Warning" if wait.attention else "Normal",
+            reason=as_reason(wait.reason),
+            message=wait.message,
+        )
+        for wait in held
+        if as_reason(wait.reason) in fresh and pod_waits.kind(as_reason(wait.reason)) not in known
+    )
 
 
 def count(number: int, noun: str) -> str:

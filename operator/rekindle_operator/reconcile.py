@@ -108,11 +108,13 @@ def reconcile(
         support.append(resources.service(job))
 
     record = replace(record, phase=_phase(job, record, observed, decision, now))
-    told, message = conditions.going_on(job, record, observed, decision, slow)
+    held = conditions.holds(job, observed)
+    told, message = conditions.going_on(record, observed, decision, slow, held)
     waits = [seconds for seconds in (settle, decision.requeue, pause or None) if seconds]
     waits.extend(deadlines.left(job, record, observed, now))
-    if observed.wakes_at() < math.inf:
-        waits.append(max(observed.wakes_at() - now, 0.1))
+    turns = min(observed.wakes_at(), conditions.wakes_at(job, observed))
+    if turns < math.inf:
+        waits.append(max(turns - now, 0.1))
     return Plan(
         create=(*support, *create),
         delete=tuple(delete),
@@ -122,6 +124,7 @@ def reconcile(
         events=(
             *map(conditions.incident_event, (*explained, *fresh)),
             *conditions.round_events(decision),
+            *conditions.wait_events(record.conditions, told, held),
         ),
         requeue=min(waits) if waits else None,
         incidents=fresh,
@@ -244,6 +247,8 @@ def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float)
     step = f" at step {record.checkpoint.step}" if record.checkpoint else ""
     then = "set spec.suspend to false to go on" if job.suspend else "then it goes on"
     message = f"suspended{step}: {saving}; {then}"
+    overdue = [wait for wait in conditions.holds(job, observed) if wait.reason == "Terminating"]
+    message += "".join(f"; {wait.message}" for wait in overdue)
     told = conditions.suspended(message, saving=bool(alive))
     return Plan(
         delete=tuple(

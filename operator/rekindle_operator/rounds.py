@@ -403,7 +403,7 @@ def _form(
                 again = max(observed.listening_since + REANNOUNCE - now, 0.1)
             return Decision(waiting=f"{names} to join", requeue=again)
     if len(ready) < least:
-        have = f"{len(ready)} of at least {least} pods have joined"
+        have = f"more pods: {len(ready)} of at least {least} have joined"
         return Decision(waiting=have, requeue=5.0)
     members = tuple(
         Member(

@@ -381,7 +381,7 @@ def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster,
             await operator.until(lambda: operator.round is not None)
             assert [m.pod for m in operator.round.members] == ["digits-0"]
             reasons = {c["reason"]: c["message"] for c in cluster.status["conditions"]}
-            assert "exceeded quota: gpus" in reasons["CannotCreate"]
+            assert "exceeded quota: gpus" in reasons["QuotaExceeded"]
             await operator.until(lambda: len(tries) == 5)
             pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
             least = [faults.RETRY_LEAST * 2**number for number in range(4)]
@@ -389,7 +389,7 @@ def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster,
             limited.on = False
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
             await operator.until(
-                lambda: "CannotCreate" not in {c["reason"] for c in cluster.status["conditions"]}
+                lambda: "QuotaExceeded" not in {c["reason"] for c in cluster.status["conditions"]}
             )
 
     run(scenario())

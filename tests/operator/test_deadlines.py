@@ -34,7 +34,7 @@ def let_through(w):
 
 WAITS = [
     (no_nodes, "Unschedulable", "no node can take pod digits-0: Unschedulable: 0/8 nodes"),
-    (quota, "CannotCreate", "exceeded quota: gpus"),
+    (quota, "QuotaExceeded", "exceeded quota: gpus"),
     (gates, "SchedulingGated", f"pod digits-0 is held by scheduling gate {GATE}"),
 ]
 IDS = ["no node", "quota", "gates"]

@@ -148,7 +148,7 @@ def test_a_quota_that_is_used_up_is_told_and_does_not_stop_the_others(world):
     w.hindered = "pod digits-3 cannot be created: API server: 403 exceeded quota"
     w.start()
     assert w.phase == "Running"
-    assert w.condition("Degraded")["reason"] == "CannotCreate"
+    assert w.condition("Degraded")["reason"] == "QuotaExceeded"
     assert "exceeded quota" in w.condition("Degraded")["message"]
 
 
