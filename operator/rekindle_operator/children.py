@@ -42,6 +42,7 @@ class Children:
         for doomed in plan.delete:
             state.retired.add(doomed.uid)
             calls.append(self._delete(key[0], doomed))
+        calls.extend(self._end(key[0], meant) for meant in plan.end)
         results = await asyncio.gather(*calls, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
@@ -68,6 +69,10 @@ class Children:
     async def _delete(self, namespace: str, doomed: Deletion) -> None:
         async with self._limit:
             await self._cluster.delete_pod(namespace, doomed)
+
+    async def _end(self, namespace: str, meant: Deletion) -> None:
+        async with self._limit:
+            await self._cluster.end_pod(namespace, meant)
 
     async def _create(self, state: JobState, manifest: dict[str, Any]) -> str | None:
         """Create a child; gives in words what kept it from being created for now."""

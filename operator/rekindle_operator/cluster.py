@@ -28,6 +28,7 @@ from rekindle.contract import GROUP, KIND, LABEL_JOB, LABEL_MANAGED_BY, PLURAL, 
 from rekindle_operator import metrics
 from rekindle_operator.incidents import stamp
 from rekindle_operator.plan import Deletion, Event
+from rekindle_operator.pod_signs import AT_ONCE
 from rekindle_operator.resources import TOKEN_KEY
 
 logger = logging.getLogger(__name__)
@@ -159,6 +160,34 @@ class Cluster:
         path = _core("Pod", namespace)
         return _items(await self._call("GET", path, query={"labelSelector": selector}))
 
+    async def end_pod(self, namespace: str, meant: Deletion) -> None:
+        """End what still runs in a pod, and keep the pod: with its logs and what its status says.
+
+        Kubernetes has no call for that, but the deadline of a pod may be brought forward at any
+        time. A pod that is gone, or another one by now, needs nothing.
+        """
+        patch = {"metadata": {"uid": meant.uid}, "spec": {"activeDeadlineSeconds": int(AT_ONCE)}}
+        try:
+            path = _core("Pod", namespace, meant.name)
+            await self._call("PATCH", path, body=patch, media=MERGE)
+        except ApiError as error:
+            if error.status not in {404, 409}:
+                raise
+
+    async def pod_events(self, namespace: str, uid: str) -> list[dict[str, Any]]:
+        """What has been told about a pod."""
+        query = {"fieldSelector": f"involvedObject.uid={uid}", "limit": "100"}
+        return _items(await self._call("GET", _core("Event", namespace), query=query))
+
+    async def pod_log(self, namespace: str, name: str, container: str, lines: int) -> str:
+        """The end of a container's log."""
+        query = {"container": container, "tailLines": str(lines), "limitBytes": "16384"}
+        path = _core("Pod", namespace, name) + "/log"
+        status, data = await self._send("GET", path, query=query)
+        if status != 200:
+            _document(status, data)
+        return data if isinstance(data, str) else data.decode("utf-8", "replace")
+
     async def job(self, namespace: str, name: str) -> dict[str, Any] | None:
         """A job as it is now; None if it is gone."""
         return await self._find(_jobs(namespace, name))
@@ -224,7 +253,19 @@ class Cluster:
         body: Mapping[str, Any] | None = None,
         media: str = "application/json",
     ) -> dict[str, Any]:
-        """One request: JSON out, JSON back. Raises `ApiError` for an answer that is no success.
+        """One request: JSON out, JSON back. Raises `ApiError` for an answer that is no success."""
+        return _document(*await self._send(method, path, query=query, body=body, media=media))
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        media: str = "application/json",
+    ) -> tuple[int, bytes | str]:
+        """One request, and the answer as it comes: status and body.
 
         The releases of the client differ in who reads the body and who raises for a status, so both
         are taken as they come.
@@ -247,7 +288,7 @@ class Cluster:
                 status = int(answer.status)
             except client.ApiException as error:
                 data, status = error.body or b"", int(error.status or 0)
-        return _document(status, data)
+        return status, data
 
 
 def _core(kind: str, namespace: str, name: str = "") -> str:

@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from rekindle.contract import LABEL_JOB, DirectiveKind
-from rekindle_operator import faults, metrics, resources, spec, status
+from rekindle_operator import faults, inquiries, metrics, resources, spec, status
 from rekindle_operator.children import Children
 from rekindle_operator.cluster import Cluster
 from rekindle_operator.coordinator import Coordinator, JobKey
@@ -345,23 +345,31 @@ class Controller:
         job = _parsed(state.body)
         if state.fault and state.fault.reason == faults.INVALID_SPEC:
             state.fault = None
-        plan, now = self._plan(key, state, job)
+        plan, now = await self._plan(key, state, job)
         if not await self._children.apply(key, state, plan):
             # What could not be created is as if it had not been planned: its name is still free.
-            plan, now = self._plan(key, state, job)
+            plan, now = await self._plan(key, state, job)
         await self._apply(key, state, plan, now)
         if self._jobs.get(key) is state and time.monotonic() - state.synced_at >= RESYNC:
             # Afterwards: a round must not wait for lists that only confirm what watches told.
             await self._sync(key, state)
             self.wake(key)
 
-    def _plan(self, key: JobKey, state: JobState, job: spec.TrainingJob) -> tuple[Plan, float]:
+    async def _plan(
+        self, key: JobKey, state: JobState, job: spec.TrainingJob
+    ) -> tuple[Plan, float]:
         """Decide, and show wishes to save at once: they rest on nothing that is written."""
         now = time.time()
+        observed = await state.inquiries.complete(
+            self._cluster,
+            key[0],
+            self._observe(key, state, job, now),
+            inquiries.told(state.status),
+        )
         plan = reconcile(
             job,
             state.status,
-            self._observe(key, state, job, now),
+            observed,
             coordinator_url=self._url,
             token=state.token or secrets.token_urlsafe(32),
             runtime_image=self._runtime_image,

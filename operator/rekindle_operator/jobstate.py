@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rekindle_operator.faults import Fault, fault_of
+from rekindle_operator.inquiries import Inquiries
 from rekindle_operator.observed import Pod, parse_pod
 
 TOLD_MOST = 50
@@ -41,6 +42,7 @@ class JobState:
     has_service: bool = False
     has_secret: bool = False
     retired: set[str] = field(default_factory=set)
+    inquiries: Inquiries = field(default_factory=Inquiries)
     refused: str | None = None
     hindered: str | None = None
     """What kept the last child from being created; it is tried again."""

@@ -37,6 +37,8 @@ class Plan:
 
     create: tuple[dict[str, Any], ...] = ()
     delete: tuple[Deletion, ...] = ()
+    end: tuple[Deletion, ...] = ()
+    """Pods that are through but for a sidecar: that is ended, the pod and its logs stay."""
     status: Mapping[str, Any] = field(default_factory=dict)
     publish: Round | None = None
     forget_round: bool = False

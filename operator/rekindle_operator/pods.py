@@ -12,6 +12,7 @@ from typing import Any
 from rekindle_operator import resources, rounds, stragglers
 from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.plan import Deletion
+from rekindle_operator.pod_signs import AT_ONCE
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record
 
@@ -105,7 +106,7 @@ def unwanted(job: TrainingJob, record: Record, observed: Observed, *, hold: bool
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     doomed: list[Deletion] = []
     for pod in observed.pods:
-        if (not pod.told and observed.node_lost(pod)) or (pod.lingers and not pod.deleting):
+        if (not pod.told or pod.lingers and not pod.deleting) and observed.node_lost(pod):
             doomed.append(deletion(observed, pod))
         elif not pod.alive or pod.deleting:
             continue
@@ -123,6 +124,21 @@ def unwanted(job: TrainingJob, record: Record, observed: Observed, *, hold: bool
         if pod.uid not in inside and not hold and (number < spare or pod.name not in named)
     )
     return doomed
+
+
+def lingering(observed: Observed) -> list[Deletion]:
+    """Pods that are through but for a sidecar that nobody ends, and have yet to be told so.
+
+    They end by their deadline, and stay for their logs; where no kubelet answers none would hear.
+    """
+    return [
+        Deletion(name=pod.name, uid=pod.uid)
+        for pod in observed.pods
+        if pod.lingers
+        and not pod.deleting
+        and not observed.node_lost(pod)
+        and (pod.deadline is None or pod.deadline > AT_ONCE)
+    ]
 
 
 def _replaceable(observed: Observed, pod: Pod) -> bool:

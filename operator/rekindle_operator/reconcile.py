@@ -118,6 +118,7 @@ def reconcile(
     return Plan(
         create=(*support, *create),
         delete=tuple(delete),
+        end=() if decision.form else tuple(pods.lingering(observed)),
         status=status.render(job, record, observed, told, message, now),
         publish=decision.form,
         directives=directives.dump(observed) if found.dump else directives.save(observed, decision),
@@ -204,7 +205,10 @@ def _exit_code(record: Record, fresh: tuple[Incident, ...]) -> ExitCode:
 
 
 def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: float) -> Plan:
-    """Nothing to decide any more: let pods end, clean up, expire."""
+    """Nothing to decide any more: let pods end, clean up, expire.
+
+    A pod whose training is through and whose sidecar is not has finished, and is kept as those are.
+    """
     since = now - (record.completion_time or now)
     running = [
         pod
@@ -213,7 +217,8 @@ def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: fl
         and (not pod.deleting or pods.deletion(observed, pod).force)
     ]
     late = since >= END_SECONDS
-    doomed = [pod for pod in running if late and job.clean_pods != "None"]
+    clean = late and job.clean_pods != "None"
+    doomed = [pod for pod in running if clean and (not pod.lingers or observed.node_lost(pod))]
     if job.clean_pods == "All" and (late or not running):
         doomed = [pod for pod in observed.pods if not pod.deleting]
     waits = [END_SECONDS - since] if running and not late else []
@@ -228,6 +233,7 @@ def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: fl
     told = conditions.ended(record.phase, record.reason or "Completed", text)
     return Plan(
         delete=tuple(pods.deletion(observed, pod) for pod in doomed),
+        end=tuple(pods.lingering(observed)) if clean and job.clean_pods == "Running" else (),
         status=status.render(job, record, observed, told, text, now),
         directives=directives.stop(observed, code, text),
         remove_job=expired,

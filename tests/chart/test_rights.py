@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from rekindle.contract import GROUP, PLURAL
 from rekindle_operator import handlers, resources
-from rekindle_operator.cluster import ApiError, Cluster
+from rekindle_operator.cluster import Cluster
 from rekindle_operator.plan import Deletion, Event
 
 pytestmark = pytest.mark.processes
@@ -41,15 +42,15 @@ class Asked(Cluster):
     def __init__(self) -> None:
         self.rights: Rights = set()
 
-    async def _call(self, method: str, path: str, **_: Any) -> dict[str, Any]:
+    async def _send(self, method: str, path: str, **_: Any) -> tuple[int, str]:
         match = PATH.fullmatch(path)
         assert match, f"teach this test what right {method} {path} needs"
         verb = VERBS.get(method) or ("get" if match["name"] else "list")
         plural = "/".join(filter(None, (match["plural"], match["part"])))
         self.rights.add((match["group"] or "", plural, verb))
         if verb == "create":
-            raise ApiError(409, "AlreadyExists")
-        return {"metadata": {"ownerReferences": [{"uid": "u"}]}}
+            return 409, json.dumps({"reason": "AlreadyExists"})
+        return 200, json.dumps({"metadata": {"ownerReferences": [{"uid": "u"}]}})
 
 
 def child(kind: str) -> dict[str, Any]:
@@ -64,6 +65,9 @@ async def every_call(cluster: Cluster) -> None:
     for kind in CHILDREN:
         await cluster.create(child(kind))
     await cluster.delete_pod("n", Deletion(name="x", uid="u", force=True))
+    await cluster.end_pod("n", Deletion(name="x", uid="u"))
+    await cluster.pod_events("n", "u")
+    await cluster.pod_log("n", "x", "c", 10)
     await cluster.patch_status("n", "x", {})
     await cluster.delete_job("n", "x", "u")
     await cluster.token("n", "x", "u")

@@ -284,6 +284,8 @@ class World:
         self.unrecorded: set[str] = set()
         """Pods created by an operator that died before it could write that down."""
         self.deleted: list[str] = []
+        self.ended: list[str] = []
+        """Pods of which what is left was ended."""
         self.events: list = []
         self.incidents: list = []
         self.resolved: list = []
@@ -804,6 +806,7 @@ class World:
         pod = self.pod(name)
         self.exit(pod, code)
         pod.phase, pod.agent = "Running", None
+        pod.body = copy.deepcopy(pod.body)
         return self
 
     def finish(self, name):
@@ -899,6 +902,13 @@ class World:
             if pod and pod.name == doomed.name:
                 self.deleted.append(pod.name)
                 self._delete(pod, 0 if doomed.force else GRACE)
+        for ended in plan.end:
+            pod = self.pods.get(ended.uid)
+            if pod and pod.name == ended.name:
+                self.ended.append(pod.name)
+                pod.body["spec"]["activeDeadlineSeconds"] = 1
+                if pod.terminated and not self.unreachable(pod):
+                    pod.phase, pod.beside["reason"] = "Failed", "DeadlineExceeded"
         if die_after == "children":
             self.unrecorded |= {c["metadata"]["name"] for c in plan.create}
             return self.restart_operator()

@@ -138,6 +138,49 @@ async def delete_pod(bench):
     await bench.cluster.delete_pod("default", forced)
 
 
+async def end_pod(bench):
+    made = bench.make(bench.child("Pod", "x", spec=POD))
+    await bench.cluster.end_pod("default", Deletion(name="x", uid="of-another"))
+    assert "activeDeadlineSeconds" not in bench.get("Pod", "x")["spec"]
+    meant = Deletion(name="x", uid=made["metadata"]["uid"])
+    for _ in range(2):
+        await bench.cluster.end_pod("default", meant)
+        assert bench.get("Pod", "x")["spec"]["activeDeadlineSeconds"] == 1
+    await bench.cluster.end_pod("default", Deletion(name="gone", uid="u"))
+
+
+async def pod_events(bench):
+    about = {"kind": "Pod", "name": "x", "namespace": "default", "uid": "u1"}
+    for number, uid in enumerate(("u1", "u2")):
+        bench.make(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"name": f"e{number}", "namespace": "default"},
+                "involvedObject": {**about, "uid": uid},
+                "reason": "FailedMount",
+                "message": "no",
+                "type": "Warning",
+            }
+        )
+    (found,) = await bench.cluster.pod_events("default", "u1")
+    assert found["involvedObject"]["uid"] == "u1"
+
+
+async def pod_log(bench):
+    with pytest.raises(ApiError):
+        await bench.cluster.pod_log("default", "nobody", "c", 10)
+
+    async def answer(request):
+        assert dict(request.query) == {"container": "c", "tailLines": "2", "limitBytes": "16384"}
+        return web.Response(text="one\ntwo\n")
+
+    async def ask(cluster):
+        assert await cluster.pod_log("default", "x", "c", 2) == "one\ntwo\n"
+
+    await against(answer, ask)
+
+
 async def patch_status(bench):
     bench.make(job_manifest())
     assert await bench.cluster.patch_status("default", "digits", {"phase": "Running", "round": 1})
@@ -217,7 +260,20 @@ async def close(bench):
 CALLS = {
     call.__name__: call
     for call in (
-        *(create, delete_pod, patch_status, delete_job, token, has_service, pods, job, nodes),
+        *(
+            create,
+            delete_pod,
+            end_pod,
+            pod_events,
+            pod_log,
+            patch_status,
+            delete_job,
+            token,
+            has_service,
+            pods,
+            job,
+            nodes,
+        ),
         *(post, connect, close),
     )
 }

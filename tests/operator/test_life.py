@@ -79,6 +79,48 @@ def test_clean_pods_with_an_agent_that_does_not_listen(world, policy, left):
     assert len(w.pods) == left
 
 
+def alone(w, name, code):
+    """The trainer of a pod is through, and its sidecar goes on for ever."""
+    w.end_trainer_only(name, code)
+
+
+def finished(w, name, code):
+    w.exit(w.pod(name), code)
+
+
+@pytest.mark.parametrize("code", [0, 1], ids=["succeeded", "failed"])
+@pytest.mark.parametrize("sidecar", [False, True], ids=["alone", "with sidecar"])
+@pytest.mark.parametrize("policy", ["All", "Running", "None"])
+def test_pods_that_have_finished_are_kept_as_the_policy_says(world, policy, sidecar, code):
+    w = world(cleanPods=policy, restart={"user": {"max": 0}}).start().train(3)
+    for name in list(w.members):
+        if code == 0:
+            w.finish(name)
+            w.pod(name).agent.outcome = None
+        (alone if sidecar else finished)(w, name, code)
+    w.run(END_SECONDS + 60)
+    assert w.phase == ("Succeeded" if code == 0 else "Failed")
+    names = sorted(p.name for p in w.pods.values())
+    assert names == ([] if policy == "All" else ["digits-0", "digits-1", "digits-2"])
+    ended = names if policy == "Running" and sidecar else []
+    assert sorted(w.ended) == ended, "told to end once, and no pod is deleted"
+    assert w.deleted == [] or policy == "All"
+    lingers = policy == "None" and sidecar
+    assert all(p.over != lingers for p in w.pods.values())
+
+
+def test_a_pod_that_is_done_before_the_others_keeps_its_place_under_a_living_sidecar(world):
+    w = world().start().train(3)
+    w.finish("digits-1")
+    w.pod("digits-1").agent.outcome = None
+    w.end_trainer_only("digits-1", 0)
+    w.run(5)
+    assert w.created == ["digits-0", "digits-1", "digits-2"]
+    assert w.ended == ["digits-1"]
+    assert not w.deleted
+    assert w.restarts == (0, 0, 0)
+
+
 def test_the_pods_of_a_finished_job_on_dead_nodes_are_removed_by_force(world):
     w = world().start()
     w.pod("digits-2").agent.quiet = True

@@ -219,8 +219,9 @@ def test_a_trainer_that_ends_under_a_living_sidecar_is_seen(world):
     w.end_trainer_only("digits-1", 137)
     w.until(lambda: len(w.rounds) == 2)
     assert w.last["cause"] == "PodLost"
-    w.until(lambda: "digits-1" not in [p.name for p in w.pods.values()])
     w.until(w.training)
+    assert w.ended == ["digits-1"], "its sidecar is ended"
+    assert w.pod("digits-1").over, "and the pod stays for its logs"
 
 
 def test_nothing_restarts_when_nothing_happens(world):

@@ -76,9 +76,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [rekindle.dev]
   resources: [trainingjobs/finalizers]
   verbs: [update]
+# patch: a pod that is through but for an endless sidecar is ended by its deadline, and stays.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete]
+# The last lines of a container that failed without a word.
+- apiGroups: [""]
+  resources: [pods/log]
+  verbs: [get]
 # One token per job. Neither list nor watch: it never sees secrets whose name it does not know.
 - apiGroups: [""]
   resources: [secrets]
@@ -88,5 +93,6 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
   verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  # list: a probe that ends a container, or a volume that cannot be mounted, is in events only.
+  verbs: [create, list]
 {{- end }}
