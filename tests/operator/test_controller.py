@@ -31,6 +31,8 @@ class FakeCluster:
         self.status = {}
         self.calls = []
         self.posted = []
+        self.events = []
+        self.logs = {}
         self.faults = {}
         """By name of a call: exceptions to raise, one after the other."""
         self.die_at = None
@@ -71,6 +73,17 @@ class FakeCluster:
         self.call("delete", "Pod", doomed.name)
         self.objects.pop(("Pod", doomed.name), None)
         self.done()
+
+    async def end_pod(self, namespace, meant):
+        self.call("end", "Pod", meant.name)
+        self.objects["Pod", meant.name]["spec"]["activeDeadlineSeconds"] = 1
+        self.done()
+
+    async def pod_events(self, namespace, uid):
+        return [event for event in self.events if event["involvedObject"]["uid"] == uid]
+
+    async def pod_log(self, namespace, name, container, lines):
+        return self.logs[name, container]
 
     async def patch_status(self, namespace, name, patch):
         self.call("status", patch)
