@@ -192,7 +192,8 @@ def rejected_where_pinned(look: Look) -> Fields | None:
 
 def pinned_to_no_node(look: Look) -> Fields | None:
     """Its template names a node that is not there."""
-    return {"node": look.pinned} if look.pinned and look.node_lost else None
+    gone = look.node_lost or (look.pod.disruption or "").startswith("DeletionByPodGC")
+    return {"node": look.pinned} if look.pinned and gone else None
 
 
 def ended_by_a_probe(look: Look) -> Fields | None:

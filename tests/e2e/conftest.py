@@ -437,6 +437,8 @@ def submitting(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
         name: str,
         *arguments: str,
         container: dict[str, Any] | None = None,
+        sidecars: tuple[dict[str, Any], ...] = (),
+        pod: dict[str, Any] | None = None,
         notice_file: str | None = None,
         grace: int = 20,
         **spec: Any,
@@ -459,9 +461,11 @@ def submitting(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
                         "volumeMounts": mounts,
                         "env": env,
                         **(container or {}),
-                    }
+                    },
+                    *sidecars,
                 ],
                 "volumes": volumes,
+                **(pod or {}),
             }
         }
         checkpoint = {

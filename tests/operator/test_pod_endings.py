@@ -161,6 +161,17 @@ CASES = [
         ["node gpu-7, which is not there", "nodeName", "nodeSelector"],
     ),
     (
+        "node of that name missing",
+        pod(
+            phase="Pending",
+            spec={"nodeName": "gpu-7"},
+            conditions=disruption("DeletionByPodGC", "PodGC: node no longer exists"),
+            deleting=True,
+        ),
+        {"pinned": "gpu-7"},
+        ["node gpu-7, which is not there"],
+    ),
+    (
         "rejected by the node of that name",
         pod(reason="OutOfcpu", message="Node didn't have enough resource: cpu"),
         {"pinned": "node-1"},
