@@ -1,9 +1,9 @@
 """The record of what went wrong: each event charged once, explained later, closed, and measured.
 
-``incidents`` finds and judges one event; here it is put into the memory that survives the operator.
-An incident passes through up to four plans: it is charged when it is found, put right when the
-kubelet tells what a broken lifeline could not, closed when a later round trains, and measured when
-all members of that round have told where the time went.
+`detection` finds one event and `retries` judges it; here it is put into the memory that survives
+the operator. An incident passes through up to four plans: it is charged when it is found, put right
+when the kubelet tells what a broken lifeline could not, closed when a later round trains, and
+measured when all members of that round have told where the time went.
 """
 
 from collections.abc import Sequence
