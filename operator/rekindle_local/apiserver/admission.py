@@ -22,6 +22,20 @@ _SYSTEM_CLASSES = {
 }
 
 
+def system_classes() -> list[Json]:
+    """Return the priority classes that every cluster has."""
+    return [
+        {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": name},
+            "value": value,
+            "description": "Used for system critical pods.",
+        }
+        for name, value in _SYSTEM_CLASSES.items()
+    ]
+
+
 def admit(store: Store, plural: str, group: str, obj: Json) -> Json:
     """Return a new object as it is stored; raises the 403 of the plugin that refuses it."""
     match (plural, group):

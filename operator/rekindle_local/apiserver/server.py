@@ -31,6 +31,7 @@ import aiohttp
 from aiohttp import web
 
 from rekindle_local.apiserver import discovery, errors, openapi
+from rekindle_local.apiserver.admission import system_classes
 from rekindle_local.apiserver.disruption import Budgets
 from rekindle_local.apiserver.errors import ApiError, Json
 from rekindle_local.apiserver.garbage import Collector
@@ -112,6 +113,7 @@ class ApiServer:
         assert namespaces is not None
         for name in PROTECTED_NAMESPACES:
             self._objects.create(namespaces, "", {"metadata": {"name": name}}, WriteOptions())
+        self.load(system_classes())
 
     def load(self, objects: Iterable[Json]) -> None:
         """Create objects as a request would, in order; raises ApiError for one that is refused."""

@@ -191,6 +191,7 @@ def test_nodes_are_cordoned_tainted_and_drained_under_budgets(kubectl):
 
 def test_can_i_and_api_resources_answer(kubectl):
     assert kubectl("auth", "can-i", "delete", "nodes") == "yes\n"
+    assert "system-node-critical" in kubectl("get", "priorityclasses")
     assert "widgets" in kubectl("api-resources", "--api-group=example.dev")
     assert "v1.34" in kubectl("version")
 
