@@ -160,3 +160,17 @@ def test_taking_a_node_twice_is_an_error(own_cluster):
 def test_killing_a_pod_that_does_not_run_is_an_error(bench):
     with pytest.raises(LookupError, match="runs on no node"):
         bench.cluster.kill_pod(bench.namespace, "none")
+
+
+def test_a_pod_bound_to_a_node_that_never_was_is_failed_and_collected(bench):
+    bench.pod("a", nodeName="nowhere")
+    path = f"/api/v1/namespaces/{bench.namespace}/pods/a"
+    body = {"metadata": {"finalizers": ["test/keep"]}}
+    bench.request("PATCH", path, body=body, content_type="application/merge-patch+json")
+    pod = bench.wait("a", lambda pod: pod["metadata"].get("deletionTimestamp"))
+    assert pod["status"]["phase"] == "Failed"
+    [target] = [one for one in pod["status"]["conditions"] if one["type"] == "DisruptionTarget"]
+    assert target["reason"] == "DeletionByPodGC"
+    body = {"metadata": {"finalizers": None}}
+    bench.request("PATCH", path, body=body, content_type="application/merge-patch+json")
+    bench.gone("a")

@@ -1,5 +1,7 @@
 """Init containers and sidecars: in which order they start, hold each other, and end."""
 
+from urllib.request import urlopen
+
 import pytest
 
 pytestmark = pytest.mark.processes
@@ -72,6 +74,13 @@ def test_a_sidecar_that_dies_is_started_again_though_the_pod_never_restarts(benc
     pod = bench.wait("a", lambda pod: states(pod).get("s", {}).get("restartCount", 0) >= 2)
     assert pod["status"]["phase"] == "Running"
     assert states(pod)["s"]["lastState"]["terminated"]["exitCode"] == 3
+
+
+def test_the_log_of_an_init_container_can_be_read(bench):
+    bench.run("a", "true", volumes=EMPTY, initContainers=[init("i", "echo one")])
+    url = f"{bench.cluster.cluster.url}/api/v1/namespaces/{bench.namespace}/pods/a/log?container=i"
+    with urlopen(url) as answer:
+        assert answer.read() == b"one\n"
 
 
 def test_sidecars_end_after_the_others_the_last_one_first(bench):

@@ -130,6 +130,24 @@ def test_a_claim_that_nobody_serves_says_why(bench, spec, said):
 
 
 @pytest.mark.processes
+def test_a_class_may_wait_for_the_first_pod(bench):
+    name = f"later-{bench.namespace}"
+    body = {"metadata": {"name": name}, "provisioner": "rekindle.dev/local-path",
+            "volumeBindingMode": "WaitForFirstConsumer"}  # fmt: skip
+    bench.request("POST", "/apis/storage.k8s.io/v1/storageclasses", body=body)
+    make(bench, storageClassName=name)
+
+    def reasons():
+        found = bench.request("GET", f"/api/v1/namespaces/{bench.namespace}/events")["items"]
+        return [one["reason"] for one in found]
+
+    bench.wait_for(reasons, lambda found: "WaitForFirstConsumer" in found)
+    assert bench.find(path(bench))["status"]["phase"] == "Pending"
+    assert bench.run("a", "exit 0", **mounting())["status"]["phase"] == "Succeeded"
+    assert bound(bench)["spec"]["storageClassName"] == name
+
+
+@pytest.mark.processes
 def test_a_pod_brings_a_claim_along_that_goes_with_it(bench):
     template = {"spec": {"accessModes": ["ReadWriteOnce"],
                          "resources": {"requests": {"storage": "1Mi"}}}}  # fmt: skip
