@@ -1,26 +1,30 @@
 """``rekindle``: the command line. Parsing and printing only; each command's work is elsewhere.
 
 Exit codes: 0 done, 1 the job failed (or the demo found something lost), 2 something has to be
-corrected first, 130 ended by Ctrl-C. With ``--json`` standard output has one JSON object and
-everything for people goes to standard error.
+corrected first, 130 ended by Ctrl-C. With ``--json`` standard output has one JSON object, the
+answer or the error, and everything for people goes to standard error. That holds for errors of the
+command line, too, so they end here as all others do and not in the parser.
 """
 
 import json
 import os
 import sys
 import time
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rekindle_cli import auditing, checkpoints, interrupts, training
 from rekindle_cli.failure import (
     BUG,
+    EXIT_CODES,
     INTERRUPTED,
     JOB_FAILED,
+    USAGE,
     Failure,
     unexpected,
     wants_tracebacks,
@@ -34,9 +38,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="rekindle",
     help="Run PyTorch training on spot capacity as if it never failed.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -46,12 +50,43 @@ auditing.add_to(app)
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Let the operator log what it does.")]
 Nodes = Annotated[int, typer.Option(min=1, max=64, help="Nodes of the embedded cluster.")]
+
+
+def _jobs(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of jobs, for the shell; without a cluster there are none."""
+    from rekindle_cli import query
+
+    given = context.params
+    wanted = query.Query(namespace=given.get("namespace"), kubeconfig=given.get("kubeconfig"))
+    try:
+        return [name for name in query.names(wanted) if name.startswith(incomplete)]
+    except Failure:
+        return []
+
+
+JobName = Annotated[str, typer.Argument(help="Name of the job.", autocompletion=_jobs)]
 Namespace = Annotated[
     str | None, typer.Option("--namespace", "-n", help="Else the kubeconfig's, else default.")
 ]
 Kubeconfig = Annotated[
     Path | None, typer.Option(help="Else $KUBECONFIG, else ~/.kube/config.", show_default=False)
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rekindle {_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -76,6 +111,7 @@ def up(
     view = _view(sys.stderr)
     try:
         with Stack(options, view.note) as stack:
+            foreground.give_credentials(stack)
             print("\n".join(foreground.greeting(stack)), flush=True)
             interrupts.wait()
     except KeyboardInterrupt:
@@ -154,7 +190,9 @@ def demo(
 
 @app.command()
 def get(
-    job: Annotated[str | None, typer.Argument(help="Name of a job; else all.")] = None,
+    job: Annotated[
+        str | None, typer.Argument(help="Name of a job; else all.", autocompletion=_jobs)
+    ] = None,
     namespace: Namespace = None,
     all_namespaces: Annotated[
         bool, typer.Option("--all-namespaces", "-A", help="Of the whole cluster.")
@@ -168,6 +206,8 @@ def get(
     """List jobs with their progress."""
     from rekindle_cli import query
 
+    if all_namespaces and namespace is not None:
+        raise Failure("-A lists all namespaces and -n names one: give one of them.", reason="Usage")
     wanted = query.Query(
         name=job, namespace=namespace, everywhere=all_namespaces, kubeconfig=kubeconfig
     )
@@ -179,7 +219,7 @@ def get(
 
 @app.command()
 def why(
-    job: Annotated[str, typer.Argument(help="Name of the job.")],
+    job: JobName,
     namespace: Namespace = None,
     as_json: Json = False,
     kubeconfig: Kubeconfig = None,
@@ -194,6 +234,33 @@ def why(
         print(json.dumps(query.explained_json(found, said)))
     else:
         print_sentences(said, sys.stdout)
+
+
+@app.command()
+def restart(
+    job: JobName,
+    from_scratch: Annotated[
+        bool,
+        typer.Option(
+            "--from-scratch",
+            help="Begin with step 0 in a new place below the URI, instead of from the newest "
+            "checkpoint; nothing is deleted.",
+        ),
+    ] = False,
+    namespace: Namespace = None,
+    as_json: Json = False,
+    kubeconfig: Kubeconfig = None,
+) -> None:
+    """Run a job again that has ended, from its newest checkpoint or from scratch."""
+    from rekindle_cli import query, restarting
+
+    wanted = query.Query(name=job, namespace=namespace, kubeconfig=kubeconfig)
+    asked = restarting.restart(wanted, scratch=from_scratch, now=datetime.now(UTC))
+    if as_json:
+        print(json.dumps(asked.document()))
+    else:
+        begin = "from scratch" if from_scratch else "from its newest checkpoint"
+        print(f"TrainingJob {job} was asked to run again {begin}.")
 
 
 _HANDED_OVER = {
@@ -222,8 +289,12 @@ for _stage, _help in _STAGES.items():
 @app.command()
 def version() -> None:
     """Print the version."""
+    print(_version())
+
+
+def _version() -> str:
     try:
-        print(installed_version("rekindle"))
+        return installed_version("rekindle")
     except PackageNotFoundError:
         raise Failure("rekindle is not installed, it runs from a checkout.") from None
 
@@ -258,22 +329,49 @@ def main() -> None:
     arguments = sys.argv[1:]
     debug = wants_tracebacks(arguments)
     try:
-        try:
-            app(arguments)
-        except (Failure, KeyboardInterrupt):
-            raise
-        except BrokenPipeError:  # whoever read this has enough, as head has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(BUG)
-        except Exception as error:
-            if debug:
-                raise
-            raise unexpected(error) from None
+        # Not standalone: the parser would print its own errors, also to who asked for JSON.
+        code = app(arguments, prog_name="rekindle", standalone_mode=False)
     except Failure as failure:
-        print("\n".join(failure.lines), file=sys.stderr)
-        sys.exit(failure.code)
+        code = _failed(failure)
     except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    except BrokenPipeError:  # whoever read this has enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = BUG
+    except Exception as error:
+        # Typer has moved the classes of its errors between releases; what they can do has stayed.
+        if hasattr(error, "format_message"):
+            code = _misused(error)
+        elif debug:
+            raise
+        else:
+            code = _failed(unexpected(error))
+    if code == INTERRUPTED and _wants_json():
+        print(json.dumps(Failure("interrupted", reason="Interrupted").document()), flush=True)
+    sys.exit(code or 0)
+
+
+def _wants_json() -> bool:
+    given = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    own = given[: given.index("--")] if "--" in given else given
+    return "--json" in own and given[0] not in _STAGES
+
+
+def _failed(failure: Failure) -> int:
+    print("\n".join(failure.lines), file=sys.stderr)
+    if _wants_json():
+        print(json.dumps(failure.document()), flush=True)
+    return failure.code
+
+
+def _misused(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "rekindle"
+    message = str(error.format_message())
+    if not message or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()  # a group without a command: its help
+        return USAGE
+    return _failed(Failure(f"{path}: {message}", f"See '{path} --help'.", reason="Usage"))
 
 
 if __name__ == "__main__":

@@ -45,17 +45,17 @@ def add_to(app: typer.Typer) -> None:
         options: Options,
     ) -> None:
         """Prove which samples the weights of a checkpoint have seen; exit code 1 if not exact."""
-        from rekindle.data.ledger import audit
+        from rekindle.data.ledger import NoLedger, audit
         from rekindle_cli import inventory
 
         with opened(uri, options) as store:
             commit = store.read(inventory.resolve(store, step))
-            if "ledger" not in commit.meta or "cursor" not in commit.meta:
+            try:
+                found = audit(commit.meta, store.objects.get)
+            except NoLedger as error:
                 raise Failure(
-                    f"Step {commit.ref.step} in {store.uri} has no ledger.",
-                    "It was imported, or not written by the trainer; nothing can be proven.",
-                )
-            found = audit(commit.meta, store.objects.get)
+                    f"Step {commit.ref.step} in {store.uri} proves nothing: {error}."
+                ) from None
         if as_json:
             print_json(
                 {"uri": store.uri, **inventory.ref_json(commit.ref), **report(commit.meta, found)}
@@ -100,10 +100,14 @@ def show(step: int, meta: Mapping[str, Any], found: "Audit") -> None:
     history: Sequence[Mapping[str, int]] = meta.get("history", ())
     if history:
         print()
-        sizes = [tuple(f"{entry[name]:,}" for name in _FIELDS) for entry in history]
+        sizes = [tuple(_figure(entry.get(name)) for name in _FIELDS) for entry in history]
         tables.show(SIZES, sizes, sys.stdout)
     print()
     print(verdict(step, found))
+
+
+def _figure(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
 
 
 def verdict(step: int, found: "Audit") -> str:

@@ -2,7 +2,8 @@
 
 Parsing and printing; the work is in `rekindle.checkpoint`. Nothing here needs torch but `import`,
 which runs in a process of its own. Exit codes: 0 done, 1 damage was found, 2 something has to be
-corrected first. With ``--json`` standard output has one JSON object.
+corrected first. With ``--json`` standard output has one JSON object. A store that exists and holds
+no checkpoint can be listed; a place where nothing is cannot, since it is most likely misspelt.
 """
 
 import json
@@ -74,7 +75,7 @@ def show(
         ref = inventory.resolve(store, step)
         entry = next((one for one in inventory.entries(store) if one.ref == ref), None)
         if entry is None:
-            raise Failure(f"Step {ref.step} was removed just now.")
+            raise Failure(f"Step {ref.step} was removed just now.", reason="NotFound")
     commit = entry.commit
     if as_json:
         document = inventory.entry_json(entry)
@@ -120,7 +121,7 @@ def verify(
         else:
             refs = [inventory.resolve(store, step)]
         if not refs:
-            raise Failure(f"{store.uri} holds no checkpoint.")
+            raise Failure(f"{store.uri} holds no checkpoint.", reason="NotFound")
         for ref in refs:
             report = checking.verify(store, ref)
             reports.append(report)
@@ -249,7 +250,7 @@ def import_(
     from rekindle_cli import importing
     from rekindle_cli.wording import count
 
-    with opened(uri, options):
+    with opened(uri, options, new=True):
         pass  # what is wrong with them is said before torch is started
     found = importing.load(source, uri, step=step, options=options)
     if as_json:
@@ -369,7 +370,9 @@ def unpin(
         chosen = [pin for pin, content in pins.items() if name in {pin, str(content.ref.step)}]
         if not chosen:
             have = ", ".join(pins) or "none"
-            raise Failure(f"{store.uri} has no pin {name!r}.", f"It has: {have}.")
+            raise Failure(
+                f"{store.uri} has no pin {name!r}.", f"It has: {have}.", reason="NotFound"
+            )
         for one in chosen:
             store.unpin(one)
     if as_json:

@@ -60,6 +60,11 @@ def jobs_path(namespace: str | None, name: str | None = None) -> str:
     return f"{path}/{name}" if name else path
 
 
+def namespace_path(namespace: str) -> str:
+    """Path of a namespace."""
+    return f"/api/v1/namespaces/{namespace}"
+
+
 def pods_path(namespace: str) -> str:
     """Path of a namespace's pods."""
     return f"/api/v1/namespaces/{namespace}/pods"
@@ -97,6 +102,10 @@ class Api:
         """POST with strict checking of field names, as ``kubectl apply`` does."""
         return self._call("POST", path, query={"fieldValidation": "Strict"}, body=body)
 
+    def merge(self, path: str, body: Manifest) -> Manifest:
+        """PATCH: what is in `body` replaces what is there, null removes it, all else stays."""
+        return self._call("PATCH", path, body=body, media="application/merge-patch+json")
+
     def replace(self, path: str, body: Manifest) -> Manifest:
         """PUT."""
         return self._call("PUT", path, body=body)
@@ -117,6 +126,7 @@ class Api:
                 raise Failure(
                     f"{what}: this API server has no kind {kind} in {version}.",
                     "Correct the document, or apply it to a cluster that has it.",
+                    reason="NotFound",
                 )
             try:
                 return self.create(path, manifest)
@@ -127,7 +137,11 @@ class Api:
                     return manifest
                 return self.replace(f"{path}/{name}", manifest)
         except ApiError as error:
-            raise Failure(*explain_refusal(error.body, error.status, what)) from None
+            message, *facts = explain_refusal(error.body, error.status, what)
+            reason = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict"}
+            raise Failure(
+                message, facts=facts, reason=reason.get(error.status, "Invalid")
+            ) from None
 
     def _collection(self, kind: str, version: str, namespace: object) -> str | None:
         root = f"/apis/{version}" if "/" in version else f"/api/{version}"
@@ -192,8 +206,9 @@ class Api:
         *,
         query: Mapping[str, str] | None = None,
         body: object = None,
+        media: str = "application/json",
     ) -> Manifest:
-        with closing(self._open(method, path, query=query, body=body)) as answer:
+        with closing(self._open(method, path, query=query, body=body, media=media)) as answer:
             try:
                 found: Manifest = json.loads(answer.read())
             except (ValueError, *_LOST) as error:
@@ -207,10 +222,11 @@ class Api:
         *,
         query: Mapping[str, str] | None = None,
         body: object = None,
+        media: str = "application/json",
         read: float = _READ_SECONDS,
     ) -> Any:
         """The urllib3 response of an answer below 400, its body unread."""
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        headers = {"Accept": "application/json", "Content-Type": media}
         configuration = self._connection.configuration
         for setting in configuration.auth_settings().values():
             headers[setting["key"]] = setting["value"]
@@ -263,14 +279,18 @@ def connect(kubeconfig: Path | None = None) -> Api:
         raise Failure(
             f"The cluster at {api.where} does not answer: {error}.",
             "Start one with 'rekindle up', or name another kubeconfig with --kubeconfig.",
+            reason="Unreachable",
         ) from None
     except ApiError as error:
         if error.status in {401, 403}:
             raise Failure(
                 f"The cluster at {api.where} does not let you in (HTTP {error.status}).",
                 "Renew the credentials of the kubeconfig, or name another one with --kubeconfig.",
+                reason="Unauthorized" if error.status == 401 else "Forbidden",
             ) from None
-        raise Failure(f"The cluster at {api.where} is in trouble: {error}.") from None
+        raise Failure(
+            f"The cluster at {api.where} is in trouble: {error}.", reason="Unreachable"
+        ) from None
     return api
 
 
@@ -286,6 +306,7 @@ def _configuration(kubeconfig: Path | None) -> tuple[Any, str]:
         raise Failure(
             f"The kubeconfig {missing[0]} does not exist.",
             "'rekindle up' prints the one of the embedded cluster.",
+            reason="NotFound",
         )
     configuration = kube.Configuration()
     where = os.pathsep.join(str(Path(name).expanduser()) for name in files)
@@ -310,6 +331,7 @@ def _inside_a_pod() -> tuple[Any, str]:
             "There is no cluster: neither --kubeconfig nor KUBECONFIG is set and ~/.kube/config "
             "does not exist.",
             "Start one with 'rekindle up', or run a job here with 'rekindle run JOB.yaml'.",
+            reason="NotFound",
         ) from None
     namespace = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     return configuration, namespace.read_text() if namespace.exists() else "default"

@@ -153,8 +153,8 @@ def examine(uri: str, options: Mapping[str, str] | None = None) -> Evidence:
     meta = read[0].meta
     try:
         found = audit(meta, store.objects.get)
-    except (KeyError, TypeError, ValueError) as error:
-        problem = f"the newest checkpoint has no ledger that can be checked: {error!r}"
+    except ValueError as error:  # NoLedger, or an order that is not in the store
+        problem = f"of the newest checkpoint, {error}"
         return Evidence(commits=commits, metrics=_metrics(meta), problem=problem)
     return Evidence(
         commits=commits,

@@ -6,6 +6,9 @@ from rekindle_cli import manifest, places
 from rekindle_cli.failure import Failure
 from rekindle_cli.stack import Options, Stack
 
+SECRET = "s3-credentials"
+"""What `spec.checkpoint.secretRef` names in README and the examples."""
+
 
 def options(
     *, nodes: int, port: int, state_dir: Path | None, workdir: Path | None, verbose: bool
@@ -33,6 +36,15 @@ def _buckets(examples: Path | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def give_credentials(stack: Stack) -> None:
+    """Put the secret into the namespace default that manifests for other clusters name.
+
+    Pods here have an identity without it; but a pod whose secret is missing waits for ever.
+    """
+    secret = manifest.secret(SECRET, manifest.DEFAULT_NAMESPACE, stack.s3)
+    stack.api().apply(secret, manifest.DEFAULT_NAMESPACE)
+
+
 def greeting(stack: Stack) -> list[str]:
     """What a person needs to work with the cluster; lines that a shell can take as they are."""
     s3, operator = stack.s3, stack.operator
@@ -40,7 +52,8 @@ def greeting(stack: Stack) -> list[str]:
         f"export KUBECONFIG={stack.kubeconfig}",
         f"# API server {stack.cluster.url}, nodes {', '.join(stack.cluster.node_names())}",
         f"# operator: log in {operator.log if operator else 'none'}",
-        f"# S3: {s3.endpoint}; pods need no secret and no endpointUrl; for your own tools:",
+        f"# S3: {s3.endpoint}; pods need no endpointUrl and no secret; {SECRET} is there all the "
+        "same, in namespace default; for your own tools:",
         f"# export AWS_ENDPOINT_URL={s3.endpoint} AWS_ACCESS_KEY_ID={s3.access_key} "
         f"AWS_SECRET_ACCESS_KEY={s3.secret_key}",
     ]

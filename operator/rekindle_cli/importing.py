@@ -17,6 +17,8 @@ from rekindle_cli.failure import Failure
 
 def load(source: str, uri: str, *, step: int | None, options: Mapping[str, str]) -> dict[str, Any]:
     """Import a file or directory as a checkpoint; raises Failure with the reason."""
+    if not os.path.exists(source):
+        raise Failure(f"{source}: there is no such file or directory.", reason="NotFound")
     command = [sys.executable, "-m", "rekindle.legacy", source, uri]
     command += ["--options", json.dumps(dict(options))]
     if step is not None:
@@ -40,8 +42,8 @@ def answer(code: int, stdout: bytes, stderr: bytes) -> dict[str, Any]:
         words = stderr.decode(errors="replace").strip().splitlines()[-1:]
         raise Failure(
             f"The import ended with exit code {code} and without an answer.",
-            *words,
             "If it is -9, the file needs more memory than there is.",
+            facts=words,
         ) from None
     if "error" in found:
         raise Failure(str(found["error"]))

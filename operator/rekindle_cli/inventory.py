@@ -88,7 +88,9 @@ def resolve(store: Store, name: str) -> CommitRef:
     if name == "latest":
         good = store.commits()
         if not good:
-            raise Failure(f"{store.uri} holds no checkpoint that can be restored.")
+            raise Failure(
+                f"{store.uri} holds no checkpoint that can be restored.", reason="NotFound"
+            )
         return good[0]
     known = sorted(store.listed(), key=lambda ref: (ref in line, ref), reverse=True)
     match = _NAME.match(name)
@@ -111,6 +113,7 @@ def resolve(store: Store, name: str) -> CommitRef:
         f"{store.uri} holds no checkpoint {name!r}.",
         f"It holds the steps {have}{' and more' if len(known) > 10 else ''}. Allowed are a step, "
         f"STEP-ATTEMPT, the name of a pin, and 'latest'.",
+        reason="NotFound",
     )
 
 

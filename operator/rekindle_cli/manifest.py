@@ -78,6 +78,7 @@ def load(path: Path) -> Bundle:
         raise Failure(
             f"{path}: there is no such file.",
             "Give the path of a manifest with a TrainingJob.",
+            reason="NotFound",
         ) from None
     except IsADirectoryError:
         raise Failure(f"{path} is a directory; name the manifest in it.") from None
@@ -206,7 +207,7 @@ def localise(bundle: Bundle, s3: S3Access | None) -> Localised:
     others = list(bundle.others)
     if isinstance(named, str):
         others = [entry for entry in others if not _is_secret(entry, named, bundle.namespace)]
-        others.insert(0, _secret(named, bundle.namespace, s3))
+        others.insert(0, secret(named, bundle.namespace, s3))
     uri = checkpoint["uri"]
     instead = f" instead of {elsewhere}" if isinstance(elsewhere, str) else ""
     note = f"Checkpoints: {uri} is in the embedded object store at {s3.endpoint}{instead}."
@@ -234,7 +235,8 @@ def _is_secret(entry: Manifest, name: str, namespace: str) -> bool:
     )
 
 
-def _secret(name: str, namespace: str, s3: S3Access) -> Manifest:
+def secret(name: str, namespace: str, s3: S3Access) -> Manifest:
+    """The credentials of the embedded object store, as `spec.checkpoint.secretRef` takes them."""
     keys = {"AWS_ACCESS_KEY_ID": s3.access_key, "AWS_SECRET_ACCESS_KEY": s3.secret_key}
     return {
         "apiVersion": "v1",

@@ -48,4 +48,5 @@ def _first(name: str, witness: str) -> Path:
     raise Failure(
         f"This installation of rekindle lacks {name}/{witness}.",
         "Install it again: pip install --force-reinstall 'rekindle[local]'.",
+        reason="NotFound",
     )

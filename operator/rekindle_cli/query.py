@@ -1,4 +1,8 @@
-"""`rekindle get` and `rekindle why`: asking any cluster about its jobs."""
+"""`rekindle get` and `rekindle why`: asking any cluster about its jobs.
+
+The API server lists a namespace that does not exist as an empty one. Who named it has most likely
+misspelt it, so an empty answer is looked into before it is believed.
+"""
 
 import json
 import time
@@ -9,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle_cli import client
-from rekindle_cli.client import Api, ApiError, Unavailable, jobs_path
+from rekindle_cli.client import Api, ApiError, Unavailable, jobs_path, namespace_path
 from rekindle_cli.explain import Sentence, explain
 from rekindle_cli.failure import Failure
 from rekindle_cli.listing import job_json, table
@@ -62,7 +66,14 @@ def _once(api: Api, query: Query) -> list[Job]:
     try:
         return _jobs(api, query)
     except Unavailable as error:
-        raise Failure(f"The cluster at {api.where} does not answer: {error}.") from None
+        raise Failure(
+            f"The cluster at {api.where} does not answer: {error}.", reason="Unreachable"
+        ) from None
+
+
+def names(query: Query) -> list[str]:
+    """The names of the jobs that are there, for a shell to complete; raises Failure."""
+    return sorted(job.name for job in _once(client.connect(query.kubeconfig), query))
 
 
 def explained_json(job: Job, said: Sequence[Sentence]) -> dict[str, Any]:
@@ -98,14 +109,20 @@ def _jobs(api: Api, query: Query) -> list[Job]:
             raise Failure(
                 f"The cluster at {api.where} does not know TrainingJobs.",
                 "Install Rekindle there: helm install rekindle charts/rekindle.",
+                reason="NotFound",
             ) from None
-        if error.status == 403:
+        if error.status in {401, 403}:
             raise Failure(
                 f"You may not list TrainingJobs in {_where(api, query)}: {error.body}",
                 "Ask for the role rekindle-view, or name another namespace with -n.",
+                reason="Unauthorized" if error.status == 401 else "Forbidden",
             ) from None
-        raise Failure(f"The cluster at {api.where} is in trouble: {error}.") from None
+        raise Failure(
+            f"The cluster at {api.where} is in trouble: {error}.", reason="Unreachable"
+        ) from None
     jobs = [Job.read(item) for item in answer.get("items") or ()]
+    if not jobs and namespace is not None:
+        check_namespace(api, namespace)
     if query.name is None:
         return jobs
     found = [job for job in jobs if job.name == query.name]
@@ -114,8 +131,23 @@ def _jobs(api: Api, query: Query) -> list[Job]:
         raise Failure(
             f"There is no TrainingJob {query.name} in {_where(api, query)} (there: {others}).",
             "Name another namespace with -n, or list all jobs with 'rekindle get -A'.",
+            reason="NotFound",
         )
     return found
+
+
+def check_namespace(api: Api, namespace: str) -> None:
+    """Raises Failure when the cluster has no such namespace, and lets one may not see pass."""
+    try:
+        if api.find(namespace_path(namespace)) is not None:
+            return
+    except ApiError:
+        return
+    raise Failure(
+        f"There is no namespace {namespace} in the cluster at {api.where}.",
+        "Name another one with -n, or list all jobs with 'rekindle get -A'.",
+        reason="NotFound",
+    )
 
 
 def _text(jobs: Sequence[Job], query: Query, *, as_json: bool, where: str) -> str:

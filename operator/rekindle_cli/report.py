@@ -192,7 +192,7 @@ def summary(report: Report) -> list[tuple[str, str]]:
         rows.append(("Resumed from", f"the checkpoint of step {report.resumed_from:,}"))
     lost = report.steps_lost
     rows.append(("Steps lost", "not known" if lost is None else f"{lost:,}"))
-    rows.append(("Samples", _samples(report.evidence)))
+    rows.append(("Samples", _samples(report.evidence, job.samples)))
     metric = report.final_metric
     if metric is not None:
         rows.append(("Final metric", f"{metric[0]} {number(metric[1])}"))
@@ -222,10 +222,11 @@ def _incident(incident: Incident) -> tuple[str, str]:
     return "Incident", text
 
 
-def _samples(evidence: Evidence) -> str:
+def _samples(evidence: Evidence, counted: int | None) -> str:
     samples = evidence.samples
     if samples is None:
-        return f"not proven: {evidence.problem or 'no checkpoint was read'}"
+        told = "" if counted is None else f"{counted:,} used, as the program counted; "
+        return f"{told}not proven: {evidence.problem or 'no checkpoint was read'}"
     proof = "proven by the ledger" if samples.digest_ok else "but not those of the data order"
     text = f"{samples.used:,} used, {samples.repeated:,} repeated, {samples.missed:,} missed"
     return f"{text} ({proof})"

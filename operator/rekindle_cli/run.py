@@ -98,14 +98,20 @@ def follow_to_end(
     for current in snapshots:
         view.show(current, timeline(previous, current))
         if current.job is None and previous is not None and previous.job is not None:
-            raise Failure(f"TrainingJob {previous.job.name} was deleted.", code=1)
+            raise Failure(
+                f"TrainingJob {previous.job.name} was deleted.", reason="JobFailed", code=1
+            )
         if current.job is not None and current.job.finished:
             return current
         if lost_for() > _LOST_SECONDS:
-            raise Failure(f"The cluster has not answered for {_LOST_SECONDS:.0f} s.", code=1)
+            raise Failure(
+                f"The cluster has not answered for {_LOST_SECONDS:.0f} s.",
+                reason="JobFailed",
+                code=1,
+            )
         each(current)
         previous = current
-    raise Failure("The job is no longer followed.", code=1)
+    raise Failure("The job is no longer followed.", reason="JobFailed", code=1)
 
 
 class StepWatch:

@@ -152,7 +152,8 @@ class Stack:
         if not operator.wait_until_healthy(_OPERATOR_SECONDS):
             raise Failure(
                 f"The operator does not become ready; the end of its log ({operator.log}):",
-                *operator.last_words(),
+                facts=operator.last_words(),
+                reason="JobFailed",
                 code=1,
             )
 
@@ -176,6 +177,11 @@ class Stack:
         except StateDirectoryInUse as error:
             raise Failure(f"{error}.") from None
         except OSError as error:
+            if error.filename is not None:
+                raise Failure(
+                    f"--state-dir {error.filename} cannot be used: {error.strerror}.",
+                    "Name a directory that can be written, or one that does not exist yet.",
+                ) from None
             raise Failure(
                 f"The embedded cluster cannot start on port {options.port}: {error}.",
                 "Choose another port with --port, or leave it out for a free one.",

@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,9 @@ Name = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Options = dict[str, str]
 """What was given of the options of a store, by the names that `Store.open` has for them."""
+
+
+_ALLOWED = {"addressing": ("auto", "path", "virtual"), "commit": ("conditional", "lease")}
 
 
 def _given(
@@ -71,11 +75,14 @@ def command(
 
 
 @contextlib.contextmanager
-def opened(uri: str, options: Options, *, beside: str | None = None) -> Iterator["Store"]:
+def opened(
+    uri: str, options: Options, *, beside: str | None = None, new: bool = False
+) -> Iterator["Store"]:
     """The store; raises Failure for whatever goes wrong with it, also in the body.
 
-    Options that the store has no use for are refused. `beside` is another store that the command
-    opens with the same ones: one of both may be of files.
+    A place where nothing is, is no store, unless the command is about to make one (`new`). Options
+    that the store has no use for are refused. `beside` is another store that the command opens with
+    the same ones: one of both may be of files.
     """
     from rekindle.checkpoint.checksum import ChecksumUnavailable
     from rekindle.checkpoint.location import check_options
@@ -83,14 +90,63 @@ def opened(uri: str, options: Options, *, beside: str | None = None) -> Iterator
     from rekindle.checkpoint.objects import StoreError
     from rekindle.checkpoint.store import Store
 
+    for option, allowed in _ALLOWED.items():
+        if options.get(option, allowed[0]) not in allowed:
+            raise Failure(
+                f"--{option} is {options[option]!r}.", f"Allowed are {', '.join(allowed)}."
+            )
     try:
         if beside is None or not beside.startswith("s3://"):
             check_options(uri, {option: f"--{option.replace('_', '-')}" for option in options})
-        yield Store.open(uri, **options)
-    except (IntegrityError, VersionError, StoreError, ChecksumUnavailable, ValueError) as error:
+        store = Store.open(uri, **options)
+        if not new:
+            _exists(store)
+        yield store
+    except StoreError as error:
+        raise Failure(str(error), reason=_reason(error)) from error
+    except (IntegrityError, VersionError, ChecksumUnavailable, ValueError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
         raise Failure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
+
+
+def _exists(store: "Store") -> None:
+    """Raises Failure when nothing is there, which an object store shows by listing nothing."""
+    from rekindle.checkpoint import location
+
+    where = location.parse(store.uri)
+    if where.scheme == "file":
+        if Path(where.path).is_dir():
+            return
+        what = "is no directory" if Path(where.path).exists() else "does not exist"
+        raise Failure(
+            f"{store.uri} {what}.",
+            "The URI of a job's checkpoints is in spec.checkpoint.uri; file:// names a directory "
+            "on this machine.",
+            reason="NotFound",
+        )
+    if not store.listed() and not store.objects.list(""):
+        raise Failure(
+            f"{store.uri} does not exist: no object of the bucket begins with it.",
+            "The URI of a job's checkpoints is in spec.checkpoint.uri.",
+            reason="NotFound",
+        )
+
+
+def _reason(error: Exception) -> str:
+    """The reason of a Failure for an error of the store, by its class."""
+    from rekindle.checkpoint import objects
+
+    reasons: dict[type[Exception], str] = {
+        objects.NotFound: "NotFound",
+        objects.NoSuchBucket: "NotFound",
+        objects.AccessDenied: "Forbidden",
+        objects.InvalidCredentials: "Unauthorized",
+        objects.Unreachable: "Unreachable",
+        objects.Conflict: "Conflict",
+        objects.PreconditionFailed: "Conflict",
+    }
+    return next((reason for kind, reason in reasons.items() if isinstance(error, kind)), "Invalid")
 
 
 def print_json(document: dict[str, Any]) -> None:

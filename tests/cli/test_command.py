@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,7 +70,7 @@ def test_a_failure_is_told_without_a_traceback(call, tmp_path) -> None:
 
 
 def test_ctrl_c_is_exit_code_130(call, monkeypatch) -> None:
-    def interrupted(arguments: list[str]) -> None:
+    def interrupted(*_: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "app", interrupted)
@@ -87,7 +89,7 @@ def test_ctrl_c_is_exit_code_130(call, monkeypatch) -> None:
 def test_a_bug_is_one_line_and_a_traceback_for_who_asks(
     call, monkeypatch, arguments, variable, traced
 ) -> None:
-    def broken(given: list[str]) -> None:
+    def broken(given: list[str], **options: object) -> None:
         assert given == ["version"]
         raise KeyError("a\nb")
 
@@ -184,6 +186,43 @@ def test_a_cluster_in_the_foreground_serves_and_leaves_nothing(tmp_path) -> None
             started.kill()
     assert list(tmp_path.iterdir()) == []
     assert rekindle("get", "--kubeconfig", config).returncode == 2
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(700)
+def test_the_manifest_of_the_front_page_runs_as_it_stands(tmp_path) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("needs kubectl")
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = re.search(r"<!-- manifest -->\n```yaml\n(.*?)```", readme, re.DOTALL)
+    assert block
+    assert "secretRef" in block[1], "the secret that other clusters need is the point"
+    (tmp_path / "job.yaml").write_text(block[1])
+    started = subprocess.Popen(
+        [sys.executable, "-m", "rekindle_cli", "up", "--nodes", "2"],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    with started:
+        try:
+            config = started.stdout.readline().strip().partition("=")[2]
+            at = [kubectl, "--kubeconfig", config]
+            subprocess.run([*at, "apply", "-f", str(tmp_path / "job.yaml")], check=True, timeout=60)
+            done = subprocess.run(
+                [*at, "wait", "tj/digits", "--for=condition=Complete", "--timeout=600s"],
+                capture_output=True,
+                text=True,
+                timeout=620,
+                check=False,
+            )
+            why = rekindle("why", "digits", KUBECONFIG=config)
+            assert done.returncode == 0, done.stderr + why.stdout
+        finally:
+            started.send_signal(signal.SIGTERM)
+            started.wait(SECONDS)
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test", "predict"])

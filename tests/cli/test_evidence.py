@@ -67,8 +67,16 @@ def test_a_commit_without_a_ledger_proves_nothing(tmp_path) -> None:
     commit(tmp_path, {"cursor": CURSOR.to_json()})
     found = evidence.examine(f"file://{tmp_path}")
     assert found.samples is None
-    assert "no ledger that can be checked" in found.problem
+    assert "no ledger of its samples" in found.problem
     assert len(found.commits) == 1
+
+
+def test_what_a_lightning_script_saves_is_no_key_error(tmp_path) -> None:
+    commit(tmp_path, {"step": 9, "epoch": 1, "samples": 288, "metrics": {"val/loss": 0.5}})
+    found = evidence.examine(f"file://{tmp_path}")
+    assert found.problem.startswith("of the newest checkpoint, it has no ledger of its samples")
+    assert "KeyError" not in found.problem
+    assert found.metrics == {"val/loss": 0.5}
 
 
 def test_a_place_without_checkpoints_is_a_problem_and_no_error(tmp_path, capsys) -> None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from rekindle_cli.evidence import Committed, Evidence, Samples
-from rekindle_cli.report import Preemption, Report, as_json, flaws, summary
+from rekindle_cli.report import Preemption, Report, _samples, as_json, flaws, summary
 from rekindle_cli.rounds import Round
 from rekindle_cli.snapshot import Job
 
@@ -132,4 +132,5 @@ def test_people_get_a_row_for_each_promise(report) -> None:
 
 def test_people_are_told_when_nothing_is_proven(report) -> None:
     rows = dict(summary(replace(report, evidence=Evidence(problem="no answer"))))
-    assert rows["Samples"] == "not proven: no answer"
+    assert rows["Samples"] == "9,600 used, as the program counted; not proven: no answer"
+    assert _samples(Evidence(problem="no answer"), None) == "not proven: no answer"

@@ -161,7 +161,8 @@ class Record:
                 since=int(data.get("since", 0)),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a ledger: {error!r} in {data!r:.200}") from error
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"not a ledger: {what} in {data!r:.200}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,17 +214,22 @@ class Audit:
         )
 
 
+class NoLedger(ValueError):
+    """A commit says nothing of its samples that can be checked; the message says why."""
+
+
 def audit(meta: dict[str, Any], read: Callable[[str], bytes] | None = None) -> Audit:
     """Check the ledger in a commit's ``meta`` against the order derived anew.
+
+    Raises `NoLedger` for a commit without one, of a Lightning script for example, and for one that
+    nobody can read.
 
     `read` gives the objects of the checkpoint store by name: orders with weights, or of the
     script's own, are recorded there. Takes about 50 ns per sample and epoch, and memory for a
     quarter of a million ids at a time.
     """
-    cursor = Cursor.from_json(meta["cursor"])
-    past = meta["ledger"].get("past", ())
-    ended = [(Cursor.from_json(one["cursor"]), Record.from_json(one["ledger"])) for one in past]
-    chapters = [*ended, (cursor, Record.from_json(meta["ledger"]))]
+    chapters = _chapters(meta)
+    cursor, ended = chapters[-1][0], chapters[:-1]
     epochs = [each for known, record in chapters for each in _epochs(known, record)]
     digests = [_digest_ok(known, record, read) for known, record in chapters]
     if cursor.order == "stream":
@@ -237,6 +243,22 @@ def audit(meta: dict[str, Any], read: Callable[[str], bytes] | None = None) -> A
         samples_restarted=sum(known.sample for known, _ in ended),
         epochs=tuple(epochs),
     )
+
+
+def _chapters(meta: dict[str, Any]) -> list[tuple[Cursor, Record]]:
+    """Each order of the data that the run had, with its ledger, the present one last."""
+    if meta.get("cursor") is None or meta.get("ledger") is None:
+        raise NoLedger(
+            "it has no ledger of its samples, which only rekindle's Trainer keeps: not a Lightning "
+            "script, a loop of one's own or an import"
+        )
+    try:
+        past = meta["ledger"].get("past", ())
+        ended = [(Cursor.from_json(one["cursor"]), Record.from_json(one["ledger"])) for one in past]
+        return [*ended, (Cursor.from_json(meta["cursor"]), Record.from_json(meta["ledger"]))]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise NoLedger(f"its ledger cannot be read: {what}") from error
 
 
 def _epochs(cursor: Cursor, record: Record) -> list[Epochs]:
@@ -296,6 +318,8 @@ def _stream_digest_ok(account: dict[str, Any] | None, record: Record) -> bool | 
     """Whether the ids used are the first so many of each shard, every shard once per epoch."""
     if account is None or account.get("stateless"):
         return None
+    if account.get("epochs") is None:
+        raise NoLedger("its ledger cannot be read: the stream's account has no epochs")
     digest = 0
     for first, count, shards in account["epochs"]:
         if len({shard for shard, _ in shards}) < len(shards):

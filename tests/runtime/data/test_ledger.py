@@ -1,9 +1,11 @@
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.data.ledger import Ledger, audit
+from rekindle.data.ledger import Ledger, NoLedger, audit
 from rekindle.data.order import Cursor
 
 START = Cursor(epoch=0, sample=0, G=24, m=4, seed=5, N=103, length=103)
@@ -117,3 +119,47 @@ def test_the_same_id_in_another_epoch_is_another_sample():
 def test_an_unreadable_ledger_is_named():
     with pytest.raises(ValueError, match="not a ledger"):
         audit({"cursor": START.to_json(), "ledger": {"spans": [[1, 2]], "samples": 0}})
+
+
+def without(document, path):
+    """A copy that lacks one key."""
+    *way, last = path
+    copied = copy.deepcopy(document)
+    part = copied
+    for key in way:
+        part = part[key]
+    del part[last]
+    return copied
+
+
+def paths(document, *above):
+    for key, value in document.items() if isinstance(document, dict) else ():
+        yield (*above, key)
+        yield from paths(value, *above, key)
+
+
+WHOLE = {
+    **meta(*trained(3)),
+    "history": [],
+    "stream": {"epochs": [[0, 1, [[0, 4]]]], "stateless": False},
+}
+"""What the trainer writes, and what a stream adds."""
+
+
+@pytest.mark.parametrize("order", ["shuffle", "stream"])
+@pytest.mark.parametrize("path", list(paths(WHOLE)), ids=".".join)
+def test_whatever_is_missing_is_said_and_never_a_key_error(path, order):
+    whole = copy.deepcopy(WHOLE)
+    whole["cursor"]["order"] = order
+    said = ""
+    try:
+        audit(without(whole, path))
+    except NoLedger as error:
+        said = str(error)
+    assert "Error" not in said
+
+
+@pytest.mark.parametrize("found", [{}, {"cursor": None, "ledger": None}, {"ledger": {}}])
+def test_a_checkpoint_of_another_writer_proves_nothing_and_says_so(found):
+    with pytest.raises(NoLedger, match="only rekindle's Trainer keeps"):
+        audit({"step": 9, "samples": 288, **found})
