@@ -262,10 +262,11 @@ def test_a_success_whose_words_are_lost_is_one_if_there_has_been_a_round(world):
     w.stop_operator()
     w.run(60)
     for pod in w.pods.values():
-        pod.terminated["message"] = ""
+        pod.terminated = {**pod.terminated, "message": ""}
     w.restart_operator()
     w.run(5)
     assert w.phase == "Succeeded"
+    assert len(w.created) == 3, "nobody has to do it again"
 
 
 def test_a_shell_that_hides_the_failure_of_the_launcher_does_not_make_it_a_success(world):
