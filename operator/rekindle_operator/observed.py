@@ -225,6 +225,11 @@ class Observed:
         return {pod.uid: pod for pod in self.pods}
 
     @cached_property
+    def inside(self) -> frozenset[str]:
+        """Uids of the members of the current round."""
+        return frozenset(m.uid for m in self.round.members) if self.round else frozenset()
+
+    @cached_property
     def _by_slot(self) -> dict[int, list[Pod]]:
         slots: dict[int, list[Pod]] = {}
         for pod in self.pods:

@@ -397,6 +397,7 @@ ROWS: tuple[Row, ...] = (
     ),
 )
 """In the order in which they are tried."""
+_TIMED = tuple(row for row in ROWS if row.after and row.timed)
 
 
 def row_of(held: Held) -> tuple[Row, Fields] | None:
@@ -441,9 +442,7 @@ def _since(fields: Fields, held: Held) -> float:
 def changes_at(held: Held) -> float | None:
     """When time alone makes something of what a pod shows now; None if it does not."""
     times = [
-        _since(fields, held) + row.after
-        for row in ROWS
-        if row.after and row.timed and (fields := row.fits(held)) is not None
+        _since(fields, held) + row.after for row in _TIMED if (fields := row.fits(held)) is not None
     ]
     return min((at for at in times if at > held.now), default=None)
 
@@ -471,12 +470,11 @@ def waits(observed: Observed, pods: Iterable[Pod], pinned: str | None = None) ->
 
 def held_of(observed: Observed, pod: Pod, pinned: str | None = None) -> Held:
     """A pod and what is known around it."""
-    inside = observed.round is not None and any(m.uid == pod.uid for m in observed.round.members)
     return Held(
         pod=pod,
         agent=observed.agents.get(pod.uid),
         listening_since=observed.listening_since,
-        member=inside,
+        member=pod.uid in observed.inside,
         pinned=pinned,
         now=observed.now,
     )
