@@ -81,3 +81,14 @@ def test_the_log_of_the_trainer_outlives_a_sidecar_that_never_ends(submit, site,
     assert log.strip()
     assert job.status["phase"] == "Succeeded"
     assert job.status["restarts"]["total"] == 0
+
+
+def test_a_native_sidecar_runs_beside_the_trainer_and_ends_with_it(submit, site, eventually):
+    proxy = shell(site, "proxy", "while true; do sleep 1; done", restartPolicy="Always")
+    job = submit("native", "--steps=20", replicas=1, pod={"initContainers": [proxy]}, grace=2)
+    job.wait_phase("Succeeded")
+    eventually(
+        lambda: [pod.status.phase for pod in job.pods()] == ["Succeeded"], "the pod to succeed"
+    )
+    assert job.status["restarts"]["total"] == 0
+    assert not job.status["incidents"]
