@@ -96,6 +96,11 @@ def lost_peer(error: BaseException) -> bool:
     return False
 
 
+def by_words(kind: str, words: str) -> bool:
+    """Whether an error, by the name of its type and its words, is that of a lost peer."""
+    return kind in _PEER_TYPES or (kind == "RuntimeError" and bool(_PEER_WORDS.search(words)))
+
+
 def headline(error: BaseException) -> str:
     """An error in one line: with the name of its type, unless it has a code, which says more."""
     text = str(error)

@@ -1,4 +1,4 @@
-"""``python -m rekindle.launch [-m] SCRIPT [ARGUMENTS]``: see the package.
+"""``python -m rekindle.launch [-m] SCRIPT [ARGUMENTS]``, or ``-- COMMAND...``: see the package.
 
 Two things come before all else. SIGTERM gets its handler before torch is imported, because as PID
 1 a process without one does not notice it. And every way out, wrong arguments and bugs of the
@@ -7,9 +7,11 @@ people and for the operator's verdict.
 """
 
 import contextlib
+import importlib.util
 import io
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -31,11 +33,11 @@ from rekindle.contract import (
     ExitCode,
     Outcome,
 )
-from rekindle.launch import first, forkserver, notices, preload, termination
+from rekindle.launch import first, forkserver, notices, preload, termination, torchrun_flags
 from rekindle.launch import settings as environment
+from rekindle.launch.command import Command, Program, Script, command_of, is_python
 from rekindle.launch.forkserver import Starter
 from rekindle.launch.progress import Source, source_of
-from rekindle.launch.running import names_trainer
 from rekindle.launch.settings import Settings
 from rekindle.launch.signals import Signals
 from rekindle.launch.variables import of_pod
@@ -45,7 +47,10 @@ UPLOAD_SECONDS = 10.0
 UPLOAD_MARGIN = 2.0
 """Seconds of a grace period that are left alone."""
 
-USAGE = "usage: python -m rekindle.launch [-m] SCRIPT [ARGUMENTS]"
+USAGE = "usage: python -m rekindle.launch [-m] SCRIPT [ARGUMENTS], or -- COMMAND [ARGUMENTS]"
+
+ENV_SOUGHT = "REKINDLE_SOUGHT_TORCH"
+"""Set once another interpreter has been tried, so that two without torch do not call each other."""
 
 logger = logging.getLogger("rekindle.launch")
 
@@ -60,12 +65,16 @@ def main(arguments: Sequence[str]) -> int:
     logging.getLogger("rekindle").setLevel(logging.INFO)
     log = environment.termination_log(os.environ)
     try:
+        if importlib.util.find_spec("torch") is None:
+            seek_torch(arguments)
         command = checked(arguments)
-        settings = environment.from_environment(os.environ)
+        settings = environment.from_environment(os.environ, command.slots)
         source = source_of(os.environ.get(ENV_PROGRESS))
     except ValueError as error:
         print(f"rekindle.launch: {error}", file=sys.stderr)
         return _refuse(log, str(error))
+    for note in command.notes:
+        logger.info("%s", note)
     # Workers have no business with it, and a script that prints its environment must not tell it.
     first.forget(ENV_TOKEN)
     try:
@@ -87,20 +96,93 @@ def main(arguments: Sequence[str]) -> int:
         return int(ExitCode.USER_ERROR)
 
 
-def checked(arguments: Sequence[str]) -> list[str]:
+def checked(arguments: Sequence[str]) -> Command:
     """Check the command line; raises ValueError saying what is missing."""
-    command = list(arguments)
-    if not command or command == ["-m"]:
-        raise ValueError(f"no script to run; {USAGE}")
-    target = command[0]
-    if target.startswith("-") and target != "-m":
-        raise ValueError(f"unknown option {target!r}; {USAGE}. Options of the script come after it")
-    if target != "-m" and not Path(target).exists():
-        raise ValueError(
-            f"there is no script {target!r} in {Path.cwd()}; check args and workingDir of the "
-            "container, and that the image holds the file"
+    words = list(arguments)
+    if words[:1] == ["--"]:
+        command = command_of(
+            words[1:],
+            torchrun=lambda given, legacy: torchrun_flags.parse(given, legacy, os.environ),
+            same_python=_is_this_python,
+            read=_shell_script,
         )
+    else:
+        if not words or words == ["-m"]:
+            raise ValueError(f"no script to run; {USAGE}")
+        if words[0].startswith("-") and words[0] != "-m":
+            raise ValueError(
+                f"unknown option {words[0]!r}; {USAGE}. Options of the script come after it"
+            )
+        command = Command(target=Script(arguments=tuple(words)))
+    target = command.target
+    name = target.arguments[0]
+    where = "check command, args and workingDir of the container, and that the image holds the file"
+    if isinstance(target, Program):
+        if shutil.which(name) is None:
+            raise ValueError(f"there is no executable {name!r} (seen from {Path.cwd()}); {where}")
+    elif name not in {"-m", "-c"} and not Path(name).exists():
+        raise ValueError(f"there is no script {name!r} in {Path.cwd()}; {where}")
     return command
+
+
+def _is_this_python(word: str) -> bool:
+    """Whether a word names the interpreter that this process is."""
+    if word == sys.orig_argv[0]:
+        return True
+    found = shutil.which(word)
+    if found is None:
+        return False
+    mine = Path(sys.executable)
+    try:
+        return Path(found).parent.samefile(mine.parent) and Path(found).samefile(mine)
+    except OSError:
+        return False
+
+
+def _shell_script(word: str) -> str | None:
+    """Give the text of a shell script; None for anything else."""
+    path = shutil.which(word) or word
+    try:
+        with open(path, "rb") as file:
+            text = file.read(1 << 16)
+    except OSError:
+        return None
+    first = text.partition(b"\n")[0]
+    is_shell = first.startswith(b"#!") and first.rstrip().endswith((b"sh", b"sh -e", b"sh -ex"))
+    return text.decode(errors="replace") if is_shell or path.endswith(".sh") else None
+
+
+def seek_torch(arguments: Sequence[str]) -> None:
+    """Go on in the interpreter of the command, if that has torch; raises ValueError if none has.
+
+    The launcher may have been started by the first ``python3`` there is, while torchrun and the
+    like are scripts of another one, which their first line names.
+    """
+    tried = sys.executable
+    found = shutil.which(arguments[1]) if arguments[:1] == ["--"] and len(arguments) > 1 else None
+    with contextlib.suppress(OSError):
+        if found is not None:
+            other = found if is_python(found) else interpreter_of(_first_line(Path(found)))
+            if other is not None and other != sys.executable and ENV_SOUGHT not in os.environ:
+                os.environ[ENV_SOUGHT] = "1"
+                os.execv(other, [other, "-m", "rekindle.launch", *arguments])
+    raise ValueError(
+        f"there is no torch in {tried} (Python {sys.version.split()[0]}); install torch in the "
+        "image, for the Python that the container's command names"
+    )
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline(4096)
+
+
+def interpreter_of(line: bytes) -> str | None:
+    """Give the Python interpreter that a script's first line names by its path."""
+    if not line.startswith(b"#!"):
+        return None
+    words = line[2:].decode(errors="replace").split()
+    return words[0] if words and is_python(words[0]) and words[0].startswith("/") else None
 
 
 def _refuse(log: Path | None, message: str) -> int:
@@ -110,7 +192,7 @@ def _refuse(log: Path | None, message: str) -> int:
     return code
 
 
-def _serve(settings: Settings, signals: Signals, command: Sequence[str], source: Source) -> int:
+def _serve(settings: Settings, signals: Signals, command: Command, source: Source) -> int:
     # First of all: it takes longest, and what follows has threads and files of its own.
     directory = Path(tempfile.mkdtemp(prefix="rekindle-"))
     starter = _starter(settings, signals, command, directory)
@@ -127,7 +209,13 @@ def _serve(settings: Settings, signals: Signals, command: Sequence[str], source:
     phase = AgentPhase.WAITING if starter.ready else AgentPhase.WARMING
     session = Session(settings, link, spare, signals, phase)
     agent = Agent(
-        session, signals, starter, directory, source=source, trainer=names_trainer(command)
+        session,
+        signals,
+        starter,
+        directory,
+        source=source,
+        target=command.target,
+        gpus=environment.gpus() if getattr(command.target, "one_gpu", False) else (),
     )
     if settings.metrics_port is not None:
         exporter.start(
@@ -143,21 +231,24 @@ def _serve(settings: Settings, signals: Signals, command: Sequence[str], source:
     return agent.serve()
 
 
-def _starter(
-    settings: Settings, signals: Signals, command: Sequence[str], directory: Path
-) -> Starter:
+def _starter(settings: Settings, signals: Signals, command: Command, directory: Path) -> Starter:
     """Begin to warm up what workers are started from.
 
     While this process has no threads, the fork server is forked from it: torch is then imported
     once for both, and in memory once.
     """
     (directory / "prometheus").mkdir()
+    target = command.target
+    if isinstance(target, Program):
+        # Descriptors do not come through launchers; another file might have their number there.
+        os.environ.update(of_pod(settings, directory, (), command.role or "default"))
+        return Starter(target=target, count=settings.slots, memory=(), warm=False)
     memory = memory_files()
-    variables = of_pod(settings, directory, memory)
-    warm = os.environ.get(ENV_WARM) != "0" and forkserver.usable()
+    variables = of_pod(settings, directory, memory, command.role or "default")
+    warm = os.environ.get(ENV_WARM) != "0" and forkserver.usable() and not target.flags
     # Some variables are read by libraries that are here already, or are set by the script first.
     late = "torch" in sys.modules and "OMP_NUM_THREADS" in variables
-    top = preload.script_top(command)
+    top = preload.script_top(target.arguments)
     os.environ.update(variables)
     like_this = None
     if warm and not late and not top.variables and not top.defaults:
@@ -170,7 +261,7 @@ def _starter(
                 unbuffer()
 
     return Starter(
-        command=command,
+        target=target,
         count=settings.slots,
         memory=memory,
         warm=warm,

@@ -22,9 +22,11 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ from rekindle import contract
 from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome, Round
 from rekindle.launch import termination
 from rekindle.launch.cgroup import oom_kills
+from rekindle.launch.command import Program, Script
 from rekindle.launch.decision import (
     FAR,
     SAVE_SECONDS,
@@ -63,12 +66,15 @@ from rekindle.launch.decision import (
     outcome_of,
 )
 from rekindle.launch.forkserver import Starter
-from rekindle.launch.progress import Source
+from rekindle.launch.lastlines import LINES, outcome_in
+from rekindle.launch.progress import Source, text
 from rekindle.launch.rendezvous import Rendezvous, place
+from rekindle.launch.running import names_trainer
 from rekindle.launch.session import Session
 from rekindle.launch.signals import Signals
+from rekindle.launch.streams import Tap
 from rekindle.launch.tracker import Tracker
-from rekindle.launch.variables import MANY, of_round, of_worker
+from rekindle.launch.variables import MANY, of_program, of_round, of_worker
 from rekindle.launch.watcher import Watcher
 from rekindle.launch.workers import Workers
 from rekindle.ranks.control import ControlPage
@@ -96,12 +102,13 @@ class Agent(LocalElasticAgent):
         directory: Path,
         *,
         source: Source,
-        trainer: bool,
+        target: Script | Program,
+        gpus: Sequence[str] = (),
     ) -> None:
         """``directory`` is for this agent alone, and removed at its end.
 
-        ``source`` is where the script shows its progress, and ``trainer`` whether it looks as if it
-        had a trainer that tells it anyway.
+        ``source`` is where the script shows its progress, ``target`` what workers run, and ``gpus``
+        are those of the pod.
         """
         self._session = session
         self._signals = signals
@@ -121,7 +128,10 @@ class Agent(LocalElasticAgent):
             session, directory=lambda: self.directory, send=self._signal_workers
         )
         self._tracker = Tracker(session, source)
-        self._trainer = trainer
+        self._program = target if isinstance(target, Program) else None
+        self._gpus = gpus
+        self._trainer = isinstance(target, Script) and names_trainer(target.arguments)
+        self._printed: dict[int, deque[bytes]] = {}
         session.listen(signals.wake)
         settings = session.settings
         spec = WorkerSpec(
@@ -226,6 +236,11 @@ class Agent(LocalElasticAgent):
             }
             for worker in worker_group.workers
         ]
+        if self._program is not None:
+            job, gpus = self._session.settings.job, self._gpus
+            environments = [
+                each | of_program(self._program, each, job, gpus) for each in environments
+            ][: 1 if self._program.per_pod else None]
         if self._gone_at is not None:
             self._session.stopped(self._gone_at)
         leads = where.first_rank == 0
@@ -237,12 +252,28 @@ class Agent(LocalElasticAgent):
             environments,
             directory=directory,
             first_rank=worker_group.workers[0].global_rank,
-            taps={0: self._tracker.heard} if leads and self._tracker.taps else {},
+            taps=self._taps(len(environments), leads=leads),
         )
         self._session.attach(self._page, trainer=self._trainer)
         if previous is not None and previous.directory != directory:
             shutil.rmtree(previous.directory, ignore_errors=True)
         return dict(enumerate(self._workers.pids()))
+
+    def _taps(self, count: int, *, leads: bool) -> dict[int, Tap]:
+        """Give who reads along what workers print: for their steps, or for the error at their end.
+
+        A script leaves word of its error; a program has nothing but its log.
+        """
+        self._printed = {}
+        found: dict[int, Tap] = {}
+        for local_rank in range(count):
+            reads = local_rank == 0 and leads and self._tracker.taps
+            if self._program is not None:
+                kept = self._printed[local_rank] = deque[bytes](maxlen=LINES)
+                found[local_rank] = partial(_hear, kept, self._tracker.heard if reads else None)
+            elif reads:
+                found[local_rank] = self._tracker.heard
+        return found
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._shutdown()
@@ -426,6 +457,16 @@ class Agent(LocalElasticAgent):
         except (OSError, ValueError) as error:
             logger.warning("cannot read what the workers have left: %s", error)
             left = []
+        first_rank = place(self._current(), session.settings.uid).first_rank
+        if self._program is not None and not left:
+            for local_rank, code in enumerate(exits):
+                if code not in (None, 0, 75, 76):
+                    said = outcome_in(
+                        [text(line) for line in self._printed[local_rank]],
+                        rank=first_rank + local_rank,
+                        now=time.time(),
+                    )
+                    left += [] if said is None else [said]
         progress = session.report().progress
         directive = session.save()
         notice = self._signals.noticed_at is not None
@@ -436,7 +477,7 @@ class Agent(LocalElasticAgent):
         return outcome_of(
             end=end,
             exits=exits,
-            first_rank=place(self._current(), session.settings.uid).first_rank,
+            first_rank=first_rank,
             left=left,
             oom=before is not None and after is not None and after > before,
             step=progress.step if progress else None,
@@ -481,6 +522,12 @@ class Agent(LocalElasticAgent):
             session.announce(AgentPhase.LEAVING, outcome)
             session.flush(FLUSH)
         session.close()
+
+
+def _hear(kept: deque[bytes], also: Tap | None, line: bytes) -> None:
+    kept.append(line)
+    if also is not None:
+        also(line)
 
 
 @dataclass

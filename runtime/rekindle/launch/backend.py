@@ -9,12 +9,22 @@ second, so this one imports nothing until a backend is really wanted. The backen
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from rekindle.launch import joining
+
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 
 
 def get_handler() -> "Callable[[RendezvousParameters], RendezvousHandler]":
-    """Give the function that makes the backend; torch calls this once, when it registers it."""
+    """Give the function that makes the backend; torch calls this once, when it registers it.
+
+    Inside of a worker, whichever backend is asked for is the round (see ``joining``).
+    """
+    if joining.inside():
+        from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
+
+        joining.take_over(rendezvous_handler_registry)
+        return joining.create
     return _create
 
 

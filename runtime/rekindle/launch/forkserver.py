@@ -23,9 +23,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from rekindle.contract import ENV_RUN_DIR
+from rekindle.launch import program as keeper
 from rekindle.launch import worker
+from rekindle.launch.command import LOCAL_RANK, PYTHON, Program, Script
 from rekindle.launch.preload import EVERYTHING
 from rekindle.launch.warm import MESSAGE, Job, Start, arguments_of, run
 
@@ -53,6 +57,9 @@ class Process(Protocol):
     def send(self, number: signal.Signals) -> None:
         """Signal it, if it runs; from any thread."""
 
+    def kill(self) -> None:
+        """Kill it and what it has started, also when it has ended; do not wait."""
+
     @property
     def file(self) -> int | None:
         """A file that becomes readable when it ends; None where the system has none."""
@@ -61,16 +68,19 @@ class Process(Protocol):
 class Fresh:
     """A worker that is an interpreter of its own, a child of the agent."""
 
-    def __init__(self, command: Sequence[str], job: Job, memory: Sequence[int]) -> None:
-        """Start it; raises OSError."""
+    def __init__(
+        self, arguments: Sequence[str], job: Job, memory: Sequence[int], *, tied: bool = True
+    ) -> None:
+        """Start it; raises OSError. ``tied``: it is told whom to die with."""
+        parent = {worker.ENV_PARENT: str(os.getpid())} if tied else {}
         with contextlib.ExitStack() as stack:
             streams = [
                 None if path is None else stack.enter_context(open(path, "wb"))
                 for path in (job.stdout, job.stderr)
             ]
             self._process = subprocess.Popen(
-                worker.fresh_arguments(command),
-                env={**os.environ, **job.environment, worker.ENV_PARENT: str(os.getpid())},
+                arguments,
+                env={**os.environ, **job.environment, **parent},
                 stdout=streams[0],
                 stderr=streams[1],
                 pass_fds=tuple(memory),
@@ -98,11 +108,47 @@ class Fresh:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             self._process.send_signal(number)
 
+    def kill(self) -> None:
+        """Kill it and its process group."""
+        _kill_group(self.pid)
+
     def _closed(self, code: int | None) -> int | None:
         if code is not None and self.file is not None:
             os.close(self.file)
             self.file = None
         return code
+
+
+class Kept(Fresh):
+    """A worker that is no Python script, below a process that keeps it (``program``)."""
+
+    def __init__(self, program: Program, job: Job) -> None:
+        """Start it; raises OSError."""
+        replaced = {
+            LOCAL_RANK: job.environment.get("LOCAL_RANK", "0"),
+            PYTHON: sys.executable,
+        }
+        arguments = list(program.arguments)
+        for mark, value in replaced.items():
+            arguments = [each.replace(mark, value) for each in arguments]
+        self._directory = Path(job.environment[ENV_RUN_DIR])
+        self._rank = None if program.per_pod else int(job.environment.get("RANK", "0"))
+        own = [sys.executable, "-I", "-S", keeper.__file__, str(os.getpid()), *arguments]
+        super().__init__(own, job, (), tied=False)
+
+    def kill(self) -> None:
+        """Kill it and everything below it, in whatever process group that is."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, keeper.END)
+
+    def _closed(self, code: int | None) -> int | None:
+        code = super()._closed(code)
+        if not code:
+            return code
+        # What a worker below says of itself is worth more than the 1 of the launchers between.
+        left = worker.left_code(self._directory, self._rank)
+        return code if left is None else left
 
 
 class Forked:
@@ -149,6 +195,16 @@ class Forked:
         with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
             if self._code is None:
                 signal.pidfd_send_signal(self._pidfd, number)
+
+    def kill(self) -> None:
+        """Kill it and its process group."""
+        _kill_group(self.pid)
+
+
+def _kill_group(pid: int) -> None:
+    # Also when the worker itself has ended: its data workers may not have.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 class Child(Protocol):
@@ -355,7 +411,7 @@ class Starter:
     def __init__(
         self,
         *,
-        command: Sequence[str],
+        target: Script | Program,
         count: int,
         memory: Sequence[int],
         warm: bool,
@@ -366,15 +422,17 @@ class Starter:
         See ForkServer for ``like_this``; it holds for the first fork server only, because forking
         takes a process without threads.
         """
-        self._command = tuple(command)
+        self._target = target
         self._count = count
         self._memory = tuple(memory)
         self._unfit: dict[str, str] = {}
         self._deaths = 0
         self._told = False
         self._server: ForkServer | None = None
-        if warm:
-            self._launch(like_this)
+        if isinstance(target, Program):
+            logger.info("workers run %s", " ".join(target.arguments)[:200])
+        elif warm and not target.flags:
+            self._launch(target, like_this)
         else:
             logger.info("workers start as fresh interpreters, without a fork server")
 
@@ -415,7 +473,10 @@ class Starter:
         """Start a worker; raises OSError."""
         if self._server is not None:
             return self._server.start(job)
-        return Fresh(self._command, job, self._memory)
+        if isinstance(self._target, Program):
+            return Kept(self._target, job)
+        arguments = worker.fresh_arguments(self._target.arguments, self._target.flags)
+        return Fresh(arguments, job, self._memory)
 
     def bury(self, pids: Sequence[int]) -> None:
         """Say that these workers have been seen to end."""
@@ -427,11 +488,11 @@ class Starter:
         if self._server is not None:
             self._server.kill()
 
-    def _launch(self, like_this: Callable[[], None] | None = None) -> None:
+    def _launch(self, script: Script, like_this: Callable[[], None] | None = None) -> None:
         self._told = False
         try:
             self._server = ForkServer(
-                command=self._command,
+                command=script.arguments,
                 count=self._count,
                 memory=self._memory,
                 unfit=self._unfit,
@@ -452,7 +513,8 @@ class Starter:
         logger.warning("the fork server %s; starting another", how)
         if not server.ready:
             self._unfit[EVERYTHING] = f"did not come through its imports: it {how}"
-        self._launch()
+        assert isinstance(self._target, Script), "only scripts have a fork server"
+        self._launch(self._target)
 
 
 def usable() -> bool:

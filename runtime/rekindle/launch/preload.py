@@ -129,7 +129,7 @@ def script_top(command: Sequence[str]) -> Top:
     if command[0] == "-m":
         return Top()
     try:
-        return top_of(Path(command[0]).read_bytes())
+        return top_of(command[1] if command[0] == "-c" else Path(command[0]).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return Top()
 
@@ -138,7 +138,7 @@ def _wanted(command: Sequence[str], without: Sequence[str], failed: list[str]) -
     """Give the imports of a script, or of a module and before it of the packages that it is in."""
     try:
         if command[0] != "-m":
-            found = top_of(Path(command[0]).read_bytes())
+            found = top_of(command[1] if command[0] == "-c" else Path(command[0]).read_bytes())
         else:
             name = command[1]
             parents = name.rpartition(".")[0]

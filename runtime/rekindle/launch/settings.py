@@ -45,8 +45,14 @@ class Settings:
     """Seconds without a sign of life that a worker may have; None: learned, infinite: any."""
 
 
-def from_environment(environment: Mapping[str, str]) -> Settings:
-    """Read the settings; raises ValueError naming the variable, what is wrong, what is allowed."""
+def from_environment(environment: Mapping[str, str], slots: str | None = None) -> Settings:
+    """Read the settings; raises ValueError naming the variable, what is wrong, what is allowed.
+
+    ``slots`` is how many workers the command asks for, where the environment leaves it open.
+    """
+    wanted = environment.get(contract.ENV_PROC_PER_NODE) or "auto"
+    if wanted == "auto" and slots is not None:
+        wanted = slots
     coordinator = environment.get(contract.ENV_COORDINATOR) or None
     names = {
         "job": contract.ENV_JOB,
@@ -77,7 +83,7 @@ def from_environment(environment: Mapping[str, str]) -> Settings:
         coordinator=coordinator.rstrip("/") if coordinator else None,
         token=values["token"],
         grace=_seconds(environment, contract.ENV_GRACE, DEFAULT_GRACE),
-        slots=_slots(environment.get(contract.ENV_PROC_PER_NODE) or "auto"),
+        slots=_slots(wanted),
         metrics_port=_port(environment.get(contract.ENV_METRICS_PORT)),
         termination_log=termination_log(environment),
         checkpoint_uri=environment.get(contract.ENV_CHECKPOINT_URI, ""),
@@ -161,6 +167,14 @@ def _slots(text: str) -> int:
 
 def _cpus() -> int:
     return os.cpu_count() or 1
+
+
+def gpus() -> tuple[str, ...]:
+    """Give the names of the GPUs that this pod sees, as CUDA_VISIBLE_DEVICES has them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return tuple(name for name in given.split(",") if name)
+    return tuple(str(number) for number in range(_gpus()))
 
 
 def _gpus() -> int:

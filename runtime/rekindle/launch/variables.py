@@ -8,17 +8,21 @@ one of the latter (``OF_A_WORKER``) from the time of its import must not be shar
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rekindle import contract
 from rekindle.contract import Round
+from rekindle.launch.command import Program
 from rekindle.launch.settings import Settings
 
 MANY = 1_000_000
 """torch's max_restarts, which workers see in their environment; nothing is counted against it."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Where torch's ``record`` decorator leaves an exception."""
+ENV_TORCHRUN = "REKINDLE_TORCHRUN"
+"""In workers that are no Python script: the place that a torchrun within takes in the round, as
+``rank/size``; or a sentence that says why there is none. See ``joining``."""
 OF_A_WORKER = frozenset(
     {
         "RANK",
@@ -31,6 +35,8 @@ OF_A_WORKER = frozenset(
         "GROUP_WORLD_SIZE",
         "MASTER_ADDR",
         "MASTER_PORT",
+        "NODE_RANK",
+        "PET_NODE_RANK",
         "TORCHELASTIC_RESTART_COUNT",
         ERROR_FILE,
         contract.ENV_RUN_DIR,
@@ -41,13 +47,15 @@ OF_A_WORKER = frozenset(
 """Variables that differ between the workers of a pod, or between its rounds."""
 
 
-def of_pod(settings: Settings, directory: Path, memory: Sequence[int]) -> dict[str, str]:
+def of_pod(
+    settings: Settings, directory: Path, memory: Sequence[int], role: str = "default"
+) -> dict[str, str]:
     """Give what all workers of all rounds of a pod have in common, beside the agent's own."""
     variables = {
         # Chosen per round in a worker. But whether metrics go to files at all, libraries decide
         # when they are imported, which happens before.
         "PROMETHEUS_MULTIPROC_DIR": str(directory / "prometheus"),
-        "ROLE_NAME": "default",
+        "ROLE_NAME": role,
         "TORCHELASTIC_MAX_RESTARTS": str(MANY),
         "TORCHELASTIC_RUN_ID": settings.job,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
@@ -101,4 +109,44 @@ def of_worker(
         "GROUP_WORLD_SIZE": str(group_size),
         "MASTER_ADDR": address,
         "MASTER_PORT": str(port),
+        # What Kubeflow's operator gives a pod, and torchrun takes for flags that are not given.
+        "PET_NNODES": str(group_size),
+        "PET_NODE_RANK": str(group_rank),
+        "PET_NPROC_PER_NODE": str(slots),
+        "PET_MASTER_ADDR": address,
+        "PET_MASTER_PORT": str(port),
+        # As scripts for several schedulers have it.
+        "NNODES": str(group_size),
+        "NODE_RANK": str(group_rank),
+        "NPROC_PER_NODE": str(slots),
     }
+
+
+def of_program(
+    program: Program, worker: Mapping[str, str], job: str, gpus: Sequence[str]
+) -> dict[str, str]:
+    """Give what a worker that is no Python script has in addition to ``of_worker``'s.
+
+    ``gpus`` are those that the pod sees, as CUDA_VISIBLE_DEVICES names them.
+    """
+    found = {
+        "PYTHONUNBUFFERED": "1",
+        "PET_RDZV_BACKEND": "rekindle",
+        "PET_RDZV_ID": job,
+        "PET_RDZV_ENDPOINT": f"{worker['MASTER_ADDR']}:{worker['MASTER_PORT']}",
+        "PET_MAX_RESTARTS": "0",
+    }
+    slots = int(worker["LOCAL_WORLD_SIZE"])
+    if program.per_pod or slots == 1:
+        found[ENV_TORCHRUN] = f"{worker['GROUP_RANK']}/{worker['GROUP_WORLD_SIZE']}"
+    elif program.one_gpu:
+        found[ENV_TORCHRUN] = f"{worker['RANK']}/{worker['WORLD_SIZE']}"
+    else:
+        found[ENV_TORCHRUN] = (
+            f"this pod starts the command {slots} times, once for each worker, and a torchrun "
+            "within would start workers again; set procPerNode to 1, or make torchrun the command"
+        )
+    local = int(worker["LOCAL_RANK"])
+    if program.one_gpu and 1 < slots <= len(gpus):
+        found |= {"CUDA_VISIBLE_DEVICES": gpus[local], "LOCAL_RANK": "0"}
+    return found

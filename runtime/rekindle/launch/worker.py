@@ -28,33 +28,46 @@ import traceback
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
+from rekindle.contract import ENV_RUN_DIR, ExitCode
 from rekindle.launch import stacks
+from rekindle.launch.command import LOCAL_RANK
+from rekindle.launch.variables import ENV_TORCHRUN
 from rekindle.outcome import classify
 from rekindle.ranks.control import ControlPage
 
 ENV_PARENT = "REKINDLE_PARENT_PID"
 """Pid of the process that a worker dies with, if it was started as a fresh interpreter."""
 _PR_SET_PDEATHSIG = 1
+TOLD = tuple(int(code) for code in (ExitCode.INTEGRITY, ExitCode.PREEMPTED, ExitCode.SAVED))
+"""Exit codes that mean something, the graver first."""
 
 
-def fresh_arguments(command: Sequence[str]) -> list[str]:
-    """Give the command line of a worker that is a fresh interpreter."""
-    return [sys.executable, "-u", "-m", "rekindle.launch.worker", *command]
+def fresh_arguments(command: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
+    """Give the command line of a worker that is a fresh interpreter, with these flags."""
+    return [sys.executable, "-u", *flags, "-m", "rekindle.launch.worker", *command]
 
 
 def prepare(command: Sequence[str]) -> None:
-    """Set ``sys.argv`` and ``sys.path`` as Python would for ``script args...`` or ``-m ...``."""
-    sys.argv = list(command[1:] if command[0] == "-m" else command)
-    # For a module, Python puts the working directory first, as it did for this process.
-    if command[0] != "-m" and not sys.flags.safe_path:
+    """Set ``sys.argv`` and ``sys.path`` as Python would for a script, ``-m ...`` or ``-c ...``."""
+    sys.argv = list(command)
+    if command[0] == "-m":
+        # Python puts the working directory first, as it did for this process.
+        sys.argv = list(command[1:])
+    elif command[0] == "-c":
+        sys.argv = ["-c", *command[2:]]
+        if not sys.flags.safe_path:
+            sys.path[0] = ""
+    elif not sys.flags.safe_path:
         sys.path[0] = os.path.dirname(os.path.realpath(command[0]))
 
 
 def main(command: Sequence[str]) -> None:
-    """Run ``script args...`` or ``-m module args...``; returns when the script does."""
+    """Run a script, ``-m module`` or ``-c code``, with arguments; returns when it does."""
+    sys.argv = [each.replace(LOCAL_RANK, os.environ.get("LOCAL_RANK", "0")) for each in sys.argv]
     if "__mp_main__" in sys.modules:
         # What multiprocessing, when it was imported, took for the main program.
         sys.modules["__mp_main__"] = _MainAlias("__mp_main__")
@@ -64,6 +77,8 @@ def main(command: Sequence[str]) -> None:
     try:
         if command[0] == "-m":
             runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+        elif command[0] == "-c":
+            _run_code(command[1])
         else:
             # Absolute, as Python makes __file__ and the names in tracebacks; argv[0] follows.
             runpy.run_path(os.path.abspath(command[0]), run_name="__main__")
@@ -78,6 +93,13 @@ def main(command: Sequence[str]) -> None:
             leave_word(page, error)
         show(error)
         sys.exit(1)
+
+
+def _run_code(code: str) -> None:
+    """Run code as ``python -c`` does."""
+    module = ModuleType("__main__")
+    sys.modules["__main__"] = module
+    exec(compile(code, "<string>", "exec"), module.__dict__)
 
 
 class _MainAlias(ModuleType):
@@ -139,6 +161,7 @@ def leave(code: object) -> NoReturn:
     if code is not None and not isinstance(code, int):
         print(code, file=sys.stderr)
         code = 1
+    leave_code(code or 0)
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         keep_operators()
@@ -150,6 +173,24 @@ def leave(code: object) -> NoReturn:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
         os._exit((code or 0) & 0xFF)
+
+
+def leave_code(code: int) -> None:
+    """Leave an exit code of ours for the agent, where a launcher in between tells 1 for all."""
+    if ENV_TORCHRUN not in os.environ or code not in TOLD:
+        return
+    with contextlib.suppress(OSError, KeyError):
+        name = f"code-{os.environ.get('RANK', '0')}"
+        (Path(os.environ[ENV_RUN_DIR]) / name).write_text(str(code))
+
+
+def left_code(directory: Path, rank: int | None) -> int | None:
+    """Give the exit code that a worker of this rank, or with None of any, has left."""
+    found = set()
+    for path in directory.glob("code-*" if rank is None else f"code-{rank}"):
+        with contextlib.suppress(OSError, ValueError):
+            found.add(int(path.read_text()))
+    return next((code for code in TOLD if code in found), None)
 
 
 def keep_operators() -> None:
@@ -188,6 +229,6 @@ def end(command: Sequence[str]) -> NoReturn:
 if __name__ == "__main__":
     if ENV_PARENT in os.environ:
         die_with(int(os.environ.pop(ENV_PARENT)))
-    given = tuple(sys.argv[1:])
+    given = tuple(sys.argv[2:] if sys.argv[1:2] == ["-u"] else sys.argv[1:])
     prepare(given)
     end(given)

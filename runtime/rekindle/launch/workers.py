@@ -17,9 +17,7 @@ Each round has its own directory, named after its number, with the control page,
 error files, and the Prometheus files of its workers.
 """
 
-import contextlib
 import logging
-import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -97,9 +95,7 @@ class Workers:
     def kill(self) -> None:
         """Kill the workers and everything that they have started, and do not wait."""
         for process in self._processes:
-            # Also when the worker itself has ended: its data workers may not have.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
 
     def bury(self) -> None:
         """Wait until all are gone."""

@@ -266,6 +266,7 @@ def start_pod(tmp_path: Path) -> Iterator[StartPod]:
         environment: dict[str, str] | None = None,
         python: tuple[str, ...] = (),
         files: dict[str, str] | None = None,
+        command: list[str] | None = None,
     ) -> Pod:
         folder = tmp_path / name
         folder.mkdir()
@@ -282,8 +283,12 @@ def start_pod(tmp_path: Path) -> Iterator[StartPod]:
                 "REKINDLE_POD_UID": f"uid-{name}",
                 "REKINDLE_POD_IP": f"127.0.0.{2 + len(started)}",
             }
-        command = ["train.py", *arguments]
-        pod = Pod(command, folder, variables | (environment or {}), list(python))
+        pod = Pod(
+            command or ["train.py", *arguments],
+            folder,
+            variables | (environment or {}),
+            list(python),
+        )
         started.append(pod)
         return pod
 
