@@ -20,7 +20,15 @@ parts, outermost first:
 - ``rendezvous``, ``store`` and ``backend``: the backend ``rekindle`` of torch's rendezvous;
 - ``session``: what this pod says of itself and what it has been told;
 - ``client`` and ``solo``: who it says that to, a coordinator or, without an operator, itself;
+- ``inject`` copies all of it into an image without it, ``oldpython`` refuses where that is too old;
 - ``exporter``, ``notices``, ``termination``, ``settings``, ``signals``, ``cgroup``: a subject each.
 
 Importing this package is free, because workers import it before they run the user's script.
 """
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036 - the image may be anybody's
+    from rekindle.launch.oldpython import refuse
+
+    refuse()

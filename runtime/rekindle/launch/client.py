@@ -15,12 +15,13 @@ always wins.
 import json
 import logging
 import random
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Protocol
-
-import urllib3
+from urllib.parse import urlencode, urlsplit
 
 from rekindle.contract import AgentReport, View, pod_path
 from rekindle.launch.settings import Settings
@@ -41,8 +42,18 @@ class CoordinatorError(Exception):
     """The coordinator could not be reached, refused, or said something that is no view."""
 
 
+class _Kept:
+    """A connection that is kept for the next call of its thread, and closed with it."""
+
+    def __init__(self, connection: HTTPConnection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
+
+
 class Coordinator:
-    """One pod's resource at the coordinator; safe for several threads."""
+    """One pod's resource at the coordinator; safe for several threads, each with a connection."""
 
     def __init__(self, settings: Settings) -> None:
         if settings.coordinator is None:
@@ -51,13 +62,14 @@ class Coordinator:
             )
         path = pod_path(settings.namespace, settings.job, settings.pod)
         self._url = settings.coordinator + path
-        self._pool = urllib3.PoolManager(
-            maxsize=2, retries=False, headers={"Authorization": f"Bearer {settings.token}"}
-        )
+        self._parts = urlsplit(self._url)
+        self._headers = {"Authorization": f"Bearer {settings.token}"}
+        self._own = threading.local()
 
     def report(self, report: AgentReport) -> View:
         """Replace what the coordinator knows of this pod; raises CoordinatorError."""
-        return self._call("POST", READ_TIMEOUT, json=report.to_json())
+        body = json.dumps(report.to_json()).encode()
+        return self._call("POST", READ_TIMEOUT, body=body)
 
     def watch(self, version: str, wait: float) -> View:
         """Give the view when it differs from ``version``, or after ``wait`` seconds.
@@ -67,25 +79,80 @@ class Coordinator:
         fields = {"version": version, "wait": f"{wait:g}"}
         return self._call("GET", wait + READ_TIMEOUT, fields=fields)
 
-    def _call(self, method: str, read_timeout: float, **content: object) -> View:
-        timeout = urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read_timeout)
+    def _call(
+        self,
+        method: str,
+        read_timeout: float,
+        *,
+        body: bytes | None = None,
+        fields: Mapping[str, str] | None = None,
+    ) -> View:
+        path = self._parts.path + ("" if fields is None else f"?{urlencode(fields)}")
         try:
-            answer = self._pool.request(method, self._url, timeout=timeout, **content)  # type: ignore[arg-type]
-        except urllib3.exceptions.HTTPError as error:
+            status, data = self._request(method, path, body, read_timeout)
+        except (OSError, HTTPException) as error:
             raise CoordinatorError(f"cannot reach {self._url}: {_reason(error)}") from error
-        if answer.status != 200:
-            said = answer.data[:200].decode(errors="replace").strip()
-            raise CoordinatorError(f"{self._url} answers {answer.status}: {said}")
+        if status != 200:
+            said = data[:200].decode(errors="replace").strip()
+            raise CoordinatorError(f"{self._url} answers {status}: {said}")
         try:
-            return View.from_json(json.loads(answer.data))
+            return View.from_json(json.loads(data))
         except ValueError as error:
             raise CoordinatorError(f"{self._url} sends no view: {error}") from error
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, read_timeout: float
+    ) -> tuple[int, bytes]:
+        """Ask over this thread's connection; a new one where the other side has closed it.
+
+        Asking twice is harmless: a report replaces the one before.
+        """
+        headers = {**self._headers, "Content-Type": "application/json"} if body else self._headers
+        kept: _Kept | None = getattr(self._own, "kept", None)
+        if kept is not None:
+            try:
+                return self._ask(kept.connection, method, path, body, headers, read_timeout)
+            except (ConnectionError, HTTPException):
+                self._own.kept = None
+        return self._ask(self._connect(), method, path, body, headers, read_timeout)
+
+    def _ask(
+        self,
+        connection: HTTPConnection,
+        method: str,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        read_timeout: float,
+    ) -> tuple[int, bytes]:
+        try:
+            connection.sock.settimeout(read_timeout)
+            connection.request(method, path, body=body, headers=headers)
+            answer = connection.getresponse()
+            data = answer.read()
+        except BaseException:
+            self._own.kept = None
+            connection.close()
+            raise
+        if answer.will_close:
+            self._own.kept = None
+            connection.close()
+        elif getattr(self._own, "kept", None) is None:
+            self._own.kept = _Kept(connection)
+        return answer.status, data
+
+    def _connect(self) -> HTTPConnection:
+        """Open a connection; raises OSError."""
+        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
+        connection = kind(self._parts.hostname or "", self._parts.port, timeout=CONNECT_TIMEOUT)
+        connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection
 
 
 def _reason(error: Exception) -> str:
     """Say what is wrong without the addresses of objects, so that equal errors read alike."""
-    cause = error.__cause__ or error.__context__
-    return f"{type(error).__name__}" + (f" ({cause})" if cause is not None else "")
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 class Link(Protocol):

@@ -6,20 +6,19 @@ never waits for one. A round has a directory of its own, so counters begin anew 
 ``rate()`` understands; values of workers long dead are not summed up for ever.
 
 What the agent knows itself comes from the control page. A name that a worker exports too is told
-once, as the agent's. A port that is taken costs the metrics, not the pod.
+once, as the agent's. A port that is taken costs the metrics, not the pod; without prometheus-client
+there is what the agent knows.
 """
 
+import importlib.util
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
+from typing import Any
 
 from rekindle.contract import AgentPhase
 from rekindle.launch import notices
@@ -30,75 +29,108 @@ logger = logging.getLogger(__name__)
 STUCK = 180.0
 """Seconds without a turn of the main loop, after which the agent itself is taken for stuck."""
 REQUEST_TIMEOUT = 5.0
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Prometheus' own text format."""
 
 
-class PodCollector:
-    """The agent's own metrics, and those of its workers."""
+@dataclass(frozen=True)
+class Family:
+    """One metric of the agent's own."""
+
+    name: str
+    help: str
+    values: Mapping[str, float]
+    """By labels, as they stand behind the name."""
+    kind: str = "gauge"
+
+    def lines(self) -> Iterator[str]:
+        """Give it in Prometheus' text format."""
+        name = f"{self.name}_total" if self.kind == "counter" else self.name
+        yield f"# HELP {name} {self.help}"
+        yield f"# TYPE {name} {self.kind}"
+        for labels, value in self.values.items():
+            yield f"{name}{labels} {value}"
+
+
+class Page:
+    """The agent's own metrics, and those of its workers, as Prometheus reads them."""
 
     def __init__(self, session: Session, directory: Callable[[], Path | None]) -> None:
         self._session = session
         self._directory = directory
 
-    def collect(self) -> Iterator[Metric]:
+    def text(self) -> bytes:
         """Give all families, each name once."""
-        names = set()
-        for family in self._own():
-            names.add(family.name)
-            yield family
-        for family in self._workers():
-            if family.name not in names:
-                yield family
-
-    def _own(self) -> Iterator[Metric]:
-        report = self._session.report()
-        phases = GaugeMetricFamily(
-            "rekindle_pod_phase", "1 for the phase that the agent is in", labels=["phase"]
+        own = list(self._own())
+        lines = [line for family in own for line in family.lines()]
+        return "".join(f"{line}\n" for line in lines).encode() + self._workers(
+            {family.name for family in own}
         )
-        for phase in AgentPhase:
-            phases.add_metric([phase.value], float(report.phase is phase))
-        yield phases
-        yield CounterMetricFamily(
+
+    def _own(self) -> Iterator[Family]:
+        report = self._session.report()
+        yield Family(
+            "rekindle_pod_phase",
+            "1 for the phase that the agent is in",
+            {f'{{phase="{phase.value}"}}': float(report.phase is phase) for phase in AgentPhase},
+        )
+        yield Family(
             "rekindle_rounds_joined",
             "Rounds that this pod has joined; each after the first is a restart of its workers",
-            value=self._session.rounds_joined,
+            {"": float(self._session.rounds_joined)},
+            kind="counter",
         )
         if report.round is not None:
-            yield GaugeMetricFamily(
-                "rekindle_round", "Number of the round", value=report.round.number
-            )
+            yield Family("rekindle_round", "Number of the round", {"": float(report.round.number)})
         if report.progress is not None:
             progress = report.progress
-            yield GaugeMetricFamily(
-                "rekindle_step", "Optimizer steps completed", value=progress.step
-            )
-            yield GaugeMetricFamily(
+            yield Family("rekindle_step", "Optimizer steps completed", {"": float(progress.step)})
+            yield Family(
                 "rekindle_productive_seconds",
                 "Seconds spent on steps of the surviving timeline",
-                value=progress.productive_seconds,
+                {"": float(progress.productive_seconds)},
             )
-            yield GaugeMetricFamily(
+            yield Family(
                 "rekindle_checkpoint_stall_seconds",
                 "Seconds that training has stood still for checkpoints",
-                value=progress.stall_seconds,
+                {"": float(progress.stall_seconds)},
             )
         if report.checkpoint is not None:
-            yield GaugeMetricFamily(
+            yield Family(
                 "rekindle_last_committed_step",
                 "Step of the newest committed checkpoint",
-                value=report.checkpoint.step,
+                {"": float(report.checkpoint.step)},
             )
 
-    def _workers(self) -> list[Metric]:
+    def _workers(self, told: Collection[str]) -> bytes:
         directory = self._directory()
         if directory is None:
-            return []
+            return b""
+        try:
+            from prometheus_client import CollectorRegistry, generate_latest
+            from prometheus_client.multiprocess import MultiProcessCollector
+        except ImportError:
+            return b""  # Then the workers write none.
         try:
             collector = MultiProcessCollector(CollectorRegistry(), str(directory / "prometheus"))  # type: ignore[no-untyped-call]
-            return list(collector.collect())  # type: ignore[no-untyped-call]
+            found = [each for each in collector.collect() if each.name not in told]  # type: ignore[no-untyped-call]
         except (OSError, ValueError) as error:
             # The round has just ended and its directory is gone, or a worker died while writing.
             logger.debug("no metrics of the workers: %s", error)
-            return []
+            return b""
+        registry = CollectorRegistry()
+        registry.register(_Found(found))  # type: ignore[arg-type]
+        return bytes(generate_latest(registry))
+
+
+class _Found:
+    """Families that have been collected already."""
+
+    def __init__(self, families: Sequence[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Any]:
+        yield from self._families
 
 
 def start(
@@ -113,8 +145,9 @@ def start(
 
     ``tell`` is called with each notice that somebody gives (see notices).
     """
-    registry = CollectorRegistry()
-    registry.register(PodCollector(session, directory))
+    page = Page(session, directory)
+    if importlib.util.find_spec("prometheus_client") is None:
+        logger.info("no prometheus-client here: /metrics has what the agent knows, and no more")
 
     class Handler(BaseHTTPRequestHandler):
         timeout = REQUEST_TIMEOUT
@@ -122,7 +155,7 @@ def start(
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             if path == "/metrics":
-                self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
+                self._answer(200, page.text(), CONTENT_TYPE)
             elif path == "/healthz":
                 idle = time.monotonic() - session.turned_at
                 status, word = (200, "ok") if idle < STUCK else (503, f"stuck for {idle:.0f} s")

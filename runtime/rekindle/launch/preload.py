@@ -94,7 +94,8 @@ def preload(command: Sequence[str], without: Sequence[str] = ()) -> Preloaded:
     failed: list[str] = []
     unfit: dict[str, str] = {}
     for name in _base():
-        _try(Import(name), failed)
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            _try(Import(name), failed)
     forming.leave_word()
     before = set(sys.modules)
     if EVERYTHING not in without:
