@@ -164,7 +164,7 @@ def test_a_preempted_script_is_never_a_user_error(
     script = QUIET + f"import signal, sys\n{handler}\n(shared / 'up').touch()\n" + UNTIL_ENOUGH
     pod = start_pod("a", script, to=coordinator)
     form(coordinator, "a")
-    coordinator.wait_for(lambda: (tmp_path / "up").exists() or coordinator.changed.wait(0.05))
+    coordinator.wait_for((tmp_path / "up").exists)
     pod.terminate()
     coordinator.wait_for(lambda: coordinator.reports["a"].notice)
     coordinator.order("a", DirectiveKind.SAVE, seconds=20.0)
