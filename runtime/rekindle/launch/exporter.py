@@ -119,7 +119,7 @@ class Page:
             logger.debug("no metrics of the workers: %s", error)
             return b""
         registry = CollectorRegistry()
-        registry.register(_Found(found))  # type: ignore[arg-type]
+        registry.register(_Found(found))
         return bytes(generate_latest(registry))
 
 
