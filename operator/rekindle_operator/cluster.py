@@ -6,10 +6,10 @@ which change with each release and know less than the API server: a whole number
 field that is newer than the library would never reach the one who is to judge it. So what goes out
 is the JSON that is wanted, and what comes back is the JSON that the server has.
 
-Each call has a timeout, and says what it means to the caller: a child that exists already is a
-success, an object that is gone needs no deletion, and a pod that the API server will never accept
-(`Refused`) is told apart from trouble that passes, which stays an `ApiError` and is retried by
-whoever asked. Reads go past the operator's caches on purpose; they are rare.
+Each call has a timeout, and says what it means to the caller: an object that is gone needs no
+deletion, and a pod that the API server will never accept (`Refused`) is told apart from trouble
+that passes, which stays an `ApiError` and is retried by whoever asked. Reads go past the operator's
+caches on purpose; they are rare.
 """
 
 import asyncio
@@ -81,11 +81,10 @@ class Cluster:
         """Give connections back."""
         await self._api.close()
 
-    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Create a pod, secret or service; gives the object as the API server has it.
 
-        An object of that name that belongs to the same owner is as good as a new one. Raises
-        `Refused` if the object is invalid or its name belongs to somebody else.
+        Raises `Refused` if the object is invalid. One of that name is an `ApiError` of 409.
         """
         kind, meta = str(manifest["kind"]), manifest["metadata"]
         try:
@@ -97,26 +96,25 @@ class Cluster:
                 body=manifest,
             )
         except ApiError as error:
-            if error.status == 409:
-                return await self._adopt(kind, manifest)
             # What a webhook forbids today it may allow tomorrow; what is invalid stays so.
             if error.status in {400, 422} and not error.message.startswith(_WEBHOOK):
                 raise Refused(error.message) from error
             raise
 
-    async def _adopt(self, kind: str, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
-        meta = manifest["metadata"]
-        found = await self._find(_core(kind, meta["namespace"], meta["name"]))
-        if found is None:
-            return None  # gone again; the next reconcile sees to it
-        owners = {owner["uid"] for owner in found["metadata"].get("ownerReferences") or ()}
-        if meta["ownerReferences"][0]["uid"] in owners:
-            return found
-        name = f"{kind.lower()} {meta['name']}"
-        if found["metadata"].get("deletionTimestamp") or owners:
-            # Most likely a child of a job of that name that is being collected.
-            raise ApiError(409, "AlreadyExists", f"{name} is going away")
-        raise Refused(f"a {name} exists that does not belong to the job")
+    async def find(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        """A pod, secret or service as it is now; None if there is none of that name."""
+        return await self._find(_core(kind, namespace, name))
+
+    async def patch(
+        self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """Merge into a pod, secret or service; gives it as it is then, None if it is gone."""
+        try:
+            return await self._call("PATCH", _core(kind, namespace, name), body=patch, media=MERGE)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
 
     async def delete_pod(self, namespace: str, doomed: Deletion) -> None:
         """Delete a pod if it still is the one that was meant."""
@@ -141,18 +139,6 @@ class Cluster:
         """Delete a job if it still is the one that was meant."""
         options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         await self._delete(_jobs(namespace, name), options)
-
-    async def token(self, namespace: str, secret: str, owner: str) -> str | None:
-        """The token in a job's secret; None if there is no such secret of this owner (a uid)."""
-        found = await self._find(_core("Secret", namespace, secret))
-        if found is None:
-            return None
-        owners = {o["uid"] for o in found["metadata"].get("ownerReferences") or ()}
-        return token_in(found) if owner in owners else None
-
-    async def has_service(self, namespace: str, name: str) -> bool:
-        """Whether a service exists."""
-        return await self._find(_core("Service", namespace, name)) is not None
 
     async def pods(self, namespace: str, job: str) -> list[dict[str, Any]]:
         """The pods of a job."""

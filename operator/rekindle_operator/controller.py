@@ -25,11 +25,12 @@ from dataclasses import replace
 from typing import Any
 
 from rekindle.contract import LABEL_JOB, DirectiveKind
-from rekindle_operator import faults, inquiries, metrics, resources, spec, status
+from rekindle_operator import faults, inquiries, metrics, reserved, resources, spec, status
 from rekindle_operator.children import Children
 from rekindle_operator.cluster import Cluster
 from rekindle_operator.coordinator import Coordinator, JobKey
 from rekindle_operator.jobstate import JobState
+from rekindle_operator.leaving import leave
 from rekindle_operator.observed import Node, Observed, gone, parse_node
 from rekindle_operator.patches import merge_patch
 from rekindle_operator.plan import Plan
@@ -114,7 +115,7 @@ class Controller:
         if state.heard is not None:
             state.heard[meta["uid"]] = None if kind == "DELETED" else dict(body)
         if kind == "DELETED":
-            state.drop_pod(meta["uid"], meta["name"])
+            state.lose_pod(body)
         elif not state.note_pod(body):
             return
         self.wake(key)
@@ -181,7 +182,7 @@ class Controller:
         self.coordinator.forget(key)
         self._count()
 
-    async def _sync(self, key: JobKey, state: JobState) -> None:
+    async def _sync(self, key: JobKey, state: JobState, job: spec.TrainingJob) -> None:
         """Replace the caches of a job by what the API server has now."""
         fresh = await self._cluster.job(*key)
         if fresh is None or fresh["metadata"]["uid"] != state.uid:
@@ -203,8 +204,7 @@ class Controller:
                 state.note_pod(listed_body)
         if self._nodes is not None:
             self._note_nodes(await self._cluster.nodes(), state)
-        state.has_service = await self._cluster.has_service(key[0], resources.service_name(key[1]))
-        await self._children.read_token(key, state)
+        await self._children.look(key, state, job)
         state.synced_at = time.monotonic()
 
     def _read_node(self, body: Mapping[str, Any]) -> Node | None:
@@ -335,16 +335,14 @@ class Controller:
             await self._write_status(key, state, fresh, True)
 
     async def _reconcile(self, key: JobKey, state: JobState) -> None:
-        if state.body["metadata"].get("deletionTimestamp"):
-            return
-        if not state.synced_at:
-            await self._sync(key, state)
-            if self._jobs.get(key) is not state:
-                return
-        await self._token_of(key)
         job = _parsed(state.body)
         if state.fault and state.fault.reason == faults.INVALID_SPEC:
             state.fault = None
+        if not state.synced_at:
+            await self._sync(key, state, job)
+            if self._jobs.get(key) is not state:
+                return
+        await self._children.put_right(key, state)
         plan, now = await self._plan(key, state, job)
         if not await self._children.apply(key, state, plan):
             # What could not be created is as if it had not been planned: its name is still free.
@@ -352,7 +350,7 @@ class Controller:
         await self._apply(key, state, plan, now)
         if self._jobs.get(key) is state and time.monotonic() - state.synced_at >= RESYNC:
             # Afterwards: a round must not wait for lists that only confirm what watches told.
-            await self._sync(key, state)
+            await self._sync(key, state, job)
             self.wake(key)
 
     async def _plan(
@@ -360,6 +358,10 @@ class Controller:
     ) -> tuple[Plan, float]:
         """Decide, and show wishes to save at once: they rest on nothing that is written."""
         now = time.time()
+        meta = state.body["metadata"]
+        if meta.get("deletionTimestamp"):
+            seen = self._observe(key, state, job, now)
+            return leave(job, state.status, seen, meta.get("finalizers") or (), now), now
         observed = await state.inquiries.complete(
             self._cluster,
             key[0],
@@ -460,7 +462,9 @@ def _parsed(body: Mapping[str, Any]) -> spec.TrainingJob:
     """The job; SpecError for whatever cannot be read in it."""
     created = parse_time(body["metadata"].get("creationTimestamp")) or time.time()
     try:
-        return spec.parse(body, created)
+        job = spec.parse(body, created)
+        reserved.check(job)
+        return job
     except spec.SpecError:
         raise
     except Exception as error:

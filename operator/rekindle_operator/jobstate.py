@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rekindle_operator.belonging import Claim, as_made, claim
 from rekindle_operator.faults import Fault, fault_of
 from rekindle_operator.inquiries import Inquiries
 from rekindle_operator.observed import Pod, parse_pod
+from rekindle_operator.resources import owner_reference
 
 TOLD_MOST = 50
 """Different faults of one job of which events are posted."""
@@ -46,6 +48,12 @@ class JobState:
     refused: str | None = None
     hindered: str | None = None
     """What kept the last child from being created; it is tried again."""
+    mends: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
+    """By uid: name of a pod of ours that somebody has edited, and the patch that puts it right."""
+    strays: dict[str, str] = field(default_factory=dict)
+    """By uid: names of pods that an earlier job of this name has left over."""
+    suspects: dict[str, str] = field(default_factory=dict)
+    """By uid: names of pods that the watch calls deleted, and that may only have lost labels."""
     create_at: float = 0.0
     """time.monotonic() before which no child is created, after one could not be."""
     create_pause: float = 0.0
@@ -68,6 +76,11 @@ class JobState:
     def uid(self) -> str:
         """Of the job."""
         return str(self.body["metadata"]["uid"])
+
+    @property
+    def owner(self) -> dict[str, Any]:
+        """The job as its children name it."""
+        return owner_reference(str(self.body["metadata"]["name"]), self.uid)
 
     @property
     def trouble(self) -> Fault | None:
@@ -114,23 +127,50 @@ class JobState:
         One that cannot be understood is a complaint, and is what it was before.
         """
         meta = body["metadata"]
-        about = f"pod {meta['name']}"
+        about, uid = f"pod {meta['name']}", str(meta["uid"])
         try:
-            owners = {o["uid"] for o in meta.get("ownerReferences") or ()}
+            owners = meta.get("ownerReferences") or ()
+            if not any(owner["uid"] == self.uid for owner in owners) and uid not in self.pods:
+                news = uid not in self.strays and self._left_over(meta)
+                if news:
+                    self.strays[uid] = meta["name"]
+                return news
+            body, patch = as_made(body, self.pods.get(uid), self.owner)
             pod = parse_pod(body)
         except Exception as error:
             return self.complain(about, error)
-        settled = self.complaints.pop(about, None) is not None
-        if pod is None or self.uid not in owners:
-            return False
-        news = settled or self.parsed.get(pod.uid) != pod
-        self.pods[pod.uid], self.parsed[pod.uid] = dict(body), pod
+        news = self.complaints.pop(about, None) is not None
+        if pod is None:
+            return news
+        if patch:
+            news, self.mends[uid] = True, (pod.name, patch)
+        news = news or self.parsed.get(uid) != pod
+        self.pods[uid], self.parsed[uid] = dict(body), pod
         return news
+
+    def _left_over(self, meta: Mapping[str, Any]) -> bool:
+        """Whether a pod that is not ours is of an earlier job of this name, and of nobody now."""
+        found = {"metadata": meta}
+        wanted = {"metadata": {"ownerReferences": [self.owner]}}
+        return claim(found, wanted) is Claim.ORPHAN
+
+    def lose_pod(self, body: Mapping[str, Any]) -> None:
+        """The watch calls a pod deleted.
+
+        It does so for a pod, too, that has lost the labels by which it is watched. One that nobody
+        has told to go is looked for before it counts as gone.
+        """
+        meta = body["metadata"]
+        pod = self.parsed.get(meta["uid"])
+        if pod and pod.alive and not pod.deleting and not meta.get("deletionTimestamp"):
+            self.suspects[pod.uid] = pod.name
+        else:
+            self.drop_pod(meta["uid"], meta["name"])
 
     def drop_pod(self, uid: str, name: str) -> None:
         """A pod is gone."""
-        self.pods.pop(uid, None)
-        self.parsed.pop(uid, None)
+        for known in (self.pods, self.parsed, self.mends, self.strays, self.suspects):
+            known.pop(uid, None)
         self.complaints.pop(f"pod {name}", None)
 
     def complain(self, about: str, error: BaseException) -> bool:

@@ -90,6 +90,16 @@ HOSTNAME = "kubernetes.io/hostname"
 """Label of nodes by which pods are kept away from some of them."""
 
 
+VARIABLES = {
+    *(ENV_JOB, ENV_NAMESPACE, ENV_POD, ENV_POD_UID, ENV_POD_IP, ENV_COORDINATOR, ENV_TOKEN),
+    *(ENV_PROC_PER_NODE, ENV_GRACE, ENV_TERMINATION_LOG, ENV_HANG_TIMEOUT, ENV_MTBF),
+    *(ENV_CHECKPOINT_URI, ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_REGION, ENV_CHECKPOINT_COMMIT),
+    *(ENV_CHECKPOINT_ADDRESSING, ENV_CHECKPOINT_EVERY_STEPS, ENV_CHECKPOINT_EVERY_SECONDS),
+    *(ENV_CHECKPOINT_EVERY, ENV_CHECKPOINT_KEEP, ENV_PROGRESS),
+}
+"""Variables that a template cannot set: the operator does."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Avoid:
     """Nodes, by the value of their hostname label, that a new pod should not be on."""
@@ -131,21 +141,24 @@ def slot_of(job: str, pod: str) -> int | None:
     return int(slot) if slot.isdecimal() else None
 
 
+def owner_reference(name: str, uid: str) -> dict[str, Any]:
+    """How the children of a job name it: they go with it, and a foreground deletion waits."""
+    return {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": KIND,
+        "name": name,
+        "uid": uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
 def _meta(job: TrainingJob, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     return {
         "name": name,
         "namespace": job.namespace,
         "labels": dict(labels),
-        "ownerReferences": [
-            {
-                "apiVersion": f"{GROUP}/{VERSION}",
-                "kind": KIND,
-                "name": job.name,
-                "uid": job.uid,
-                "controller": True,
-                "blockOwnerDeletion": True,
-            }
-        ],
+        "ownerReferences": [owner_reference(job.name, job.uid)],
     }
 
 
@@ -232,7 +245,7 @@ def _beside(given: Any, *, before: Iterable[Any] = (), after: Any = None) -> Any
     return [*before, *(given or ()), *([after] if after else ())]
 
 
-def _entries(given: Any) -> list[Mapping[str, Any]]:
+def entries(given: Any) -> list[Mapping[str, Any]]:
     """The objects in a list of the user's, whatever else it holds or is."""
     return [e for e in given if isinstance(e, Mapping)] if isinstance(given, list) else []
 
@@ -248,7 +261,7 @@ def _kept_away(given: Any, avoid: Avoid) -> Any:
     node = dict(node)
     required = node.get(REQUIRED) or {}
     if avoid.never and isinstance(required, Mapping):
-        terms = _entries(required.get("nodeSelectorTerms")) or [{}]
+        terms = entries(required.get("nodeSelectorTerms")) or [{}]
         node[REQUIRED] = {
             **required,
             "nodeSelectorTerms": [
@@ -272,7 +285,7 @@ def _not_in(hosts: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _mounts_shm(containers: list[dict[str, Any]]) -> bool:
-    return any(m.get("name") == SHM for c in containers for m in _entries(c.get("volumeMounts")))
+    return any(m.get("name") == SHM for c in containers for m in entries(c.get("volumeMounts")))
 
 
 def _that_tells(given: Any) -> Any:
@@ -301,7 +314,7 @@ def _trainer(
     port = {"name": POD_METRICS_PORT_NAME, "containerPort": POD_METRICS_PORT}
     container["ports"] = _beside(container.get("ports"), after=port)
     mounts = container.get("volumeMounts")
-    if not any(mount.get("mountPath") == "/dev/shm" for mount in _entries(mounts)):
+    if not any(mount.get("mountPath") == "/dev/shm" for mount in entries(mounts)):
         mounts = _beside(mounts, after={"name": SHM, "mountPath": "/dev/shm"})
     if job.launcher.inject:
         mount = {"name": LAUNCHER, "mountPath": LAUNCHER_PATH, "readOnly": True}

@@ -96,7 +96,16 @@ REFUSALS: tuple[tuple[str, str, str], ...] = (
         "OperatorForbidden",
         "the operator lacks rights: compare its role with the chart's",
     ),
-    (r"is going away", "NameTaken", "it goes on as soon as that is gone"),
+    (
+        r"is not part of this job",
+        "NameTaken",
+        "delete it, or give the job another name; it goes on as soon as that is gone",
+    ),
+    (
+        r"is going away|of an earlier job .* is being deleted",
+        "NameTaken",
+        "it goes on as soon as that is gone",
+    ),
     (r"is forbidden", "Forbidden", "the API server does not allow it"),
 )
 """A pattern of the answer, the condition's reason, and what can be done."""

@@ -21,6 +21,7 @@ from rekindle_operator.timestamps import parse_time
 PENDING, STARTING, RUNNING = "Pending", "Starting", "Running"
 RECOVERING, SUSPENDED = "Recovering", "Suspended"
 SUCCEEDED, FAILED = "Succeeded", "Failed"
+DELETING = "Deleting"
 TERMINAL = {SUCCEEDED, FAILED}
 ETA_MOST = 10 * 365 * 86400.0
 """Seconds; an end that is further away than this is not worth telling."""

@@ -121,8 +121,9 @@ async def create(bench):
         manifest = bench.child(kind, "x", **more)
         made = await bench.cluster.create(manifest)
         assert made["metadata"]["uid"] == bench.get(kind, "x")["metadata"]["uid"]
-        again = await bench.cluster.create(manifest)
-        assert again["metadata"]["uid"] == made["metadata"]["uid"], "a second time is as good"
+        with pytest.raises(ApiError, match="already exists") as caught:
+            await bench.cluster.create(manifest)
+        assert caught.value.status == 409
     bad = bench.child("Pod", "bad", spec={"containers": [{"name": "c"}]})
     with pytest.raises(Refused, match=r"spec\.containers\[0\]\.image"):
         await bench.cluster.create(bad)
@@ -201,20 +202,27 @@ async def delete_job(bench):
         assert not bench.all("TrainingJob")
 
 
-async def token(bench):
-    assert await bench.cluster.token("default", "s", bench.uid) is None
-    bench.make(bench.child("Secret", "s", **SECRET))
-    assert await bench.cluster.token("default", "s", bench.uid) == "secret-of-the-job"
-    assert await bench.cluster.token("default", "s", "of-another") is None
-    for number, data in enumerate(({}, {"token": "//8="}, {"token": ""})):
-        bench.make(bench.child("Secret", f"odd-{number}", data=data))
-        assert await bench.cluster.token("default", f"odd-{number}", bench.uid) is None
+async def find(bench):
+    for kind, more in (("Pod", {"spec": POD}), ("Secret", SECRET), ("Service", SERVICE)):
+        assert await bench.cluster.find(kind, "default", "x") is None
+        bench.make(bench.child(kind, "x", **more))
+        assert await bench.cluster.find(kind, "default", "x") == bench.get(kind, "x")
 
 
-async def has_service(bench):
-    assert not await bench.cluster.has_service("default", "s")
-    bench.make(bench.child("Service", "s", **SERVICE))
-    assert await bench.cluster.has_service("default", "s")
+async def patch(bench):
+    for kind, more in (("Pod", {"spec": POD}), ("Secret", SECRET), ("Service", SERVICE)):
+        change = {"metadata": {"labels": {"a": "b"}, "ownerReferences": []}}
+        assert await bench.cluster.patch(kind, "default", "x", change) is None
+        made = bench.make(bench.child(kind, "x", **more))
+        written = await bench.cluster.patch(kind, "default", "x", change)
+        assert written == bench.get(kind, "x")
+        assert written["metadata"]["labels"]["a"] == "b"
+        assert not written["metadata"].get("ownerReferences")
+        other = {"metadata": {"uid": "of-another", "labels": {"a": "c"}}}
+        with pytest.raises(ApiError) as caught:
+            await bench.cluster.patch(kind, "default", "x", other)
+        assert caught.value.status == 409
+        assert made["metadata"]["uid"] == bench.get(kind, "x")["metadata"]["uid"]
 
 
 async def pods(bench):
@@ -268,8 +276,8 @@ CALLS = {
             pod_log,
             patch_status,
             delete_job,
-            token,
-            has_service,
+            find,
+            patch,
             pods,
             job,
             nodes,
@@ -540,6 +548,15 @@ def test_what_the_server_refuses_is_told_in_its_words(name):
     assert field in failed["message"], failed["message"]
     assert any(field in event["message"] for event in seen["events"])
     assert not seen["pods"]
+
+
+TOKENS = [({}, None), ({"token": "//8="}, None), ({"token": ""}, None), ({"token": TOKEN}, 17)]
+
+
+@pytest.mark.parametrize(("data", "length"), [*TOKENS, (None, None)])
+def test_a_token_that_cannot_be_read_is_none(data, length):
+    token = module.token_in({"data": data})
+    assert (token and len(token)) == length
 
 
 def test_nothing_of_a_template_is_dropped_on_its_way(monkeypatch):

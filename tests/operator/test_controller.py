@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rekindle.contract import AgentPhase, AgentReport, Progress
 from rekindle_operator import controller as module
-from rekindle_operator import faults, handlers, metrics, spec
+from rekindle_operator import faults, handlers, metrics, resources, spec
 from rekindle_operator.cluster import ApiError, Refused
 from rekindle_operator.controller import Controller
 from rekindle_operator.incidents import stamp
@@ -58,14 +58,15 @@ class FakeCluster:
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         self.call("create", kind, name)
         await asyncio.sleep(0)
-        if (kind, name) not in self.objects:
-            self.uids += 1
-            body = copy.deepcopy(dict(manifest))
-            body["metadata"] |= {
-                "uid": f"uid-{self.uids}",
-                "creationTimestamp": "2026-01-01T00:00:00Z",
-            }
-            self.objects[kind, name] = body
+        if (kind, name) in self.objects:
+            raise ApiError(409, "AlreadyExists", f"{kind} {name} already exists")
+        self.uids += 1
+        body = copy.deepcopy(dict(manifest))
+        body["metadata"] |= {
+            "uid": f"uid-{self.uids}",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+        }
+        self.objects[kind, name] = body
         self.done()
         return copy.deepcopy(self.objects[kind, name])
 
@@ -101,11 +102,23 @@ class FakeCluster:
             return None
         return base64.b64decode(secret["data"]["token"]).decode() if "data" in secret else None
 
-    async def has_service(self, namespace, name):
-        return ("Service", name) in self.objects
+    async def find(self, kind, namespace, name):
+        return copy.deepcopy(self.objects.get((kind, name)))
+
+    async def patch(self, kind, namespace, name, patch):
+        self.call("patch", kind, name)
+        if (kind, name) not in self.objects:
+            return None
+        self.objects[kind, name] = merged(self.objects[kind, name], patch)
+        return copy.deepcopy(self.objects[kind, name])
 
     async def pods(self, namespace, name):
-        return [copy.deepcopy(b) for (kind, _), b in self.objects.items() if kind == "Pod"]
+        ours = resources.selector("digits").items()
+        return [
+            copy.deepcopy(body)
+            for (kind, _), body in self.objects.items()
+            if kind == "Pod" and ours <= body["metadata"].get("labels", {}).items()
+        ]
 
     async def job(self, namespace, name):
         body = copy.deepcopy({**self.body, "status": self.status})
@@ -414,7 +427,6 @@ HINDRANCES = {
     "a webhook": ApiError(400, "BadRequest", 'admission webhook "x" denied the request: no'),
     "a server in trouble": ApiError(503, "ServiceUnavailable", "no"),
     "no answer": TimeoutError(),
-    "gone again": None,
 }
 
 
@@ -428,10 +440,7 @@ def test_a_create_that_is_hindered_uses_up_no_name(cluster, monkeypatch, name, t
 
         async def hindered(manifest):
             if manifest["metadata"]["name"] == "digits-1" and left:
-                error = left.pop()
-                if error is None:
-                    return None
-                raise error
+                raise left.pop()
             return await create(manifest)
 
         cluster.create = hindered
@@ -796,6 +805,24 @@ def test_an_event_that_cannot_even_be_filed_is_told_by_its_job(cluster, bodies):
     run(scenario())
 
 
+def test_a_name_of_the_operators_in_a_template_is_told_and_no_pod_is_made(cluster):
+    trainer = cluster.body["spec"]["template"]["spec"]["containers"][0]
+    trainer["env"] = [{"name": "REKINDLE_POD_NAME", "value": "mine"}]
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: reconciled(cluster)["status"] == "False")
+            field = "spec.template.spec.containers[0].env[0].name: REKINDLE_POD_NAME is set by"
+            assert reconciled(cluster)["message"].startswith(field)
+            assert not cluster.objects
+            del trainer["env"]
+            cluster.body["metadata"]["generation"] = 2
+            operator.controller.job_event("MODIFIED", cluster.body)
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+
+    run(scenario())
+
+
 def test_a_job_of_the_same_name_is_another_job(cluster):
     async def scenario():
         async with Operator(cluster) as operator:
@@ -812,13 +839,60 @@ def test_a_job_of_the_same_name_is_another_job(cluster):
     run(scenario())
 
 
-def test_a_job_that_is_being_deleted_is_left_alone(cluster):
-    cluster.body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+def delete(cluster, operator, *finalizers):
+    """As a deletion marks a job that a finalizer holds."""
+    cluster.body["metadata"] |= {
+        "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "finalizers": list(finalizers),
+    }
+    cluster.version += 1
+    return cluster.job(*KEY)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["training", "at its end"])
+def test_a_job_that_a_finalizer_holds_says_so_and_trains_no_more(cluster, ended):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            if ended:
+                state = operator.controller._jobs[KEY]
+                state.status = {**state.status, "phase": "Succeeded", "message": "done"}
+            body = await delete(cluster, operator, "example.com/audit")
+            operator.controller.job_event("MODIFIED", body)
+            await operator.until(lambda: not cluster.named("Pod"))
+            for pod in list(operator.controller._jobs[KEY].pods.values()):
+                gone = pod["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
+                operator.controller.pod_event("DELETED", {**pod, "metadata": gone})
+            await operator.until(lambda: "no pods run" in cluster.status["message"])
+            assert cluster.status["phase"] == ("Succeeded" if ended else "Deleting")
+            assert "held by finalizers: example.com/audit" in cluster.status["message"]
+            assert cluster.status["ready"] == "0/0"
+            await operator.rest()
+            assert operator.round is None
+            assert not cluster.named("Pod")
+
+    run(scenario())
+
+
+def test_a_deletion_that_leaves_the_children_is_let_have_its_way(cluster):
+    """The collector takes owners away, of which the watch may tell before it tells of the job."""
 
     async def scenario():
         async with Operator(cluster) as operator:
+            await started(operator)
             await operator.rest()
-            assert not cluster.calls
+            await delete(cluster, operator, "orphan")
+            for (kind, _), body in cluster.objects.items():
+                drop_owner(body)
+                if kind == "Pod":
+                    operator.controller.pod_event("MODIFIED", body)
+            operator.controller._jobs[KEY].synced_at = -1000.0
+            operator.controller.wake(KEY)
+            await operator.until(lambda: "its pods stay" in cluster.status["message"])
+            await operator.rest()
+            assert len(cluster.objects) == 4
+            for body in cluster.objects.values():
+                assert not body["metadata"]["ownerReferences"]
 
     run(scenario())
 
@@ -941,6 +1015,202 @@ def test_a_write_of_our_own_wakes_up_nobody(cluster):
             operator.controller.wake = lambda *given: woken.append(given)
             operator.controller.job_event("MODIFIED", await cluster.job(*KEY))
             assert not woken
+
+    run(scenario())
+
+
+def stranger(kind, name, **meta):
+    return {"kind": kind, "metadata": {"name": name, "namespace": "ml", "uid": "theirs", **meta}}
+
+
+def orphan(kind, name, **more):
+    """As ``kubectl delete --cascade=orphan`` leaves a child."""
+    return {**stranger(kind, name, labels=resources.selector("digits")), **more}
+
+
+def secret_of(token="of-before"):
+    return {"data": {"token": base64.b64encode(token.encode()).decode()}}
+
+
+OTHERS = [{"kind": "Deployment", "name": "web", "uid": "u", "controller": True}]
+NAMES = [("Secret", "digits-rekindle"), ("Service", "digits-pods"), ("Pod", "digits-0")]
+
+
+@pytest.mark.parametrize(("kind", "name"), NAMES)
+@pytest.mark.parametrize("meta", [{}, {"ownerReferences": OTHERS}], ids=["alone", "owned"])
+def test_a_name_that_is_taken_is_told_and_waited_for(cluster, monkeypatch, kind, name, meta):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    cluster.objects[kind, name] = theirs = stranger(kind, name, **meta)
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: "NameTaken" in str(cluster.status))
+            told = next(c for c in cluster.status["conditions"] if c["type"] == "Degraded")
+            assert (told["status"], told["reason"]) == ("True", "NameTaken")
+            assert f"{kind.lower()} {name} exists and is not part of this job" in told["message"]
+            assert cluster.status["phase"] in {"Pending", "Starting"}
+            assert cluster.objects[kind, name] == theirs, "and is not touched"
+            if kind == "Secret":
+                assert not cluster.named("Pod"), "it may hold a token that is not ours"
+            del cluster.objects[kind, name]
+            await operator.until(lambda: sorted(cluster.named("Pod")) == ["digits-0", "digits-1"])
+            await operator.until(lambda: "NameTaken" not in str(cluster.status["conditions"]))
+            await operator.until(lambda: cluster.objects[kind, name] != theirs)
+
+    run(scenario())
+
+
+LEFT = {
+    "a secret": orphan("Secret", "digits-rekindle", **secret_of()),
+    "a secret without a token": orphan("Secret", "digits-rekindle", data={}),
+    "a secret whose token is none": orphan("Secret", "digits-rekindle", data={"token": "//8="}),
+    "a service": orphan("Service", "digits-pods", spec={"selector": {"a": "b"}, "ports": []}),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_an_earlier_job_has_left_over_is_taken_over(cluster, name):
+    body = LEFT[name]
+    kind, called = body["kind"], body["metadata"]["name"]
+    cluster.objects[kind, called] = copy.deepcopy(body)
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            found = cluster.objects[kind, called]
+            assert found["metadata"]["uid"] == "theirs"
+            assert [o["uid"] for o in found["metadata"]["ownerReferences"]] == ["job-uid"]
+            token = await operator.controller._token_of(KEY)
+            assert await cluster.token("ml", "digits-rekindle", "job-uid") == token
+            assert (token == "of-before") == (name == "a secret")
+            if kind == "Service":
+                assert found["spec"]["selector"] == resources.selector("digits")
+                assert found["spec"]["ports"][0]["port"] == 9430
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "seen"), [("digits-0", False), ("digits-7r3", False), ("digits-7r3", True)]
+)
+def test_pods_that_an_earlier_job_has_left_over_are_deleted(cluster, monkeypatch, name, seen):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    labels = {"rekindle.dev/slot": "0", "rekindle.dev/incarnation": "0"}
+    left = orphan("Pod", name)
+    left["metadata"]["labels"] |= labels
+
+    async def scenario():
+        if not seen:
+            cluster.objects["Pod", name] = left
+        async with Operator(cluster) as operator:
+            if seen:
+                await started(operator)
+                cluster.objects["Pod", name] = left
+                operator.controller.pod_event("ADDED", left)
+            await operator.until(lambda: cluster.objects.get(("Pod", name)) != left)
+            await operator.until(lambda: sorted(cluster.named("Pod")) == ["digits-0", "digits-1"])
+            await operator.rest()
+            assert cluster.status["restarts"]["total"] == 0
+
+    run(scenario())
+
+
+def test_a_child_of_an_earlier_job_that_is_going_away_is_waited_for(cluster, monkeypatch):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    owners = [{"kind": "TrainingJob", "name": "digits", "uid": "earlier"}]
+    body = stranger("Secret", "digits-rekindle", ownerReferences=owners)
+    cluster.objects["Secret", "digits-rekindle"] = body
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: "of an earlier job of this name" in str(cluster.status))
+            assert "it goes on as soon as that is gone" in str(cluster.status)
+            del cluster.objects["Secret", "digits-rekindle"]
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+
+    run(scenario())
+
+
+def change_labels(body):
+    body["metadata"]["labels"] = {"team": "vision"}
+
+
+def change_slot(body):
+    body["metadata"]["labels"]["rekindle.dev/slot"] = "7"
+
+
+def drop_owner(body):
+    body["metadata"]["ownerReferences"] = []
+
+
+def add_finalizer_and_drop_owner(body):
+    body["metadata"] |= {"ownerReferences": [], "finalizers": ["example.com/f"]}
+
+
+POD_EDITS = [change_labels, change_slot, drop_owner, add_finalizer_and_drop_owner]
+
+
+@pytest.mark.parametrize("edit", POD_EDITS, ids=lambda edit: edit.__name__)
+def test_a_pod_that_somebody_edits_is_put_right_and_trains_on(cluster, edit):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            first = operator.round
+            for name in cluster.named("Pod"):
+                operator.agent(name, AgentPhase.RUNNING, round=first)
+            await operator.rest()
+            before = copy.deepcopy(cluster.objects["Pod", "digits-1"])
+            body = cluster.objects["Pod", "digits-1"]
+            edit(body)
+            # A watch by labels calls a pod deleted that has lost them, in its form of before.
+            lost = edit is change_labels
+            told = before if lost else copy.deepcopy(body)
+            operator.controller.pod_event("DELETED" if lost else "MODIFIED", told)
+
+            def right():
+                meta = cluster.objects["Pod", "digits-1"]["metadata"]
+                labels = before["metadata"]["labels"].items() <= meta["labels"].items()
+                return labels and meta["ownerReferences"] == before["metadata"]["ownerReferences"]
+
+            await operator.until(right)
+            operator.controller.pod_event("MODIFIED", cluster.objects["Pod", "digits-1"])
+            await operator.rest()
+            assert operator.round is first
+            assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
+            assert cluster.status["restarts"]["total"] == 0
+
+    run(scenario())
+
+
+CHILD_EDITS = {
+    "a selector": ("Service", lambda body: body["spec"].update(selector={"a": "b"})),
+    "ports": ("Service", lambda body: body["spec"].update(ports=[{"name": "x", "port": 1}])),
+    "an owner": ("Service", drop_owner),
+    "labels": ("Secret", change_labels),
+    "another token": ("Secret", lambda body: body.update(secret_of("another"))),
+    "no token": ("Secret", lambda body: body.update(data={})),
+    "the owner of a secret": ("Secret", drop_owner),
+}
+
+
+@pytest.mark.parametrize("name", CHILD_EDITS)
+def test_a_secret_or_service_that_somebody_edits_is_put_right(cluster, monkeypatch, name):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    kind, edit = CHILD_EDITS[name]
+    key = (kind, {"Secret": "digits-rekindle", "Service": "digits-pods"}[kind])
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await operator.rest()
+            before = copy.deepcopy(cluster.objects[key])
+            edit(cluster.objects[key])
+            if name == "labels":
+                cluster.objects[key]["metadata"]["labels"] = {}
+            assert cluster.objects[key] != before
+            operator.controller._jobs[KEY].synced_at = -1000.0
+            operator.controller.wake(KEY)
+            await operator.until(lambda: cluster.objects[key] == before)
 
     run(scenario())
 

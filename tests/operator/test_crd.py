@@ -291,6 +291,17 @@ BAD = [
         "unknown field",
     ),
     (
+        "a label of the operator's",
+        job(
+            template={
+                "metadata": {"labels": {"rekindle.dev/slot": "7"}},
+                "spec": {"containers": [TRAINER]},
+            }
+        ),
+        "spec.template.metadata.labels",
+        "are the operator's; remove them",
+    ),
+    (
         "unknown in metadata of the template",
         job(template={"metadata": {"name": "x"}, "spec": {"containers": [TRAINER]}}),
         "spec.template.metadata.name",
