@@ -7,7 +7,6 @@ without, and the next operator takes over where this one was.
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT
-from rekindle_operator import handlers, metrics, resources
+from rekindle_operator import handlers, logs, metrics, resources
 from rekindle_operator.cluster import Cluster
 from rekindle_operator.controller import Controller
 
@@ -59,6 +58,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="IMAGE",
         help="where the launcher is copied from into images that do not have it "
         "(spec.launcher.inject)",
+    )
+    parser.add_argument(
+        "--log-format", choices=logs.FORMATS, default="text", help="json: an object in each line"
     )
     parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
     return parser.parse_args(arguments)
@@ -123,12 +125,7 @@ async def run(options: argparse.Namespace) -> None:
 def main() -> None:
     """Entry point of the ``rekindle-operator`` command."""
     options = parse(sys.argv[1:])
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    logging.getLogger("kopf").setLevel(logging.DEBUG if options.verbose else logging.WARNING)
+    logs.configure(options.log_format, verbose=options.verbose)
     asyncio.run(run(options))
 
 

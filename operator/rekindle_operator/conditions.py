@@ -86,12 +86,24 @@ def going_on(
     ], message
 
 
-def ended(phase: str, reason: str, message: str) -> list[dict[str, Any]]:
-    """Conditions of a job that has ended."""
+def run_again(message: str) -> list[dict[str, Any]]:
+    """Conditions of a job whose next run begins, before there is anything of it."""
+    return [
+        condition("Ready", False, status.PENDING, message),
+        condition("Progressing", True, "Restarting", message),
+        condition("Degraded", False, "AsExpected", "nothing needs attention"),
+        condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
+        condition("Complete", False, "NotFinished", "training is not complete"),
+        condition("Failed", False, "NotFailed", "the job has not failed"),
+    ]
+
+
+def ended(phase: str, reason: str, message: str, edit: str | None = None) -> list[dict[str, Any]]:
+    """Conditions of a job that has ended; ``edit``: what is to be said of a change since."""
     done = phase == status.SUCCEEDED
     return [
         condition("Ready", False, phase, message),
-        condition("Progressing", False, phase, message),
+        condition("Progressing", False, "SpecChangedAfterEnd" if edit else phase, edit or message),
         condition("Degraded", not done, reason, message),
         condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
         condition("Complete", done, reason, message if done else "training is not complete"),

@@ -20,12 +20,21 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from rekindle.contract import LABEL_JOB, DirectiveKind
-from rekindle_operator import faults, inquiries, metrics, reserved, resources, spec, status
+from rekindle_operator import (
+    faults,
+    inquiries,
+    metrics,
+    milestones,
+    reserved,
+    resources,
+    spec,
+    status,
+)
 from rekindle_operator.children import Children
 from rekindle_operator.cluster import Cluster
 from rekindle_operator.coordinator import Coordinator, JobKey
@@ -70,6 +79,7 @@ class Controller:
         self._orphans: dict[JobKey, dict[str, dict[str, Any]]] = {}
         """Pods that were seen before their job was."""
         self._children = Children(cluster, self.wake)
+        metrics.FLEET.jobs = self._described
         self.coordinator = Coordinator(
             token_of=self._token_of, is_live=self._is_live, wake=self.wake, complain=self.complain
         )
@@ -384,31 +394,28 @@ class Controller:
 
     async def _apply(self, key: JobKey, state: JobState, plan: Plan, now: float) -> None:
         """The status, then what agents see (see reconcile); children are there already."""
-        room = self.coordinator.room(key)
+        room, before = self.coordinator.room(key), state.status
         wait = await self._write_status(key, state, dict(plan.status), plan.publish is not None)
         current = None if plan.forget_round else plan.publish or room.round
         room.set(current, dict(plan.directives))
         if plan.publish:
             metrics.ROUNDS.inc()
-            logger.info(
-                "%s/%s: round %d: %s (%s)",
-                *key,
-                plan.publish.number,
-                ", ".join(member.pod for member in plan.publish.members),
-                plan.publish.reason,
-            )
             self.wake(key)  # the view of the world has changed: look again with the round in it
         for incident in plan.incidents:
             metrics.INCIDENTS.labels(cause=str(incident.cause)).inc()
-            logger.warning("%s/%s: %s: %s", *key, incident.cause, incident.evidence)
         for incident in plan.resolved:
             metrics.RECOVERY_SECONDS.observe(now - incident.at)
             metrics.LOST_SECONDS.labels(incident.klass).inc(incident.seconds_lost or 0.0)
         for incident in plan.measured:
             for phase, took in incident.recovery.items():
                 metrics.RECOVERY_PHASE_SECONDS.labels(phase).observe(took)
-        if plan.events:
-            await self._cluster.post(state.body, plan.events, now)
+        for line in milestones.lines(before, plan):
+            logger.log(line.level, "%s/%s: %s", *key, line.message, extra=dict(line.fields))
+        edits, state.edits = milestones.edits(state.edits, plan), {}
+        for edit in edits:
+            logger.info("%s/%s: %s", *key, edit.message, extra={"reason": edit.reason})
+        if edits or plan.events:
+            await self._cluster.post(state.body, (*edits, *plan.events), now)
         if plan.remove_job:
             await self._cluster.delete_job(*key, state.uid)
         for seconds in (plan.requeue, wait):
@@ -449,6 +456,12 @@ class Controller:
             if state.served != (written.get("status") or {}):
                 self.wake(key)  # somebody has written into it since
         return None
+
+    def _described(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+        """The spec and the status of each job."""
+        for state in self._jobs.values():
+            given = state.body.get("spec")
+            yield given if isinstance(given, Mapping) else {}, state.status
 
     def _count(self) -> None:
         phases = Counter(s.status.get("phase", status.PENDING) for s in self._jobs.values())

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rekindle_operator.belonging import Claim, as_made, claim
+from rekindle_operator.changes import Effect, between
 from rekindle_operator.faults import Fault, fault_of
 from rekindle_operator.inquiries import Inquiries
 from rekindle_operator.observed import Pod, parse_pod
@@ -66,6 +67,8 @@ class JobState:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     edited: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by a new version of the spec: what failed before may succeed now."""
+    edits: dict[str, Effect] = field(default_factory=dict)
+    """Fields of the spec that have changed and of which nobody was told yet."""
     due: float = 0.0
     """time.monotonic() of the next reconcile."""
     synced_at: float = 0.0
@@ -99,6 +102,9 @@ class JobState:
         if plain["metadata"].get("generation") != self.body["metadata"].get("generation"):
             self.refused = None
             self.edited.set()
+            old, new = self.body.get("spec"), plain.get("spec")
+            if isinstance(old, Mapping) and isinstance(new, Mapping):
+                self.edits |= between(old, new)
         self.body = plain
         return True
 

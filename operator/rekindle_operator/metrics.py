@@ -4,7 +4,15 @@ Job names are no labels: a cluster sees any number of jobs in its life, and a se
 stay for ever. What is true of one job is in its status; here is what is true of all.
 """
 
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from rekindle_operator import fleet
 
 REGISTRY = CollectorRegistry()
 
@@ -67,3 +75,53 @@ REFUSED = Counter(
     ["code"],
     registry=REGISTRY,
 )
+
+
+class Fleet(Collector):
+    """What is true of all jobs at the moment of a scrape (see rekindle_operator.fleet)."""
+
+    def __init__(self) -> None:
+        self.jobs: Callable[[], Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]] = tuple
+        """Gives the spec and the status of each job."""
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """Look at all jobs now."""
+        seen = fleet.look(self.jobs(), time.time())
+        waiting = GaugeMetricFamily(
+            "rekindle_job_waiting_seconds_max",
+            "Seconds for which the job that waits longest has waited, by where it is",
+            labels=["phase"],
+        )
+        for phase, seconds in seen.waiting.items():
+            waiting.add_metric([phase], seconds)
+        degraded = GaugeMetricFamily(
+            "rekindle_jobs_degraded", "Jobs that need attention, by reason", labels=["reason"]
+        )
+        for reason, number in seen.degraded.items():
+            degraded.add_metric([reason], number)
+        longest = GaugeMetricFamily(
+            "rekindle_job_degraded_seconds_max",
+            "Seconds for which the job that has needed attention longest has, by reason",
+            labels=["reason"],
+        )
+        for reason, seconds in seen.degraded_seconds.items():
+            longest.add_metric([reason], seconds)
+        return (
+            waiting,
+            degraded,
+            longest,
+            GaugeMetricFamily(
+                "rekindle_jobs_failed_lately",
+                "Jobs that have failed within the last hour",
+                value=seen.failed_lately,
+            ),
+            GaugeMetricFamily(
+                "rekindle_job_commit_overdue_seconds_max",
+                "Seconds for which a training job has committed nothing beyond its interval",
+                value=seen.overdue,
+            ),
+        )
+
+
+FLEET = Fleet()
+REGISTRY.register(FLEET)

@@ -22,6 +22,13 @@ KEEP_FINISHED = 5
 """Finished pods that are kept while the job runs, for their logs."""
 
 
+def note_template(job: TrainingJob, record: Record) -> tuple[TrainingJob, Record]:
+    """Remember what else the present template was called, for as long as it is the present one."""
+    if record.template != job.template_hash:
+        record = replace(record, template=job.template_hash, template_alias=job.earlier_hash)
+    return replace(job, template_alias=record.template_alias), record
+
+
 def note_names(job: TrainingJob, record: Record, observed: Observed, now: float) -> Record:
     """Remember names that are used up although nobody could write that down in advance."""
     used = dict(record.incarnations or {})

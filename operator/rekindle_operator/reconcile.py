@@ -21,6 +21,7 @@ from typing import Any
 
 from rekindle.contract import SUSPENDED, Cause, ExitCode
 from rekindle_operator import (
+    again,
     bookkeeping,
     conditions,
     deadlines,
@@ -60,10 +61,35 @@ def reconcile(
     """
     record = status.read(current)
     if record.phase in status.TERMINAL:
-        return _after_the_end(job, record, observed, now)
+        return again.begin(job, record, observed, now) or _after_the_end(job, record, observed, now)
+    record, unheeded = again.ignored(job, record)
+    plan = _go_on(
+        again.placed(job, record),
+        record,
+        observed,
+        coordinator_url=coordinator_url,
+        token=token,
+        now=now,
+        runtime_image=runtime_image,
+    )
+    return replace(plan, events=(*unheeded, *plan.events))
+
+
+def _go_on(
+    job: TrainingJob,
+    record: Record,
+    observed: Observed,
+    *,
+    coordinator_url: str,
+    token: str,
+    now: float,
+    runtime_image: str,
+) -> Plan:
+    """Decide about a job that has not ended."""
     if job.suspend or _still_suspended(record, observed):
         return _suspended(job, record, observed, now)
     observed = rounds.with_strangers(observed, record.round)
+    job, record = pods.note_template(job, record)
     record = pods.note_names(job, _begin(record, now), observed, now)
     record, operator_incident = bookkeeping.note_operator(record, observed)
     record = progress.note_progress(record, observed, now)
@@ -91,7 +117,9 @@ def reconcile(
         end = _end(job, record, observed, now, fresh, verdict)
         return replace(end, resolved=resolved, measured=measured)
     if decision.form:
-        record = replace(record, round=decision.form.number)
+        mtbf = record.seconds_between_failures(now)
+        form = replace(decision.form, variables=resources.variables_of_a_round(job, mtbf))
+        decision, record = replace(decision, form=form), replace(record, round=form.number)
 
     create: list[dict[str, Any]] = []
     delete: list[Deletion] = []
@@ -188,6 +216,7 @@ def _end(
     text = verdict.message if verdict else "training is complete"
     record = bookkeeping.close_all(record, now)
     record = replace(record, phase=phase, completion_time=now, reason=why, message=text)
+    record = replace(record, ended_generation=job.generation)
     code = _exit_code(record, fresh) if verdict else ExitCode.DONE
     event = Event(kind="Warning" if verdict else "Normal", reason=why, message=text)
     return Plan(
@@ -230,12 +259,14 @@ def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: fl
     done = record.phase == status.SUCCEEDED
     code = ExitCode.DONE if done else _exit_code(record, ())
     text = record.message or "training is complete"
-    told = conditions.ended(record.phase, record.reason or "Completed", text)
+    record, edit, events = again.edited(job, record)
+    told = conditions.ended(record.phase, record.reason or "Completed", text, edit)
     return Plan(
         delete=tuple(pods.deletion(observed, pod) for pod in doomed),
         end=tuple(pods.lingering(observed)) if clean and job.clean_pods == "Running" else (),
-        status=status.render(job, record, observed, told, text, now),
+        status=status.render(job, record, observed, told, f"{text}; {edit}" if edit else text, now),
         directives=directives.stop(observed, code, text),
+        events=events,
         remove_job=expired,
         requeue=max(0.1, min(waits)) if waits else None,
     )

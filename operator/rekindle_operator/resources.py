@@ -369,6 +369,33 @@ def _ordinary(amounts: Any) -> dict[str, Any]:
     return {k: v for k, v in given if k in {"cpu", "memory", "ephemeral-storage"}}
 
 
+def variables_of_a_round(job: TrainingJob, mtbf: float | None) -> dict[str, str]:
+    """What the workers of the next round find in their environment, in place of the pod's.
+
+    A name that the template sets itself is left out: the user's word counts.
+    """
+    trainer = next(c for c in job.template["spec"]["containers"] if c["name"] == TRAINER_CONTAINER)
+    own = {entry.get("name") for entry in trainer.get("env") or ()}
+    return {
+        name: "" if value is None else str(value)
+        for name, value in _changeable(job, mtbf)
+        if name not in own
+    }
+
+
+def _changeable(job: TrainingJob, mtbf: float | None) -> list[tuple[str, str | int | None]]:
+    """The variables of OF_A_ROUND, which pods get for the time until their first round."""
+    return [
+        (ENV_GRACE, int(job.grace_seconds)),
+        (ENV_CHECKPOINT_EVERY_STEPS, job.checkpoint.every_steps),
+        (ENV_CHECKPOINT_EVERY_SECONDS, job.checkpoint.every_seconds),
+        (ENV_CHECKPOINT_EVERY, "auto" if job.checkpoint.every_auto else None),
+        (ENV_HANG_TIMEOUT, job.hang_timeout),
+        (ENV_MTBF, None if mtbf is None else f"{mtbf:.0f}"),
+        (ENV_CHECKPOINT_KEEP, json.dumps(job.checkpoint.keep, sort_keys=True)),
+    ]
+
+
 def _environment(
     job: TrainingJob, coordinator_url: str, mtbf: float | None
 ) -> list[dict[str, Any]]:
@@ -383,19 +410,13 @@ def _environment(
         (ENV_NAMESPACE, job.namespace),
         (ENV_COORDINATOR, coordinator_url),
         (ENV_PROC_PER_NODE, job.proc_per_node),
-        (ENV_GRACE, int(job.grace_seconds)),
         (ENV_TERMINATION_LOG, TERMINATION_LOG),
         (ENV_CHECKPOINT_URI, job.checkpoint.uri),
         (ENV_CHECKPOINT_ENDPOINT, job.checkpoint.endpoint_url),
         (ENV_CHECKPOINT_REGION, job.checkpoint.region),
         (ENV_CHECKPOINT_ADDRESSING, job.checkpoint.addressing),
         (ENV_CHECKPOINT_COMMIT, job.checkpoint.commit),
-        (ENV_CHECKPOINT_EVERY_STEPS, job.checkpoint.every_steps),
-        (ENV_CHECKPOINT_EVERY_SECONDS, job.checkpoint.every_seconds),
-        (ENV_CHECKPOINT_EVERY, "auto" if job.checkpoint.every_auto else None),
-        (ENV_HANG_TIMEOUT, job.hang_timeout),
-        (ENV_MTBF, None if mtbf is None else f"{mtbf:.0f}"),
-        (ENV_CHECKPOINT_KEEP, json.dumps(job.checkpoint.keep, sort_keys=True)),
+        *_changeable(job, mtbf),
         (
             ENV_PROGRESS,
             _literally(json.dumps(job.progress, sort_keys=True)) if job.progress else None,

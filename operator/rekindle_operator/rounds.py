@@ -114,7 +114,7 @@ def state_of(member: Member, current: Round, observed: Observed) -> State:
 
 def wanted(job: TrainingJob, pod: Pod) -> bool:
     """Whether the spec still wants this pod: its slot and its template."""
-    return pod.slot < job.pods and pod.template == job.template_hash
+    return pod.slot < job.pods and job.wants(pod.template)
 
 
 def with_strangers(observed: Observed, last_number: int) -> Observed:

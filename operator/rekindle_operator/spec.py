@@ -14,6 +14,12 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
+from rekindle.contract import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
+
+PLACE = frozenset({"uri", "secret", "endpoint_url", "region", "addressing", "commit"})
+"""Fields of the checkpoint that a pod is made with; the others reach it with the next round."""
+FIRST_RHYTHM = frozenset({"every_steps", "every_seconds", "every_auto", "keep"})
+"""Those others, as the first operators knew them."""
 _DURATION = re.compile(r"^(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?$")
 
 
@@ -93,6 +99,11 @@ class TrainingJob:
     progress: Mapping[str, Any] = field(default_factory=dict)
     """Where steps are read from, in the words of rekindle.contract.ENV_PROGRESS."""
     launcher: Launcher = Launcher()
+    restart: str | None = None
+    """A value that is new asks for another run of a job that has ended (see again)."""
+    restart_from: str = "latest"
+    template_alias: str | None = None
+    """Another hash that stands for the present template, in labels of an earlier operator."""
 
     @property
     def pods(self) -> int:
@@ -111,19 +122,39 @@ class TrainingJob:
 
         Made from the user's words only, not from the rendered pod: a new operator that renders a
         little differently must not restart anybody's training. For the same reason a field that
-        has a default counts only where it differs: it may be newer than the job. From where steps
-        are read is not worth a restart of training that nobody can resume to the step.
+        has a default counts only where it differs: it may be newer than the job. What workers are
+        told with their next round is not in it, nor is from where steps are read: that is not worth
+        a restart of training which nobody can resume to the step.
         """
-        asked = {
-            one.name: value
-            for one in fields(self.checkpoint)
-            if (value := getattr(self.checkpoint, one.name)) != one.default
-        }
-        words = [self.template, self.proc_per_node, asked]
-        if self.launcher.inject:
-            words.append({"launcher": self.launcher.image})
-        text = json.dumps(words, sort_keys=True, default=dict)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+        place = {name: value for name, value in self._asked().items() if name in PLACE}
+        return _digest([self.template, self.proc_per_node, place, *self._launched()])
+
+    @cached_property
+    def earlier_hash(self) -> str:
+        """What the first operators labelled pods with, which is of all of the checkpoint.
+
+        A pod of an unchanged job with this label is what is wanted, or an update of the operator
+        would replace all pods.
+        """
+        asked = {n: v for n, v in self._asked().items() if n in PLACE | FIRST_RHYTHM}
+        return _digest([self.template, self.proc_per_node, asked, *self._launched()])
+
+    def _asked(self) -> dict[str, Any]:
+        """What the job says of its checkpoints, beyond defaults."""
+        given = ((one, getattr(self.checkpoint, one.name)) for one in fields(self.checkpoint))
+        return {one.name: value for one, value in given if value != one.default}
+
+    def _launched(self) -> list[dict[str, Any]]:
+        return [{"launcher": self.launcher.image}] if self.launcher.inject else []
+
+    def wants(self, template: str) -> bool:
+        """Whether a pod made from the template with this hash is what is wanted."""
+        return template in (self.template_hash, self.template_alias)
+
+
+def _digest(words: list[Any]) -> str:
+    text = json.dumps(words, sort_keys=True, default=dict)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def parse_duration(text: str, field: str) -> float:
@@ -183,6 +214,8 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         clean_pods=spec.get("cleanPods", "Running"),
         slow_nodes=str((spec.get("capacity") or {}).get("slowNodes", "tell")),
         notice_seconds=_notice_seconds(spec.get("capacity") or {}),
+        restart=(meta.get("annotations") or {}).get(ANNOTATION_RESTART),
+        restart_from=(meta.get("annotations") or {}).get(ANNOTATION_RESTART_FROM, "latest"),
         pending_deadline=_deadline(deadlines, "pending", None),
         progress=_progress(spec.get("progress") or {}),
         launcher=Launcher(

@@ -55,6 +55,22 @@ class Record:
     """The highest round of which an incident was charged: there is one at most for each."""
     incarnations: Mapping[int, int] | None = None
     """The highest incarnation of each slot, so that no name is used twice."""
+    template: str | None = None
+    """The hash of the template that was wanted when this was written."""
+    template_alias: str | None = None
+    """The label that an earlier operator gave to pods of that template."""
+    run: int = 0
+    """How often the job was run again after its end."""
+    scratch: int = 0
+    """The run whose place below the URI holds the checkpoints; 0: the URI itself does."""
+    restart_seen: str | None = None
+    """The newest order to run again that was heeded or told (see again)."""
+    ended_generation: int | None = None
+    told_generation: int | None = None
+    """The newest generation of which it was told that it came after the end."""
+    productive_before: float = 0.0
+    stall_before: float = 0.0
+    """What the trainer has counted in runs before, which its checkpoints carry along."""
     tokens: tuple[float, float] | None = None
     """How many replacements may be created at once, and when that was so (see pods)."""
     slow: Mapping[str, tuple[float, float]] | None = None
@@ -129,6 +145,15 @@ def read(status: Mapping[str, Any]) -> Record:
         rework_seconds=accounting.get("reworkSeconds", 0.0),
         charged_round=accounting.get("chargedRound", 0),
         incarnations={int(s): n for s, n in (accounting.get("incarnations") or {}).items()},
+        run=status.get("run", 0),
+        scratch=accounting.get("scratch", 0),
+        restart_seen=accounting.get("restartSeen"),
+        ended_generation=accounting.get("endedGeneration"),
+        told_generation=accounting.get("toldGeneration"),
+        productive_before=accounting.get("productiveBefore", 0.0),
+        stall_before=accounting.get("stallBefore", 0.0),
+        template=accounting.get("template"),
+        template_alias=accounting.get("templateAlias"),
         tokens=(accounting.get("tokens", 0.0), accounting["tokensAt"])
         if "tokensAt" in accounting
         else None,
@@ -148,8 +173,10 @@ def read(status: Mapping[str, Any]) -> Record:
             metrics=progress.get("metrics"),
             samples=progress.get("samples", 0),
             samples_per_second=progress.get("samplesPerSecond"),
-            productive_seconds=goodput.get("productiveSeconds", 0.0),
-            stall_seconds=(goodput.get("lost") or {}).get("stall", 0.0),
+            productive_seconds=goodput.get("productiveSeconds", 0.0)
+            + accounting.get("productiveBefore", 0.0),
+            stall_seconds=(goodput.get("lost") or {}).get("stall", 0.0)
+            + accounting.get("stallBefore", 0.0),
         )
         if progress
         else None,
@@ -220,8 +247,9 @@ def goodput(record: Record, now: float) -> dict[str, Any] | None:
         restart = min(record.restart_seconds + max(0.0, end - since), total - pending)
         lost = {"pending": round(pending, 3), "restart": round(restart, 3)}
         return {"percent": "unknown", "lost": lost}
-    stall = min(progress.stall_seconds, total)
-    productive = min(progress.productive_seconds, total - stall)
+    stall = min(max(0.0, progress.stall_seconds - record.stall_before), total)
+    productive = max(0.0, progress.productive_seconds - record.productive_before)
+    productive = min(productive, total - stall)
     pending = max(0.0, min(record.pending(end), total - productive - stall))
     rework = min(record.rework_seconds, total - productive - stall - pending)
     restart = max(0.0, total - productive - stall - pending - rework)
@@ -265,6 +293,7 @@ def render(
         "spares": _spares(job, observed, alive) if job.spares else None,
         "selector": ",".join(f"{k}={v}" for k, v in selector(job.name).items()),
         "round": record.round,
+        "run": record.run or None,
         "startTime": stamp(record.start_time) if record.start_time else None,
         "completionTime": stamp(record.completion_time) if record.completion_time else None,
         "conditions": _stamped(conditions, record.conditions, job.generation, now),
@@ -293,6 +322,14 @@ def render(
                 ("reworkSeconds", round(record.rework_seconds, 3)),
                 ("chargedRound", record.charged_round),
                 ("incarnations", {str(s): n for s, n in (record.incarnations or {}).items()}),
+                ("scratch", record.scratch or None),
+                ("restartSeen", record.restart_seen),
+                ("endedGeneration", record.ended_generation),
+                ("toldGeneration", record.told_generation),
+                ("productiveBefore", round(record.productive_before, 3)),
+                ("stallBefore", round(record.stall_before, 3)),
+                ("template", record.template),
+                ("templateAlias", record.template_alias),
                 ("tokens", round(record.tokens[0], 3) if record.tokens else None),
                 ("tokensAt", record.tokens[1] if record.tokens else None),
                 ("slowNodes", _slow_nodes(record)),

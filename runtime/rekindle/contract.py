@@ -135,6 +135,18 @@ RUNS_AFTER = 10.0
 """Seconds for which the workers of a script that says nothing must run to count as running."""
 
 
+OF_A_ROUND = (
+    ENV_CHECKPOINT_EVERY_STEPS,
+    ENV_CHECKPOINT_EVERY_SECONDS,
+    ENV_CHECKPOINT_EVERY,
+    ENV_CHECKPOINT_KEEP,
+    ENV_HANG_TIMEOUT,
+    ENV_GRACE,
+    ENV_MTBF,
+)
+"""Variables that a round brings along, so that a change of them needs no new pods. Empty: unset."""
+
+
 class ExitCode(IntEnum):
     """What a pod's exit code (and a worker's) means. torchrun itself always exits with 1."""
 
@@ -322,9 +334,16 @@ class Round(Document):
     """Why it was formed, for people."""
     formed_at: float
     """Unix seconds, operator's clock; for people and figures, no agent decides by it."""
+    variables: dict[str, str] | None = None
+    """What its workers find in their environment in place of the pod's: names of OF_A_ROUND."""
 
     def __post_init__(self) -> None:
         _count(self.number, "number")
+        if self.variables is not None:
+            _check(self.variables, dict, "variables")
+            for name, value in self.variables.items():
+                _text(name, "variables")
+                _text(value, f"variables[{name}]")
         _check(self.reason, str, "reason")
         _check(self.members, (list, tuple), "members")
         _check(self.formed_at, (int, float), "formed_at")

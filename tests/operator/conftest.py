@@ -337,6 +337,11 @@ class World:
     def losses(self):
         return [i for i in self.status["incidents"] if i["cause"] != "OperatorRestarted"]
 
+    def templates(self):
+        """Labels of pods that are made from the template that is wanted now."""
+        alias = self.status.get("accounting", {}).get("templateAlias")
+        return {self.job.template_hash, alias}
+
     def training(self):
         """Whether all members of the round run in it and have completed a step."""
         agents = self.group()
@@ -824,6 +829,15 @@ class World:
         self.body, self.refused = body, None
         return self
 
+    def annotate(self, **annotations):
+        """As kubectl annotate does; the generation stays."""
+        body = copy.deepcopy(self.body)
+        names = {name.replace("_", "-"): value for name, value in annotations.items()}
+        found = body["metadata"].setdefault("annotations", {})
+        found.update({f"rekindle.dev/{name}": value for name, value in names.items()})
+        self.body, self._job = body, None
+        return self
+
     def restart_operator(self, *, quiet=()):
         """The operator's process is replaced; agents named in `quiet` do not find the new one."""
         self.up, self.reports, self.round, self.directives = True, {}, None, {}
@@ -969,6 +983,12 @@ class World:
                 "a pod for a job that is over"
             )
             assert plan.publish is None
+        again = plan.status.get("run", 0) > self.status.get("run", 0)
+        if again:
+            assert over
+            assert not self.pods, "pods of the run before would count in the new one"
+            assert plan.status["phase"] == "Pending"
+            return
         if over:
             assert plan.status["phase"] == self.phase
         for uid in plan.directives:
@@ -1046,7 +1066,7 @@ class World:
             and pod.uid not in inside
             and pod.slot not in {*slots, *done}
             and pod.slot < self.job.pods
-            and pod.template == self.job.template_hash
+            and pod.template in self.templates()
             and observed.stays(pod)
         ]
         if left:

@@ -1233,3 +1233,40 @@ def test_a_patch_turns_one_document_into_the_other(old, new):
 @given(document=documents)
 def test_nothing_is_written_when_nothing_has_changed(document):
     assert merge_patch(document, copy.deepcopy(document)) == {}
+
+
+def test_a_change_of_the_spec_is_told_with_when_it_takes_effect(cluster, caplog):
+    caplog.set_level("INFO")
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await operator.rest()
+            body = await cluster.job(*KEY)
+            body["metadata"]["generation"] += 1
+            body["spec"]["hang"] = {"timeout": "5m"}
+            operator.controller.job_event("MODIFIED", body)
+            await operator.until(lambda: "SpecChanged" in [e.reason for e in cluster.posted])
+            await operator.rest()
+            (told,) = [e for e in cluster.posted if e.reason == "SpecChanged"]
+            assert told.message == "spec.hang.timeout: a change takes effect with the next round"
+
+    run(scenario())
+    lines = [r for r in caplog.records if getattr(r, "reason", None)]
+    assert [r.reason for r in lines] == ["Created", "RoundFormed", "SpecChanged"]
+    assert all(r.getMessage().startswith("ml/digits: ") for r in lines)
+
+
+def test_figures_about_all_jobs_are_made_when_somebody_looks(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: cluster.status.get("phase") == "Pending")
+            operator.controller._jobs[KEY].status["accounting"]["pendingSince"] = time.time() - 500
+            found = {
+                (sample.name, sample.labels.get("phase")): sample.value
+                for family in metrics.FLEET.collect()
+                for sample in family.samples
+            }
+            assert 500 <= found["rekindle_job_waiting_seconds_max", "Pending"] < 600
+
+    run(scenario())

@@ -12,6 +12,7 @@ import yaml
 
 from rekindle_local.apiserver import rules as cel
 from rekindle_local.apiserver import schema as schemas
+from rekindle_operator import changes
 
 ROOT = Path(__file__).parents[2]
 CRD = yaml.safe_load((ROOT / "crds" / "trainingjob.yaml").read_text())
@@ -498,6 +499,29 @@ def test_every_field_has_a_description():
     missing = [p for p in bare(SCHEMA.at("spec"), "spec") if ".template.spec.containers" not in p]
     allowed = {"name", "restartPolicy", "containers", "labels", "annotations"}
     assert [p for p in missing if p.rsplit(".", 1)[-1] not in allowed] == []
+
+
+def rows_above(path):
+    return [row for row in changes.EFFECTS if path == row or path.startswith(f"{row}.")]
+
+
+def test_every_field_says_when_a_change_takes_effect():
+    """A field is in one row of rekindle_operator.changes, whose words its description holds."""
+
+    def leaves(node, path):
+        inner = node.get("properties") or {}
+        for key, below in inner.items():
+            yield from leaves(below, f"{path}.{key}" if path else key)
+        if not inner:
+            yield path
+
+    found = list(leaves(SCHEMA.at("spec"), ""))
+    assert [path for path in found if len(rows_above(path)) != 1] == []
+    for row, effect in changes.EFFECTS.items():
+        node = SCHEMA.at("spec")
+        for part in row.split("."):
+            node = node["properties"][part]
+        assert str(effect) in node["description"], row
 
 
 def test_the_chart_carries_the_same_crd():

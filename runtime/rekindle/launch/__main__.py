@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     first.forget(ENV_TOKEN)
     try:
         code = _serve(settings, signals, command, source)
-        await_uploads(os.environ.get(ENV_CHECKPOINT_URI), upload_seconds(settings, signals))
+        await_uploads(os.environ.get(ENV_CHECKPOINT_URI), upload_seconds(signals))
         return code
     except BaseException as error:
         logger.exception("the agent itself has failed")
@@ -310,11 +310,11 @@ def memory_files() -> tuple[int, ...]:
         return ()
 
 
-def upload_seconds(settings: Settings, signals: Signals) -> float:
+def upload_seconds(signals: Signals) -> float:
     """How long the pod may stay for uploads: a while, or what is left of its grace period."""
     if signals.noticed_at is None:
         return UPLOAD_SECONDS
-    left = signals.noticed_at + settings.grace - UPLOAD_MARGIN - time.monotonic()
+    left = signals.noticed_at + signals.grace - UPLOAD_MARGIN - time.monotonic()
     return min(max(0.0, left), UPLOAD_SECONDS)
 
 

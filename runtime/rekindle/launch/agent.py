@@ -133,7 +133,7 @@ class Agent(LocalElasticAgent):
         self._trainer = isinstance(target, Script) and names_trainer(target.arguments)
         self._printed: dict[int, deque[bytes]] = {}
         session.listen(signals.wake)
-        settings = session.settings
+        self._settings = settings = session.settings
         spec = WorkerSpec(
             role="default",
             local_world_size=settings.slots,
@@ -217,6 +217,7 @@ class Agent(LocalElasticAgent):
         if directory.exists():
             shutil.rmtree(directory)
         (directory / "prometheus").mkdir(parents=True)
+        self._take_over(current)
         previous, self._page = self._page, ControlPage(directory, create=True)
         where = place(current, self._session.settings.uid)
         common = of_round(current, directory)
@@ -274,6 +275,15 @@ class Agent(LocalElasticAgent):
             elif reads:
                 found[local_rank] = self._tracker.heard
         return found
+
+    def _take_over(self, current: Round) -> None:
+        """Go by what the job says now, and not by what it said when this pod was made."""
+        try:
+            self._session.settings = self._settings.in_round(current.variables)
+        except ValueError as error:
+            logger.warning("round %d: %s; the pod's own value holds", current.number, error)
+            self._session.settings = self._settings
+        self._signals.grace = self._session.settings.grace
 
     def _stop_workers(self, worker_group: WorkerGroup) -> None:
         self._shutdown()

@@ -9,7 +9,7 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rekindle import contract
@@ -43,6 +43,16 @@ class Settings:
     checkpoint_uri: str
     hang_timeout: float | None = None
     """Seconds without a sign of life that a worker may have; None: learned, infinite: any."""
+
+    def in_round(self, variables: Mapping[str, str] | None) -> "Settings":
+        """Give what holds in a round that brings these along; raises ValueError naming one."""
+        told = variables or {}
+        given = self
+        if contract.ENV_GRACE in told:
+            given = replace(given, grace=_seconds(told, contract.ENV_GRACE, self.grace))
+        if contract.ENV_HANG_TIMEOUT in told:
+            given = replace(given, hang_timeout=_hang_timeout(told[contract.ENV_HANG_TIMEOUT]))
+        return given
 
 
 def from_environment(environment: Mapping[str, str], slots: str | None = None) -> Settings:

@@ -78,7 +78,9 @@ def of_pod(
 
 def of_round(current: Round, directory: Path) -> dict[str, str]:
     """Give what all workers of a round have in common."""
+    told = current.variables or {}
     return {
+        **{name: value for name, value in told.items() if name in contract.OF_A_ROUND},
         contract.ENV_RUN_DIR: str(directory),
         contract.ENV_ROUND: str(current.number),
         "PROMETHEUS_MULTIPROC_DIR": str(directory / "prometheus"),

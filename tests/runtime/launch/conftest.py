@@ -69,7 +69,7 @@ class FakeCoordinator:
             self._version += 1
             self.changed.notify_all()
 
-    def form(self, *pods: str) -> Round:
+    def form(self, *pods: str, variables: dict[str, str] | None = None) -> Round:
         """Publish a round of these pods, in this order, from their newest reports."""
         members = tuple(
             Member(
@@ -82,7 +82,13 @@ class FakeCoordinator:
             for pod in pods
         )
         number = 1 if self.round is None else self.round.number + 1
-        self.round = Round(number=number, members=members, reason="test", formed_at=time.time())
+        self.round = Round(
+            number=number,
+            members=members,
+            reason="test",
+            formed_at=time.time(),
+            variables=variables,
+        )
         self.touch()
         return self.round
 

@@ -61,6 +61,15 @@ dist.destroy_process_group()
 """
 
 
+TELLS = """
+import os
+names = ("REKINDLE_CHECKPOINT_KEEP", "REKINDLE_HANG_TIMEOUT", "REKINDLE_COORDINATOR_URL")
+print("told", [os.environ.get(name) for name in names])
+if os.environ["REKINDLE_ROUND"] == "1":
+    raise SystemExit(1)
+"""
+
+
 def eventually(what: Callable[[], object], timeout: float = 30.0) -> None:
     """For what leaves no report: looked at until it is so."""
     deadline = time.monotonic() + timeout
@@ -90,6 +99,24 @@ def test_a_pod_whose_script_ends_is_done(coordinator, start_pod):
     assert "train.py', '--epochs', '3']" in pod.text()
     assert report.round == coordinator.round
     assert pod.outcome().cause == Cause.COMPLETED
+
+
+def test_a_round_brings_what_the_job_has_changed(coordinator, start_pod, tmp_path):
+    given = {"REKINDLE_CHECKPOINT_KEEP": "old", "REKINDLE_HANG_TIMEOUT": "60"}
+    pod = start_pod("a", TELLS, to=coordinator, environment=given)
+    coordinator.wait_phase("a", AgentPhase.WAITING)
+    coordinator.form("a")
+    coordinator.wait_phase("a", AgentPhase.FAILED, 1)
+    # What a round may not change is not taken from it.
+    other = {"REKINDLE_HANG_TIMEOUT": "90", "REKINDLE_COORDINATOR_URL": "http://elsewhere"}
+    coordinator.form("a", variables={"REKINDLE_CHECKPOINT_KEEP": "new", **other})
+    coordinator.wait_phase("a", AgentPhase.DONE, 2)
+    coordinator.order("a", DirectiveKind.STOP, code=0)
+    assert pod.exit_code() == 0
+    first, second = [line for line in pod.text().splitlines() if "told" in line]
+    url = coordinator.url
+    assert first.endswith(f"told {['old', '60', url]}")
+    assert second.endswith(f"told {['new', '90', url]}")
 
 
 @pytest.mark.parametrize("victim", ["a", "b"], ids=["the-host-of-the-store", "another"])

@@ -32,6 +32,17 @@ def test_how_long_a_worker_may_be_silent(text, seconds):
     assert from_environment(variables).hang_timeout == seconds
 
 
+def test_a_round_brings_what_has_changed_since_the_pod_was_made():
+    settings = from_environment(OPERATED | {"REKINDLE_HANG_TIMEOUT": "90"})
+    told = {"REKINDLE_HANG_TIMEOUT": "never", "REKINDLE_GRACE_SECONDS": "12", "REKINDLE_TOKEN": "x"}
+    now = settings.in_round(told)
+    assert (now.hang_timeout, now.grace, now.token) == (float("inf"), 12.0, "t")
+    assert settings.in_round(None) == settings
+    assert settings.in_round({"REKINDLE_HANG_TIMEOUT": "auto"}).hang_timeout is None
+    with pytest.raises(ValueError, match="REKINDLE_GRACE_SECONDS is 'soon'"):
+        settings.in_round({"REKINDLE_GRACE_SECONDS": "soon"})
+
+
 def test_a_pod_without_an_operator_needs_nothing():
     settings = from_environment({"REKINDLE_PROC_PER_NODE": "cpu", "REKINDLE_METRICS_PORT": ""})
     assert settings.coordinator is None

@@ -44,9 +44,9 @@ def test_there_is_nothing_to_wait_for(lock, uri, caplog):
     ("ago", "grace", "least", "most"), [(0, 30, 10, 10), (25, 30, 2, 3), (29, 30, 0, 0)]
 )
 def test_a_pod_that_has_to_go_keeps_to_its_grace(ago, grace, least, most):
-    signals = SimpleNamespace(noticed_at=time.monotonic() - ago)
-    assert least <= upload_seconds(SimpleNamespace(grace=grace), signals) <= most
+    signals = SimpleNamespace(noticed_at=time.monotonic() - ago, grace=grace)
+    assert least <= upload_seconds(signals) <= most
 
 
 def test_a_pod_that_ends_by_itself_may_stay_a_while():
-    assert upload_seconds(SimpleNamespace(), SimpleNamespace(noticed_at=None)) == UPLOAD_SECONDS
+    assert upload_seconds(SimpleNamespace(noticed_at=None)) == UPLOAD_SECONDS
