@@ -6,7 +6,7 @@ the next round. So this process adopts whatever loses its parent (a subreaper) a
 
 - ``END`` from the agent, or the agent's own death, kills everything below, and then this process.
 - SIGTERM and the like go to the program's process group: a shell dies of it, what it runs may save.
-  What is left then is waited for, and the last of those with exit code 75 counts: it has saved.
+  What is left of the group is waited for, and exit code 75 of any of them counts: it has saved.
 - When the program ends by itself, what it has left behind is killed.
 
 It ends as the program did: with its exit code, or by its signal. It runs by its path, with nothing
@@ -66,7 +66,7 @@ def main(arguments: list[str], parent: int) -> NoReturn:
                 status = how
             elif told and os.WIFEXITED(how) and os.WEXITSTATUS(how) == _SAVED:
                 saved = True
-        if status is None or (told and os.WIFSIGNALED(status) and _descendants()):
+        if status is None or (told and os.WIFSIGNALED(status) and _lives(child)):
             continue
         kill_all()
         _end_like(_SAVED << 8 if saved else status)
@@ -100,6 +100,15 @@ def _ended() -> list[tuple[int, int]]:
                 break
             found.append((pid, status))
     return found
+
+
+def _lives(group: int) -> bool:
+    """Whether anybody is left of a process group."""
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _descendants() -> list[int]:
