@@ -19,7 +19,7 @@ import yaml
 from aiohttp import web
 from kubernetes.aio import client
 
-from rekindle_local.apiserver.operations import WriteOptions
+from rekindle_local.apiserver.options import DeleteOptions, WriteOptions
 from rekindle_local.apiserver.server import ApiServer
 from rekindle_local.quantity import parse_quantity
 from rekindle_operator import cluster as module
@@ -575,3 +575,39 @@ def test_nothing_of_a_template_is_dropped_on_its_way(monkeypatch):
 
     asyncio.run(against(handler, scenario))
     assert sent[0]["spec"] == body
+
+
+def test_a_job_after_one_that_was_deleted_without_its_children_takes_over_and_runs():
+    async def scenario(bench):
+        controller = Controller(bench.cluster, coordinator_url="http://op:8430", watch_nodes=False)
+        objects, jobs = bench.server._objects, bench.resource("TrainingJob")
+        try:
+            first = bench.make(job_manifest())
+            controller.job_event(None, first)
+            before = await until(lambda: bench.all("Pod"))
+            token = bench.get("Secret", "digits-rekindle")["data"]
+            options = DeleteOptions(propagation="Orphan")
+            objects.delete(jobs, "default", "digits", options)
+            await until(lambda: not bench.all("TrainingJob"))
+            controller.job_event("DELETED", first)
+            assert bench.all("Pod")
+            assert not bench.all("Pod")[0]["metadata"].get("ownerReferences")
+            second = bench.make(job_manifest())
+            controller.job_event("ADDED", second)
+            uid = second["metadata"]["uid"]
+
+            def of_the_second(kind):
+                found = bench.all(kind)
+                owners = [o["metadata"].get("ownerReferences") or [{}] for o in found]
+                return found and all(owner[0].get("uid") == uid for owner in owners)
+
+            for kind in ("Pod", "Secret", "Service"):
+                await until(lambda kind=kind: of_the_second(kind))
+            assert bench.all("Pod")[0]["metadata"]["uid"] != before[0]["metadata"]["uid"]
+            assert bench.get("Secret", "digits-rekindle")["data"] == token
+            status = await until(lambda: bench.get("TrainingJob", "digits").get("status"))
+            assert status["phase"] != "Failed"
+        finally:
+            await controller.close()
+
+    on_a_server(scenario)
