@@ -60,6 +60,9 @@ def lines(before: Mapping[str, Any], plan: Plan) -> Iterator[Line]:
                 "round": incident.recovered_in,
             },
         )
+    if new == status.DELETING and old != status.DELETING:
+        message = str(after.get("message"))
+        yield Line(level=logging.INFO, message=message, fields={"reason": "Deleting"})
     if new == status.SUSPENDED and old != status.SUSPENDED:
         message = str(after.get("message"))
         yield Line(level=logging.INFO, message=message, fields={"reason": "Suspended"})

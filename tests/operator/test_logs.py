@@ -147,3 +147,11 @@ def test_an_end_says_why_and_how_bad_that_is(world, monkeypatch):
     (line,) = milestones.lines(before, Plan(status=w.status))
     assert (line.level, line.fields["reason"]) == (logging.ERROR, "Model:R9")
     assert "no such bucket" in line.message
+
+
+def test_a_deletion_that_somebody_holds_up_is_told(world):
+    w = world().start()
+    gone = {**w.status, "phase": "Deleting", "message": "the job is being deleted, no pods run"}
+    (line,) = milestones.lines(w.status, Plan(status=gone))
+    assert (line.message, line.fields["reason"]) == (gone["message"], "Deleting")
+    assert not list(milestones.lines(gone, Plan(status=gone)))
