@@ -68,7 +68,7 @@ REFUSALS: tuple[tuple[str, str, str], ...] = (
     (
         r"no PriorityClass with name (\S+)",
         "PriorityClassMissing",
-        "create the PriorityClass, or correct spec.scheduling.priorityClassName",
+        "create the PriorityClass, or correct priorityClassName in spec.template",
     ),
     (
         r"serviceaccount \"([^\"]+)\" not found",
