@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import time
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -325,9 +326,12 @@ def _crd() -> dict[str, Any]:
 
 def _embedded(folder: Path) -> Iterator[Site]:
     image = python_image(ROOT / "runtime" / "examples")
+    bare = runpy.run_path(str(ROOT / "tests" / "runtime" / "launch" / "bare_python.py"))
+    python = bare["make"](folder / "plain-torch")
+    plain = replace(image, env={**image.env, "PATH": f"{python.parent}:/usr/bin:/bin"})
     cluster_config = ClusterConfig(
         nodes=3,
-        images={"rekindle/runtime:*": image},
+        images={"rekindle/runtime:*": image, "example.com/plain-torch:*": plain},
         crds=(_crd(),),
         s3_deny=("forbidden",),
         buckets=("rekindle", "forbidden"),

@@ -1,10 +1,9 @@
 """The launcher in an image without it: torch and the standard library are all there is."""
 
 import ast
-import importlib.metadata
 import json
 import os
-import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import rekindle
 from rekindle.launch.inject import inject, main
 
+BARE_PYTHON = runpy.run_path(str(Path(__file__).parent / "bare_python.py"))
 SCRIPT = """
 import importlib.util, json, os, sys, torch, torch.distributed as dist
 dist.init_process_group("gloo")
@@ -27,36 +27,11 @@ dist.destroy_process_group()
 """
 
 
-def distributions(name: str, seen: set[str]) -> set[str]:
-    """A distribution and all that it needs here."""
-    name = re.sub(r"[-_.]+", "-", name).lower()
-    if name in seen:
-        return seen
-    try:
-        requires = importlib.metadata.requires(name) or []
-    except importlib.metadata.PackageNotFoundError:
-        return seen
-    seen.add(name)
-    for each in requires:
-        if "extra ==" not in each and not name.startswith("nvidia"):
-            distributions(re.match(r"[\w.-]+", each)[0], seen)
-    return seen
-
-
 @pytest.fixture(scope="module")
 def image(tmp_path_factory) -> Path:
     """A Python with torch and what torch needs, and without numpy."""
     root = tmp_path_factory.mktemp("image")
-    subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", str(root / "venv")], check=True, timeout=60
-    )
-    (packages,) = (root / "venv" / "lib").glob("python*/site-packages")
-    for name in distributions("torch", set()):
-        found = importlib.metadata.distribution(name)
-        for top in {Path(str(file)).parts[0] for file in found.files or ()}:
-            place = Path(str(found.locate_file(top)))
-            if top not in {"..", "__pycache__"} and place.exists():
-                (packages / top).symlink_to(place)
+    BARE_PYTHON["make"](root / "venv")
     inject(root / "rekindle")
     return root
 
