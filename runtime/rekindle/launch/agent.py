@@ -66,7 +66,7 @@ from rekindle.launch.decision import (
     outcome_of,
 )
 from rekindle.launch.forkserver import Starter
-from rekindle.launch.lastlines import LINES, outcome_in
+from rekindle.launch.lastlines import LINES, last_line, outcome_in
 from rekindle.launch.progress import Source, text
 from rekindle.launch.rendezvous import Rendezvous, place
 from rekindle.launch.running import names_trainer
@@ -468,14 +468,13 @@ class Agent(LocalElasticAgent):
             logger.warning("cannot read what the workers have left: %s", error)
             left = []
         first_rank = place(self._current(), session.settings.uid).first_rank
+        printed: dict[int, str] = {}
         if self._program is not None and not left:
             for local_rank, code in enumerate(exits):
                 if code not in (None, 0, 75, 76):
-                    said = outcome_in(
-                        [text(line) for line in self._printed[local_rank]],
-                        rank=first_rank + local_rank,
-                        now=time.time(),
-                    )
+                    lines = [text(line) for line in self._printed[local_rank]]
+                    printed[local_rank] = last_line(lines)
+                    said = outcome_in(lines, rank=first_rank + local_rank, now=time.time())
                     left += [] if said is None else [said]
         progress = session.report().progress
         directive = session.save()
@@ -494,6 +493,7 @@ class Agent(LocalElasticAgent):
             checkpoint=session.checkpoint.step if session.checkpoint else None,
             why=why,
             now=time.time(),
+            printed=printed,
         )
 
     def _heed_notice(self) -> None:

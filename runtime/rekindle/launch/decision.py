@@ -16,7 +16,7 @@ still meets a rule. The rules in one breath:
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome
@@ -253,11 +253,13 @@ def outcome_of(
     checkpoint: int | None,
     why: str,
     now: float,
+    printed: Mapping[int, str] | None = None,
 ) -> Outcome | None:
     """Say how the workers of a round ended; ``now`` in unix seconds.
 
     ``left`` is what workers have left behind, earliest first: how they failed, or why training is
-    complete before its limits; ``why`` is what asked them to stop.
+    complete before its limits; ``why`` is what asked them to stop, and ``printed`` the last line of
+    workers (by local rank) that can leave nothing.
     None when they were ended only because the round goes on elsewhere.
     """
     base = Outcome(
@@ -271,7 +273,8 @@ def outcome_of(
     ends = [outcome for outcome in left if outcome.cause == Cause.COMPLETED]
     if end.phase is AgentPhase.DONE:
         return replace(base, message=ends[0].message) if ends else base
-    failure = _failure(base, exits, first_rank, [one for one in left if one not in ends], oom)
+    told = [one for one in left if one not in ends]
+    failure = _failure(base, exits, first_rank, told, oom, printed or {})
     if end.saved is None:
         if end.phase is AgentPhase.WAITING:
             return None
@@ -299,6 +302,7 @@ def _failure(
     first_rank: int,
     left: Sequence[Outcome],
     oom: bool,
+    printed: Mapping[int, str],
 ) -> Outcome:
     """Find the root: a worker's own words before exit codes, and own errors before lost peers."""
     by_blame = sorted(left, key=lambda outcome: (outcome.cause == Cause.PEER_LOST, outcome.at))
@@ -332,7 +336,9 @@ def _failure(
     if code < 0:
         message = f"worker {rank} was killed by {_signal_name(-code)}"
     else:
-        message = f"worker {rank} exited with code {code}; its log has the reason"
+        said = printed.get(local)
+        message = f"worker {rank} exited with code {code}"
+        message += f": {said}" if said else "; its log has the reason"
     integrity = code == int(ExitCode.INTEGRITY)
     return replace(
         base,

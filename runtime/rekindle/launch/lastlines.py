@@ -51,5 +51,15 @@ def outcome_in(lines: Sequence[str], *, rank: int, now: float) -> Outcome | None
     return None
 
 
+def last_line(lines: Sequence[str]) -> str:
+    """Give the last line that is not empty, for an error that is no traceback; at most 300 signs.
+
+    A shell that does not find a program has nothing more to say.
+    """
+    plain = (_PREFIX.sub("", line).strip() for line in reversed(lines))
+    found = next((line for line in plain if line), "")
+    return "".join(sign if sign.isprintable() else " " for sign in found)[:300]
+
+
 def _shortened(text: str) -> str:
     return text if len(text) <= 1900 else f"{text[:700]}\n[...]\n{text[-1150:]}"

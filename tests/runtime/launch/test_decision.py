@@ -223,6 +223,12 @@ def test_exit_codes_and_signals_are_put_into_words(exits, oom, cause, code, word
     assert (found.step, found.checkpoint, found.at) == (7, 5, 9.0)
 
 
+def test_a_program_that_leaves_no_word_is_told_with_its_last_line():
+    printed = {0: "fine", 1: "bash: line 1: trian: command not found"}
+    found = ended(End(FAILED), exits=(None, 127), printed=printed)
+    assert found.message == "worker 5 exited with code 127: bash: line 1: trian: command not found"
+
+
 def test_a_worker_may_say_why_training_is_complete_and_that_is_no_failure():
     early = outcome(0, Cause.COMPLETED, message="training is complete: no patience left", at=1.0)
     assert ended(End(AgentPhase.DONE), left=[early]).message == early.message

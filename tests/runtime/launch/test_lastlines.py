@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle.launch.lastlines import outcome_in
+from rekindle.launch.lastlines import last_line, outcome_in
 
 OWN = """\
 step 3
@@ -66,3 +66,16 @@ def test_no_error_is_none(text):
 def test_a_long_one_is_shortened():
     text = OWN.replace("    main()", "    main()" + "y" * 100_000)
     assert len(outcome_in(text.splitlines(), rank=0, now=1.0).traceback) <= 2000
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", ""),
+        ("a\nbash: line 1: nope: command not found\n\n", "bash: line 1: nope: command not found"),
+        ("[0] red \x1b[31mends", "red  [31mends"),
+        ("y" * 1000, "y" * 300),
+    ],
+)
+def test_the_last_line_of_what_has_no_traceback(text, line):
+    assert last_line(text.splitlines()) == line
