@@ -10,25 +10,27 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rekindle_operator import status
+from rekindle_operator import pod_waits, sentences, status
 from rekindle_operator.timestamps import parse_time
 
 SUSPENDING = "Suspending"
 """A suspended job of which pods still save and end."""
 WAITING = (status.PENDING, status.STARTING, status.RECOVERING, SUSPENDING)
 """Where a job is that does not train and is to go on from there."""
-REASONS = (
-    "CannotCreate",
-    "CheckpointDamaged",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidSpec",
-    "LossNotFinite",
-    "NameTaken",
-    "Straggler",
-    "Unschedulable",
+REASONS = tuple(
+    sorted(
+        {
+            "CannotCreate",
+            "CheckpointDamaged",
+            "ErrImagePull",
+            "ImagePullBackOff",
+            "InvalidSpec",
+            "LossNotFinite",
+            "Straggler",
+        }
+        | {row.reason for row in pod_waits.ROWS}
+        | {reason for _, reason, _ in sentences.REFUSALS}
+    )
 )
 """Reasons of the condition Degraded that are labels; all others are ``Other``."""
 OTHER = "Other"
