@@ -351,6 +351,7 @@ ANSWERS = [
         "NamespaceTerminating",
     ),
     ('User "system:serviceaccount:a:b" cannot create resource "pods"', "OperatorForbidden"),
+    ("secret digits-rekindle is not part of this job: rename or delete it", "NameTaken"),
     ("secret digits-rekindle is going away", "NameTaken"),
     ('pods "x" is forbidden: somebody says so', "Forbidden"),
 ]
