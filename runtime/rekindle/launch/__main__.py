@@ -26,6 +26,7 @@ from rekindle.checkpoint.location import InvalidLocation, parse
 from rekindle.contract import (
     ENV_CHECKPOINT_URI,
     ENV_PROGRESS,
+    ENV_RUN_DIR,
     ENV_TOKEN,
     ENV_WARM,
     AgentPhase,
@@ -33,7 +34,7 @@ from rekindle.contract import (
     ExitCode,
     Outcome,
 )
-from rekindle.launch import first, forkserver, notices, preload, termination, torchrun_flags
+from rekindle.launch import first, forkserver, notices, preload, termination, torchrun_flags, worker
 from rekindle.launch import settings as environment
 from rekindle.launch.command import Command, Program, Script, command_of, is_python
 from rekindle.launch.forkserver import Starter
@@ -342,7 +343,22 @@ def plain_torch_logs() -> None:
             handler.setFormatter(plain)
 
 
+def stand_in_a_worker(arguments: Sequence[str]) -> None:
+    """Be the script itself where a launcher has started this process already.
+
+    A script of the image may end in ``exec python -m rekindle.launch train.py``, which the operator
+    cannot see; its launcher comes before that, and one for each pod is enough.
+    """
+    if ENV_RUN_DIR not in os.environ or "RANK" not in os.environ or not arguments:
+        return
+    if arguments[0] == "--":
+        os.execvp(arguments[1], list(arguments[1:]))
+    fresh = worker.fresh_arguments(arguments)
+    os.execv(fresh[0], fresh)
+
+
 if __name__ == "__main__":
+    stand_in_a_worker(sys.argv[1:])
     first.stand_before_the_agent()
     code = main(sys.argv[1:])
     sys.stdout.flush()

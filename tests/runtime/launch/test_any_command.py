@@ -66,8 +66,17 @@ def start(start_pod, name, *command, script=TOGETHER, slots="auto", to=None, **e
         (["bash", "-c", "torchrun --nproc_per_node=2 --nnodes=4 train.py --x; true"], "auto"),
         (["accelerate", "launch", "--cpu", "--num_processes=2", "train.py", "--x"], "auto"),
         (["python", "-c", TOGETHER, "--x"], "2"),
+        (["bash", "-c", "exec python -m rekindle.launch train.py --x"], "2"),
     ],
-    ids=["python", "torchrun", "shell", "torchrun in a shell", "accelerate", "code"],
+    ids=[
+        "python",
+        "torchrun",
+        "shell",
+        "torchrun in a shell",
+        "accelerate",
+        "code",
+        "the launcher",
+    ],
 )
 def test_two_workers_of_one_pod_train_together(start_pod, tmp_path, command, slots):
     pod = start(start_pod, "a", *command, slots=slots)
