@@ -51,6 +51,9 @@ def untrue(status: dict[str, Any]) -> list[str]:
         found.append(f"phase Running, but: {message}")
     if any(not c["message"] or not c["reason"] for c in conditions.values()):
         found.append(f"a condition without words: {conditions}")
+    still_open = [i for i in status["incidents"] if "secondsLost" not in i]
+    if bool(still_open) != (phase == "Recovering"):
+        found.append(f"phase {phase}, but open incidents: {still_open}")
     if restarts["user"]:
         found.append(f"the program is blamed: {status['incidents']}")
     if re.search(r"\bNone\b|\bnan\b", f"{message} {status.get('ready', '')}"):
@@ -135,6 +138,8 @@ def test_a_killed_pod_is_one_incident_of_the_infrastructure(jobs):
         if kind not in STEPS_KNOWN:
             assert "stepsLost" not in incident, kind
         assert job.whole(besides=f"{kind}-1")["restarts"]["total"] == 1, kind
+    recovery = jobs["ddp"].measured("ddp-1")["recovery"]
+    assert set(recovery) >= {"detect", "restart", "firstStep", "total"}
 
 
 def test_a_pod_that_is_told_to_go_is_a_preemption(jobs):
