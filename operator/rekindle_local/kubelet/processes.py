@@ -104,6 +104,7 @@ class Process:
             _close(shim)
             with contextlib.suppress(ProcessLookupError):
                 shim.kill()
+            await shim.wait()  # nobody else will: a kubelet that stops takes its loop along
             raise
         answer = json.loads(line) if line else {"event": "failed", "text": "the shim died"}
         if answer["event"] != "started":
