@@ -86,6 +86,7 @@ def test_a_node_that_goes_is_left_for_another_one_before_it_does(living, site):
         assert incident["stepsLost"] == 0
         assert "Karpenter" in incident["evidence"]
         assert set(incident["victims"]) == there
+        living.whole()
         after = living.members()
         assert len(after) == 3
         assert node not in {living.node_of(pod) for pod in after}

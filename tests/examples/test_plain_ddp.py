@@ -1,7 +1,6 @@
 """The store from a hand-written loop: two ranks, killed in the middle, end with the same bits."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,15 +9,14 @@ import pytest
 import torch
 
 from rekindle.checkpoint import Store
+from rekindle_cli.stack import free_ports
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "runtime" / "examples" / "plain_ddp" / "train.py"
 
 
 def started(uri):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     common = {
         **os.environ,
         "PYTHONPATH": str(ROOT / "runtime"),

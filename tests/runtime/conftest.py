@@ -8,7 +8,6 @@ import importlib
 import json
 import multiprocessing
 import runpy
-import socket
 import sys
 import time
 import types
@@ -16,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from rekindle_cli.stack import free_ports
 
 
 class _Later(types.ModuleType):
@@ -96,9 +97,7 @@ def ranks_of_module(_forkserver, tmp_path_factory):
 
 def _runner(_forkserver, tmp_path):
     def run(world_size, *tasks, fails=False):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         tasks = [{**task, "root": str(tmp_path / task.get("root", "run"))} for task in tasks]
         outs = [tmp_path / f"{port}-{rank}.json" for rank in range(world_size)]
         names = {"WORLD_SIZE": world_size, "PORT": port, "TASKS": tasks}

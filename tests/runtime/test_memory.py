@@ -8,7 +8,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import time
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,6 +18,7 @@ from rekindle import audit
 from rekindle.checkpoint import Store, hostcopy
 from rekindle.checkpoint.hostcopy import HostMemory
 from rekindle.ranks.control import ControlPage
+from rekindle_cli.stack import free_ports
 
 pytestmark = pytest.mark.processes
 
@@ -59,9 +59,7 @@ class Jobs:
 
     def start(self, pods, **task):
         self.number += 1
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         self.pages, self.outs, self.processes = [], [], []
         for rank, pod in enumerate(pods):
             # The same pod twice is a pod with two workers.
@@ -103,8 +101,15 @@ class Jobs:
     def kill(self, *pods, **task):
         """A round in which somebody dies, and then all do."""
         self.start(pods, **task)
-        assert wait([process.sentinel for process in self.processes], 60), "nobody died"
-        assert signal.SIGKILL in [-(p.exitcode or 0) for p in self.processes]
+        left = list(self.processes)
+        # Who was killed may be seen to be gone after those that have noticed it.
+        while left and not any(process.exitcode == -signal.SIGKILL for process in self.processes):
+            gone = wait([process.sentinel for process in left], 60)
+            assert gone, "nobody died"
+            left = [process for process in left if process.sentinel not in gone]
+        assert -signal.SIGKILL in [process.exitcode for process in self.processes], [
+            out.read_text() for out in self.outs if out.exists()
+        ]
         self.end(0)
 
     def end(self, seconds):

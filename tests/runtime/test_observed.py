@@ -4,11 +4,12 @@ import csv
 import json
 import runpy
 import signal
-import socket
 from pathlib import Path
 
 import pytest
 import torch
+
+from rekindle_cli.stack import free_ports
 
 pytestmark = pytest.mark.processes
 
@@ -20,9 +21,7 @@ def observe(_forkserver, tmp_path):
     """Run the program on ranks of its own; gives their exit codes and what each has seen."""
 
     def run(world_size=1, **task):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            names = {"WORLD_SIZE": world_size, "PORT": free.getsockname()[1]}
+        names = {"WORLD_SIZE": world_size, "PORT": free_ports(1)[0]}
         task["root"] = str(tmp_path / "run")
         outs = [tmp_path / f"{names['PORT']}-{rank}.json" for rank in range(world_size)]
         started = [

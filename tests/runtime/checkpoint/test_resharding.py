@@ -2,7 +2,6 @@
 
 import json
 import runpy
-import socket
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 
 from rekindle.checkpoint import IntegrityError, Store, shards
 from rekindle.checkpoint.layout import Box, Runs, common, runs, within
+from rekindle_cli.stack import free_ports
 
 PROGRAM = Path(__file__).parent / "ranks" / "reshard.py"
 
@@ -22,9 +22,7 @@ def stage(_forkserver, tmp_path):
     """Run one stage on ranks of their own; gives their results by rank."""
 
     def run(world_size, **stage):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)
         outs = [tmp_path / f"{port}-{rank}.json" for rank in range(world_size)]
         stage = {"uri": f"file://{tmp_path}/run", "shared": False, **stage}
         names = {"WORLD_SIZE": world_size, "PORT": port, "STAGE": stage}

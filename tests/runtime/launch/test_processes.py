@@ -2,7 +2,6 @@
 
 import os
 import re
-import socket
 import sys
 import time
 import urllib.request
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import AgentPhase, Cause, DirectiveKind
+from rekindle_cli.stack import free_ports
 
 pytestmark = pytest.mark.processes
 
@@ -173,9 +173,7 @@ def test_a_notice_is_heeded_while_the_coordinator_is_away(coordinator, start_pod
 
 @pytest.mark.parametrize("way", ["file", "HTTP call"])
 def test_other_platforms_give_a_notice_that_is_like_a_signal(coordinator, start_pod, tmp_path, way):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    (port,) = free_ports(1)
     environment = {
         "REKINDLE_NOTICE_FILE": str(tmp_path / "notice"),
         "REKINDLE_METRICS_PORT": str(port),
