@@ -47,6 +47,9 @@ class KubeClient:
         headers = {"Accept": "application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
+        self.online = asyncio.Event()
+        """While this is not set, calls wait: whoever makes them is cut off from the network."""
+        self.online.set()
         # No limit: each watch holds a connection for as long as it runs.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), headers=headers
@@ -79,6 +82,7 @@ class KubeClient:
         """One call; raises ApiError for an answer of 400 and above, aiohttp.ClientError else."""
         data = None if body is None else json.dumps(body).encode()
         headers = {} if data is None else {"Content-Type": content_type}
+        await self.online.wait()
         async with self._session.request(
             method,
             self.url + path,
@@ -141,6 +145,7 @@ class KubeClient:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(_WATCH_SECONDS),
         }
+        await self.online.wait()
         async with self._session.get(
             self.url + path, params=query, timeout=_WATCH_TIMEOUT
         ) as response:

@@ -246,8 +246,9 @@ class Cluster:
         self._serial += 1
         per_node = self.config.gpus_per_node
         name = f"node-{number}"
+        # One of its own: it can be cut off from the API server without anybody else.
         kubelet = Kubelet(
-            self._client,
+            KubeClient(self.url, self.token),
             KubeletConfig(
                 node_name=name,
                 state_dir=self._state_dir / name,
@@ -473,6 +474,18 @@ class ClusterThread:
     def fail(self, node: str) -> None:
         """Let a node die without notice."""
         self.call(lambda cluster: cluster.nodes[node].fail())
+
+    def power_loss(self, node: str) -> None:
+        """Let a node lose its power: nothing on it is heard any more, and nothing is closed."""
+        self.call(lambda cluster: cluster.nodes[node].power_loss())
+
+    def pause(self, node: str) -> None:
+        """Let a node stand still until `resume`."""
+        self.call(lambda cluster: cluster.nodes[node].pause())
+
+    def resume(self, node: str) -> None:
+        """Let a node that stood still go on."""
+        self.call(lambda cluster: cluster.nodes[node].resume())
 
     def remove(self, node: str) -> None:
         """Let a node die and its Node object be deleted."""

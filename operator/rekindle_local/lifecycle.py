@@ -49,6 +49,10 @@ class LifecycleTimings:
     into every pod that says nothing itself, so exactly that number is read as this one."""
 
 
+AS_IN_A_CLUSTER = LifecycleTimings(node_grace=40.0, default_toleration=300.0)
+"""What a controller manager does unless it is told otherwise."""
+
+
 def managed_taints(node: Manifest, *, alive: bool) -> list[Manifest]:
     """The taints the node should carry: foreign ones as they are, ours as its state asks."""
     spec = node.get("spec") or {}

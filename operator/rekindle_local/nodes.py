@@ -142,9 +142,29 @@ class EmbeddedNode:
         """The machine dies: every process at once, no notice, no further heartbeat.
 
         The Node object stays and becomes NotReady; its pods stay until they are evicted, and then
-        stay Terminating, because nobody can say that they have ended.
+        stay Terminating, because nobody can say that they have ended. Connections are closed by
+        the kernel, which a machine without power has not: see `power_loss`.
         """
         await self._kubelet.crash()
+
+    async def power_loss(self) -> None:
+        """The machine loses its power: it answers nothing, and no connection to it is closed.
+
+        To Kubernetes it is the same as `fail`; to whoever talks to its pods it is silence. There
+        is no way back but to `remove` it.
+        """
+        await self._kubelet.cut()
+
+    async def pause(self) -> None:
+        """The machine stands still, as a virtual one that is moved; `resume` lets it go on.
+
+        For everybody else it is the same as one whose network is away.
+        """
+        await self._kubelet.cut()
+
+    async def resume(self) -> None:
+        """The machine goes on where it was paused."""
+        await self._kubelet.mend()
 
     async def remove(self) -> None:
         """The machine is gone and the cloud says so: processes killed, Node object deleted."""

@@ -13,7 +13,9 @@ The conversation between an agent (PID 1 of a pod, ``rekindle.launch``) and the 
     POST {url}/v1/namespaces/{ns}/jobs/{job}/pods/{pod}/lifeline?uid=U       a body without an end
 
 The last one is held by the pod's first process: a byte now and then, the end of the body when the
-pod ends by itself, and a connection that breaks when it is killed.
+pod ends by itself, and a connection that breaks when it is killed. With ``probe=1`` behind the uid
+it is answered at once and for as long as it is held: whoever reads a chunk of the answer sends one,
+which is how the coordinator asks a pod that has fallen silent whether anything in it still runs.
 
 All carry ``Authorization: Bearer {token}``. A report is the agent's whole state and replaces the
 one before: reporting twice is harmless, and a coordinator that has lost its memory knows everything
@@ -291,6 +293,13 @@ def _optional(check: Callable[[object, str], None], value: object, name: str) ->
         check(value, name)
 
 
+def _port(value: object, name: str) -> None:
+    """Check of a port, or 0 for none."""
+    _check(value, int, name)
+    if not 0 <= value < 2**16:  # type: ignore[operator]
+        raise ValueError(f"field {name!r} is {value}, must be from 0 to 65535")
+
+
 def _text(value: object, name: str) -> None:
     _check(value, str, name)
 
@@ -310,12 +319,16 @@ class Member(Document):
     """Port of the spare store that this pod's agent hosts, should it be first."""
     slots: int
     """How many workers the pod runs."""
+    reach_port: int = 0
+    """Where the pod's agent says its uid to whoever connects (``rekindle.launch.reach``); 0: it
+    does not."""
 
     def __post_init__(self) -> None:
         for name in ("pod", "uid", "address"):
             _check(getattr(self, name), str, name)
         _check(self.store_port, int, "store_port")
         _check(self.slots, int, "slots")
+        _port(self.reach_port, "reach_port")
         if self.slots < 1:
             raise ValueError(f"slots is {self.slots}, must be at least 1")
 
@@ -605,12 +618,27 @@ class AgentReport(Document):
     hang: Hang | None = None
     rollback: Rollback | None = None
     """The newest one of this round."""
+    reach_port: int = 0
+    """See Member."""
+    unreachable: tuple[str, ...] = ()
+    """Uids of the view's suspects that this pod has tried to reach and could not."""
 
     def __post_init__(self) -> None:
         for name in ("pod", "uid", "address"):
             _check(getattr(self, name), str, name)
         _check(self.store_port, int, "store_port")
         _check(self.slots, int, "slots")
+        _port(self.reach_port, "reach_port")
+        _check(self.unreachable, (list, tuple), "unreachable")
+        if len(self.unreachable) > MOST_SUSPECTS:
+            raise ValueError(
+                f"unreachable has {len(self.unreachable)} entries, may have {MOST_SUSPECTS}"
+            )
+        for uid in self.unreachable:
+            _check(uid, str, "unreachable")
+            if len(uid) > UID_CHARACTERS:
+                raise ValueError(f"unreachable has a uid of more than {UID_CHARACTERS} characters")
+        object.__setattr__(self, "unreachable", tuple(self.unreachable))
         if self.slots < 1:
             raise ValueError(f"slots is {self.slots}, must be at least 1")
         _optional(_text, self.notice, "notice")
@@ -665,6 +693,27 @@ class Directive(Document):
         _optional(_seconds, self.seconds, "seconds")
 
 
+MOST_SUSPECTS = 16
+"""Pods that are asked about at a time: when more fall silent, it is rather the way to them."""
+UID_CHARACTERS = 64
+"""Longest uid of a pod."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspect(Document):
+    """A pod of the job that the coordinator does not hear: can its peers reach it?"""
+
+    pod: str
+    uid: str
+    address: str
+    reach_port: int
+
+    def __post_init__(self) -> None:
+        for name in ("pod", "uid", "address"):
+            _check(getattr(self, name), str, name)
+        _port(self.reach_port, "reach_port")
+
+
 @dataclass(frozen=True, kw_only=True)
 class View(Document):
     """What the coordinator has for one pod."""
@@ -674,9 +723,14 @@ class View(Document):
     round: Round | None = None
     """The current round, whether or not the pod is a member."""
     directive: Directive | None = None
+    suspects: tuple[Suspect, ...] = ()
+    """Pods to try to reach, and to name in ``unreachable`` for as long as that fails."""
 
     def __post_init__(self) -> None:
         _check(self.version, str, "version")
+        _check(self.suspects, (list, tuple), "suspects")
+        found = (s if isinstance(s, Suspect) else Suspect.from_json(s) for s in self.suspects)
+        object.__setattr__(self, "suspects", tuple(found)[:MOST_SUSPECTS])
         if self.round is not None and not isinstance(self.round, Round):
             object.__setattr__(self, "round", Round.from_json(self.round))
         if self.directive is not None and not isinstance(self.directive, Directive):
@@ -685,6 +739,8 @@ class View(Document):
 
 LIFELINE = "/lifeline"
 """Behind a pod's path, with ``?uid=``: a POST whose body goes on for as long as the pod lives."""
+PROBED = "probe"
+"""Set to 1 in the lifeline's query: its holder answers when it is asked (see the module's text)."""
 
 
 def pod_path(namespace: str, job: str, pod: str) -> str:

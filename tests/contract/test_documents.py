@@ -23,6 +23,7 @@ from rekindle.contract import (
     Restored,
     Rollback,
     Round,
+    Suspect,
     Timings,
     View,
     pod_path,
@@ -56,9 +57,13 @@ REPORT = AgentReport(
     ranks=(RankReport(rank=0, step=7, phase="training", idle=0.1, busy=0.02),),
     hang=Hang(rank=0, step=7, phase="training", idle=90.0, timeout=60.0, stacks="in f"),
     rollback=Rollback(at_step=9, to_step=5, reason="the loss is not finite", at=3.0),
+    reach_port=40001,
+    unreachable=("u1",),
 )
 SAVE = Directive(kind=DirectiveKind.SAVE, round=3, reason="r", seconds=20.0)
-DOCUMENTS = [MEMBER, ROUND, OUTCOME, REPORT, SAVE, View(version="v", round=ROUND, directive=SAVE)]
+SUSPECT = Suspect(pod="digits-1", uid="u1", address="10.0.0.2", reach_port=40002)
+VIEW = View(version="v", round=ROUND, directive=SAVE, suspects=(SUSPECT,))
+DOCUMENTS = [MEMBER, ROUND, OUTCOME, REPORT, SAVE, VIEW, SUSPECT]
 DOCUMENTS += [REPORT.progress, REPORT.checkpoint, REPORT.restored]
 DOCUMENTS += [REPORT.timings, *REPORT.ranks, REPORT.hang, REPORT.rollback]
 KINDS = [type(document) for document in DOCUMENTS]
@@ -180,3 +185,16 @@ def test_the_key_tells_rounds_of_one_number_apart():
 
 def test_the_path_of_a_pod():
     assert pod_path("ml", "digits", "digits-0r1") == "/v1/namespaces/ml/jobs/digits/pods/digits-0r1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"unreachable": ["u"] * 17}, "may have 16"),
+        ({"unreachable": ["u" * 65]}, "more than 64 characters"),
+        ({"reach_port": 70_000}, "from 0 to 65535"),
+    ],
+)
+def test_what_is_said_of_peers_is_limited(changes, says):
+    with pytest.raises(ValueError, match=says):
+        AgentReport.from_json({**REPORT.to_json(), **changes})

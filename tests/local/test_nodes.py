@@ -1,7 +1,10 @@
 """Nodes: scheduling on them, and what happens when they go."""
 
+import socket
+
 import pytest
 
+from rekindle_local.lifecycle import LifecycleTimings
 from rekindle_local.nodes import SPOT_TAINT
 
 pytestmark = pytest.mark.processes
@@ -124,6 +127,80 @@ def test_a_failed_node_becomes_unreachable_and_its_pods_stay_terminating(own_clu
     assert pod["status"]["phase"] == "Running"
     bench.cluster.remove(name)
     bench.gone("a")
+
+
+SERVES = """
+python3 -c '
+import socket
+with socket.create_server(("0.0.0.0", 7001)) as server:
+    open("/dev/termination-log", "w").write("up")
+    while True:
+        connection, _ = server.accept()
+        connection.sendall(b"here")
+'
+"""
+
+
+def answers(address, seconds):
+    """What a program says; None when its connection is accepted and nothing comes."""
+    with socket.create_connection((address, 7001), 5) as connection:
+        connection.settimeout(seconds)
+        try:
+            return connection.recv(16)
+        except TimeoutError:
+            return None
+
+
+def serving(bench, name):
+    """Its node and address, once a program in it answers."""
+    bench.pod(name, SERVES)
+    pod = bench.wait(name, lambda pod: pod["status"].get("podIP") and pod["spec"].get("nodeName"))
+    address = pod["status"]["podIP"]
+
+    def served():
+        try:
+            return answers(address, 5)
+        except ConnectionRefusedError:
+            return None
+
+    bench.wait_for(served, lambda said: said == b"here")
+    return pod["spec"]["nodeName"], address
+
+
+def test_a_node_without_power_closes_no_connection_and_says_nothing_any_more(own_cluster):
+    bench = own_cluster(nodes=2)
+    name, address = serving(bench, "a")
+    pids = bench.cluster.pids(bench.namespace, "a")
+    with socket.create_connection((address, 7001), 5) as held:
+        assert held.recv(16) == b"here"
+        bench.cluster.power_loss(name)
+        assert answers(address, 0.3) is None, "accepted by a kernel, and that is all"
+        bench.wait_node(name, lambda node: condition(node, "Ready")["status"] == "Unknown")
+        pod = bench.wait("a", lambda pod: "deletionTimestamp" in pod["metadata"])
+        assert pod["status"]["phase"] == "Running", "nobody can say that it has ended"
+        bench.pod("b")
+        assert bench.running("b")["spec"]["nodeName"] != name
+        held.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            held.recv(16)
+    assert alive(pids) == pids
+    bench.cluster.remove(name)
+    bench.gone("a")
+    assert alive(pids) == []
+
+
+def test_a_node_that_stood_still_goes_on_where_it_was(own_cluster):
+    bench = own_cluster(nodes=1, lifecycle=LifecycleTimings(node_grace=0.6, default_toleration=60))
+    name, address = serving(bench, "a")
+    pids = bench.cluster.pids(bench.namespace, "a")
+    bench.cluster.pause(name)
+    bench.wait_node(name, lambda node: condition(node, "Ready")["status"] == "Unknown")
+    bench.delete("a", 30)
+    bench.cluster.resume(name)
+    bench.wait_node(name, lambda node: condition(node, "Ready")["status"] == "True")
+    bench.gone("a")
+    assert alive(pids) == []
+    assert bench.run("b", "true")["status"]["phase"] == "Succeeded"
 
 
 def test_a_removed_nodes_pods_are_collected(own_cluster):

@@ -2,8 +2,10 @@
 
 Several kubelets live in one event loop, one per node. The node is a Node object with a lease in
 `kube-node-lease`; renewing the lease is the heartbeat that the node life cycle watches. `stop` ends
-a node in order, `crash` as a machine ends that loses power: everything on it is gone at once and
-nobody is told.
+a node in order. `crash` kills everything on it at once: the kernel is still there to close the
+connections, which tells the other ends. `cut` is what a machine looks like from outside that has
+lost its power or its network: every process is stopped, nothing is closed or refused, and its
+kubelet reaches the API server no more, until `mend`.
 """
 
 import asyncio
@@ -68,7 +70,7 @@ class KubeletConfig:
 
 
 class Kubelet:
-    """One node."""
+    """One node; the client is its own, and closed with it."""
 
     def __init__(self, client: KubeClient, config: KubeletConfig) -> None:
         self._client = client
@@ -80,6 +82,7 @@ class Kubelet:
         self._host: Host | None = None
         self._logs = LogServer(self.find)
         self._running = False
+        self._cut = False
         self.name = config.node_name
 
     # --- life --------------------------------------------------------------------------------
@@ -108,14 +111,19 @@ class Kubelet:
         )
         self._running = True
         await self._register()
+        self._work(self._host)
+
+    def _work(self, host: Host) -> None:
+        """Watch, say that the node is well, enforce limits."""
         pods = Reflector(
             self._client,
             "/api/v1/pods",
             self._on_pod,
             {"fieldSelector": f"spec.nodeName={self.name}"},
         )
+        pods.items = {worker.uid: worker.pod for worker in self._workers.values()}
         self._spawn(pods.run())
-        self._spawn(self._host.events.run())
+        self._spawn(host.events.run())
         self._spawn(self._heartbeats())
         self._spawn(self._enforce_limits())
 
@@ -124,20 +132,52 @@ class Kubelet:
         await self._end()
 
     async def crash(self) -> None:
-        """End the node as a power cut does: processes killed, no status, no further heartbeat."""
+        """Kill every process: no status, no further heartbeat."""
         await self._end()
+
+    async def cut(self) -> None:
+        """Let nothing on this node, nor its kubelet, be heard any more; nobody is told."""
+        if not self._running or self._cut:
+            return
+        self._cut = True
+        self._client.online.clear()
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._freeze)
+
+    async def mend(self) -> None:
+        """Let everything go on from where it was cut off."""
+        if not self._running or not self._cut or self._host is None:
+            return
+        self._cut = False
+        await asyncio.to_thread(self._thaw, all_of_it=True)
+        self._client.online.set()
+        self._work(self._host)
+
+    def _freeze(self) -> None:
+        for process in self._processes():
+            process.freeze()
+
+    def _thaw(self, *, all_of_it: bool) -> None:
+        for process in self._processes():
+            process.thaw(all_of_it=all_of_it)
+
+    def _processes(self) -> list[processes.Process]:
+        """What runs on this node, or ran last."""
+        workers = list(self._workers.values())
+        found = [runner.latest for worker in workers for runner in worker.runners]
+        return [process for process in found if process is not None]
 
     async def _end(self) -> None:
         if not self._running:
             return
         self._running = False
         workers = list(self._workers.values())
-        started = [
-            runner.latest
-            for worker in workers
-            for runner in worker.runners
-            if runner.latest is not None
-        ]
+        started = self._processes()
+        if self._cut:
+            await asyncio.to_thread(self._thaw, all_of_it=False)
         for worker in workers:
             worker.kill()
         tasks = [*self._tasks, *(worker.task for worker in workers)]
@@ -148,6 +188,7 @@ class Kubelet:
             async with asyncio.timeout(15):
                 await asyncio.gather(*(process.wait() for process in started))
         await self._logs.stop()
+        await self._client.close()
         if self._host is not None:
             await self._host.session.close()
             await asyncio.to_thread(_remove, self._host.state_dir)

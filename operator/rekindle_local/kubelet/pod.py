@@ -94,6 +94,11 @@ class PodWorker:
         return ContainerRunner(self.place, spec, init=init, changed=self._dirty.set)
 
     @property
+    def pod(self) -> Manifest:
+        """The object as it was last seen."""
+        return self._pod
+
+    @property
     def storage_limit(self) -> Fraction | None:
         """Bytes that everything of the pod on disk may take together."""
         return demands.total(self._pod["spec"], demands.limited).get("ephemeral-storage")

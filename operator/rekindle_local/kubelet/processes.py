@@ -122,6 +122,23 @@ class Process:
         """SIGKILL everything in the container at once."""
         self._write("kill\n")
 
+    def freeze(self) -> None:
+        """SIGSTOP everything in the container: for others it is there and says nothing any more.
+
+        The shim comes first, which would tell of what ends, then all below until no more appear.
+        """
+        stopped: set[int] = set()
+        fresh = {self._shim.pid} if self.running else set()
+        while fresh:
+            _send(fresh, signal.SIGSTOP)
+            stopped |= fresh
+            fresh = set(self.tree()) - stopped
+
+    def thaw(self, *, all_of_it: bool) -> None:
+        """SIGCONT everything, or only the shim, so that it can be told to kill the rest."""
+        if self.running:
+            _send([*(self.tree() if all_of_it else ()), self._shim.pid], signal.SIGCONT)
+
     async def ended(self) -> Exit:
         """Wait for the end of the last process of the container."""
         return await asyncio.shield(self._exit)
@@ -166,6 +183,13 @@ class Process:
         finally:
             _close(self._shim)
             self._exit.cancel()  # of no effect on a result
+
+
+def _send(pids: Iterable[int], number: signal.Signals) -> None:
+    """A signal to processes that may have ended meanwhile."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _close(shim: asyncio.subprocess.Process) -> None:
