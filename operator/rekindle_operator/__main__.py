@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT
-from rekindle_operator import handlers, logs, metrics, resources
+from rekindle_operator import connections, handlers, logs, metrics, resources
 from rekindle_operator.cluster import Cluster
 from rekindle_operator.controller import Controller
 
@@ -96,17 +96,19 @@ async def run(options: argparse.Namespace) -> None:
         runtime_image=options.runtime_image,
     )
     ready = asyncio.Event()
+    files = connections.raise_file_limit()
     servers = [
-        (controller.coordinator.application(), options.port),
-        (observability(ready), options.metrics_port),
+        (controller.coordinator.application(), options.port, connections.limits(files)),
+        (observability(ready), options.metrics_port, connections.WITHOUT_TOKENS),
     ]
-    runners = []
+    runners, doors = [], []
     try:
-        for app, port in servers:
-            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        for app, port, allowed in servers:
+            runner = web.AppRunner(app, shutdown_timeout=0.5)
             runners.append(runner)
             await runner.setup()
-            await web.TCPSite(runner, options.host, port).start()
+            doors.append(connections.Door(runner, options.host, port, allowed))
+            doors[-1].open()
         await kopf.operator(
             registry=handlers.register(controller, watch_nodes=watch_nodes),
             settings=handlers.settings(clusterwide=not options.namespace),
@@ -117,6 +119,8 @@ async def run(options: argparse.Namespace) -> None:
         )
     finally:
         await controller.close()
+        for door in doors:
+            await door.close()
         for runner in runners:
             await runner.cleanup()
         await cluster.close()

@@ -32,7 +32,8 @@ from dataclasses import dataclass, field, replace
 from aiohttp import ClientError, web
 
 from rekindle.contract import LIFELINE, AgentReport, Directive, Round, View
-from rekindle_operator import metrics
+from rekindle_operator import connections, metrics
+from rekindle_operator.allowance import Allowance
 from rekindle_operator.observed import Agent
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,13 @@ RETURN = 0.02
 """Seconds for a pod whose lifeline broke to come back: one that lives does so at once."""
 PROGRESS_INTERVAL = 1.0
 """Seconds between two reconciles of a job of which only the progress has changed."""
+
+BODY_SECONDS = 5.0
+"""For a report to arrive."""
+REPORTS = 10.0, 50.0
+"""So many reports a second a pod may make in the long run, and so many at once."""
+STRANGE = {400, 401, 404, 405, 408, 413}
+"""Answers after which the connection is closed: whoever gets them had better begin anew."""
 
 JobKey = tuple[str, str]
 """(namespace, name) of a job."""
@@ -69,6 +77,8 @@ class JobRoom:
     """By uid: one that is open, each an object of its own."""
     vanished: dict[str, float] = field(default_factory=dict)
     """By uid: when a lifeline broke, and did not come back."""
+    allowed: dict[str, Allowance] = field(default_factory=dict)
+    """By uid: how many reports more."""
 
     def view(self, uid: str) -> View:
         """What the pod with this uid may see. Its version is a digest of its content."""
@@ -152,6 +162,7 @@ class Coordinator:
         room = self.room(job)
         room.agents = {uid: agent for uid, agent in room.agents.items() if uid in uids}
         room.vanished = {uid: at for uid, at in room.vanished.items() if uid in uids}
+        room.allowed = {uid: left for uid, left in room.allowed.items() if uid in uids}
         metrics.AGENTS.set(sum(len(room.agents) for room in self._rooms.values()))
 
     def application(self) -> web.Application:
@@ -174,7 +185,9 @@ class Coordinator:
         job = (request.match_info.get("namespace", ""), request.match_info.get("job", ""))
         try:
             response = await handler(request)
-        except (web.HTTPException, ClientError, ConnectionError):
+        except (web.HTTPException, ClientError, ConnectionError) as error:
+            if isinstance(error, web.HTTPException) and error.status in STRANGE:
+                error.force_close()
             raise  # refused on purpose, or nobody is there any more
         except Exception as error:
             logger.exception("%s failed", about)
@@ -206,18 +219,32 @@ class Coordinator:
             raise _refusal(401, f"this is not the token of job {job[0]}/{job[1]}")
         return job
 
+    def _know(self, request: web.Request, job: JobKey, pod: str, uid: str) -> None:
+        """Let a live pod of the job in, and no other; raises the refusal."""
+        if not self._is_live(job, pod, uid):
+            raise _refusal(409, f"{pod} ({uid}) is no live pod of this job (yet)")
+        connections.recognise(request, (*job, uid))
+
     async def _report(self, request: web.Request) -> web.Response:
         job = await self._admit(request)
         try:
-            report = AgentReport.from_json(await request.json())
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await request.read()
+            report = AgentReport.from_json(json.loads(body))
+        except TimeoutError as error:
+            raise _refusal(408, f"the report took longer than {BODY_SECONDS:g} s") from error
+        except web.RequestPayloadError as error:
+            raise _refusal(400, "the body is not what its head says") from error
         except RecursionError as error:
             raise _refusal(400, "the report is nested too deeply") from error
         except ValueError as error:
             raise _refusal(400, str(error)) from error
         if report.pod != request.match_info["pod"]:
             raise _refusal(400, f"report of pod {report.pod!r} under the path of another")
-        if not self._is_live(job, report.pod, report.uid):
-            raise _refusal(409, f"{report.pod} ({report.uid}) is no live pod of this job (yet)")
+        self._know(request, job, report.pod, report.uid)
+        allowed = self.room(job).allowed.setdefault(report.uid, Allowance(*REPORTS))
+        if not allowed.take(time.monotonic()):
+            raise _refusal(429, f"{report.pod} reports more than {REPORTS[0]:g} times a second")
         self._note(job, report, time.time())
         return web.json_response(self.room(job).view(report.uid).to_json())
 
@@ -225,8 +252,7 @@ class Coordinator:
         """Hold the connection for as long as a pod lives; the body's end says goodbye."""
         job = await self._admit(request)
         pod, uid = request.match_info["pod"], request.query.get("uid", "")
-        if not self._is_live(job, pod, uid):
-            raise _refusal(409, f"{pod} ({uid}) is no live pod of this job (yet)")
+        self._know(request, job, pod, uid)
         room, own = self.room(job), object()
         room.lifelines[uid] = own
         if room.vanished.pop(uid, None) is not None:
@@ -312,6 +338,7 @@ class Coordinator:
             uid = next((u for u, a in room.agents.items() if a.report.pod == pod), None)
             if uid is None:
                 raise _refusal(409, f"pod {pod} has not reported to this operator process")
+            connections.recognise(request, (*job, uid))
             view, changed = room.view(uid), room.changed
             left = deadline - time.monotonic()
             if view.version != version or left <= 0:
@@ -370,7 +397,9 @@ def _refusal(code: int, message: str) -> web.HTTPException:
         400: web.HTTPBadRequest,
         401: web.HTTPUnauthorized,
         404: web.HTTPNotFound,
+        408: web.HTTPRequestTimeout,
         409: web.HTTPConflict,
+        429: web.HTTPTooManyRequests,
         503: web.HTTPServiceUnavailable,
     }
     return kinds[code](text=json.dumps({"error": message}), content_type="application/json")

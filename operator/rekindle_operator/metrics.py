@@ -75,6 +75,11 @@ REFUSED = Counter(
     ["code"],
     registry=REGISTRY,
 )
+DROPPED = Counter(
+    "rekindle_connections_dropped_total",
+    "Connections that were closed because there were too many of their kind",
+    registry=REGISTRY,
+)
 
 
 class Fleet(Collector):

@@ -155,3 +155,56 @@ def test_a_deletion_that_somebody_holds_up_is_told(world):
     (line,) = milestones.lines(w.status, Plan(status=gone))
     assert (line.message, line.fields["reason"]) == (gone["message"], "Deleting")
     assert not list(milestones.lines(gone, Plan(status=gone)))
+
+
+class Lines:
+    """A handler on a clock of its own, and what it wrote."""
+
+    def __init__(self):
+        self.now, self.stream = 0.0, io.StringIO()
+        handler = logs.Moderate(self.stream, lambda: self.now)
+        handler.setFormatter(logs.Text())
+        self.logger = logging.Logger("rekindle_operator.x")
+        self.logger.addHandler(handler)
+
+    @property
+    def written(self):
+        return self.stream.getvalue().splitlines()
+
+
+def test_lines_of_one_kind_come_at_a_limited_rate_and_the_others_are_counted():
+    lines = Lines()
+    for n in range(1000):
+        lines.logger.warning("a connection from 10.0.0.%d is closed: %s", n, "too many")
+    assert len(lines.written) == 30
+    lines.logger.warning("something else")
+    assert len(lines.written) == 31
+    lines.now = 10.0
+    lines.logger.info("a third thing")
+    assert lines.written[31].endswith("(the last of 970 lines of this kind that were left out)")
+    assert lines.written[32].endswith("a third thing")
+
+
+def test_no_variety_of_words_makes_more_of_one_job_and_no_job_costs_another_its_lines():
+    lines = Lines()
+    for n in range(2000):
+        lines.logger.info("%s/%s: %s", "ml", "digits", "x" * (n % 190))
+    lines.logger.info("%s/%s: %s", "ml", "other", "x")
+    assert len(lines.written) == 301
+    for n in range(10_000):
+        lines.logger.info("%s/%s: gone", "ml", f"job-{chr(n + 1000)}")
+    handler = lines.logger.handlers[0]
+    assert len(handler._kinds) == logs.MOST_KINDS
+    assert len(handler._left_out) <= logs.MOST_KINDS
+
+
+def test_text_of_others_moves_no_cursor_and_begins_no_line():
+    lines = Lines()
+    try:
+        raise ValueError("no\n2026-01-01 INFO x: all is well\x1b[2J\ud800")
+    except ValueError:
+        lines.logger.exception("%s/%s: %s", "ml", "digits", "a\r\n2026-01-01 b\x1b[1A\u202e")
+    first, *rest = lines.written
+    assert first.endswith(r"ml/digits: a\r\n2026-01-01 b\x1b[1A\u202e")
+    assert all(line.startswith("    ") for line in rest)
+    assert rest[-1] == r"    2026-01-01 INFO x: all is well\x1b[2J\ud800"
