@@ -42,7 +42,10 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What budgets are counted from; kept in status.accounting."""
+    """What is spent of each budget; kept in status.accounting.spent and nowhere else.
+
+    status.restarts counts incidents, also those that no budget pays.
+    """
 
     user: tuple[tuple[float, int | None], ...] = ()
     """(when, at which step if that is known) of user errors."""
@@ -51,9 +54,13 @@ class History:
 
 
 def uncharge(history: History, incident: Incident) -> History:
-    """The history without an incident of the class infrastructure."""
-    kept = tuple(at for at in history.infrastructure if abs(at - incident.at) > 0.01)
-    return replace(history, infrastructure=kept)
+    """The history without one incident of the class infrastructure; others may be of its moment."""
+    paid = [at for at in history.infrastructure if abs(at - incident.at) <= 0.01]
+    if incident.klass != "infrastructure" or not paid:
+        return history
+    kept = list(history.infrastructure)
+    kept.remove(paid[0])
+    return replace(history, infrastructure=tuple(kept))
 
 
 def judge(

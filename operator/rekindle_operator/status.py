@@ -78,7 +78,7 @@ class Record:
     incidents: tuple[Incident, ...] = ()
     history: History = History()
     counts: Mapping[str, int] | None = None
-    """Incidents by class, over the whole life of the job."""
+    """Incidents by class, over the whole life of the job, whether or not a budget paid."""
     progress: Progress | None = None
     progress_at: float | None = None
     checkpoint: CheckpointReport | None = None
@@ -122,6 +122,7 @@ def read(status: Mapping[str, Any]) -> Record:
     """The record that a status holds; an empty status gives an empty record."""
     accounting = status.get("accounting") or {}
     restarts = status.get("restarts") or {}
+    spent = accounting.get("spent") or {}
     progress = status.get("progress") or {}
     goodput = status.get("goodput") or {}
     checkpoint = status.get("checkpoint") or {}
@@ -160,9 +161,9 @@ def read(status: Mapping[str, Any]) -> Record:
         slow={e["node"]: (e["since"], e["last"]) for e in accounting.get("slowNodes") or ()},
         incidents=tuple(from_status(i) for i in status.get("incidents") or ()),
         history=History(
-            user=tuple((e["at"], e.get("step")) for e in accounting.get("userErrors") or ()),
-            infrastructure=tuple(accounting.get("infrastructureErrors") or ()),
-            preemptions=restarts.get("preemption", 0),
+            user=tuple((e["at"], e.get("step")) for e in spent.get("user") or ()),
+            infrastructure=tuple(spent.get("infrastructure") or ()),
+            preemptions=spent.get("preemption", 0),
         ),
         counts={k: restarts.get(k, 0) for k in ("user", "infrastructure", "preemption")},
         progress=Progress(
@@ -192,6 +193,15 @@ def read(status: Mapping[str, Any]) -> Record:
         message=failed.get("message", "") if failed else "",
         conditions=conditions,
     )
+
+
+def _spent(history: History) -> dict[str, Any]:
+    """What is spent of each budget; the only place in a status that budgets are counted from."""
+    return {
+        "user": [_user_error(at, step) for at, step in history.user],
+        "infrastructure": list(history.infrastructure),
+        "preemption": history.preemptions,
+    }
 
 
 def leader(observed: Observed) -> AgentReport | None:
@@ -311,8 +321,7 @@ def render(
         "accounting": {
             key: value
             for key, value in (
-                ("userErrors", [_user_error(at, step) for at, step in record.history.user]),
-                ("infrastructureErrors", list(record.history.infrastructure)),
+                ("spent", _spent(record.history)),
                 ("pendingSince", record.pending_since),
                 ("operatorSince", record.operator_since),
                 ("firstStepAt", record.first_step_at),

@@ -54,7 +54,7 @@ def test_a_spare_that_nobody_stopped_for_costs_nothing_whatever_its_end_was(worl
     w.cut("digits-3").settle().kill("digits-3", reason="OOMKilled").settle()
     assert (w.last["cause"], w.phase) == ("OutOfMemory", "Running")
     assert w.restarts == (1, 0, 0)
-    assert "userErrors" not in w.status["accounting"]
+    assert w.status["accounting"]["spent"] == {"user": [], "infrastructure": [], "preemption": 0}
     assert len(w.rounds) == 1
 
 
