@@ -215,7 +215,11 @@ def _of_round(
         for agent, m in agents
         if agent.report.outcome and agent.report.outcome.cause != Cause.PEER_LOST
     ]
-    left = since + (SETTLE_ERROR if blamed else SETTLE_COLLATERAL) - now
+    # Who says that it was killed says why all others fell: there is no better word to wait for.
+    outside = [one for one in blamed if of_outcome(one[2])[0] not in USER]
+    blamed = outside or blamed
+    settle = 0.0 if outside else SETTLE_ERROR if blamed else SETTLE_COLLATERAL
+    left = since + settle - now
     if left > 0:
         return Detection(settle=left)
     if not blamed:

@@ -10,23 +10,14 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from rekindle.contract import Cause
+from rekindle.contract import PAID_BY, Cause
 from rekindle_operator.observed import Observed
 from rekindle_operator.timestamps import parse_time
 
 KEEP = 20
 """Incidents kept in the status."""
 
-USER = {
-    Cause.USER_ERROR,
-    Cause.OUT_OF_MEMORY,
-    Cause.CONFIGURATION,
-    Cause.INTEGRITY,
-    Cause.START_FAILED,
-    Cause.INIT_FAILED,
-    Cause.PROBE_FAILED,
-    Cause.OUT_OF_STORAGE,
-}
+USER = frozenset(cause for cause, payer in PAID_BY.items() if payer == "user")
 """Causes that the user's program, data or manifest is charged with."""
 
 
@@ -66,18 +57,12 @@ class Incident:
 
     @property
     def klass(self) -> str:
-        """The budget that it is charged to: user, infrastructure or preemption.
+        """The budget that it is charged to: user, infrastructure or preemption; or nobody.
 
         That the operator itself was away, or that the trainer went back by itself, is told and
         charged to nobody.
         """
-        if self.cause in USER:
-            return "user"
-        if self.cause is Cause.OPERATOR:
-            return "operator"
-        if self.cause is Cause.ROLLED_BACK:
-            return "trainer"
-        return "preemption" if self.cause is Cause.PREEMPTED else "infrastructure"
+        return PAID_BY[self.cause]
 
     @property
     def open(self) -> bool:

@@ -78,7 +78,7 @@ def explain(look: Look) -> Ending:
             cause=own if isinstance(own, Cause) else row.cause,
             evidence=f"{words}; {todo}" if todo else words,
             reason=str(fields["code_of_outcome"]) if fields.get("code_of_outcome") else row.reason,
-            retry=row.retry,
+            retry=bool(fields.get("retry", row.retry)),
         )
     raise AssertionError("the last row fits whatever there is")
 
@@ -141,6 +141,7 @@ ROWS: tuple[Row, ...] = (
         fits=signs.says(*sorted(signs.FORBIDDEN)),
         says="{pod} was not taken by its node: {why}: {words}",
         todo="correct spec.template, or have the nodes allow it",
+        retry=True,
         reason="PodForbidden",
     ),
     Row(

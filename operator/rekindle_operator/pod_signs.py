@@ -85,6 +85,11 @@ _OWN_LIMIT = re.compile(
     r"ephemeral local storage usage exceeds"
 )
 _PROBE = re.compile(r"[Cc]ontainer (\S+) failed (liveness|startup) probe")
+_NEVER_STARTS = re.compile(
+    r"not found|no such file|permission denied|(not|is) a directory|exec format error",
+    re.IGNORECASE,
+)
+"""What a runtime says of a command that no node can start; other words may be of its own."""
 _LIKE_A_SIGNAL = 128
 
 
@@ -294,7 +299,8 @@ def not_started(*codes: int, reasons: tuple[str, ...] = ()) -> Sign:
         pod = look.pod
         if pod.exit_reason not in reasons and pod.exit_code not in codes:
             return None
-        return {"words": last_lines(pod.exit_message) or f"exit code {pod.exit_code}"}
+        words = last_lines(pod.exit_message) or f"exit code {pod.exit_code}"
+        return {"words": words, "retry": bool(reasons) and not _NEVER_STARTS.search(words)}
 
     return fits
 

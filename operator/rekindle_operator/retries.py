@@ -1,7 +1,8 @@
 """Whether there is another try after an incident, and how long it waits.
 
-Budgets are kept per class and charged once per incident. A user's error is not retried when it
-cannot help: before any progress, or at the same step as the one before.
+Budgets are kept per class and charged once per incident. Fatal means certain: before any progress
+only what the script itself has raised ends a job, and what it relies on (`contract.CERTAIN`);
+afterwards an error at the same step as the one before.
 
 Progress pays debts back: errors before the newest checkpoint count no more. Where steps are
 unknown, or come now and then from a program that is not ours, time stands for both: nobody can say
@@ -13,7 +14,7 @@ a round of it has trained.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rekindle.contract import Cause
+from rekindle.contract import CERTAIN, Cause
 from rekindle_operator.incidents import Incident
 from rekindle_operator.spec import Budget, TrainingJob
 
@@ -87,7 +88,7 @@ def judge(
         return _fail(incident, f"{incident.cause}: {what}", "no retry: it would end the same way")
     if incident.klass == "user":
         step = incident.step
-        if not started and not incident.retry:
+        if not started and incident.cause in CERTAIN and not incident.retry:
             return _fail(
                 incident, f"{what} (before the first step)", "no retry before any progress"
             )
@@ -151,7 +152,7 @@ def backoff(incidents: Sequence[Incident], now: float) -> float:
     """
     fruitless, after, newest = 0, now, now
     for incident in reversed(incidents):
-        if incident.klass in {"operator", "trainer"}:
+        if incident.klass == "nobody":
             continue
         idle = incident.round == 0 and after - incident.at < BACKOFF_MEMORY
         lost = incident.klass == "infrastructure" and incident.open

@@ -181,6 +181,10 @@ class Cause(StrEnum):
     """A check before training refused: store not writable, wrong credentials, ..."""
     OUT_OF_MEMORY = "OutOfMemory"
     """The kernel killed it for its memory."""
+    CRASHED = "Crashed"
+    """A worker ended by a signal of its own doing: it broke its memory, or called abort."""
+    WORKER_KILLED = "WorkerKilled"
+    """Somebody else than its program has killed a worker, or what it relied on."""
     POD_LOST = "PodLost"
     """Pod killed or gone without notice."""
     NODE_LOST = "NodeLost"
@@ -189,6 +193,8 @@ class Cause(StrEnum):
     """A worker failed because another one went away: collateral, never a root cause."""
     STORE_LOST = "StoreLost"
     """The checkpoint store, which this job has used before, does not answer or refuses."""
+    CHECKPOINT_DAMAGED = "CheckpointDamaged"
+    """A checkpoint was damaged and was passed over; training went on from an older one."""
     INIT_FAILED = "InitFailed"
     """A container that the trainer waits for before it starts has failed."""
     PROBE_FAILED = "ProbeFailed"
@@ -210,6 +216,30 @@ class Cause(StrEnum):
     OPERATOR = "OperatorRestarted"
     """The operator was away; named for the record, costs nothing by itself."""
 
+
+PAID_BY: Mapping[Cause, str] = {
+    **dict.fromkeys(Cause, "infrastructure"),
+    **dict.fromkeys(
+        (
+            *(Cause.USER_ERROR, Cause.CRASHED, Cause.OUT_OF_MEMORY, Cause.OUT_OF_STORAGE),
+            *(Cause.CONFIGURATION, Cause.INTEGRITY),
+            *(Cause.START_FAILED, Cause.INIT_FAILED, Cause.PROBE_FAILED),
+        ),
+        "user",
+    ),
+    Cause.PREEMPTED: "preemption",
+    **dict.fromkeys(
+        (
+            *(Cause.OPERATOR, Cause.ROLLED_BACK, Cause.CHECKPOINT_DAMAGED),
+            *(Cause.COMPLETED, Cause.SAVED, Cause.TIMEOUT),
+        ),
+        "nobody",
+    ),
+}
+"""Which budget of spec.restart an incident of each cause is charged to."""
+CERTAIN = frozenset({Cause.USER_ERROR, Cause.CONFIGURATION, Cause.INTEGRITY, Cause.START_FAILED})
+"""Causes of which it is certain, as long as a job has not made a step, that the same would follow
+again: the script's exceptions and what it relies on. All others are tried again."""
 
 RECOVERY_PHASES = ("detect", "decide", "restart", "restore", "firstStep")
 """Keys of status.incidents[].recovery, in the order in which they follow each other."""

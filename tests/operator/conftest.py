@@ -651,8 +651,9 @@ class World:
 
     # What tests make happen.
 
-    def kill(self, name, code=137, reason=None):
+    def kill(self, name, code=137, reason=None, message=""):
         self.exit(self.pod(name), code, reason=reason)
+        self.pod(name).terminated["message"] = message
         return self
 
     def cut(self, name):

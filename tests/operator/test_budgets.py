@@ -46,3 +46,58 @@ def test_of_two_losses_of_one_moment_only_the_explained_one_is_given_back():
     ]
     history = retries.History(infrastructure=(1.0, 5.0, 5.0))
     assert retries.uncharge(history, losses[0]).infrastructure == (1.0, 5.0)
+
+
+def starting(world, **more):
+    """A job whose members have begun their first round, and have made no step."""
+    w = world(**more)
+    w.trains = False
+    w.settle()
+    return w
+
+
+@pytest.mark.parametrize(
+    ("cause", "payer"),
+    [("WorkerKilled", 1), ("Crashed", 0), ("OutOfMemory", 0), ("PeerLost", 1), ("PodLost", 1)],
+)
+def test_what_the_script_has_not_raised_ends_no_job_before_the_first_step(world, cause, payer):
+    w = starting(world)
+    w.fail("digits-0", "worker 0 was killed by SIGKILL", cause=cause).run(15)
+    assert w.phase == "Recovering"
+    assert w.restarts[payer] == sum(w.restarts) == 1
+    w.trains = True
+    w.until(w.training)
+
+
+def test_kills_from_outside_leave_the_users_budget_alone(world):
+    w = world(restart={"user": {"max": 1}}).start()
+    for number in range(5):
+        w.train(2).fail(w.members[0], "worker 0 was killed", cause="WorkerKilled").settle()
+        assert w.restarts == (0, number + 1, 0), "there is no better word to wait for"
+        w.until(w.training)
+    assert spent(w)["user"] == []
+
+
+def test_an_error_of_the_script_beside_a_kill_from_outside_is_collateral(world):
+    w = world().start().train(3)
+    w.fail("digits-2", "ValueError: the other has gone", at=w.now - 0.5)
+    w.fail("digits-0", "worker 0 was killed by SIGKILL", cause="WorkerKilled").settle()
+    assert (w.last["cause"], w.last["victims"]) == ("WorkerKilled", ["digits-0"])
+    assert w.last["collateral"] == ["digits-2"]
+
+
+@pytest.mark.parametrize(
+    ("words", "phase"),
+    [
+        ('exec: "trian": executable file not found in $PATH', "Failed"),
+        ("exec /bin/x: permission denied", "Failed"),
+        ("exec /bin/x: exec format error", "Failed"),
+        ("failed to create shim task: context deadline exceeded", "Recovering"),
+        ("write /run/x: no space left on device", "Recovering"),
+        ("", "Recovering"),
+    ],
+)
+def test_a_runtime_that_could_not_start_a_container_may_do_so_elsewhere(world, words, phase):
+    w = world().settle()
+    w.kill("digits-1", 128, "StartError", words).settle()
+    assert w.phase == phase

@@ -218,7 +218,7 @@ def test_a_pod_that_cannot_start_fails_a_job_that_never_has(world):
     w = world()
     w.broken_image = {"digits-1"}
     w.settle()
-    w.kill("digits-1", 128, "StartError").settle()
+    w.kill("digits-1", 128, "StartError", 'exec: "trian": executable file not found').settle()
     assert w.phase == "Failed"
     assert w.condition("Failed")["reason"] == "StartFailed"
 

@@ -191,7 +191,7 @@ class Agent(LocalElasticAgent):
 
     def _rendezvous(self, worker_group: WorkerGroup) -> None:
         super()._rendezvous(worker_group)
-        self._course = _Course(oom_kills=oom_kills())
+        self._course = _Course(oom_kills=oom_kills(), deaths=self._starter.deaths)
         self._bury()
 
     def _assign_worker_ranks(
@@ -462,6 +462,7 @@ class Agent(LocalElasticAgent):
         assert self._page is not None, "a round that has ended had a page"
         session, state = self._session, self._course
         before, after = state.oom_kills, oom_kills()
+        self._starter.tend()  # a fork server that has just died took its workers along
         try:
             left = self._page.outcomes()
         except (OSError, ValueError) as error:
@@ -494,6 +495,7 @@ class Agent(LocalElasticAgent):
             why=why,
             now=time.time(),
             printed=printed,
+            orphaned=self._starter.deaths > state.deaths,
         )
 
     def _heed_notice(self) -> None:
@@ -550,6 +552,8 @@ class _Course:
     failed_at: float | None = None
     oom_kills: int | None = None
     """The kernel's count when the round began."""
+    deaths: int = 0
+    """How many fork servers had died by then."""
 
 
 def last_words(

@@ -15,11 +15,12 @@ still meets a rule. The rules in one breath:
   its workers could not save.
 """
 
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome
+from rekindle.endings import Ended, Process, blame, name_of
+from rekindle.endings import outcome_of as outcome_of_worker
 
 MARGIN = 3.0
 """Seconds kept back from the grace period for stopping, telling and leaving."""
@@ -254,12 +255,13 @@ def outcome_of(
     why: str,
     now: float,
     printed: Mapping[int, str] | None = None,
+    orphaned: bool = False,
 ) -> Outcome | None:
     """Say how the workers of a round ended; ``now`` in unix seconds.
 
     ``left`` is what workers have left behind, earliest first: how they failed, or why training is
     complete before its limits; ``why`` is what asked them to stop, and ``printed`` the last line of
-    workers (by local rank) that can leave nothing.
+    workers (by local rank) that can leave nothing; ``orphaned``: their fork server has ended.
     None when they were ended only because the round goes on elsewhere.
     """
     base = Outcome(
@@ -274,10 +276,10 @@ def outcome_of(
     if end.phase is AgentPhase.DONE:
         return replace(base, message=ends[0].message) if ends else base
     told = [one for one in left if one not in ends]
-    failure = _failure(base, exits, first_rank, told, oom, printed or {})
     if end.saved is None:
         if end.phase is AgentPhase.WAITING:
             return None
+        failure = _failure(base, exits, first_rank, told, oom, printed or {}, orphaned)
         if end.phase is AgentPhase.LEAVING:
             return replace(failure, code=failure_code(failure))
         return failure
@@ -303,60 +305,32 @@ def _failure(
     left: Sequence[Outcome],
     oom: bool,
     printed: Mapping[int, str],
+    orphaned: bool,
 ) -> Outcome:
-    """Find the root: a worker's own words before exit codes, and own errors before lost peers."""
-    by_blame = sorted(left, key=lambda outcome: (outcome.cause == Cause.PEER_LOST, outcome.at))
-    failed = [
-        (local, code)
+    """Find the root among the workers that have failed, or have said that they do."""
+    words: dict[int, Outcome] = {}
+    for said in left:
+        local = (said.rank or 0) - first_rank
+        words.setdefault(local if 0 <= local < len(exits) else 0, said)
+    ends = {
+        local: Ended(
+            process=Process.WORKER,
+            code=int(ExitCode.USER_ERROR) if code is None else code,
+            words=words.get(local),
+            oom=oom,
+            orphaned=orphaned,
+        )
         for local, code in enumerate(exits)
-        if code is not None and code != 0 and code not in _STOPPED
+        if (code is None and local in words) or code not in {None, 0, *_STOPPED}
+    }
+    found = [
+        (end, outcome_of_worker(end, worker=first_rank + n, base=base, printed=printed.get(n)))
+        for n, end in ends.items()
     ]
-    killed = oom and any(code == -signal.SIGKILL for _, code in failed)
-    if by_blame and not (killed and by_blame[0].cause == Cause.PEER_LOST):
-        words = by_blame[0]
-        return replace(
-            words,
-            code=words.code or int(ExitCode.USER_ERROR),
-            step=words.step if words.step is not None else base.step,
-            checkpoint=words.checkpoint if words.checkpoint is not None else base.checkpoint,
-        )
-    # Signals first: a crash takes siblings down by an ordinary error, hardly the other way round.
-    local, code = min(failed, key=lambda item: (item[1] >= 0, item[0]), default=(0, 1))
-    rank = first_rank + local
-    if code == -signal.SIGKILL and oom:
-        return replace(
-            base,
-            cause=Cause.OUT_OF_MEMORY,
-            code=int(ExitCode.USER_ERROR),
-            message=f"worker {rank} was killed by the kernel: the container is out of "
-            "memory; raise resources.limits.memory of the container, or use less of it (batch "
-            "size, data workers)",
-            rank=rank,
-        )
-    if code < 0:
-        message = f"worker {rank} was killed by {_signal_name(-code)}"
-    else:
-        said = printed.get(local)
-        message = f"worker {rank} exited with code {code}"
-        message += f": {said}" if said else "; its log has the reason"
-    integrity = code == int(ExitCode.INTEGRITY)
-    return replace(
-        base,
-        cause=Cause.INTEGRITY if integrity else Cause.USER_ERROR,
-        code=int(ExitCode.INTEGRITY if integrity else ExitCode.USER_ERROR),
-        message=message,
-        rank=rank,
-    )
+    return min(found, key=lambda one: blame(*one))[1]
 
 
 def _manner(code: int | None) -> str:
     if code is None:
         return "no end before the deadline"
-    return _signal_name(-code) if code < 0 else f"code {code}"
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return name_of(-code) if code < 0 else f"code {code}"

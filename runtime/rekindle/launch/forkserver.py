@@ -426,7 +426,8 @@ class Starter:
         self._count = count
         self._memory = tuple(memory)
         self._unfit: dict[str, str] = {}
-        self._deaths = 0
+        self.deaths = 0
+        """How many fork servers have died; the workers of each go with it."""
         self._told = False
         self._server: ForkServer | None = None
         if isinstance(target, Program):
@@ -504,9 +505,9 @@ class Starter:
 
     def _replace(self, server: ForkServer, *, late: bool) -> None:
         code = server.kill()
-        self._deaths += 1
+        self.deaths += 1
         how = f"was not ready within {WARM_SECONDS:.0f} s" if late else f"ended with {code}"
-        if self._deaths > DEATHS or (not server.ready and EVERYTHING in self._unfit):
+        if self.deaths > DEATHS or (not server.ready and EVERYTHING in self._unfit):
             logger.warning("the fork server %s; workers start as fresh interpreters", how)
             self._server = None
             return

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from rekindle.contract import Cause, ExitCode, Outcome
+from rekindle.endings import signal_in
 from rekindle.outcome import by_words
 
 LINES = 400
@@ -24,8 +25,12 @@ _CARRIERS = frozenset(
 
 
 def outcome_in(lines: Sequence[str], *, rank: int, now: float) -> Outcome | None:
-    """Give the last error that tells something; None when there is none."""
+    """Give the last error that tells something; None when there is none.
+
+    A launcher may say that what it has started was ended by a signal, which leaves no traceback.
+    """
     plain = [_PREFIX.sub("", line.rstrip()) for line in lines]
+    killed = next((line.strip() for line in reversed(plain) if signal_in(line) is not None), None)
     for begin in reversed([at for at, line in enumerate(plain) if line.strip() == _BEGIN]):
         end = next(
             (
@@ -40,6 +45,8 @@ def outcome_in(lines: Sequence[str], *, rank: int, now: float) -> Outcome | None
         if found[1] in _CARRIERS or found[1] == "SystemExit":
             continue
         lost = by_words(found[1], found[2] or "")
+        if lost and killed is not None:
+            break
         return Outcome(
             cause=Cause.PEER_LOST if lost else Cause.USER_ERROR,
             code=int(ExitCode.USER_ERROR),
@@ -48,7 +55,10 @@ def outcome_in(lines: Sequence[str], *, rank: int, now: float) -> Outcome | None
             traceback=_shortened("\n".join(plain[begin : end + 1])),
             at=now,
         )
-    return None
+    if killed is None:
+        return None
+    code = int(ExitCode.USER_ERROR)
+    return Outcome(cause=Cause.USER_ERROR, code=code, message=killed[:1000], rank=rank, at=now)
 
 
 def last_line(lines: Sequence[str]) -> str:

@@ -119,7 +119,8 @@ def test_a_torchrun_in_a_shell_is_a_node_of_the_round(coordinator, start_pod, tm
         (["accelerate", "launch", "--cpu", "train.py"], "1 / 0", 1, Cause.USER_ERROR, "ZeroDivis"),
         (["python", "-c", "1 / 0"], "", 1, Cause.USER_ERROR, "ZeroDivisionError"),
         (["bash", "-c", "exit 3"], "", 1, Cause.USER_ERROR, "exited with code 3"),
-        (["bash", "-c", "kill -SEGV $$"], "", 1, Cause.USER_ERROR, "killed by SIGSEGV"),
+        (["bash", "-c", "kill -SEGV $$"], "", 1, Cause.CRASHED, "crashed with SIGSEGV"),
+        (["bash", "-c", "kill -KILL $$"], "", 76, Cause.WORKER_KILLED, "killed by SIGKILL"),
         (["bash", "-c", "exit 75"], "", 75, Cause.SAVED, ""),
         (["bash", "-c", "torchrun train.py"], "raise SystemExit(75)", 75, Cause.SAVED, ""),
         (

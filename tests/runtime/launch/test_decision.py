@@ -211,8 +211,8 @@ def ended(end: End, **values: Any) -> Outcome | None:
     [
         ((None, 3), False, Cause.USER_ERROR, 1, "worker 5 exited with code 3", 5),
         ((70, None), False, Cause.INTEGRITY, 70, "worker 4 exited with code 70", 4),
-        ((1, -11), False, Cause.USER_ERROR, 1, "worker 5 was killed by SIGSEGV", 5),
-        ((-9, None), False, Cause.USER_ERROR, 1, "worker 4 was killed by SIGKILL", 4),
+        ((1, -11), False, Cause.CRASHED, 1, "worker 5 crashed with SIGSEGV", 5),
+        ((-9, None), False, Cause.WORKER_KILLED, 76, "worker 4 was killed by SIGKILL", 4),
         ((1, -9), True, Cause.OUT_OF_MEMORY, 1, "out of memory", 5),
     ],
 )
@@ -237,15 +237,35 @@ def test_a_worker_may_say_why_training_is_complete_and_that_is_no_failure():
 
 
 def test_a_workers_own_words_win_and_own_errors_before_lost_peers():
-    peer = outcome(1, Cause.PEER_LOST, at=1.0)
+    peer = outcome(1, Cause.PEER_LOST, rank=4, at=1.0)
     own = outcome(1, message="the reason", rank=5, at=2.0)
     found = ended(End(FAILED), exits=(1, 1), left=[peer, own])
     assert (found.message, found.rank, found.step) == ("the reason", 5, 7)
 
 
-def test_an_out_of_memory_kill_explains_a_lost_peer():
-    peer = outcome(1, Cause.PEER_LOST, at=1.0)
-    assert ended(End(FAILED), exits=(1, -9), left=[peer], oom=True).cause == Cause.OUT_OF_MEMORY
+@pytest.mark.parametrize(
+    ("code", "oom", "cause"),
+    [
+        (-9, True, Cause.OUT_OF_MEMORY),
+        (-9, False, Cause.WORKER_KILLED),
+        (-11, False, Cause.CRASHED),
+    ],
+)
+def test_a_signal_explains_a_lost_peer(code, oom, cause):
+    peer = outcome(1, Cause.PEER_LOST, rank=4, at=1.0)
+    found = ended(End(FAILED), exits=(1, code), left=[peer], oom=oom)
+    assert (found.cause, found.rank) == (cause, 5)
+
+
+def test_who_says_more_than_its_sibling_is_heard_although_it_has_not_ended():
+    own = outcome(1, message="the reason", rank=5, at=2.0)
+    assert ended(End(FAILED), exits=(1, None), left=[own]).message == "the reason"
+
+
+def test_workers_that_fall_with_their_fork_server_say_so():
+    found = ended(End(FAILED), exits=(-9, -9), orphaned=True)
+    assert found.cause == Cause.WORKER_KILLED
+    assert "forked from" in found.message
 
 
 def test_saved_and_unsaved_ends_say_what_asked_for_them():

@@ -3,6 +3,7 @@
 import pytest
 
 from rekindle.contract import Cause
+from rekindle.endings import Ended, Process, row_of
 from rekindle.launch.lastlines import last_line, outcome_in
 
 OWN = """\
@@ -79,3 +80,14 @@ def test_a_long_one_is_shortened():
 )
 def test_the_last_line_of_what_has_no_traceback(text, line):
     assert last_line(text.splitlines()) == line
+
+
+@pytest.mark.parametrize(
+    "before", ["", "Traceback (most recent call last):\n  x\nDistBackendError: it is gone\n"]
+)
+def test_a_launcher_that_tells_of_a_signal_is_heard(before):
+    signal = "  traceback : Signal 9 (SIGKILL) received by PID 17"
+    text = f"{before}{LAUNCHER}\n  exitcode  : -9 (pid: 17)\n{signal}\n===="
+    found = outcome_in(text.splitlines(), rank=3, now=1.0)
+    assert found.message == signal.strip()
+    assert row_of(Ended(process=Process.WORKER, code=1, words=found)).cause == "WorkerKilled"

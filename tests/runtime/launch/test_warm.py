@@ -177,7 +177,8 @@ if os.environ["REKINDLE_ROUND"] == "1":
     worker, server = map(int, (tmp_path / "parent").read_text().split())
     os.kill(server, signal.SIGKILL)
     report = coordinator.wait_phase("a", AgentPhase.FAILED)
-    assert "killed by SIGKILL" in report.outcome.message
+    assert report.outcome.cause == "WorkerKilled"
+    assert "forked from has ended" in report.outcome.message
     assert 0.0 <= report.failed_for < 10.0
     status = Path(f"/proc/{worker}/stat")
     assert not status.exists() or status.read_text().rpartition(")")[2].split()[0] == "Z"
