@@ -2,8 +2,9 @@
 
 On somebody's cluster the operator runs here, with that kubeconfig, and pods must be able to reach
 this machine: REKINDLE_E2E_HOST is its address as pods see it (default: the address from which this
-machine talks to the API server). REKINDLE_E2E_IMAGE names the runtime image. The CRD is applied by
-the tests; they work in namespaces of their own, which they delete.
+machine talks to the API server). REKINDLE_E2E_IMAGE names the runtime image, and
+REKINDLE_E2E_PLAIN_IMAGE, for some of the tests, one with Python and torch and nothing of Rekindle.
+The CRD is applied by the tests; they work in namespaces of their own, which they delete.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ from rekindle_local.objectstore import ObjectStore
 
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "rekindle.dev", "v1alpha1", "trainingjobs"
+PLAIN_IMAGE = "example.com/plain-torch:2"
 PATIENCE = 90.0
 """Seconds that any single thing may take on two busy cores."""
 
@@ -110,6 +112,8 @@ class Site:
     s3: str
     credentials: tuple[str, str]
     embedded: ClusterThread | None = None
+    plain_image: str | None = None
+    """With torch and a Python, and nothing of Rekindle."""
     namespaces: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -134,12 +138,20 @@ class Site:
         name = f"rekindle-e2e-{uuid.uuid4().hex[:8]}"
         self.core.create_namespace({"metadata": {"name": name}})
         self.namespaces.append(name)
+        # Until a controller has made it, pods of the namespace are refused.
+        wait_for(lambda: self._has_account(name), f"the service account of {name}")
         scripts = {p.name: p.read_text() for p in (Path(__file__).parent / "scripts").iterdir()}
         self.core.create_namespaced_config_map(
             name, {"metadata": {"name": "scripts"}, "data": scripts}
         )
         self.secret(name, "s3", *self.credentials)
         return name
+
+    def _has_account(self, namespace: str) -> bool:
+        if self.embedded is not None:
+            return True
+        listed = self.core.list_namespaced_service_account(namespace).items
+        return any(account.metadata.name == "default" for account in listed)
 
     def secret(self, namespace: str, name: str, key: str, secret: str) -> None:
         data = {
@@ -331,7 +343,7 @@ def _embedded(folder: Path) -> Iterator[Site]:
     plain = replace(image, env={**image.env, "PATH": f"{python.parent}:/usr/bin:/bin"})
     cluster_config = ClusterConfig(
         nodes=3,
-        images={"rekindle/runtime:*": image, "example.com/plain-torch:*": plain},
+        images={"rekindle/runtime:*": image, PLAIN_IMAGE: plain},
         crds=(_crd(),),
         s3_deny=("forbidden",),
         buckets=("rekindle", "forbidden"),
@@ -348,6 +360,7 @@ def _embedded(folder: Path) -> Iterator[Site]:
                 s3=cluster.s3_endpoint,
                 credentials=cluster.s3_credentials,
                 embedded=thread,
+                plain_image=PLAIN_IMAGE,
             )
         finally:
             operator.stop()
@@ -379,13 +392,15 @@ def _named(folder: Path) -> Iterator[Site]:
             operator=operator,
             s3=store.endpoint,
             credentials=store.credentials,
+            plain_image=os.environ.get("REKINDLE_E2E_PLAIN_IMAGE"),
         )
         try:
             yield site
         finally:
-            for namespace in site.namespaces:
-                site.core.delete_namespace(namespace)
-            operator.stop()
+            with contextlib.ExitStack() as leaving:
+                leaving.callback(operator.stop)
+                for namespace in site.namespaces:
+                    leaving.callback(site.core.delete_namespace, namespace)
 
 
 def _own_address(server: str) -> str:

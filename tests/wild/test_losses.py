@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(900)]
 
+PLAIN = "no-launcher"
 LONG = ["--steps=1000000", "--delay=0.05"]
 KINDS: dict[str, dict[str, Any]] = {
     "ddp": {"args": ["/scripts/ddp.py", *LONG]},
@@ -22,8 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "command": ["torchrun", "--nnodes=1:3", "--nproc_per_node=1", "--rdzv_backend=c10d"],
         "args": ["/scripts/ddp.py", *LONG],
     },
-    "no-launcher": {
-        "image": "example.com/plain-torch:2",
+    PLAIN: {
         "command": ["python", "/scripts/ddp.py"],
         "args": LONG,
     },
@@ -97,6 +97,11 @@ class Witness:
 @pytest.fixture(scope="module")
 def jobs(site, submit_for_all, wild_scripts):
     """All kinds, each training on two pods."""
+    kinds = dict(KINDS)
+    if site.plain_image:
+        kinds[PLAIN] = KINDS[PLAIN] | {"image": site.plain_image}
+    else:
+        del kinds[PLAIN]  # this cluster was given no image without Rekindle
     made = {
         kind: submit_for_all(
             kind,
@@ -104,11 +109,9 @@ def jobs(site, submit_for_all, wild_scripts):
             grace=4,
             replicas=2,
             elastic={"minReplicas": 2 if kind in FIXED else 1, "maxReplicas": 3},
-            **(
-                {"launcher": {"inject": True, "image": site.image}} if kind == "no-launcher" else {}
-            ),
+            **({"launcher": {"inject": True, "image": site.image}} if kind == PLAIN else {}),
         )
-        for kind, container in KINDS.items()
+        for kind, container in kinds.items()
     }
     witnesses = {kind: Witness(job) for kind, job in made.items()}
     yield made

@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FILES = {f"{path.parent.name}/{path.stem}": path for path in sorted(HERE.glob("*/*.yaml"))}
 IMAGE = "rekindle/runtime:0.1"
+PLAIN_IMAGE = "example.com/plain-torch:2"
 PATIENCE = 150.0
 """Seconds for one manifest; several run at once on two cores."""
 AT_ONCE = 4
@@ -104,6 +105,8 @@ class Tried:
         for holder in (*containers, spec.get("launcher", {})):
             if holder.get("image") == IMAGE:
                 holder["image"] = self.site.image
+            if holder.get("image") == PLAIN_IMAGE:
+                holder["image"] = self.site.plain_image
 
     def kubectl(self, *words: str, given: str | None = None) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -205,6 +208,13 @@ def absent(site: Any, need: str | None) -> str | None:
         return None if importlib.util.find_spec(need) else f"{need} is not installed"
     if need == "nodes":
         return None if len(site.core.list_node().items) > 1 else "it takes two nodes"
+    if need == "plain image":
+        return None if site.plain_image else "REKINDLE_E2E_PLAIN_IMAGE names no image"
+    if need == "pod names":
+        if site.embedded is not None:
+            return None
+        served = site.kubectl("-n", "kube-system", "get", "service", "kube-dns", "-o", "name")
+        return None if served.stdout else "no service kube-dns resolves the names of pods"
     if need == "volumes":
         classes = site.kubectl("get", "storageclass", "-o", "name").stdout
         return None if classes else "no storage class makes volumes"
