@@ -84,7 +84,9 @@ _OWN_LIMIT = re.compile(
     r"exceeds the (total )?limit|exceeded its local ephemeral storage limit|"
     r"ephemeral local storage usage exceeds"
 )
-_PROBE = re.compile(r"[Cc]ontainer (\S+) failed (liveness|startup) probe")
+_PROBE = re.compile(r"[Cc]ontainer (?P<name>\S+) failed (?P<kind>liveness|startup) probe")
+_STOPPED = re.compile(r"^Stopping container (?P<name>\S+)$")
+_UNHEALTHY = re.compile(r"(Liveness|Startup) probe failed")
 _NEVER_STARTS = re.compile(
     r"not found|no such file|permission denied|(not|is) a directory|exec format error",
     re.IGNORECASE,
@@ -202,23 +204,31 @@ def pinned_to_no_node(look: Look) -> Fields | None:
 
 
 def ended_by_a_probe(look: Look) -> Fields | None:
-    """A probe's kill: the status shows a signal only, so the kubelet's events have to tell."""
+    """A probe's kill: the status shows a signal only, so the kubelet's events have to tell.
+
+    Where other containers stay, the event of the kill names the probe. With the last one of a pod
+    that never restarts the kubelet ends the pod, and says no more than of any container that it
+    stops; nobody else stops one in a pod that is neither deleted nor evicted, so that the probe
+    which had failed before is why.
+    """
     for event in reversed(look.pod.events):
-        found = _PROBE.search(event.message) if event.reason == "Killing" else None
+        found = (
+            (_PROBE.search(event.message) or _STOPPED.search(event.message))
+            if (event.reason == "Killing")
+            else None
+        )
         if found is None:
             continue
-        name, kind = found.groups()
+        name, kind = found["name"], found.groupdict().get("kind")
         if look.trainer is None or name != look.trainer.name:
             continue
-        detail = next(
-            (
-                other.message
-                for other in reversed(look.pod.events)
-                if other.reason == "Unhealthy" and other.message.lower().startswith(kind)
-            ),
-            f"{kind} probe failed",
-        )
-        return {"name": name, "kind": kind, "detail": one_line(detail, 300)}
+        for other in reversed(look.pod.events):
+            failed = _UNHEALTHY.match(other.message) if other.reason == "Unhealthy" else None
+            if failed and kind in {None, failed[1].lower()}:
+                detail = one_line(other.message, 300)
+                return {"name": name, "kind": failed[1].lower(), "detail": detail}
+        if kind:
+            return {"name": name, "kind": kind, "detail": f"{kind} probe failed"}
     return None
 
 

@@ -29,7 +29,7 @@ def test_a_failed_liveness_probe_ends_a_pod_that_never_restarts(bench):
     assert bench.wait_for(lambda: events(bench, "a", "Unhealthy"), bool) == [
         "Liveness probe failed: no pulse"
     ]
-    assert events(bench, "a", "Killing") == ["Container main failed liveness probe"]
+    assert events(bench, "a", "Killing") == ["Stopping container main"]
 
 
 def test_a_container_that_ignores_the_liveness_kill_is_killed_after_its_grace(bench):

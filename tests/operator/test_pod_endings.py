@@ -233,6 +233,18 @@ CASES = [
     ),
     (
         "killed by its probe",
+        pod(**trainer(ended(137), **PROBE)),
+        {"events": [*KILLED[:1], event("Killing", "Stopping container trainer", "Normal")]},
+        ["container trainer", "liveness probe", "503"],
+    ),
+    (
+        "killed",
+        pod(**trainer(ended(137), **PROBE)),
+        {"events": [event("Killing", "Stopping container trainer", "Normal")]},
+        ["exit code 137"],
+    ),
+    (
+        "killed by its probe",
         pod(**trainer(ended(143), startupProbe={"exec": {"command": ["true"]}})),
         {"events": [event("Killing", "Container trainer failed startup probe", "Normal")]},
         ["startupProbe"],

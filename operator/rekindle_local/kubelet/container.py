@@ -408,6 +408,9 @@ class ContainerRunner:
             message = f"Container {self.name} failed {kind.lower()} probe"
             if self._policy != "Never":
                 message += ", will be restarted"
+            elif len(self._place.pod["spec"]["containers"]) == 1:
+                # Nothing is left that would run: the pod ends, of which no more is said.
+                message = f"Stopping container {self.name}"
             self._event("Normal", "Killing", message)
             probe = self._spec.get(f"{kind.lower()}Probe") or {}
             pod_grace = self._place.pod["spec"].get("terminationGracePeriodSeconds", 30)
