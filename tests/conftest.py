@@ -8,6 +8,10 @@ process of a run would else compile the same files again. What a process has imp
 its tests begin stays, so the garbage collector need not look at it again and again. And torch keeps
 to one thread: the workers share the cores.
 
+The scenarios on a cluster come first and one after the other, by one worker of pytest-xdist: each
+mostly waits for pods, which need a core when they start, and a cluster with an operator is made
+once. Then come the files that start processes. What is quick fills up the end.
+
 And one thing for their truth: a run of the whole suite fails when a test that `checklist.md` names
 did not run, or did not pass.
 """
@@ -22,12 +26,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 gc.disable()  # until all is imported and collected: what comes in stays
 
 SHM = Path("/dev/shm")
 ROOM = 2 << 30
 """Bytes that have to be free; containers often have no more than 64 MiB there."""
+
+SCENARIOS = "tests/e2e/"
 
 PASSED: set[str] = set()
 """The tests that ran and passed in any case of theirs, as `file::function`."""
@@ -46,6 +53,25 @@ def pytest_configure(config):
         config.option.dist = "worksteal"  # nothing is dear to set up: no worker need be idle
     if SHM.is_dir() and os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free > ROOM:
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHM))
+
+
+class OneCluster(LoadFileScheduling):
+    """Files are given out in the order of their collection; all scenarios are one of them."""
+
+    def _split_scope(self, nodeid):
+        return SCENARIOS if nodeid.startswith(SCENARIOS) else super()._split_scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    if config.option.dist == "loadfile":
+        config.option.loadscopereorder = False
+        return OneCluster(config, log)
+    return None
+
+
+def pytest_collection_modifyitems(items):
+    slow = {item.path for item in items if item.get_closest_marker("processes")}
+    items.sort(key=lambda item: (not item.nodeid.startswith(SCENARIOS), item.path not in slow))
 
 
 def pytest_collection_finish():

@@ -43,7 +43,7 @@ def tracked_and_new() -> list[str]:
     """What git would put into a commit of everything; ignored files are nobody's business."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(
-        command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=30
+        command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=180
     )
     if listed.returncode:  # a source archive instead of a checkout
         return [str(path.relative_to(ROOT)) for path in ROOT.rglob("*") if path.is_file()]
@@ -60,7 +60,7 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
     )
 
 

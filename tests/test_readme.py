@@ -85,7 +85,7 @@ def test_the_script_trains_and_goes_on_where_it_was(tmp_path):
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "train.py"],
-            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=100, check=False,
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=280, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "checkpoints" / "commit").is_dir()

@@ -130,5 +130,5 @@ def test_an_audit_needs_no_torch(save):
         "import sys; sys.modules['torch'] = None; from rekindle_cli.__main__ import main; main()"
     )
     command = [sys.executable, "-c", block, "audit", store.uri, "--json"]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=180, check=False)
     assert json.loads(done.stdout)["exact"] is True, done.stderr

@@ -264,7 +264,7 @@ assert "torch" not in sys.modules
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from rekindle_cli import __main__ as command
 from rekindle_cli import places, stack
 from rekindle_cli.manifest import S3Access
 
-SECONDS = 60.0
+SECONDS = 180.0
 JOB = """
 apiVersion: rekindle.dev/v1alpha1
 kind: TrainingJob

@@ -15,7 +15,7 @@ from rekindle_cli.wording import parse_time
 pytestmark = pytest.mark.servers
 
 NOW = parse_time("2026-11-20T12:00:30Z")
-SECONDS = 10.0
+SECONDS = 60.0
 LOG = (
     "2026-11-20T12:00:05Z 2026-11-20 12:00:05,0 rekindle round 3 (first round): 1 pods, "
     "1 workers; ours have rank 0 to 0"
@@ -134,7 +134,8 @@ def test_an_absent_server_is_told_and_survived(api, follower, job) -> None:
     api.lists["trainingjobs"] = [job(phase="Succeeded")]
     api.away = False
     until(follower, lambda seen: seen.job is not None and seen.job.finished)
-    assert follower.lost_for == 0
+    # Several things are watched; the one that the answer came from may be the first to be back.
+    until(follower, lambda seen: follower.lost_for == 0)
 
 
 def test_the_log_of_a_known_round_is_not_read_again(api, follower) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rekindle_cli import tether
 from rekindle_cli.supervisor import Supervisor, pause
 
-SECONDS = 20.0
+SECONDS = 60.0
 SERVE = """
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -40,7 +40,7 @@ from rekindle_local.objectstore import ObjectStore
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "rekindle.dev", "v1alpha1", "trainingjobs"
 PLAIN_IMAGE = "example.com/plain-torch:2"
-PATIENCE = 90.0
+PATIENCE = 180.0
 """Seconds that any single thing may take on two busy cores."""
 
 
@@ -124,7 +124,7 @@ class Site:
     def kubectl(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["kubectl", f"--kubeconfig={self.kubeconfig}", *words],
-            capture_output=True, text=True, timeout=60, check=False,
+            capture_output=True, text=True, timeout=180, check=False,
         )  # fmt: skip
 
     def kill_pod(self, namespace: str, name: str) -> None:
@@ -309,7 +309,7 @@ class Job:
         env = {**os.environ, "KUBECONFIG": str(self.site.kubeconfig), "COLUMNS": "500"}
         env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "operator"), str(ROOT / "runtime")])
         done = subprocess.run(
-            command, env=env, capture_output=True, text=True, timeout=60, check=False
+            command, env=env, capture_output=True, text=True, timeout=180, check=False
         )
         assert done.returncode in {0, 1}, done.stderr
         return done.stdout

@@ -5,7 +5,7 @@ All jobs of a kind are submitted at once and waited for together: starting proce
 
 import pytest
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def test_configuration_errors_end_before_training_with_the_fix(submit, site):

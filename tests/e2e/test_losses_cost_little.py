@@ -12,14 +12,14 @@ import pytest
 
 from rekindle.data.ledger import audit
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 KARPENTER = "karpenter.sh/disrupted"
 
 
 @pytest.fixture(scope="module")
 def living(submit_for_all):
-    return submit_for_all("living", "--steps=1000000", "--delay=0.05", replicas=3, grace=60)
+    return submit_for_all("living", "--steps=1000000", "--delay=0.05", replicas=3, grace=120)
 
 
 def assert_adds_up(incident):

@@ -4,7 +4,7 @@ import pytest
 
 from rekindle.data.ledger import audit
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 LOSSES = 10
 

@@ -5,7 +5,7 @@ import time
 import pytest
 from kubernetes.client import ApiException
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def condition(status, kind):

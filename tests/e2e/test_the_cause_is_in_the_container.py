@@ -5,7 +5,7 @@ All jobs are submitted at once and waited for together: starting processes is wh
 
 import pytest
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 FETCH = "echo fetching; printf '\\033[31mno such bucket\\033[0m\\n' >&2; exit 3"
 

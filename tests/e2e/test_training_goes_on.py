@@ -10,7 +10,7 @@ import pytest
 from rekindle.checkpoint import Store
 from rekindle.data.ledger import audit
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 STEPS = 60
 

@@ -5,7 +5,7 @@ What programs that are not ours live through is in tests/wild.
 
 import pytest
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def test_a_command_that_ends_without_a_round_is_no_success(submit):

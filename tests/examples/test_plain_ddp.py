@@ -37,7 +37,7 @@ def started(uri):
 
 
 def finish(processes):
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=280)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     return [int(line.split()[1]) for line in outputs[0].splitlines()]
 

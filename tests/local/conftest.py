@@ -86,16 +86,16 @@ class Workbench:
         body = {} if grace is None else {"gracePeriodSeconds": grace}
         return self.request("DELETE", path, body=body)
 
-    def wait(self, name, condition, seconds=10.0):
+    def wait(self, name, condition, seconds=60.0):
         """The pod as soon as `condition(pod)` holds; pod is None when it does not exist."""
         return self.wait_for(lambda: self.get(name), condition, seconds)
 
-    def wait_node(self, name, condition, seconds=10.0):
+    def wait_node(self, name, condition, seconds=60.0):
         """The node as soon as `condition(node)` holds; node is None when it does not exist."""
         return self.wait_for(lambda: self.node(name), condition, seconds)
 
     @staticmethod
-    def wait_for(look, condition, seconds=10.0):
+    def wait_for(look, condition, seconds=60.0):
         deadline = time.monotonic() + seconds
         while True:
             seen = look()

@@ -202,7 +202,7 @@ class Operator:
         )
         self.controller.coordinator._note(KEY, report, time.time())
 
-    async def until(self, condition, seconds=3.0):
+    async def until(self, condition, seconds=30.0):
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, (self.cluster.calls, self.cluster.status)

@@ -38,7 +38,7 @@ class _Later(types.ModuleType):
 sys.modules.setdefault("scipy.signal", _Later("scipy.signal"))
 
 PROGRAM = Path(__file__).parent / "program"
-DEADLINE = 90.0
+DEADLINE = 200.0
 
 
 @pytest.fixture(scope="session", autouse=True)

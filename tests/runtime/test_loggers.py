@@ -17,7 +17,7 @@ from rekindle.loggers.journal import Journal, chosen
 from rekindle.loggers.logger import Attempt
 from rekindle.ranks.distributed import World
 
-SECONDS = 20.0
+SECONDS = 60.0
 
 
 def world(rank=0, share=None):

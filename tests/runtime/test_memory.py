@@ -95,7 +95,7 @@ class Jobs:
     def run(self, *pods, **task):
         """A round that ends by itself; the results of all ranks."""
         self.start(pods, **task)
-        self.end(60)
+        self.end(200)
         return [json.loads(out.read_text()) for out in self.outs]
 
     def kill(self, *pods, **task):
@@ -104,7 +104,7 @@ class Jobs:
         left = list(self.processes)
         # Who was killed may be seen to be gone after those that have noticed it.
         while left and not any(process.exitcode == -signal.SIGKILL for process in self.processes):
-            gone = wait([process.sentinel for process in left], 60)
+            gone = wait([process.sentinel for process in left], 200)
             assert gone, "nobody died"
             left = [process for process in left if process.sentinel not in gone]
         assert -signal.SIGKILL in [process.exitcode for process in self.processes], [

@@ -210,7 +210,7 @@ class Api:
         finally:
             connection.close()
 
-    def eventually(self, check, seconds=5.0):
+    def eventually(self, check, seconds=30.0):
         """Return what `check` gives as soon as it is true."""
         deadline = time.monotonic() + seconds
         while not (found := check()):

@@ -30,7 +30,7 @@ def command(script, tmp_path, **options):
     return Command(argv=argv, env=env, cwd=tmp_path, log=tmp_path / "log", **options)
 
 
-async def until(condition, seconds=10.0):
+async def until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"

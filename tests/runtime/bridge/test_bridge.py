@@ -43,7 +43,7 @@ def results(tmp_path_factory):
         check=False,
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=280,
         env={
             **os.environ,
             "PYTHONPATH": str(Path(rekindle.__file__).parents[1]),

@@ -35,7 +35,7 @@ FAULTS = (
     "kill", "kill-after",
 )  # fmt: skip
 EVERYTHING = os.environ.get("REKINDLE_FAULTS") == "all"
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(3600 if EVERYTHING else 120)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(3600 if EVERYTHING else 400)]
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CODES = {
     "500": "InternalError",

@@ -43,7 +43,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def until(condition, seconds=30.0):
+def until(condition, seconds=90.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

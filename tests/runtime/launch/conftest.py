@@ -29,7 +29,7 @@ from rekindle.contract import (
 )
 
 TOKEN = "a secret"
-TIMEOUT = 30.0
+TIMEOUT = 90.0
 
 
 class FakeCoordinator:

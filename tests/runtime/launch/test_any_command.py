@@ -15,7 +15,7 @@ import pytest
 
 from rekindle.contract import AgentPhase, Cause, DirectiveKind
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 BIN = Path(sys.executable).parent
 PATHS = {"PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -169,7 +169,7 @@ while True: time.sleep(0.01)
 """
 
 
-def eventually(what: Callable[[], object], timeout: float = 30.0) -> None:
+def eventually(what: Callable[[], object], timeout: float = 90.0) -> None:
     deadline = time.monotonic() + timeout
     while not what():
         assert time.monotonic() < deadline, "in vain"

@@ -48,7 +48,7 @@ def agent_of(process: subprocess.Popen[str]) -> int:
     return int(process.stdout.readline())
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     """Whether a process that is no child of ours ends in time."""
     try:
         file = os.pidfd_open(pid)

@@ -29,7 +29,7 @@ def report_of(coordinator, what) -> AgentReport:
     return coordinator.reports["a"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_worker_that_hangs_is_told_with_its_stack_and_the_next_round_ends_it(
     coordinator, start_pod
 ):
@@ -47,7 +47,7 @@ def test_a_worker_that_hangs_is_told_with_its_stack_and_the_next_round_ends_it(
     report_of(coordinator, lambda r: r.round.number == 2 and r.hang is None)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_pod_that_is_asked_tells_where_its_workers_stand_before_their_time_is_up(
     coordinator, start_pod
 ):

@@ -70,7 +70,7 @@ if os.environ["REKINDLE_ROUND"] == "1":
 """
 
 
-def eventually(what: Callable[[], object], timeout: float = 30.0) -> None:
+def eventually(what: Callable[[], object], timeout: float = 90.0) -> None:
     """For what leaves no report: looked at until it is so."""
     deadline = time.monotonic() + timeout
     while not what():

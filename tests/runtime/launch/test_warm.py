@@ -69,7 +69,7 @@ if __name__ == "__main__":
 """
 
 
-def eventually(what, timeout=30.0):
+def eventually(what, timeout=90.0):
     deadline = time.monotonic() + timeout
     while not what():
         assert time.monotonic() < deadline, "in vain"

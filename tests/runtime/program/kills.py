@@ -16,7 +16,7 @@ import rekindle as rk
 from rekindle.callbacks import EMA, SWA, BatchSizeSchedule, LambdaCallback
 from rekindle.model.precision import MixedPrecision
 
-DEADLINE = 20.0
+DEADLINE = 60.0
 lr = torch.optim.lr_scheduler
 
 SCHEDULES = {
