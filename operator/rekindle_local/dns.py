@@ -8,9 +8,12 @@ down when they have changed.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 
 from rekindle_local.client import KubeClient, Manifest, Reflector
+
+logger = logging.getLogger(__name__)
 
 DOMAIN = "svc.cluster.local"
 _SETTLE = 0.01
@@ -128,4 +131,8 @@ class NameTable:
             if fresh != self._records:
                 self._records = fresh
                 for changed in list(self._subscribers):
-                    changed()
+                    try:
+                        changed()
+                    except Exception:
+                        # One pod's file must not end the names of all others.
+                        logger.exception("names have changed, and one pod was not told")

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rekindle_local.dns import hosts_lines, records
+from rekindle_local.dns import NameTable, hosts_lines, records
 from rekindle_local.kubelet import hostsfile
 from rekindle_local.kubelet.processes import ID_VARIABLE, Command, Process
 
@@ -68,6 +69,41 @@ def test_a_pod_knows_itself_and_its_aliases():
     )
     named["spec"]["setHostnameAsFQDN"] = True
     assert hostsfile.host_name(named) == "p-0.s.d.svc.cluster.local"
+
+
+class Table(NameTable):
+    """Names that the test changes."""
+
+    def __init__(self):
+        super().__init__(None)  # nobody is asked
+
+    def change(self, name):
+        self._services.items = {name: service(name)}
+        self._pods.items = {name: pod(**NAMED)}
+        self._wake.set()
+
+
+def test_a_pod_whose_folder_is_gone_ends_the_names_of_nobody_else(tmp_path):
+    async def run():
+        table = Table()
+        files = [
+            hostsfile.HostsFile(pod(**NAMED), "127.0.1.2", tmp_path / name / "hosts", table)
+            for name in "ab"
+        ]
+        for file in files:
+            file.open()
+        shutil.rmtree(tmp_path / "a")
+        table.subscribe(told.pop)  # and another one that fails
+        loop = asyncio.create_task(table._loop())
+        for name in ("s1", "s2"):
+            table.change(name)
+            while f"{name}.d.svc" not in files[1].path.read_text():
+                await asyncio.sleep(0.01)
+        loop.cancel()
+
+    told = []
+    asyncio.run(asyncio.wait_for(run(), 30))
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.fixture(scope="module")

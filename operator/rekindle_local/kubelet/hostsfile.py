@@ -70,12 +70,16 @@ class HostsFile:
         self._names.unsubscribe(self.refresh)
 
     def refresh(self) -> None:
-        """Write what resolves now, if that has changed."""
+        """Write what resolves now, if that has changed and the folder of the pod is still there."""
         text = self._head + self._names.lines(self._pod["metadata"].get("namespace", "default"))
         if text == self._written:
             return
         data = text.encode()
-        file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            self.close()
+            return
         try:
             os.pwrite(file, data, 0)
             os.ftruncate(file, len(data))
