@@ -1,8 +1,9 @@
 """Run the operator: ``python -m rekindle_operator``.
 
-Three things share one event loop: kopf's watches, the coordinator that agents talk to, and the port
-for Prometheus and probes. On SIGTERM all of them end within a second or two; training goes on
-without, and the next operator takes over where this one was.
+Four things share one event loop: kopf's watch of jobs, the watches of what is around them, the
+coordinator that agents talk to, and the port for Prometheus and probes. On SIGTERM all of them end
+within a second or two; training goes on without, and the next operator takes over where this one
+was.
 """
 
 import argparse
@@ -66,7 +67,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def observability(ready: asyncio.Event) -> web.Application:
+def observability(*ready: asyncio.Event) -> web.Application:
     """The application with /metrics and /healthz."""
 
     async def metrics_page(_: web.Request) -> web.Response:
@@ -75,7 +76,7 @@ def observability(ready: asyncio.Event) -> web.Application:
         )
 
     async def health(_: web.Request) -> web.Response:
-        if not ready.is_set():
+        if not all(event.is_set() for event in ready):
             return web.Response(status=503, text="not yet watching\n")
         return web.Response(text="ok\n")
 
@@ -99,9 +100,14 @@ async def run(options: argparse.Namespace) -> None:
     files = connections.raise_file_limit()
     servers = [
         (controller.coordinator.application(), options.port, connections.limits(files)),
-        (observability(ready), options.metrics_port, connections.WITHOUT_TOKENS),
+        (
+            observability(ready, controller.listed),
+            options.metrics_port,
+            connections.WITHOUT_TOKENS,
+        ),
     ]
     runners, doors = [], []
+    around: asyncio.Task[None] | None = None
     try:
         for app, port, allowed in servers:
             runner = web.AppRunner(app, shutdown_timeout=0.5)
@@ -109,8 +115,16 @@ async def run(options: argparse.Namespace) -> None:
             await runner.setup()
             doors.append(connections.Door(runner, options.host, port, allowed))
             doors[-1].open()
+        around = asyncio.create_task(
+            handlers.follow(
+                controller,
+                cluster,
+                namespaces=options.namespace or (),
+                watch_nodes=watch_nodes,
+            )
+        )
         await kopf.operator(
-            registry=handlers.register(controller, watch_nodes=watch_nodes),
+            registry=handlers.register(controller),
             settings=handlers.settings(clusterwide=not options.namespace),
             standalone=True,
             clusterwide=not options.namespace,
@@ -118,6 +132,9 @@ async def run(options: argparse.Namespace) -> None:
             ready_flag=ready,
         )
     finally:
+        if around is not None:
+            around.cancel()
+            await asyncio.gather(around, return_exceptions=True)
         await controller.close()
         for door in doors:
             await door.close()

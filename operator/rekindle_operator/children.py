@@ -51,9 +51,10 @@ class Children:
         first.extend(self._end(key[0], meant) for meant in plan.end)
         results = await self._all(first)
         if state.has_secret:  # a pod without it would wait for ever, or show somebody else's token
-            results += await self._all(
-                [self._create(state, child) for child in wanted if child["kind"] == "Pod"]
-            )
+            pods = [child for child in wanted if child["kind"] == "Pod"]
+            # What keeps one from being made keeps all: one tries, the others follow it.
+            tried = pods[:1] if state.hindered else pods
+            results += await self._all([self._create(state, child) for child in tried])
         if paused > 0 or plan.publish:
             # Nothing was tried. A plan that forms a round puts all else off.
             self.wake(key, max(paused, 0.0))
@@ -179,9 +180,13 @@ class Children:
         return not fresh["metadata"].get("deletionTimestamp")
 
     async def look(self, key: JobKey, state: JobState, job: TrainingJob) -> None:
-        """See whether secret and service are there, and put right what others have changed."""
+        """See whether secret and service are there, and put right what others have changed.
+
+        They are not watched: whoever may list secrets may read those of everybody.
+        """
         if state.body["metadata"].get("deletionTimestamp"):
             return
+        before = (state.has_secret, state.has_service)
         found = await self._own("Secret", key, resources.secret_name(key[1]), state)
         if found:
             state.token = state.token or token_in(found) or secrets.token_urlsafe(32)
@@ -191,6 +196,8 @@ class Children:
         if found:
             found = await self._put_right(found, resources.service(job))
         state.has_service = found is not None
+        state.bereft |= (state.has_secret, state.has_service) < before
+        state.looked_at = time.monotonic()
 
     async def put_right(self, key: JobKey, state: JobState) -> None:
         """See to pods that somebody has edited or left over, before anything is decided."""

@@ -8,8 +8,9 @@ is the JSON that is wanted, and what comes back is the JSON that the server has.
 
 Each call has a timeout, and says what it means to the caller: an object that is gone needs no
 deletion, and a pod that the API server will never accept (`Refused`) is told apart from trouble
-that passes, which stays an `ApiError` and is retried by whoever asked. Reads go past the operator's
-caches on purpose; they are rare.
+that passes, which stays an `ApiError` and is retried by whoever asked. What there is in the
+cluster is listed and watched, once for all jobs (see `reflectors`); reads of one object go past
+that on purpose, and are rare.
 """
 
 import asyncio
@@ -17,14 +18,14 @@ import base64
 import binascii
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from aiohttp import ClientError, ClientTimeout
 from kubernetes.aio import client, config
 
-from rekindle.contract import GROUP, KIND, LABEL_JOB, LABEL_MANAGED_BY, PLURAL, VERSION
+from rekindle.contract import GROUP, KIND, LABEL_MANAGED_BY, PLURAL, VERSION
 from rekindle_operator import metrics
 from rekindle_operator.incidents import stamp
 from rekindle_operator.plan import Deletion, Event
@@ -39,6 +40,14 @@ COMPONENT = "rekindle-operator"
 AGENT = "rekindle-operator"
 """How the operator calls itself in the API server's audit log."""
 MERGE = "application/merge-patch+json"
+SELECTORS = {"Pod": f"{LABEL_MANAGED_BY}=rekindle"}
+"""By kind: which of its objects are listed and watched; all of them where none is named."""
+PAGE = 500
+"""Objects in one page of a list."""
+WATCH_SECONDS = 300
+"""How long a watch lasts; the API server ends it, and the next one goes on where it was."""
+WATCH_SILENCE = 120.0
+"""Seconds without a word, not even a bookmark, after which a watch counts as broken."""
 _WEBHOOK = 'admission webhook "'
 """How the API server begins to tell that somebody else's program has refused an object."""
 
@@ -140,12 +149,6 @@ class Cluster:
         options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         await self._delete(_jobs(namespace, name), options)
 
-    async def pods(self, namespace: str, job: str) -> list[dict[str, Any]]:
-        """The pods of a job."""
-        selector = f"{LABEL_JOB}={job},{LABEL_MANAGED_BY}=rekindle"
-        path = _core("Pod", namespace)
-        return _items(await self._call("GET", path, query={"labelSelector": selector}))
-
     async def end_pod(self, namespace: str, meant: Deletion) -> None:
         """End what still runs in a pod, and keep the pod: with its logs and what its status says.
 
@@ -178,9 +181,57 @@ class Cluster:
         """A job as it is now; None if it is gone."""
         return await self._find(_jobs(namespace, name))
 
-    async def nodes(self) -> list[dict[str, Any]]:
-        """All nodes."""
-        return _items(await self._call("GET", "/api/v1/nodes"))
+    async def list_all(self, kind: str, namespace: str = "") -> tuple[list[dict[str, Any]], str]:
+        """The pods of all jobs, or all nodes, and the version of that.
+
+        Without a namespace those of all namespaces.
+        """
+        found: list[dict[str, Any]] = []
+        query = {**_selected(kind), "limit": str(PAGE)}
+        while True:
+            page = await self._call("GET", _core(kind, namespace), query=query)
+            found.extend(page.get("items") or ())
+            meta = page.get("metadata") or {}
+            if not meta.get("continue"):
+                return found, str(meta.get("resourceVersion") or "")
+            query["continue"] = meta["continue"]
+
+    async def watch(
+        self, kind: str, namespace: str, version: str
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """What happens after a version to what `list_all` gives, until the API server ends it.
+
+        Gives ADDED, MODIFIED, DELETED or BOOKMARK, and the object. Raises `ApiError` when the
+        server has forgotten the version.
+        """
+        query = {
+            **_selected(kind),
+            "watch": "true",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": version,
+            "timeoutSeconds": str(WATCH_SECONDS),
+        }
+        rest: Any = self._api.rest_client
+        answer = await rest.pool_manager.request(
+            "GET",
+            f"{self._api.configuration.host}{_core(kind, namespace)}?{urlencode(query)}",
+            headers=await self._headers("application/json"),
+            timeout=ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=WATCH_SILENCE),
+            proxy=rest.proxy,
+            proxy_headers=rest.proxy_headers,
+            server_hostname=self._api.configuration.tls_server_name or None,
+        )
+        async with answer:
+            if answer.status != 200:
+                _document(answer.status, await answer.read())
+            rest_of_line = b""
+            async for chunk in answer.content.iter_any():
+                *lines, rest_of_line = (rest_of_line + chunk).split(b"\n")
+                for event in (json.loads(line) for line in lines if line.strip()):
+                    if event["type"] == "ERROR":
+                        code = int(event["object"].get("code") or 500)
+                        _document(code, json.dumps(event["object"]))
+                    yield event["type"], event["object"]
 
     async def post(self, body: Mapping[str, Any], events: Iterable[Event], now: float) -> bool:
         """Post events about a job; whether all are there. Losing one is counted, no error."""
@@ -256,11 +307,8 @@ class Cluster:
         The releases of the client differ in who reads the body and who raises for a status, so both
         are taken as they come.
         """
-        configuration = self._api.configuration
-        headers = {"Accept": "application/json", "Content-Type": media, "User-Agent": AGENT}
-        for setting in (await configuration.auth_settings()).values():
-            headers[setting["key"]] = setting["value"]
-        url = configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        headers = await self._headers(media)
+        url = self._api.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         async with asyncio.timeout(TIMEOUT):
             try:
                 answer = await self._api.rest_client.request(
@@ -276,10 +324,21 @@ class Cluster:
                 data, status = error.body or b"", int(error.status or 0)
         return status, data
 
+    async def _headers(self, media: str) -> dict[str, str]:
+        headers = {"Accept": "application/json", "Content-Type": media, "User-Agent": AGENT}
+        for setting in (await self._api.configuration.auth_settings()).values():
+            headers[setting["key"]] = setting["value"]
+        return headers
+
 
 def _core(kind: str, namespace: str, name: str = "") -> str:
-    path = f"/api/v1/namespaces/{quote(namespace, safe='')}/{kind.lower()}s"
+    where = f"/namespaces/{quote(namespace, safe='')}" if namespace else ""
+    path = f"/api/v1{where}/{kind.lower()}s"
     return f"{path}/{quote(name, safe='')}" if name else path
+
+
+def _selected(kind: str) -> dict[str, str]:
+    return {"labelSelector": SELECTORS[kind]} if kind in SELECTORS else {}
 
 
 def _jobs(namespace: str, name: str) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 
 from rekindle.contract import Cause
 from rekindle_operator import pod_waits, retries, rounds, status
-from rekindle_operator.incidents import Incident, stamp
+from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Event
 from rekindle_operator.pod_waits import Wait
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record, condition
 from rekindle_operator.stragglers import Slow
+from rekindle_operator.timestamps import clock
 
 
 def going_on(
@@ -36,7 +37,7 @@ def going_on(
     before = max((incident.round for incident in record.open_incidents), default=0)
     pause = retries.backoff(record.incidents, observed.now)
     if pause > 0:
-        to_come = f"the next pods are made at {stamp(observed.now + pause)[11:19]}Z"
+        to_come = f"the next pods are made at {clock(observed.now + pause)}"
     elif decision.waiting or current is None or current.number <= before:
         to_come = f"waiting for {decision.waiting or 'pods to start'}"
     else:

@@ -7,8 +7,12 @@ the order that makes dying in between harmless: children, then one status write,
 the directives are shown to agents.
 
 The status that this process has written is newer than what the watch delivers; it is kept and used,
-since there is one writer. Caches are replaced by a fresh list now and then, because a watch that
-was interrupted does not tell what was deleted meanwhile.
+since there is one writer. Of each object the newest form counts, whichever way it came. Nothing is
+decided before everything that there is was listed once; from then on events tell (see `reflectors`)
+and nobody asks again.
+
+At rest nothing is written. A status changes when something has happened; what grows with time alone
+is counted anew by whoever reads it, and goes along with the next change that counts.
 
 Whatever goes wrong on the way, in a reconcile or with an event that cannot be understood, is a
 fault that its job tells (see `faults`), and a gauge for alerts counts the jobs that have one.
@@ -19,12 +23,11 @@ import contextlib
 import logging
 import secrets
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.contract import LABEL_JOB, DirectiveKind
+from rekindle.contract import LABEL_JOB
 from rekindle_operator import (
     faults,
     inquiries,
@@ -36,28 +39,27 @@ from rekindle_operator import (
     status,
 )
 from rekindle_operator.children import Children
-from rekindle_operator.cluster import Cluster
+from rekindle_operator.cluster import ApiError, Cluster
 from rekindle_operator.coordinator import Coordinator, JobKey
 from rekindle_operator.jobstate import JobState
 from rekindle_operator.leaving import leave
-from rekindle_operator.observed import Node, Observed, gone, parse_node
-from rekindle_operator.patches import merge_patch
+from rekindle_operator.nodewatch import NodeWatch
+from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Plan
 from rekindle_operator.reconcile import reconcile
+from rekindle_operator.statuswriter import StatusWriter, has_orders, is_news
 from rekindle_operator.timestamps import parse_time
 
 logger = logging.getLogger(__name__)
 
-RESYNC = 60.0
-"""Seconds after which the caches of a job are replaced by fresh lists."""
-STATUS_INTERVAL = 1.0
-"""Seconds between two writes of a status in which only figures have changed."""
+LOOK = 60.0
+"""Seconds after which a job is looked at although nothing has happened; it costs no request."""
+LOOK_AT_CHILDREN = 600.0
+"""Seconds after which secret and service are read again, in case that somebody has changed them."""
+LIST_PATIENCE = 20.0
+"""Seconds after which a job tells that nothing can be listed."""
 BUG = "InternalError"
 """Reason of a fault whose traceback belongs into the log."""
-WISHES = {DirectiveKind.SAVE, DirectiveKind.DUMP}
-"""Directives that rest on nothing that the status has to hold first."""
-FIGURES = {"progress", "goodput", "accounting"}
-"""Keys of the status that change without anything having happened."""
 
 
 class Controller:
@@ -75,11 +77,19 @@ class Controller:
         self._url = coordinator_url
         self._runtime_image = runtime_image
         self._jobs: dict[JobKey, JobState] = {}
-        self._nodes: dict[str, Node] | None = {} if watch_nodes else None
-        self._orphans: dict[JobKey, dict[str, dict[str, Any]]] = {}
-        """Pods that were seen before their job was."""
+        self._nodes = (
+            NodeWatch(self._used_nodes, self._odd_node, self._node_changed) if watch_nodes else None
+        )
+        self._orphans: dict[JobKey, dict[str, Mapping[str, Any]]] = {}
+        """Pods that were seen before their job was, by uid."""
+        self.listed = asyncio.Event()
+        """Set once everything that there is was told; nothing is decided before."""
+        self._obstacles: dict[str, Exception] = {}
+        """By kind, what keeps it from being listed or watched."""
         self._children = Children(cluster, self.wake)
+        self._writer = StatusWriter(cluster, self.wake, lambda: len(self._jobs))
         metrics.FLEET.jobs = self._described
+        metrics.FLEET.troubled = self._troubled
         self.coordinator = Coordinator(
             token_of=self._token_of, is_live=self._is_live, wake=self.wake, complain=self.complain
         )
@@ -105,6 +115,8 @@ class Controller:
             self._jobs[key] = state
             for pod in self._orphans.pop(key, {}).values():
                 state.note_pod(pod)
+            for told, error in self._obstacles.items():
+                state.complain(f"watch of {told.lower()}s", error)
             state.task = asyncio.create_task(self._work(key, state), name=f"{key[0]}/{key[1]}")
             self.wake(key)
             return
@@ -119,11 +131,14 @@ class Controller:
         key = (meta["namespace"], (meta.get("labels") or {}).get(LABEL_JOB, ""))
         state = self._jobs.get(key)
         if state is None:
-            if kind != "DELETED" and len(self._orphans) < 10_000:
-                self._orphans.setdefault(key, {})[meta["uid"]] = dict(body)
+            early = self._orphans.setdefault(key, {})
+            if kind == "DELETED":
+                early.pop(meta["uid"], None)
+            elif len(self._orphans) < 10_000:
+                early[meta["uid"]] = body
+            if not early:
+                del self._orphans[key]
             return
-        if state.heard is not None:
-            state.heard[meta["uid"]] = None if kind == "DELETED" else dict(body)
         if kind == "DELETED":
             state.lose_pod(body)
         elif not state.note_pod(body):
@@ -131,17 +146,34 @@ class Controller:
         self.wake(key)
 
     def node_event(self, kind: str | None, body: Mapping[str, Any]) -> None:
-        """A node was seen, changed or deleted. Heartbeats that change nothing wake up nobody."""
-        if self._nodes is None:
-            return
-        name = body["metadata"]["name"]
-        node = gone(name) if kind == "DELETED" else self._read_node(body)
-        if node is None or node == self._nodes.get(name):
-            return
-        self._nodes[name] = node
-        for key, state in self._jobs.items():
-            if any(pod.node == name for pod in state.parsed.values()):
-                self.wake(key)
+        """A node was seen, changed or deleted."""
+        if self._nodes is not None:
+            self._nodes.event(kind, body)
+
+    def known_pods(self) -> dict[str, Mapping[str, Any]]:
+        """The pods that were told of and whose end was not, by uid; at least their metadata."""
+        found = {uid: pod for early in self._orphans.values() for uid, pod in early.items()}
+        for state in self._jobs.values():
+            found |= state.pods
+        return found
+
+    def known_nodes(self) -> dict[str, Mapping[str, Any]]:
+        """The same of nodes, by name."""
+        names = self._nodes.known() if self._nodes else ()
+        return {name: {"metadata": {"name": name}} for name in names}
+
+    def obstacle(self, kind: str, error: Exception | None) -> None:
+        """A kind cannot be listed or watched; None: it can be again. Each job tells.
+
+        Not while the API server is away: nobody could read it, and it passes.
+        """
+        lasts = isinstance(error, ApiError) and not faults.fault_of(error).passes
+        before = self._obstacles.pop(kind, None)
+        if error is not None and lasts:
+            self._obstacles[kind] = error
+        if before is not None or kind in self._obstacles:
+            for key in list(self._jobs):
+                self.complain(key, f"watch of {kind.lower()}s", self._obstacles.get(kind))
 
     def complain(self, key: JobKey, about: str, error: BaseException | None) -> None:
         """Something about a job could not be understood or done; None: it is well again."""
@@ -186,62 +218,36 @@ class Controller:
     # The caches.
 
     def _forget(self, key: JobKey) -> None:
+        """The job is gone. Its pods may stay, for another one of its name to find."""
         state = self._jobs.pop(key, None)
+        if state and state.pods:
+            self._orphans[key] = dict(state.pods)
         if state and state.task:
             state.task.cancel()
         self.coordinator.forget(key)
-        self._count()
 
-    async def _sync(self, key: JobKey, state: JobState, job: spec.TrainingJob) -> None:
-        """Replace the caches of a job by what the API server has now."""
-        fresh = await self._cluster.job(*key)
-        if fresh is None or fresh["metadata"]["uid"] != state.uid:
-            self._forget(key)
-            return
-        state.note_body(fresh)
-        state.note_status(fresh)
-        state.heard = {}
-        try:
-            bodies = await self._cluster.pods(*key)
-        finally:
-            heard, state.heard = state.heard, None
-        # What the watch has told meanwhile may be newer than the list.
-        listed = {body["metadata"]["uid"]: body for body in bodies} | heard
-        state.pods, state.parsed = {}, {}
-        state.complaints = {k: v for k, v in state.complaints.items() if not k.startswith("pod ")}
-        for listed_body in listed.values():
-            if listed_body is not None:
-                state.note_pod(listed_body)
-        if self._nodes is not None:
-            self._note_nodes(await self._cluster.nodes(), state)
-        await self._children.look(key, state, job)
-        state.synced_at = time.monotonic()
+    def _used_nodes(self) -> set[str]:
+        """The nodes that pods of ours are on."""
+        used = {pod.node for state in self._jobs.values() for pod in state.parsed.values()}
+        early = [body for found in self._orphans.values() for body in found.values()]
+        used |= {(body.get("spec") or {}).get("nodeName") for body in early}
+        return {name for name in used if name}
 
-    def _read_node(self, body: Mapping[str, Any]) -> Node | None:
-        """A node; None for one that cannot be understood, of which the jobs on it tell."""
-        assert self._nodes is not None
-        name = body["metadata"]["name"]
-        try:
-            node, fault = parse_node(body, time.time(), self._nodes.get(name)), None
-        except Exception as error:
-            node, fault = None, error
-        for key, state in self._jobs.items():
-            if fault is None or any(pod.node == name for pod in state.parsed.values()):
-                self.complain(key, f"node {name}", fault)
-        return node
+    def _on(self, node: str) -> list[JobKey]:
+        """The jobs that have a pod on a node."""
+        return [
+            key
+            for key, state in self._jobs.items()
+            if any(pod.node == node for pod in state.parsed.values())
+        ]
 
-    def _note_nodes(self, bodies: list[dict[str, Any]], state: JobState) -> None:
-        """Take over a list of all nodes that is newer than the job's list of pods.
+    def _node_changed(self, node: str) -> None:
+        for key in self._on(node):
+            self.wake(key)
 
-        Newer, so that a node which a pod is on and which is not in the list has been deleted.
-        """
-        assert self._nodes is not None
-        fresh = map(self._read_node, bodies)
-        there = {node.name: node for node in fresh if node is not None}
-        used = {pod.node for other in self._jobs.values() for pod in other.parsed.values()}
-        missed = {pod.node for pod in state.parsed.values() if pod.node} - there.keys()
-        known = {name for name, node in self._nodes.items() if name in used and node == gone(name)}
-        self._nodes = {**{name: gone(name) for name in missed | known}, **there}
+    def _odd_node(self, node: str, error: Exception | None) -> None:
+        for key in self._on(node) if error else list(self._jobs):
+            self.complain(key, f"node {node}", error)
 
     async def _token_of(self, key: JobKey) -> str | None:
         state = self._jobs.get(key)
@@ -267,7 +273,7 @@ class Controller:
                 replace(pod, vanished_at=room.vanished.get(pod.uid))
                 for pod in sorted(state.parsed.values(), key=lambda p: (p.slot, p.incarnation))
             ),
-            nodes=dict(self._nodes) if self._nodes is not None else None,
+            nodes=dict(self._nodes.nodes) if self._nodes is not None else None,
             agents=dict(room.agents),
             round=room.round,
             retired=frozenset(state.retired),
@@ -294,9 +300,10 @@ class Controller:
                     async with asyncio.timeout(left):
                         await state.wake.wait()
                 continue
-            state.due = time.monotonic() + RESYNC
+            state.due = time.monotonic() + LOOK
             state.edited.clear()
             try:
+                await self._until_listed()
                 with metrics.RECONCILE_SECONDS.time():
                     await self._reconcile(key, state)
                 if self._jobs.get(key) is state:
@@ -327,12 +334,11 @@ class Controller:
         self.wake(key)
 
     async def _tell(self, key: JobKey, state: JobState, fault: faults.Fault | None) -> None:
-        """Bring condition Reconciled and the gauge to what is true now; an event for what is new.
+        """Bring condition Reconciled to what is true now; an event for what is new.
 
         The event comes first: where it is the status that cannot be written, it is all there is.
         """
         state.fault = fault
-        self._count()
         trouble = state.trouble
         if trouble and state.is_news(trouble):
             posted = await self._cluster.post(state.body, [trouble.event()], time.time())
@@ -341,27 +347,55 @@ class Controller:
         if trouble and not fresh.get("phase"):
             # Nobody has come to look at it: people must not take that for an operator that is off.
             fresh = {**fresh, "phase": status.PENDING, "message": trouble.message}
-        if trouble or fresh.get("phase"):
-            await self._write_status(key, state, fresh, True)
+        if trouble or (fresh.get("phase") and not faults.is_reconciled(fresh)):
+            await self._writer.write(key, state, fresh, urgent=True)
 
     async def _reconcile(self, key: JobKey, state: JobState) -> None:
         job = _parsed(state.body)
         if state.fault and state.fault.reason == faults.INVALID_SPEC:
             state.fault = None
-        if not state.synced_at:
-            await self._sync(key, state, job)
-            if self._jobs.get(key) is not state:
-                return
+        if time.monotonic() - state.looked_at >= LOOK_AT_CHILDREN:
+            await self._children.look(key, state, job)
+        if state.bereft and not await self._is_there(key, state):
+            return
         await self._children.put_right(key, state)
         plan, now = await self._plan(key, state, job)
+        if plan.create and time.monotonic() - state.looked_at >= LOOK:
+            # New pods begin with what the secret holds now.
+            await self._children.look(key, state, job)
+            if state.bereft and not await self._is_there(key, state):
+                return
+            plan, now = await self._plan(key, state, job)
         if not await self._children.apply(key, state, plan):
             # What could not be created is as if it had not been planned: its name is still free.
             plan, now = await self._plan(key, state, job)
         await self._apply(key, state, plan, now)
-        if self._jobs.get(key) is state and time.monotonic() - state.synced_at >= RESYNC:
-            # Afterwards: a round must not wait for lists that only confirm what watches told.
-            await self._sync(key, state, job)
-            self.wake(key)
+
+    async def _until_listed(self) -> None:
+        """Wait until all that there is was told; raises what keeps it from being so."""
+        if self.listed.is_set():
+            return
+        try:
+            async with asyncio.timeout(LIST_PATIENCE):
+                await self.listed.wait()
+        except TimeoutError:
+            raise next(iter(self._obstacles.values()), None) or TimeoutError(
+                "the pods of all jobs are yet to be listed"
+            ) from None
+
+    async def _is_there(self, key: JobKey, state: JobState) -> bool:
+        """Whether a job is there that has lost its secret or service, which go with it.
+
+        A watch of jobs that was interrupted does not tell which have been deleted meanwhile.
+        """
+        state.bereft = False
+        fresh = await self._cluster.job(*key)
+        if fresh is None or fresh["metadata"]["uid"] != state.uid:
+            self._forget(key)
+            return False
+        state.note_body(fresh)
+        state.note_status(fresh)
+        return True
 
     async def _plan(
         self, key: JobKey, state: JobState, job: spec.TrainingJob
@@ -388,14 +422,14 @@ class Controller:
             now=now,
         )
         room = self.coordinator.room(key)
-        if plan.directives and all(d.kind in WISHES for d in plan.directives.values()):
+        if plan.directives and not has_orders(plan):
             room.set(room.round, dict(plan.directives))
         return plan, now
 
     async def _apply(self, key: JobKey, state: JobState, plan: Plan, now: float) -> None:
         """The status, then what agents see (see reconcile); children are there already."""
         room, before = self.coordinator.room(key), state.status
-        wait = await self._write_status(key, state, dict(plan.status), plan.publish is not None)
+        wait = await self._writer.write(key, state, dict(plan.status), urgent=is_news(plan))
         current = None if plan.forget_round else plan.publish or room.round
         room.set(current, dict(plan.directives))
         if plan.publish:
@@ -421,41 +455,6 @@ class Controller:
         for seconds in (plan.requeue, wait):
             if seconds is not None:
                 self.wake(key, seconds)
-        self._count()
-
-    async def _write_status(
-        self, key: JobKey, state: JobState, fresh: dict[str, Any], at_once: bool
-    ) -> float | None:
-        """Write what has changed; gives the seconds to wait if the write was put off."""
-        meta, now = state.body["metadata"], time.time()
-        told = faults.with_reconciled(
-            fresh.get("conditions") or (),
-            state.status.get("conditions") or (),
-            state.trouble,
-            meta.get("generation", 0),
-            now,
-        )
-        fresh = {**fresh, "conditions": told}
-        futile = state.futile.items()
-        patch = dict(e for e in merge_patch(state.served, fresh).items() if e not in futile)
-        if not patch:
-            state.status = fresh
-            return None
-        since = time.monotonic() - state.wrote_at
-        if not at_once and set(patch) <= FIGURES and since < STATUS_INTERVAL:
-            return STATUS_INTERVAL - since
-        state.writing = True
-        try:
-            written = await self._cluster.patch_status(*key, patch)
-        finally:
-            state.writing = False
-        if written is not None:
-            state.status, state.wrote_at = fresh, time.monotonic()
-            state.futile = merge_patch(written.get("status") or {}, fresh)
-            state.note_written(written)
-            if state.served != (written.get("status") or {}):
-                self.wake(key)  # somebody has written into it since
-        return None
 
     def _described(self) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any]]]:
         """The spec and the status of each job."""
@@ -463,12 +462,9 @@ class Controller:
             given = state.body.get("spec")
             yield given if isinstance(given, Mapping) else {}, state.status
 
-    def _count(self) -> None:
-        phases = Counter(s.status.get("phase", status.PENDING) for s in self._jobs.values())
-        metrics.JOBS.clear()
-        for phase, number in phases.items():
-            metrics.JOBS.labels(phase=phase).set(number)
-        metrics.NOT_RECONCILED.set(sum(s.trouble is not None for s in self._jobs.values()))
+    def _troubled(self) -> int:
+        """Jobs whose condition Reconciled is False."""
+        return sum(state.trouble is not None for state in self._jobs.values())
 
 
 def _parsed(body: Mapping[str, Any]) -> spec.TrainingJob:

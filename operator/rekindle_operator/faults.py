@@ -90,6 +90,12 @@ def pause(failures: int, fault: Fault) -> float:
     return float(min(RETRY_LEAST * (2 if fault.passes else 4) ** min(failures, 16), RETRY_MOST))
 
 
+def is_reconciled(known: Mapping[str, Any]) -> bool:
+    """Whether a status says that all is well with the operator's part."""
+    conditions = known.get("conditions") or ()
+    return any(c.get("type") == RECONCILED and c.get("status") == "True" for c in conditions)
+
+
 def with_reconciled(
     fresh: Sequence[Mapping[str, Any]],
     before: Sequence[Mapping[str, Any]],

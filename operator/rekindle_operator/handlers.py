@@ -1,33 +1,85 @@
-"""Every kopf decorator of the project: each handler hands an event on and returns.
+"""What feeds the controller: kopf's watch of jobs, and a reflector for each kind around them.
 
-Only ``on.event`` is used. It keeps no annotations on the objects and no finalizers (children go
-with their owner), costs no request of its own, and is the fastest of kopf's ways; retries and
-resyncs are the controller's.
+kopf finds the definition of TrainingJob whenever it comes, and tells of jobs. Only ``on.event`` is
+used. It keeps no annotations on the objects and no finalizers (children go with their owner), costs
+no request of its own, and is the fastest of kopf's ways; retries are the controller's.
+
+What is around the jobs comes by reflectors (see `reflectors`): kopf does not tell when everything
+was listed, nor what was deleted while its watch was interrupted, and takes all pods of a cluster in
+to give away ours.
 """
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import kopf
 
-from rekindle.contract import GROUP, LABEL_MANAGED_BY, PLURAL, VERSION
+from rekindle.contract import GROUP, PLURAL, VERSION
+from rekindle_operator.cluster import Cluster
 from rekindle_operator.controller import Controller
+from rekindle_operator.reflectors import Listener, Reflector
 
 
-def register(controller: Controller, *, watch_nodes: bool) -> kopf.OperatorRegistry:
+def listeners(controller: Controller, *, watch_nodes: bool) -> list[Listener]:
+    """Who is told of what there is around the jobs; nodes last: pods tell which of them count."""
+    pods = Listener(
+        kind="Pod",
+        take=partial(_hand_over, controller, "pod", controller.pod_event),
+        key=_uid,
+        known=controller.known_pods,
+        trouble=controller.obstacle,
+    )
+    nodes = Listener(
+        kind="Node",
+        take=partial(_hand_over, controller, "node", controller.node_event),
+        key=_name,
+        known=controller.known_nodes,
+        trouble=controller.obstacle,
+    )
+    return [pods, nodes] if watch_nodes else [pods]
+
+
+async def follow(
+    controller: Controller, cluster: Cluster, *, namespaces: Sequence[str], watch_nodes: bool
+) -> None:
+    """Follow everything around the jobs until cancelled; no namespaces: all of them."""
+    async with asyncio.TaskGroup() as group:
+        for listener in listeners(controller, watch_nodes=watch_nodes):
+            where = ("",) if listener.kind == "Node" else namespaces or ("",)
+            found = [Reflector(cluster, listener, namespace) for namespace in where]
+            for reflector in found:
+                group.create_task(reflector.run(), name=f"watch of {listener.kind}")
+            for reflector in found:
+                await reflector.listed.wait()
+        controller.listed.set()
+
+
+def _hand_over(
+    controller: Controller,
+    what: str,
+    take: Callable[[str | None, Mapping[str, Any]], None],
+    kind: str | None,
+    body: Mapping[str, Any],
+) -> None:
+    try:
+        take(kind, body)
+    except Exception as error:  # it would be logged, and nobody else would know
+        controller.event_failed(what, body, error)
+
+
+def _name(body: Mapping[str, Any]) -> str:
+    return str(body["metadata"]["name"])
+
+
+def _uid(body: Mapping[str, Any]) -> str:
+    return str(body["metadata"]["uid"])
+
+
+def register(controller: Controller) -> kopf.OperatorRegistry:
     """Make a registry whose handlers feed a controller."""
     registry = kopf.OperatorRegistry()
-
-    def hand_over(
-        what: str,
-        take: Callable[[str | None, Mapping[str, Any]], None],
-        kind: str | None,
-        body: kopf.Body,
-    ) -> None:
-        try:
-            take(kind, body)
-        except Exception as error:  # kopf would log it, and nobody else would know
-            controller.event_failed(what, body, error)
 
     @kopf.on.login(registry=registry, id="login")
     async def login(**kwargs: Any) -> Any:
@@ -35,19 +87,7 @@ def register(controller: Controller, *, watch_nodes: bool) -> kopf.OperatorRegis
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, id="job")
     async def job(type: str | None, body: kopf.Body, **_: Any) -> None:
-        hand_over("job", controller.job_event, type, body)
-
-    @kopf.on.event(
-        "", "v1", "pods", registry=registry, id="pod", labels={LABEL_MANAGED_BY: "rekindle"}
-    )
-    async def pod(type: str | None, body: kopf.Body, **_: Any) -> None:
-        hand_over("pod", controller.pod_event, type, body)
-
-    if watch_nodes:
-
-        @kopf.on.event("", "v1", "nodes", registry=registry, id="node")
-        async def node(type: str | None, body: kopf.Body, **_: Any) -> None:
-            hand_over("node", controller.node_event, type, body)
+        _hand_over(controller, "job", controller.job_event, type, body)
 
     return registry
 

@@ -6,6 +6,7 @@ patches are made from it, so that what somebody else has written over is put rig
 """
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,13 +38,16 @@ class JobState:
     futile: dict[str, Any] = field(default_factory=dict)
     """What the API server has dropped of the last patch: an older CRD does not know the field."""
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of each pod its metadata; the rest is in `parsed`."""
     parsed: dict[str, Pod] = field(default_factory=dict)
     """By uid, both."""
-    heard: dict[str, dict[str, Any] | None] | None = None
-    """While a list of pods is under way: what the watch tells, None for a pod that is gone."""
+    bereft: bool = False
+    """Whether what goes with the job has vanished: the job may have, too, unseen."""
     token: str | None = None
     has_service: bool = False
     has_secret: bool = False
+    looked_at: float = -math.inf
+    """time.monotonic() of when secret and service were last read."""
     retired: set[str] = field(default_factory=set)
     inquiries: Inquiries = field(default_factory=Inquiries)
     refused: str | None = None
@@ -71,7 +75,6 @@ class JobState:
     """Fields of the spec that have changed and of which nobody was told yet."""
     due: float = 0.0
     """time.monotonic() of the next reconcile."""
-    synced_at: float = 0.0
     wrote_at: float = 0.0
     task: asyncio.Task[None] | None = None
 
@@ -97,7 +100,7 @@ class JobState:
     def note_body(self, body: Mapping[str, Any]) -> bool:
         """Take over a newer form of the job; whether anything but the status is new in it."""
         plain: dict[str, Any] = {"metadata": dict(body["metadata"]), "spec": body.get("spec")}
-        if _asks(plain) == _asks(self.body):
+        if older(plain, self.body) or _asks(plain) == _asks(self.body):
             return False
         if plain["metadata"].get("generation") != self.body["metadata"].get("generation"):
             self.refused = None
@@ -134,6 +137,8 @@ class JobState:
         """
         meta = body["metadata"]
         about, uid = f"pod {meta['name']}", str(meta["uid"])
+        if older(body, self.pods.get(uid)):
+            return False
         try:
             owners = meta.get("ownerReferences") or ()
             if not any(owner["uid"] == self.uid for owner in owners) and uid not in self.pods:
@@ -151,7 +156,7 @@ class JobState:
         if patch:
             news, self.mends[uid] = True, (pod.name, patch)
         news = news or self.parsed.get(uid) != pod
-        self.pods[uid], self.parsed[uid] = dict(body), pod
+        self.pods[uid], self.parsed[uid] = {"metadata": body["metadata"]}, pod
         return news
 
     def _left_over(self, meta: Mapping[str, Any]) -> bool:
@@ -192,6 +197,12 @@ def _version(body: Mapping[str, Any]) -> int | None:
     """The resourceVersion; those of one kind grow."""
     text = str(body["metadata"].get("resourceVersion"))
     return int(text) if text.isdecimal() else None
+
+
+def older(body: Mapping[str, Any], known: Mapping[str, Any] | None) -> bool:
+    """Whether an object is in a form of before what is known of it: a list may be late."""
+    version, newest = _version(body), _version(known) if known else None
+    return version is not None and newest is not None and version < newest
 
 
 def _asks(body: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@ Job names are no labels: a cluster sees any number of jobs in its life, and a se
 stay for ever. What is true of one job is in its status; here is what is true of all.
 """
 
+import collections
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -12,12 +13,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from rekindle_operator import fleet
+from rekindle_operator import fleet, status
 
 REGISTRY = CollectorRegistry()
 
-JOBS = Gauge("rekindle_jobs", "TrainingJobs by phase", ["phase"], registry=REGISTRY)
-"""Set whenever a job's phase changes."""
 RECONCILE_SECONDS = Histogram(
     "rekindle_reconcile_seconds",
     "Time of one reconcile of one job, with its calls to the API server",
@@ -29,12 +28,6 @@ RECONCILE_ERRORS = Counter(
     "Reconciles that failed and were tried again",
     registry=REGISTRY,
 )
-NOT_RECONCILED = Gauge(
-    "rekindle_jobs_not_reconciled",
-    "TrainingJobs whose condition Reconciled is False",
-    registry=REGISTRY,
-)
-"""Set whenever a reconcile fails or works again."""
 EVENT_ERRORS = Counter(
     "rekindle_event_errors_total",
     "Events of watches that could not be understood",
@@ -88,10 +81,17 @@ class Fleet(Collector):
     def __init__(self) -> None:
         self.jobs: Callable[[], Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]] = tuple
         """Gives the spec and the status of each job."""
+        self.troubled: Callable[[], int] = int
+        """Gives the number of jobs whose condition Reconciled is False."""
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         """Look at all jobs now."""
-        seen = fleet.look(self.jobs(), time.time())
+        described = tuple(self.jobs())
+        seen = fleet.look(described, time.time())
+        phases = collections.Counter(known.get("phase") or status.PENDING for _, known in described)
+        jobs = GaugeMetricFamily("rekindle_jobs", "TrainingJobs by phase", labels=["phase"])
+        for phase, number in phases.items():
+            jobs.add_metric([phase], number)
         waiting = GaugeMetricFamily(
             "rekindle_job_waiting_seconds_max",
             "Seconds for which the job that waits longest has waited, by where it is",
@@ -112,6 +112,12 @@ class Fleet(Collector):
         for reason, seconds in seen.degraded_seconds.items():
             longest.add_metric([reason], seconds)
         return (
+            jobs,
+            GaugeMetricFamily(
+                "rekindle_jobs_not_reconciled",
+                "TrainingJobs whose condition Reconciled is False",
+                value=self.troubled(),
+            ),
             waiting,
             degraded,
             longest,

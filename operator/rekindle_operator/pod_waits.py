@@ -16,6 +16,7 @@ from rekindle.contract import AgentPhase
 from rekindle_operator.containers import Container, PodEvent, Role, last_lines, one_line
 from rekindle_operator.observed import OVERDUE, START_FAILURES, Agent, Observed, Pod
 from rekindle_operator.sentences import of_refusal, scheduling_advice
+from rekindle_operator.timestamps import clock
 
 QUIET = 20.0
 """Seconds without a word after which a pod's events are read."""
@@ -98,7 +99,7 @@ def _no_scheduler(held: Held) -> Fields | None:
     if pod.phase != "Pending" or pod.node or pod.gates or "PodScheduled" in pod.conditions:
         return None
     name = pod.scheduler or DEFAULT_SCHEDULER
-    return {"name": name, "since": pod.created_at, "seconds": held.now - pod.created_at}
+    return {"name": name, "since": pod.created_at}
 
 
 def _terminating(held: Held) -> Fields | None:
@@ -203,13 +204,7 @@ def _initializing(held: Held) -> Fields | None:
         return None
     for one in held.pod.containers:
         if one.role is Role.INIT and one.running_since is not None:
-            since = one.running_since
-            return {
-                "container": one.label,
-                "name": one.name,
-                "since": since,
-                "seconds": held.now - since,
-            }
+            return {"container": one.label, "name": one.name, "since": one.running_since}
     return None
 
 
@@ -226,22 +221,20 @@ def _agent_silent(held: Held) -> Fields | None:
     since = held.trainer_since
     if held.agent is not None or since is None or held.pod.told or held.pod.deleting:
         return None
-    since = max(since, held.listening_since)
-    return {"since": since, "seconds": held.now - since}
+    return {"since": max(since, held.listening_since)}
 
 
 def _agent_lost(held: Held) -> Fields | None:
     if held.agent is None or held.trainer_since is None or held.pod.told or held.pod.deleting:
         return None
-    since = held.agent.seen_at
-    return {"since": since, "seconds": held.now - since}
+    return {"since": held.agent.seen_at}
 
 
 def _warming(held: Held) -> Fields | None:
     agent = held.agent
     if agent is None or agent.report.phase is not AgentPhase.WARMING:
         return None
-    return {"since": agent.phase_since, "seconds": held.now - agent.phase_since}
+    return {"since": agent.phase_since}
 
 
 def _sidecar_failed(held: Held) -> Fields | None:
@@ -293,7 +286,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         reason="NotScheduled",
         fits=_no_scheduler,
-        says="no scheduler has looked at pod {pod} for {seconds:.0f} s: it is for {name}",
+        says="no scheduler has looked at pod {pod} since {time}: it is for {name}",
         todo="start that, or correct schedulerName in spec.template",
         after=30.0,
     ),
@@ -324,7 +317,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         reason="Initializing",
         fits=_initializing,
-        says="pod {pod} waits for its {container}, which has been running for {seconds:.0f} s",
+        says="pod {pod} waits for its {container}, which has been running since {time}",
         todo="see kubectl logs {pod} -c {name}",
         after=60.0,
         attention=False,
@@ -359,7 +352,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         reason="AgentSilent",
         fits=_agent_silent,
-        says="pod {pod} has been running for {seconds:.0f} s and its launcher has not reached the "
+        says="pod {pod} has been running since {time} and its launcher has not reached the "
         "operator",
         todo="see kubectl logs {pod}, and whether a NetworkPolicy or a proxy is between the pod "
         "and the operator's service",
@@ -368,7 +361,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         reason="AgentSilent",
         fits=_agent_lost,
-        says="the operator has not heard from the launcher of pod {pod} for {seconds:.0f} s",
+        says="the operator has not heard from the launcher of pod {pod} since {time}",
         todo="see kubectl logs {pod}, and whether its node and the network between are well",
         after=60.0,
         timed=False,
@@ -376,7 +369,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         reason="Warming",
         fits=_warming,
-        says="pod {pod} has been importing what its workers need for {seconds:.0f} s",
+        says="pod {pod} has been importing what its workers need since {time}",
         todo="see kubectl logs {pod}; a slow file system makes imports slow",
         after=120.0,
         attention=False,
@@ -415,7 +408,8 @@ def of_pod(held: Held) -> Wait | None:
     if found is None:
         return None
     row, fields = found
-    everything = {"pod": held.pod.name, **fields}
+    # When it began, not for how long it has lasted: that would be another message at each look.
+    everything = {"pod": held.pod.name, "time": clock(_since(fields, held)), **fields}
     words, todo = row.says.format_map(everything), row.todo.format_map(everything)
     return Wait(
         reason=str(fields.get("reason", row.reason)),

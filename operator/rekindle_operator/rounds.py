@@ -28,6 +28,7 @@ from rekindle.contract import AgentPhase, ExitCode, Member, Round
 from rekindle_operator import notices
 from rekindle_operator.observed import Agent, Observed, Pod
 from rekindle_operator.spec import TrainingJob
+from rekindle_operator.timestamps import clock
 
 PATIENCE = 60.0
 """Seconds for which a first round waits for pods that are on their way, once one pod has joined."""
@@ -258,7 +259,7 @@ def _make_before_break(
     if not leaves:
         return None
     if len(next_) < min(most, len(inside)):
-        until = "" if urgent is None else f" for at most {urgent - now:.0f} s"
+        until = "" if urgent is None else f" until {clock(urgent)}"
         return Decision(waiting=f"pods to take over{until} ({reason})", going=reason, requeue=wait)
     if not _stepping(current, observed):
         return Decision(waiting="the current round to train", going=reason, requeue=1.0)

@@ -7,6 +7,7 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -70,9 +71,9 @@ async def every_call(cluster: Cluster) -> None:
     await cluster.pod_log("n", "x", "c", 10)
     await cluster.patch_status("n", "x", {})
     await cluster.delete_job("n", "x", "u")
-    await cluster.pods("n", "x")
     await cluster.job("n", "x")
-    await cluster.nodes()
+    for listener in handlers.listeners(Mock(), watch_nodes=True):
+        await cluster.list_all(listener.kind)
     job = {"metadata": {"name": "x", "namespace": "n", "uid": "u"}}
     await cluster.post(job, [Event(kind="Normal", reason="R", message="m")], 0.0)
 
@@ -89,7 +90,7 @@ def asked() -> Rights:
 
 
 def watched() -> Rights:
-    """What kopf lists and watches for the handlers."""
+    """What kopf lists and watches for the handlers, and what reflectors watch beside that."""
     found: Rights = set()
     for node in ast.walk(ast.parse((OPERATOR / "handlers.py").read_text())):
         match node:
@@ -100,6 +101,8 @@ def watched() -> Rights:
                     if isinstance(part, ast.Constant | ast.Name)
                 )
                 found |= {(group, plural, "list"), (group, plural, "watch")}
+    for listener in handlers.listeners(Mock(), watch_nodes=True):
+        found.add(("", f"{listener.kind.lower()}s", "watch"))
     return found
 
 

@@ -23,6 +23,7 @@ from rekindle_local.apiserver.options import DeleteOptions, WriteOptions
 from rekindle_local.apiserver.server import ApiServer
 from rekindle_local.quantity import parse_quantity
 from rekindle_operator import cluster as module
+from rekindle_operator import handlers
 from rekindle_operator.cluster import ApiError, Cluster, Refused
 from rekindle_operator.controller import Controller
 from rekindle_operator.plan import Deletion, Event
@@ -225,24 +226,38 @@ async def patch(bench):
         assert made["metadata"]["uid"] == bench.get(kind, "x")["metadata"]["uid"]
 
 
-async def pods(bench):
-    assert await bench.cluster.pods("default", "digits") == []
-    bench.make(bench.child("Pod", "x", spec=POD))
-    bench.make({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}, "spec": POD})
-    (found,) = await bench.cluster.pods("default", "digits")
-    assert found == bench.get("Pod", "x"), "what comes back is the server's JSON"
-
-
 async def job(bench):
     assert await bench.cluster.job("default", "digits") is None
     bench.make(job_manifest())
     assert await bench.cluster.job("default", "digits") == bench.get("TrainingJob", "digits")
 
 
-async def nodes(bench):
-    assert await bench.cluster.nodes() == []
-    bench.make({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}})
-    assert [node["metadata"]["name"] for node in await bench.cluster.nodes()] == ["n"]
+async def list_all(bench):
+    found, version = await bench.cluster.list_all("Node")
+    assert found == []
+    assert version
+    for name in ("n", "m", "o"):
+        bench.make({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    found, _ = await bench.cluster.list_all("Node")
+    assert [node["metadata"]["name"] for node in found] == ["m", "n", "o"], "in more than one page"
+    bench.make(bench.child("Pod", "x", spec=POD))
+    bench.make({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}, "spec": POD})
+    for namespace in ("", "default"):
+        (pod,), _ = await bench.cluster.list_all("Pod", namespace)
+        assert pod == bench.get("Pod", "x"), "what comes back is the server's JSON"
+    assert (await bench.cluster.list_all("Pod", "elsewhere"))[0] == []
+
+
+async def watch(bench):
+    _, version = await bench.cluster.list_all("Pod")
+    bench.make({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "other"}, "spec": POD})
+    made = bench.make(bench.child("Pod", "x", spec=POD))
+    async for kind, body in bench.cluster.watch("Pod", "", version):
+        assert (kind, body) == ("ADDED", made)
+        break
+    with pytest.raises(ApiError):
+        async for _ in bench.cluster.watch("Pod", "", "not-a-version"):
+            pass
 
 
 async def post(bench):
@@ -261,7 +276,7 @@ async def connect(bench):
 
 
 async def close(bench):
-    assert await bench.cluster.nodes() == []
+    assert await bench.cluster.job("default", "digits") is None
     await bench.cluster.close()
 
 
@@ -278,9 +293,9 @@ CALLS = {
             delete_job,
             find,
             patch,
-            pods,
+            list_all,
+            watch,
             job,
-            nodes,
         ),
         *(post, connect, close),
     )
@@ -308,6 +323,7 @@ def test_a_call_does_what_it_says(name, tmp_path, monkeypatch):
         location = "kubernetes.aio.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
         monkeypatch.setattr(location, str(file))
         monkeypatch.setenv("KUBECONFIG", str(file))
+        monkeypatch.setattr(module, "PAGE", 2)
         await CALLS[name](bench)
 
     on_a_server(scenario, **({"token": "t0ken"} if name == "connect" else {}))
@@ -361,7 +377,7 @@ def test_what_is_no_success_is_an_error_with_status_and_words(name):
 
     async def scenario(cluster):
         with pytest.raises(ApiError) as caught:
-            await cluster.nodes()
+            await cluster.list_all("Node")
         error = caught.value
         assert (error.status, error.reason, error.message) == wanted
         assert str(error) == f"{wanted[0]} {wanted[2] if given['body'] else ''}".strip()
@@ -380,7 +396,7 @@ def test_an_answer_that_never_ends_is_given_up(monkeypatch):
 
     async def scenario(cluster):
         with pytest.raises(TimeoutError):
-            await cluster.nodes()
+            await cluster.list_all("Node")
 
     asyncio.run(against(handler, scenario))
 
@@ -509,6 +525,7 @@ def judged(job, condition):
 
     async def scenario(bench):
         controller = Controller(bench.cluster, coordinator_url="http://op:8430", watch_nodes=False)
+        controller.listed.set()
         try:
             controller.job_event(None, bench.make(job))
             name = job["metadata"]["name"]
@@ -580,6 +597,9 @@ def test_nothing_of_a_template_is_dropped_on_its_way(monkeypatch):
 def test_a_job_after_one_that_was_deleted_without_its_children_takes_over_and_runs():
     async def scenario(bench):
         controller = Controller(bench.cluster, coordinator_url="http://op:8430", watch_nodes=False)
+        following = asyncio.create_task(
+            handlers.follow(controller, bench.cluster, namespaces=(), watch_nodes=False)
+        )
         objects, jobs = bench.server._objects, bench.resource("TrainingJob")
         try:
             first = bench.make(job_manifest())
@@ -608,6 +628,7 @@ def test_a_job_after_one_that_was_deleted_without_its_children_takes_over_and_ru
             status = await until(lambda: bench.get("TrainingJob", "digits").get("status"))
             assert status["phase"] != "Failed"
         finally:
+            following.cancel()
             await controller.close()
 
     on_a_server(scenario)

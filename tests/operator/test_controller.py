@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rekindle.contract import AgentPhase, AgentReport, Progress
 from rekindle_operator import controller as module
-from rekindle_operator import faults, handlers, metrics, resources, spec
+from rekindle_operator import faults, handlers, metrics, resources, spec, statuswriter
 from rekindle_operator.cluster import ApiError, Refused
 from rekindle_operator.controller import Controller
 from rekindle_operator.incidents import stamp
@@ -112,23 +112,10 @@ class FakeCluster:
         self.objects[kind, name] = merged(self.objects[kind, name], patch)
         return copy.deepcopy(self.objects[kind, name])
 
-    async def pods(self, namespace, name):
-        ours = resources.selector("digits").items()
-        return [
-            copy.deepcopy(body)
-            for (kind, _), body in self.objects.items()
-            if kind == "Pod" and ours <= body["metadata"].get("labels", {}).items()
-        ]
-
     async def job(self, namespace, name):
         body = copy.deepcopy({**self.body, "status": self.status})
         body["metadata"]["resourceVersion"] = str(self.version)
         return body
-
-    async def nodes(self):
-        return [
-            {"metadata": {"name": "node-0"}, "spec": {}, "status": {}},
-        ]
 
     async def post(self, body, events, now):
         if self.faults.get("post"):
@@ -169,9 +156,9 @@ class Operator:
         self.cluster = cluster
         self.controller = Controller(cluster, coordinator_url="http://op:8430", watch_nodes=True)
         self.looks, self.reconcile = 0, self.controller._reconcile
-        self.controller._reconcile = self.look
+        self.controller._reconcile = self.count
 
-    async def look(self, key, state):
+    async def count(self, key, state):
         self.looks += 1
         try:
             await self.reconcile(key, state)
@@ -181,12 +168,25 @@ class Operator:
     async def __aenter__(self):
         body = await self.cluster.job(*KEY)
         self.controller.job_event(None, body)
-        for pod in await self.cluster.pods(*KEY):
-            self.controller.pod_event(None, pod)
+        for (kind, _), body in list(self.cluster.objects.items()):
+            if kind == "Pod":
+                self.tell(None, body)
+        self.controller.listed.set()
         return self
 
     async def __aexit__(self, *_):
         await self.controller.close()
+
+    def tell(self, kind, body):
+        """The watch of pods tells of one, if it has the labels."""
+        labels = body["metadata"].get("labels", {})
+        if labels.get("app.kubernetes.io/managed-by") == "rekindle":
+            self.controller.pod_event(kind, copy.deepcopy(body))
+
+    def look(self):
+        """Time for a look at what nobody watches."""
+        self.controller._jobs[KEY].looked_at = -1e9
+        self.controller.wake(KEY)
 
     def agent(self, name, phase=AgentPhase.WAITING, **more):
         """An agent reports."""
@@ -257,7 +257,7 @@ def test_between_a_loss_and_the_round_that_follows_there_is_one_write_and_nothin
             await operator.rest()
             cluster.calls.clear()
             gone = cluster.objects.pop(("Pod", "digits-1"))
-            operator.controller.pod_event("DELETED", gone)
+            operator.tell("DELETED", gone)
             await operator.until(lambda: operator.round is not first)
             assert [call[0] for call in cluster.calls][:2] == ["status", "create"]
             assert cluster.calls[0][1]["round"] == 2
@@ -280,7 +280,7 @@ def test_a_wish_to_save_is_shown_before_any_call(cluster):
             body = cluster.objects["Pod", "digits-1"]
             ends = stamp(time.time() + 5)
             body["metadata"] |= {"deletionTimestamp": ends, "deletionGracePeriodSeconds": 30}
-            operator.controller.pod_event("MODIFIED", body)
+            operator.tell("MODIFIED", body)
             room = operator.controller.coordinator.room(KEY)
             await operator.until(lambda: len(room.directives) == 2)
             assert all(0 < d.seconds < 5 for d in room.directives.values())
@@ -288,51 +288,99 @@ def test_a_wish_to_save_is_shown_before_any_call(cluster):
     run(scenario())
 
 
-def test_a_loss_does_not_wait_for_lists_that_are_due(cluster):
+def test_nothing_is_decided_before_everything_was_listed(cluster, monkeypatch):
+    monkeypatch.setattr(module, "LIST_PATIENCE", 0.05)
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+
     async def scenario():
         async with Operator(cluster) as operator:
-            await started(operator)
-            first = operator.round
-            for name in cluster.named("Pod"):
-                operator.agent(name, AgentPhase.RUNNING, round=first)
-            await operator.rest()
-            listing, enough, listed = asyncio.Event(), asyncio.Event(), cluster.pods
-
-            async def slowly(namespace, name):
-                listing.set()
-                await enough.wait()
-                return await listed(namespace, name)
-
-            cluster.pods = slowly
-            operator.controller._jobs[KEY].synced_at = -1000.0
-            gone = cluster.objects.pop(("Pod", "digits-1"))
-            operator.controller.pod_event("DELETED", gone)
-            await operator.until(lambda: operator.round is not first)
-            await operator.until(listing.is_set)
-            enough.set()
+            operator.controller.listed.clear()
+            operator.controller.obstacle("Pod", ApiError(403, "Forbidden", "cannot list pods"))
+            await operator.until(lambda: reconciled(cluster)["status"] == "False")
+            assert "cannot list pods" in reconciled(cluster)["message"]
+            assert not cluster.objects
+            operator.controller.obstacle("Pod", None)
+            operator.controller.listed.set()
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
+            await operator.until(lambda: reconciled(cluster)["status"] == "True")
 
     run(scenario())
 
 
-def test_a_list_that_is_older_than_an_event_does_not_bring_a_pod_back(cluster):
+def versioned(body, version):
+    body = copy.deepcopy(body)
+    body["metadata"]["resourceVersion"] = str(version)
+    return body
+
+
+def test_no_form_of_before_takes_back_what_a_newer_one_has_told(cluster):
+    """A termination taint came, a pod was to go, and a list that was older said they were not."""
+
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
-            state = operator.controller._jobs[KEY]
+            state, told = operator.controller._jobs[KEY], operator.controller
+            pod = cluster.objects["Pod", "digits-0"]
+            pod["spec"]["nodeName"] = "node-0"
+            node = {"metadata": {"name": "node-0"}, "spec": {}, "status": {}}
+            taint = {"key": "cloud.google.com/impending-node-termination", "effect": "NoSchedule"}
+            operator.tell("MODIFIED", versioned(pod, 10))
+            told.node_event("ADDED", versioned(node, 10))
+            told.node_event("MODIFIED", versioned({**node, "spec": {"taints": [taint]}}, 12))
+            going = copy.deepcopy(pod)
+            going["metadata"] |= {"deletionTimestamp": stamp(time.time() + 99)}
+            operator.tell("MODIFIED", versioned(going, 12))
+            for kind in (None, "MODIFIED"):
+                told.node_event(kind, versioned(node, 11))
+                operator.tell(kind, versioned(pod, 11))
+            (uid,) = [uid for uid, one in state.parsed.items() if one.name == "digits-0"]
+            seen = told._observe(KEY, state, spec.parse(state.body, 0.0), time.time())
+            assert seen.pod(uid).deleting
+            assert seen.node_notices(seen.pod(uid))
+
+    run(scenario())
+
+
+def test_at_rest_nothing_is_asked_and_nothing_is_written(cluster, monkeypatch):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: len(cluster.named("Pod")) == 2)
             await operator.rest()
-            listed = cluster.pods
+            state, later = operator.controller._jobs[KEY], [0.0]
+            monkeypatch.setattr(module.time, "time", lambda: real() + later[0])
 
-            async def overtaken(namespace, name):
-                found = await listed(namespace, name)
-                gone = cluster.objects.pop(("Pod", "digits-1"))
-                operator.controller.pod_event("DELETED", gone)
-                cluster.pods = listed
-                return found
+            async def pass_time():
+                later[0] += 60.0
+                state.wrote_at = 0.0  # nothing is put off
+                operator.controller.wake(KEY)
+                await operator.rest()
 
-            cluster.pods = overtaken
-            state.synced_at = -1000.0
-            operator.controller.wake(KEY)
-            await operator.until(lambda: "digits-1r1" in cluster.named("Pod"))
+            await pass_time()
+            before = list(cluster.calls)
+            for _ in range(20):
+                await pass_time()
+            assert cluster.calls == before
+
+    real = time.time
+    run(scenario())
+
+
+def test_a_job_that_went_unseen_is_forgotten_with_its_children(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            await operator.rest()
+
+            async def none(*_):
+                return None
+
+            cluster.job = none
+            cluster.calls.clear()
+            cluster.objects.pop(("Secret", "digits-rekindle"))
+            operator.look()
+            await operator.until(lambda: KEY not in operator.controller._jobs)
+            assert not cluster.calls
+            assert len(operator.controller.known_pods()) == 2, "until they go, too"
 
     run(scenario())
 
@@ -450,7 +498,7 @@ def test_a_create_that_is_hindered_uses_up_no_name(cluster, monkeypatch, name, t
             assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
             assert cluster.status["accounting"]["incarnations"] == {"0": 0, "1": 0}
             gone = cluster.objects.pop(("Pod", "digits-1"))
-            operator.controller.pod_event("DELETED", gone)
+            operator.tell("DELETED", gone)
             await operator.until(lambda: "digits-1r1" in cluster.named("Pod"))
 
     run(scenario())
@@ -477,7 +525,7 @@ def test_figures_are_written_at_a_bounded_rate_and_news_at_once(cluster):
             for _ in range(30):
                 operator.controller.wake(KEY)
                 await operator.rest()
-            rate = 1 + (time.monotonic() - began) / module.STATUS_INTERVAL
+            rate = 1 + (time.monotonic() - began) / statuswriter.STATUS_INTERVAL
             assert len(cluster.calls) - before <= rate
 
     run(scenario())
@@ -499,7 +547,7 @@ def test_a_burst_of_events_becomes_few_reconciles(cluster, monkeypatch):
                 body["status"]["conditions"] = [
                     {"type": "Ready", "status": str(number % 2 == 0), "reason": f"r{number}"}
                 ]
-                operator.controller.pod_event("MODIFIED", body)
+                operator.tell("MODIFIED", body)
             await operator.rest()
             assert 1 <= len(plans) - before <= 5
 
@@ -511,11 +559,12 @@ def test_a_heartbeat_of_a_node_wakes_up_nobody(cluster, monkeypatch):
         async with Operator(cluster) as operator:
             await started(operator)
             cluster.objects["Pod", "digits-0"]["spec"]["nodeName"] = "node-0"
-            operator.controller.pod_event("MODIFIED", cluster.objects["Pod", "digits-0"])
+            operator.tell("MODIFIED", cluster.objects["Pod", "digits-0"])
+            node = {"metadata": {"name": "node-0"}, "spec": {}, "status": {}}
+            operator.controller.node_event(None, node)
             await operator.rest()
             woken = []
             monkeypatch.setattr(operator.controller, "wake", lambda *a: woken.append(a))
-            node = {"metadata": {"name": "node-0"}, "spec": {}, "status": {}}
             operator.controller.node_event("MODIFIED", node)
             assert not woken
             node["spec"] = {"taints": [{"key": "karpenter.sh/disrupted"}]}
@@ -538,13 +587,12 @@ def test_a_node_that_is_deleted_is_remembered_as_gone_and_one_not_seen_is_not(cl
             for name, node in (("digits-0", "node-0"), ("digits-1", "brand-new")):
                 body = cluster.objects["Pod", name]
                 body["spec"]["nodeName"] = node
-                operator.controller.pod_event("MODIFIED", body)
+                operator.tell("MODIFIED", body)
             pods = {pod.name: pod for pod in observe().pods}
             assert observe().node_of(pods["digits-1"]) is None
             operator.controller.node_event("DELETED", {"metadata": {"name": "node-0"}})
             assert observe().lost(pods["digits-0"])
-            operator.controller._note_nodes([], state)
-            assert observe().lost(pods["digits-1"]), "the list is newer"
+            assert set(operator.controller.known_nodes()) >= {"brand-new"}, "a list has to have it"
 
     run(scenario())
 
@@ -554,10 +602,8 @@ def test_a_secret_that_somebody_deletes_comes_back_with_the_same_token(cluster):
         async with Operator(cluster) as operator:
             await started(operator)
             before = await operator.controller._token_of(KEY)
-            del cluster.objects["Secret", "digits-rekindle"]
-            state = operator.controller._jobs[KEY]
-            state.synced_at = 0.0
-            operator.controller.wake(KEY)
+            cluster.objects.pop(("Secret", "digits-rekindle"))
+            operator.look()
             await operator.until(lambda: "digits-rekindle" in cluster.named("Secret"))
             assert await cluster.token("ml", "digits-rekindle", "job-uid") == before
 
@@ -761,11 +807,11 @@ def test_an_object_that_cannot_be_understood_is_told_by_the_job_it_concerns(clus
             await started(operator)
             pod = cluster.objects["Pod", "digits-0"]
             pod["spec"]["nodeName"] = "node-0"
-            operator.controller.pod_event("MODIFIED", pod)
+            operator.tell("MODIFIED", pod)
             good = pod if kind == "pod" else {"metadata": {"name": "node-0"}, "spec": {}}
             bad = copy.deepcopy(good)
             (odd_pod if kind == "pod" else odd_node)(bad)
-            event = getattr(operator.controller, f"{kind}_event")
+            event = operator.tell if kind == "pod" else operator.controller.node_event
             event("MODIFIED", bad)
             await operator.until(lambda: reconciled(cluster)["status"] == "False")
             assert reconciled(cluster)["message"].startswith(f"{kind} {good['metadata']['name']}: ")
@@ -780,27 +826,23 @@ def test_an_object_that_cannot_be_understood_is_told_by_the_job_it_concerns(clus
 
 
 def test_an_event_that_cannot_even_be_filed_is_told_by_its_job(cluster, bodies):
-    registry = handlers.register
-
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
             before = gauge("rekindle_event_errors_total")
+            (job,) = handlers.register(operator.controller)._watching.get_all_handlers()
             take = {
-                h.id: h.fn
-                for h in registry(
-                    operator.controller, watch_nodes=True
-                )._watching.get_all_handlers()
+                one.kind: one.take
+                for one in handlers.listeners(operator.controller, watch_nodes=True)
             }
             labels = {"rekindle.dev/job": "digits"}
-            await take["pod"](
-                type="ADDED", body={"metadata": {"namespace": "ml", "labels": labels}}
-            )
+            take["Pod"]("ADDED", {"metadata": {"namespace": "ml", "labels": labels}})
             await operator.until(lambda: reconciled(cluster)["status"] == "False")
             assert "KeyError: 'name'" in reconciled(cluster)["message"]
-            for handler in take.values():
-                await handler(type="ADDED", body={})
-            assert gauge("rekindle_event_errors_total") == before + 1 + len(take)
+            for one in take.values():
+                one("ADDED", {})
+            await job.fn(type="ADDED", body={})
+            assert gauge("rekindle_event_errors_total") == before + 2 + len(take)
 
     run(scenario())
 
@@ -862,7 +904,7 @@ def test_a_job_that_a_finalizer_holds_says_so_and_trains_no_more(cluster, ended)
             await operator.until(lambda: not cluster.named("Pod"))
             for pod in list(operator.controller._jobs[KEY].pods.values()):
                 gone = pod["metadata"] | {"deletionTimestamp": "2026-01-01T00:00:00Z"}
-                operator.controller.pod_event("DELETED", {**pod, "metadata": gone})
+                operator.tell("DELETED", {**pod, "metadata": gone})
             await operator.until(lambda: "no pods run" in cluster.status["message"])
             assert cluster.status["phase"] == ("Succeeded" if ended else "Deleting")
             assert "held by finalizers: example.com/audit" in cluster.status["message"]
@@ -885,9 +927,8 @@ def test_a_deletion_that_leaves_the_children_is_let_have_its_way(cluster):
             for (kind, _), body in cluster.objects.items():
                 drop_owner(body)
                 if kind == "Pod":
-                    operator.controller.pod_event("MODIFIED", body)
-            operator.controller._jobs[KEY].synced_at = -1000.0
-            operator.controller.wake(KEY)
+                    operator.tell("MODIFIED", body)
+            operator.look()
             await operator.until(lambda: "its pods stay" in cluster.status["message"])
             await operator.rest()
             assert len(cluster.objects) == 4
@@ -968,16 +1009,17 @@ def test_a_status_that_somebody_edits_is_put_right(cluster, name, during):
 
             if during:
                 cluster.patch_status = edited_meanwhile
-                operator.agent("digits-0", AgentPhase.RUNNING, round=operator.round)
+                step = Progress(step=1, round_steps=1)
+                operator.agent("digits-0", AgentPhase.RUNNING, round=operator.round, progress=step)
                 await operator.until(lambda: cluster.patch_status == patch_status)
             else:
                 await edit()
             keep = ("phase", "round", "message", "conditions")
             await operator.until(lambda: all(cluster.status.get(k) for k in keep))
             await operator.until(lambda: cluster.status["phase"] != "Succeeded")
+            await operator.until(lambda: "extra" not in cluster.status)
             await operator.rest()
             assert cluster.status["round"] == good["round"]
-            assert "extra" not in cluster.status
             assert cluster.status["message"] != "all is well"
             assert operator.round is not None
 
@@ -1106,7 +1148,7 @@ def test_pods_that_an_earlier_job_has_left_over_are_deleted(cluster, monkeypatch
             if seen:
                 await started(operator)
                 cluster.objects["Pod", name] = left
-                operator.controller.pod_event("ADDED", left)
+                operator.tell("ADDED", left)
             await operator.until(lambda: cluster.objects.get(("Pod", name)) != left)
             await operator.until(lambda: sorted(cluster.named("Pod")) == ["digits-0", "digits-1"])
             await operator.rest()
@@ -1165,7 +1207,7 @@ def test_a_pod_that_somebody_edits_is_put_right_and_trains_on(cluster, edit):
             # A watch by labels calls a pod deleted that has lost them, in its form of before.
             lost = edit is change_labels
             told = before if lost else copy.deepcopy(body)
-            operator.controller.pod_event("DELETED" if lost else "MODIFIED", told)
+            operator.tell("DELETED" if lost else "MODIFIED", told)
 
             def right():
                 meta = cluster.objects["Pod", "digits-1"]["metadata"]
@@ -1173,7 +1215,7 @@ def test_a_pod_that_somebody_edits_is_put_right_and_trains_on(cluster, edit):
                 return labels and meta["ownerReferences"] == before["metadata"]["ownerReferences"]
 
             await operator.until(right)
-            operator.controller.pod_event("MODIFIED", cluster.objects["Pod", "digits-1"])
+            operator.tell("MODIFIED", cluster.objects["Pod", "digits-1"])
             await operator.rest()
             assert operator.round is first
             assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
@@ -1204,12 +1246,12 @@ def test_a_secret_or_service_that_somebody_edits_is_put_right(cluster, monkeypat
             await started(operator)
             await operator.rest()
             before = copy.deepcopy(cluster.objects[key])
-            edit(cluster.objects[key])
+            body = cluster.objects[key]
+            edit(body)
             if name == "labels":
-                cluster.objects[key]["metadata"]["labels"] = {}
-            assert cluster.objects[key] != before
-            operator.controller._jobs[KEY].synced_at = -1000.0
-            operator.controller.wake(KEY)
+                body["metadata"]["labels"] = {}
+            assert body != before
+            operator.look()
             await operator.until(lambda: cluster.objects[key] == before)
 
     run(scenario())

@@ -162,7 +162,7 @@ CASES = [
         "Initializing",
         pod(init={"get": (running(), {})}, trainer=waiting("PodInitializing")),
         {},
-        ["init container get", "400 s", "kubectl logs digits-1 -c get"],
+        ["init container get", "since 2025-06-15T15:10:00Z", "kubectl logs digits-1 -c get"],
     ),
     (
         "SidecarStarting",
@@ -197,13 +197,13 @@ CASES = [
         "AgentSilent",
         pod("Running", trainer=running()),
         {"agent": AgentPhase.RUNNING, "quiet": 90},
-        ["not heard", "90 s"],
+        ["not heard", "since 2025-06-15T15:15:10Z"],
     ),
     (
         "Warming",
         pod("Running", trainer=running()),
         {"agent": AgentPhase.WARMING},
-        ["importing", "300 s"],
+        ["importing", "since 2025-06-15T15:11:40Z"],
     ),
     (
         "SidecarFailed",

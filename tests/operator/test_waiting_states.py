@@ -1,10 +1,15 @@
 """After five minutes of any waiting state, nothing that people look at is empty or wrong."""
 
+from dataclasses import replace
+
 import pytest
 
 from rekindle_cli.explain import explain
 from rekindle_cli.snapshot import Job
+from rekindle_operator import statuswriter
 from rekindle_operator.incidents import stamp
+from rekindle_operator.patches import merge_patch
+from rekindle_operator.reconcile import reconcile
 
 TRAINER = {"name": "trainer", "image": "i", "args": ["t.py"]}
 MINUTES = 300.0
@@ -206,6 +211,30 @@ def test_a_waiting_state_is_told_everywhere(world, state, phase, kind, reason, w
         assert len(events) == 1, "said once, not every few seconds"
         assert events[0].kind == ("Warning" if kind == "Degraded" else "Normal")
         assert any(word in events[0].message for word in words)
+
+
+@pytest.mark.parametrize("state", [s[0] for s in STATES], ids=lambda state: state.__name__)
+def test_nothing_that_is_told_changes_by_time_alone(world, state):
+    """A status that said for how long would be written anew at each look, by all that wait."""
+    w = state(world)
+    w.run(MINUTES, pace=5.0)
+    observed, looks = w.observed(), 0
+    for seconds in (0.1, 1.0, 4.7, 61.3, 600.1):
+        now = w.now + seconds
+        later = reconcile(
+            w.job,
+            w.status,
+            replace(observed, now=now),
+            coordinator_url="http://rekindle:8430",
+            token="t",
+            now=now,
+        )
+        made = later.create and not observed.hindered
+        if made or later.delete or later.publish or later.events:
+            break  # it was time for something to happen
+        looks += 1
+        assert merge_patch(w.status, dict(later.status)).keys() <= statuswriter.CLOCKS
+    assert looks
 
 
 def test_a_sidecar_that_dies_beside_a_training_job_is_told_and_stops_nothing(world):
