@@ -76,7 +76,7 @@ def _advice(job: Job) -> list[str]:
     if job.phase == "Succeeded":
         return []
     said: list[str] = []
-    for kind in ("Failed", "Degraded"):
+    for kind in ("Failed", "Degraded", "ReplicasUnused"):
         condition = job.holds(kind)
         if condition is not None:
             said.append(f"{condition.reason}: {condition.message}")

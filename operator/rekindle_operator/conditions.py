@@ -1,8 +1,8 @@
 """What people are told of a job: its conditions, the one sentence beside them, and its events.
 
 The conditions Ready, Progressing, Degraded, Suspended, Complete and Failed are always all there, so
-that ``kubectl wait`` can wait for any of them. What hinders a job names the pod and what its owner
-can do.
+that ``kubectl wait`` can wait for any of them; ReplicasUnused is there while a job goes on. What
+hinders a job names the pod and what its owner can do.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rekindle.contract import Cause
-from rekindle_operator import pod_waits, retries, rounds, status
+from rekindle_operator import pod_waits, retries, rounds, sizing, status
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Event
@@ -20,8 +20,11 @@ from rekindle_operator.status import Record, condition
 from rekindle_operator.stragglers import Slow
 from rekindle_operator.timestamps import clock
 
+UNUSED = "ReplicasUnused"
+
 
 def going_on(
+    job: TrainingJob,
     record: Record,
     observed: Observed,
     decision: rounds.Decision,
@@ -84,7 +87,37 @@ def going_on(
         condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
         condition("Complete", False, "NotFinished", "training is not complete"),
         condition("Failed", False, "NotFailed", "the job has not failed"),
+        unused(job, record, observed),
     ], message
+
+
+def unused(job: TrainingJob, record: Record, observed: Observed) -> dict[str, Any]:
+    """Whether more pods are wanted than have something to do: how many, and what to set."""
+    useful, most = sizing.useful_world(observed), sizing.useful_pods(job, observed)
+    known = next((one for one in record.conditions if one["type"] == UNUSED), None)
+    if useful is None and known and not observed.agents:
+        # This operator has yet to hear from the pods.
+        return condition(UNUSED, known["status"] == "True", known["reason"], known["message"])
+    if most >= job.replicas:
+        return condition(UNUSED, False, "AllInUse", "no pod is wanted that has nothing to do")
+    text = (
+        f"the global batch is work for {count(useful or 0, 'worker')}, so {most} of "
+        f"{count(job.replicas, 'pod')} train and the others are spares; set spec.replicas to "
+        f"{most}, or give the script a larger global_batch_size or a smaller batch_size"
+    )
+    return condition(UNUSED, True, "BatchTooSmall", text)
+
+
+def unused_events(
+    before: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]
+) -> tuple[Event, ...]:
+    """That pods have nothing to do, once."""
+
+    def messages(of: Sequence[Mapping[str, Any]]) -> set[str]:
+        return {one["message"] for one in of if one["type"] == UNUSED and one["status"] == "True"}
+
+    fresh = messages(told) - messages(before)
+    return tuple(Event(kind="Warning", reason=UNUSED, message=text) for text in fresh)
 
 
 def run_again(message: str) -> list[dict[str, Any]]:

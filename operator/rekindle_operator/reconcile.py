@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.contract import SUSPENDED, Cause, ExitCode
+from rekindle.contract import SUSPENDED, AgentPhase, Cause, ExitCode
 from rekindle_operator import (
     again,
     bookkeeping,
@@ -31,6 +31,7 @@ from rekindle_operator import (
     resources,
     retries,
     rounds,
+    sizing,
     status,
     stragglers,
 )
@@ -118,7 +119,9 @@ def _go_on(
         return replace(end, resolved=resolved, measured=measured)
     if decision.form:
         mtbf = record.seconds_between_failures(now)
-        form = replace(decision.form, variables=resources.variables_of_a_round(job, mtbf))
+        workers = sizing.wanted_workers(job, decision.form.members)
+        variables = resources.variables_of_a_round(job, mtbf, workers)
+        form = replace(decision.form, variables=variables)
         decision, record = replace(decision, form=form), replace(record, round=form.number)
 
     create: list[dict[str, Any]] = []
@@ -137,7 +140,7 @@ def _go_on(
 
     record = replace(record, phase=_phase(job, record, observed, decision, now))
     held = conditions.holds(job, observed)
-    told, message = conditions.going_on(record, observed, decision, slow, held)
+    told, message = conditions.going_on(job, record, observed, decision, slow, held)
     waits = [seconds for seconds in (settle, decision.requeue, pause or None) if seconds]
     waits.extend(deadlines.left(job, record, observed, now))
     turns = min(observed.wakes_at(), conditions.wakes_at(job, observed))
@@ -154,6 +157,7 @@ def _go_on(
             *map(conditions.incident_event, (*explained, *fresh)),
             *conditions.round_events(decision),
             *conditions.wait_events(record.conditions, told, held),
+            *conditions.unused_events(record.conditions, told),
         ),
         requeue=min(waits) if waits else None,
         incidents=fresh,
@@ -191,6 +195,10 @@ def _phase(
 ) -> str:
     if record.open_incidents:
         return status.RECOVERING
+    agents = (observed.agents.get(pod.uid) for pod in observed.pods if pod.alive)
+    runs = any(agent and agent.report.phase is AgentPhase.RUNNING for agent in agents)
+    if decision.waiting and not runs and sizing.least_pods(observed) > job.min_replicas:
+        return status.PENDING  # No round, although no pod is lost: the script needs more of them.
     report = status.leader(observed)
     if record.first_step_at is not None and record.pending_since is None:
         if report and report.trains:

@@ -48,6 +48,7 @@ from rekindle.contract import (
     ENV_PROGRESS,
     ENV_TERMINATION_LOG,
     ENV_TOKEN,
+    ENV_WORKERS,
     GROUP,
     KIND,
     LABEL_INCARNATION,
@@ -93,6 +94,7 @@ HOSTNAME = "kubernetes.io/hostname"
 VARIABLES = {
     *(ENV_JOB, ENV_NAMESPACE, ENV_POD, ENV_POD_UID, ENV_POD_IP, ENV_COORDINATOR, ENV_TOKEN),
     *(ENV_PROC_PER_NODE, ENV_GRACE, ENV_TERMINATION_LOG, ENV_HANG_TIMEOUT, ENV_MTBF),
+    ENV_WORKERS,
     *(ENV_CHECKPOINT_URI, ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_REGION, ENV_CHECKPOINT_COMMIT),
     *(ENV_CHECKPOINT_ADDRESSING, ENV_CHECKPOINT_EVERY_STEPS, ENV_CHECKPOINT_EVERY_SECONDS),
     *(ENV_CHECKPOINT_EVERY, ENV_CHECKPOINT_KEEP, ENV_PROGRESS),
@@ -369,16 +371,17 @@ def _ordinary(amounts: Any) -> dict[str, Any]:
     return {k: v for k, v in given if k in {"cpu", "memory", "ephemeral-storage"}}
 
 
-def variables_of_a_round(job: TrainingJob, mtbf: float | None) -> dict[str, str]:
+def variables_of_a_round(job: TrainingJob, mtbf: float | None, workers: int) -> dict[str, str]:
     """What the workers of the next round find in their environment, in place of the pod's.
 
-    A name that the template sets itself is left out: the user's word counts.
+    `workers` are those of the job when all its pods are there, which only a round can tell. A name
+    that the template sets itself is left out: the user's word counts.
     """
     trainer = next(c for c in job.template["spec"]["containers"] if c["name"] == TRAINER_CONTAINER)
     own = {entry.get("name") for entry in trainer.get("env") or ()}
     return {
         name: "" if value is None else str(value)
-        for name, value in _changeable(job, mtbf)
+        for name, value in (*_changeable(job, mtbf), (ENV_WORKERS, workers))
         if name not in own
     }
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 
 from rekindle.contract import AgentPhase, ExitCode, Member, Round
-from rekindle_operator import notices
+from rekindle_operator import notices, sizing
 from rekindle_operator.observed import Agent, Observed, Pod
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.timestamps import clock
@@ -149,6 +149,7 @@ def scheduled_since(job: TrainingJob, observed: Observed) -> float | None:
 
     Until then a job waits for capacity, from then on it starts.
     """
+    job = sizing.in_use(job, observed)
     done = len(_done(job, observed))
     least = min(max(1, job.min_replicas - done), job.replicas - done)
     slots: dict[int, float] = {}
@@ -170,6 +171,7 @@ def decide(
     ``last_number`` is the highest number ever used. With ``hold`` no round is formed, because a
     failure is still being understood.
     """
+    asked, job = job.replicas, sizing.in_use(job, observed)
     current = observed.round
     if current is None or current.number < last_number and not _anybody_in(current, observed):
         return _form(job, observed, last_number, hold=hold, patient=True, now=now)
@@ -213,6 +215,9 @@ def decide(
         decision = _make_before_break(job, observed, current, going, now)
         if decision is not None:
             return decision
+    surplus = len(current.members) > job.replicas
+    if surplus and (job.replicas == asked or _stepping(current, observed)):
+        return Decision(save=sizing.why_fewer(job, asked))
     decision = _consider_newcomers(job, observed, current, values, now)
     return replace(decision, going=_why_going(observed, going) or None)
 
@@ -380,8 +385,8 @@ def _form(
     now: float,
 ) -> Decision:
     """Form a round from those that are there, or say what it waits for."""
-    if hold:
-        return Decision(waiting="a failure is being understood")
+    if in_the_way := "a failure is being understood" if hold else sizing.too_few(job, observed):
+        return Decision(waiting=in_the_way)
     done = _done(job, observed)
     ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
     if len(done) >= job.replicas:
@@ -429,6 +434,7 @@ def seats(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
     before high ones, which are those of the spares. When there are as many as before, those that
     were members keep their ranks, and newcomers take the ranks of those that went.
     """
+    job = sizing.in_use(job, observed)
     done = _done(job, observed)
     ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
     before = [m.uid for m in observed.round.members] if observed.round else []
@@ -467,8 +473,6 @@ def _consider_newcomers(
 ) -> Decision:
     """A whole, running round: is there room and is somebody waiting to fill it."""
     inside, done = {m.uid for m in current.members}, _done(job, observed)
-    if len(inside) > job.replicas:
-        return Decision(save=f"scaled down to {job.replicas}")
     room = job.replicas - len(done) - len(inside)
     if room <= 0 or values != {State.RUNNING}:
         return Decision()

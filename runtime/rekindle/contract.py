@@ -133,6 +133,10 @@ ENV_REPORT = "REKINDLE_REPORT_FILE"
 ENV_WARM = "REKINDLE_WARM"
 """``0`` starts each worker as a fresh interpreter instead of forking it from a warm one."""
 
+ENV_WORKERS = "REKINDLE_WORKERS"
+"""Workers of the job when all pods that it wants are there: what a global batch follows from that
+the script does not give. Comes with each round; unset: those that are there."""
+
 RUNS_AFTER = 10.0
 """Seconds for which the workers of a script that says nothing must run to count as running."""
 
@@ -145,6 +149,7 @@ OF_A_ROUND = (
     ENV_HANG_TIMEOUT,
     ENV_GRACE,
     ENV_MTBF,
+    ENV_WORKERS,
 )
 """Variables that a round brings along, so that a change of them needs no new pods. Empty: unset."""
 
@@ -652,6 +657,12 @@ class AgentReport(Document):
     """See Member."""
     unreachable: tuple[str, ...] = ()
     """Uids of the view's suspects that this pod has tried to reach and could not."""
+    useful_world: int | None = None
+    """Of more workers than these some have nothing to do in any step, as the script's own workers
+    have said in ``round``; None: not known, or there is no such number."""
+    least_world: int | None = None
+    """Fewer workers than these cannot go on from the checkpoints of the present ones; None: any
+    number can, or it is not known."""
 
     def __post_init__(self) -> None:
         for name in ("pod", "uid", "address"):
@@ -672,6 +683,8 @@ class AgentReport(Document):
         if self.slots < 1:
             raise ValueError(f"slots is {self.slots}, must be at least 1")
         _optional(_text, self.notice, "notice")
+        for name in ("useful_world", "least_world"):
+            _optional(_count, getattr(self, name), name)
         for name in ("notice_seconds", "failed_for"):
             _optional(_seconds, getattr(self, name), name)
         object.__setattr__(self, "phase", AgentPhase(self.phase))

@@ -1,6 +1,6 @@
 """Checks have stable codes; this is the error that a failed check raises.
 
-The message of every check starts with its code (``R13 global_batch=24 ...``), so that people can
+The message of every check starts with its code (``R7 micro_batch=64 ...``), so that people can
 search for it and the operator can put it into a condition. The group in front of the slash
 (``Topology/R13``) tells which part of a job has to be changed: the model, the data, the store, the
 cluster.

@@ -132,9 +132,13 @@ class Trainer:
 
         Counts of samples: a micro-batch is the loader's `batch_size`; `global_batch_size` is what
         one optimizer step sees over all processes, by default micro-batch times
-        `accumulate_grad_batches` times processes, fixed by the first attempt of a run and kept on
-        any other number of processes. `val_check_interval` counts optimizer steps within the epoch
-        (a share of the epoch as float), or over all epochs with `check_val_every_n_epoch=None`.
+        `accumulate_grad_batches` times processes: in a job those that it wants (`spec.replicas`
+        times workers per pod), however many are there. The first checkpoint fixes it. Fewer
+        processes do more micro-batches each; for more of them micro-batches are cut where nothing
+        forbids it (see `training.batching`).
+
+        `val_check_interval` counts optimizer steps within the epoch (a share of the epoch as
+        float), or over all epochs with `check_val_every_n_epoch=None`.
         `nonfinite` says what happens when a gradient is not finite (R20): ``stop`` with an error
         before the optimizer uses it, ``skip`` the samples of that step, ``rollback`` to the newest
         checkpoint and skip them, None to let it pass; see `ranks.finite`. With 16-bit precision
@@ -516,7 +520,7 @@ class Trainer:
         In force from the next step on (in `on_train_epoch_start`: in that epoch) and after every
         resume. `micro_batch` alone keeps the number of micro-batches, so the global batch grows
         with it, unless the flag `global_batch_size` was given. Raises ValueError when one is not a
-        multiple of the other, R13 when there are more processes than micro-batches.
+        multiple of the other.
         """
         if self._run is None:
             raise RequirementError(

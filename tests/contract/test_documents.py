@@ -59,6 +59,8 @@ REPORT = AgentReport(
     rollback=Rollback(at_step=9, to_step=5, reason="the loss is not finite", at=3.0),
     reach_port=40001,
     unreachable=("u1",),
+    useful_world=6,
+    least_world=2,
 )
 SAVE = Directive(kind=DirectiveKind.SAVE, round=3, reason="r", seconds=20.0)
 SUSPECT = Suspect(pod="digits-1", uid="u1", address="10.0.0.2", reach_port=40002)

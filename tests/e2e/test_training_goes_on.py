@@ -134,7 +134,9 @@ def test_prometheus_sees_pods_and_operator_and_an_operator_that_returns_disturbs
 
 
 def test_kubectl_scale_changes_the_number_of_pods_at_an_agreed_step(submit, site):
-    job = submit("scaled", "--steps=100000", "--delay=0.05", replicas=1)
+    """README's script: a batch of 16 on one pod is one micro-batch, which two then share."""
+    scaling = {"replicas": 1, "elastic": {"minReplicas": 1}}
+    job = submit("scaled", "--steps=100000", "--delay=0.05", "--batch=16", **scaling)
     job.wait_step(3)
     grown = site.kubectl("scale", "tj/scaled", "--replicas=2", "-n", job.namespace)
     assert grown.returncode == 0, grown.stderr
@@ -148,6 +150,14 @@ def test_kubectl_scale_changes_the_number_of_pods_at_an_agreed_step(submit, site
     at = status["progress"]["step"]
     job.wait(lambda s: s["checkpoint"]["step"] > at, "a checkpoint of the third round")
     assert_exact(job, until=None)
+    history = final_commit(job)[1].meta["history"]
+    assert [(h["world_size"], h["G"], h["m"]) for h in history] == [
+        (1, 16, 16),
+        (2, 16, 8),
+        (1, 16, 16),
+    ]
+    (unused,) = [c for c in status["conditions"] if c["type"] == "ReplicasUnused"]
+    assert unused["status"] == "False"
 
 
 def test_a_suspended_job_saves_and_goes_on_where_it_was(submit, site):

@@ -163,6 +163,10 @@ class SimAgent:
     outcome: Outcome | None = None
     checkpoint: CheckpointReport | None = None
     restored: Restored | None = None
+    useful: int | None = None
+    """For how many workers there is work, as its own have said at last."""
+    least: int | None = None
+    """With how few of them its script can go on."""
     round_steps: int = 0
     step: int = 0
     warm_at: float = 0.0
@@ -217,6 +221,8 @@ class SimAgent:
             progress=progress,
             checkpoint=self.checkpoint,
             restored=self.restored,
+            useful_world=self.useful,
+            least_world=self.least,
             outcome=self.outcome,
             **more,
         )
@@ -240,6 +246,12 @@ class World:
         self.save_every = save_every
         self.plain = plain
         """The program is not ours: it counts no steps and saves nothing that we know of."""
+        self.useful: int | None = None
+        """How many workers the script's batch is work for."""
+        self.exact = False
+        """The script can go on with as many workers as it began with, and no others."""
+        self.turned_away = 0
+        """Workers of it that were of another number, and ended as if they had saved."""
         self.tells_steps = False
         """It reports its step now and then, every hundredth."""
         self.quota: int | None = None
@@ -564,6 +576,13 @@ class World:
         source = self.committed.uri if self.committed else "scratch"
         restored = Restored(step=agent.step, source=source, skipped=self.skipped)
         agent.restored = None if self.plain else restored
+        agent.useful = None if self.plain else self.useful
+        if self.exact:
+            agent.useful = agent.least = size = self.rounds[0].world_size
+            if offered.world_size != size:
+                self.turned_away += 1
+                agent.phase = AgentPhase.WAITING
+                agent.outcome = Outcome(cause="Saved", code=75, message="not so many", at=self.now)
         agent.checkpoint = self.committed
 
     def save(self):
@@ -1042,7 +1061,9 @@ class World:
         members = [observed.pod(m.uid) for m in fresh.members]
         assert all(pod and pod.alive and not pod.deleting for pod in members)
         slots = [pod.slot for pod in members]
-        assert len(set(slots)) == len(slots) <= self.job.replicas, "one rank twice"
+        told = [a.report.useful_world for a in observed.agents.values() if a.report.useful_world]
+        room = min([self.job.replicas, *told])
+        assert len(set(slots)) == len(slots) <= room, "one rank twice, or one that has no work"
         assert len({m.uid for m in fresh.members}) == len(slots)
         assert all(slot < self.job.pods for slot in slots)
         before = [m.uid for m in self.round.members] if self.round else []
@@ -1054,7 +1075,7 @@ class World:
         waiting = {u for u, a in observed.agents.items() if a.report.phase is AgentPhase.DONE}
         done = {p.slot for p in observed.pods if p.phase == "Succeeded" or p.uid in waiting}
         least = max(1, self.job.min_replicas - len(done))
-        most = self.job.replicas - len(done)
+        most = room - len(done)
         assert len(slots) >= min(least, most), "below minReplicas"
         phases = {u: a.report.phase for u, a in observed.agents.items()}
         ready = {AgentPhase.WAITING, AgentPhase.RUNNING, AgentPhase.FAILED}

@@ -69,8 +69,9 @@ class Histories(RuleBasedStateMachine):
         warms_for=st.sampled_from([0.0, 4.0]),
         ttl=st.sampled_from([None, 40]),
         plain=st.booleans(),
+        useful=st.sampled_from([None, None, 1, 2, 3]),
     )
-    def begin(self, replicas, least, nodes, spares, warms_for, ttl, plain):
+    def begin(self, replicas, least, nodes, spares, warms_for, ttl, plain, useful):
         self.w = self.World(
             replicas=replicas,
             nodes=nodes,
@@ -82,6 +83,7 @@ class Histories(RuleBasedStateMachine):
             plain=plain,
         )
         self.w.warms_for = warms_for
+        self.w.useful = None if plain else useful
         self.place, self.w.kubernetes = self.w.kubernetes, self.pods_are_placed
         self.failed: set[str] = set()
         """Pods in which something has failed that nothing was charged for."""
@@ -393,7 +395,8 @@ class Histories(RuleBasedStateMachine):
             for p in wanted
             if p.phase == "Succeeded" or p.agent and p.agent.phase is AgentPhase.DONE
         }
-        everybody = len(w.members) + len(done) >= w.job.replicas and w.training()
+        room = min(w.job.replicas, w.useful or w.job.replicas)
+        everybody = len(w.members) + len(done) >= room and w.training()
         return w.phase in status.TERMINAL or everybody
 
     def go_on(self, seconds, done):

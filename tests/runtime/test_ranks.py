@@ -88,6 +88,56 @@ def test_a_run_moves_over_world_sizes_and_sees_1003_samples_once_per_epoch(ranks
         assert commit.meta["ledger"] == newest(tmp_path / "whole").meta["ledger"]
 
 
+def test_a_run_of_one_micro_batch_moves_over_any_number_of_ranks(ranks, fit, tmp_path):
+    """`kubectl scale` from 1 to 2, to 1 and to 3, with README's script: a batch of 16."""
+
+    def moved(root, *, net=None, **more):
+        flags = {"max_epochs": 2, "data": {"guarantee": "bitwise" if "bits" in root else "order"}}
+        return {"root": root, "n": 103, "batch_size": 16, "flags": flags, "net": net or {}, **more}
+
+    def several(**more):
+        return [
+            moved("run", wanted=2, **more),  # what was wanted first counts, and that was one
+            moved("bits", **more),
+            moved("normed", net={"norm": True}, **more),
+        ]
+
+    whole = fit(**moved("whole bits"))
+    parts = [[fit(**one) for one in several(stop_at=3)[1:]]]
+    parts[0].insert(0, fit(**moved("run", stop_at=3)))
+    parts += [[rank[n] for n in range(3)] for rank in ranks(2, *several(stop_at=6))]
+    parts += [[fit(**one) for one in several(stop_at=9)]]
+    parts += [[rank[n] for n in range(3)] for rank in ranks(3, *several())]
+    assert [[result["error"] for result in part] for part in parts] == [[None] * 3] * 7
+    for number, root in enumerate(("run", "bits", "normed")):
+        assert once_per_epoch([part[number] for part in parts], 103), root
+        commit = newest(tmp_path / root)
+        assert audit(commit.meta).exact
+        assert (commit.meta["step"], commit.meta["cursor"]["G"]) == (14, 16)
+        assert "cut" not in commit.meta["cursor"]
+    assert {part[1]["weights"] for part in parts[-3:]} == {whole["weights"]}
+    sizes = {root: [] for root in ("run", "bits", "normed")}
+    for root, found in sizes.items():
+        for each in newest(tmp_path / root).meta["history"]:
+            found.append((each["world_size"], each["G"], each["m"]))
+    assert sizes["run"] == [(1, 16, 16), (2, 16, 8), (1, 16, 16), (3, 16, 6)]
+    # What is computed per micro-batch is left as it is; ranks without one change nothing.
+    assert sizes["bits"] == sizes["normed"]
+    assert sizes["bits"] == [(1, 16, 16), (2, 16, 16), (1, 16, 16), (3, 16, 16)]
+
+
+def test_whoever_came_first_does_not_decide_the_batch(ranks, fit, tmp_path):
+    """Two pods are wanted, and one comes late: the run begins with the batch of two."""
+    late = {"root": "late", "n": 103, "flags": {"max_epochs": 2}, "wanted": 2}
+    begun = fit(**late, stop_at=2)
+    joined = ranks(2, late, {**late, "root": "whole"})
+    whole = newest(tmp_path / "whole").meta
+    assert newest(tmp_path / "late").meta["ledger"] == whole["ledger"]
+    assert [each["G"] for each in newest(tmp_path / "late").meta["history"]] == [8, 8]
+    assert once_per_epoch([begun, *(rank[0] for rank in joined)], 103)
+    assert close(joined[0][0], joined[0][1])
+
+
 def test_a_rank_that_fails_ends_the_others_too(ranks):
     results = ranks(2, task("failing", fail_at=3, failing=1), fails=True)
     errors = sorted(result[0]["error"] for result in results)
@@ -106,18 +156,17 @@ def test_ranks_agree_on_saves_by_the_clock_of_one_of_them(ranks, tmp_path):
 
 
 def test_a_refusal_is_the_same_on_all_ranks(ranks, tmp_path):
-    few = {**task("few"), "flags": {**FLAGS, "global_batch_size": 8}}
+    uneven = {**task("uneven"), "flags": {**FLAGS, "global_batch_size": 10}}
     nowhere = task("../" * 30 + "proc/nowhere")
     expected = [
         "R9 training dataset differs between ranks: rank 0 has 103 samples, rank 2 has 9 (path "
         "missing?).",
         "R9 training dataset differs between ranks: rank 0 has 103 samples, rank 1 has 99 (path "
         "missing?).",
-        "R13 global_batch=8 with micro_batch=4 gives 2 micro-batches; world size 3 would leave 1 "
-        "ranks idle. Lower micro_batch (the loader's batch_size) or the number of processes.",
+        "global_batch_size=10 is not a multiple of the micro-batch 4 (the loader's batch_size)",
         "R5 cannot write checkpoints to file:///proc/nowhere: ",
     ]
-    results = ranks(3, task("a", short={2: 9}), task("b", short={1: 99, 2: 98}), few, nowhere)
+    results = ranks(3, task("a", short={2: 9}), task("b", short={1: 99, 2: 98}), uneven, nowhere)
     for found, message in zip(zip(*results, strict=True), expected, strict=True):
         messages = {result["error"].partition(": ")[2] for result in found}
         assert len(messages) == 1

@@ -130,9 +130,10 @@ def test_options_that_are_not_needed_are_named(tmp_path, capsys):
     assert "DDPStrategy(find_unused_parameters=...) is not needed: unused parameters are" in said
 
 
-def test_a_mesh_is_for_so_many_processes(tmp_path):
-    with pytest.raises(ValueError, match="is for 4 processes, there are 1"):
+def test_a_mesh_has_as_many_copies_as_there_are_processes_for(tmp_path):
+    with pytest.raises(ValueError, match="needs a multiple of 2 processes, there are 1"):
         fit(tmp_path, mesh={"dp": 2, "tp": 2})
+    fit(tmp_path, mesh={"dp": 4}, max_steps=1)  # one of four is there
 
 
 @pytest.mark.processes

@@ -71,7 +71,7 @@ class Fit:
         source: Any = Source(self._loop._data_source, self._make_cut)
         self._loop._data_source = source
         if self._found.restored is not None:
-            resuming.check(self._found.restored, self._world, self.session.lease.uri)
+            resuming.check(self._found.restored, self._world, self.session.lease.uri, page)
             resuming.hand_over(trainer, self._found.restored)
 
     # Beginning.

@@ -80,6 +80,8 @@ class Progress:
                 productive=self.productive,
                 stall=self.stall,
             )
+            # Lightning fixes the batch per process, so another number of them is another training.
+            self._page.use(self._size, least=self._size)
             self._page.write_restored(
                 RestoredReport(step=self.step, source=source, skipped=skipped)
             )

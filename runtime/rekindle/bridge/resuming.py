@@ -6,6 +6,7 @@ have read it to. A script's ``ckpt_path`` is where the run once began; after a r
 newer and wins.
 """
 
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,10 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from rekindle.bridge import state
 from rekindle.checkpoint import Restored
+from rekindle.contract import ENV_WORKERS
+from rekindle.contract import Restored as RestoredReport
+from rekindle.outcome import Preempted
+from rekindle.ranks.control import ControlPage
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
 
@@ -21,14 +26,23 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
-def check(restored: Restored, world: World, uri: str) -> None:
-    """Refuse a checkpoint that this run cannot go on from; raises RequirementError (R11, R13)."""
+def check(restored: Restored, world: World, uri: str, page: ControlPage | None) -> None:
+    """Refuse a checkpoint that this run cannot go on from; raises RequirementError (R11, R13).
+
+    An operator can make a round of as many workers as the checkpoint is of, if it is told so: then
+    these end as if they had saved, since nothing is lost.
+    """
     if not isinstance(restored.state, dict) or "lightning" not in restored.state:
         raise RequirementError(
             f"R11 checkpoint step {restored.ref.step} in {uri} was written by rekindle.Trainer. "
             f"Give this script a root of its own."
         )
     if restored.world_size != world.size:
+        if page is not None and os.environ.get(ENV_WORKERS):
+            if world.local_rank == 0:
+                page.use(restored.world_size, least=restored.world_size)
+                page.write_restored(RestoredReport(step=restored.ref.step, source=uri))
+            raise Preempted(restored.ref.step, saved=True)
         raise RequirementError(
             f"R13 checkpoint step {restored.ref.step} was written by {restored.world_size} "
             f"processes, this attempt has {world.size}. Lightning fixes the batch per process, so "

@@ -12,6 +12,7 @@ import torch
 from rekindle.callback import Callback
 from rekindle.callbacks.trial import begun, trial, write
 from rekindle.data.loader import Source
+from rekindle.training.batching import workers_of_the_job
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
@@ -93,8 +94,9 @@ class BatchSizeFinder(Callback):
 
     The size takes the place of the loader's batch size: of the micro-batch. With
     `global_batch_size` given, it is the largest size that fits and divides it with a micro-batch
-    for each process. It is written to the attribute or hyperparameter `batch_arg_name` of data
-    module and module, where there is one. A run that resumes keeps the size of its first attempt.
+    for each process that the job wants. It is written to the attribute or hyperparameter
+    `batch_arg_name` of data module and module, where there is one. A run that resumes keeps the
+    size of its first attempt.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class BatchSizeFinder(Callback):
             return
         found = largest(trainer, pl_module, source, self._search)
         if (whole := trainer.flags.global_batch_size) is not None:
-            most = min(found, max(1, whole // world.size))
+            most = min(found, max(1, whole // workers_of_the_job(world.size)))
             found = next(size for size in range(most, 0, -1) if whole % size == 0)
         trainer.train_source = replace(source, batch_size=found)
         self.optimal_batch_size = found

@@ -58,7 +58,7 @@ class BatchSizeSchedule(Callback):
 class GradientAccumulationScheduler(Callback):
     """Micro-batches per process and step, by epoch: ``GradientAccumulationScheduler({4: 2})``.
 
-    The numbers are multiplied with the micro-batch and the processes that the run began with, as
+    The numbers are multiplied with the micro-batch and the processes that the job wants, as
     ``Trainer(accumulate_grad_batches=...)`` is; the global batch that this gives is kept on any
     other number of processes.
     """
@@ -76,7 +76,7 @@ class GradientAccumulationScheduler(Callback):
                 "global_batch_size: it decides itself"
             )
         if self._unit is None and run is not None:
-            self._unit = run.cursor.m * run.world.size
+            self._unit = run.cursor.m * run.workers
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Set the size of this epoch."""

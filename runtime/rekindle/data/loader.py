@@ -275,7 +275,7 @@ class LaneSampler:
     def blocks(self) -> Iterator[list[Share]]:
         """The same lanes, those of some steps at a time."""
         cursor = self.cursor
-        epoch, length, batch, micro = cursor.epoch, cursor.length, cursor.G, cursor.m
+        epoch, length, batch, micro = cursor.epoch, cursor.length, cursor.G, cursor.micro
         stride = self._world_size * micro
         first, ids = cursor.sample, np.empty(0, dtype=np.int64)
         for _, more in cursor.order_with(self.draw).stream(epoch, cursor.sample, length):

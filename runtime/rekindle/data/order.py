@@ -8,7 +8,8 @@ the data is one number, restoring it costs nothing at any size, and no rank or w
 Step t of an epoch consumes positions ``[t*G, (t+1)*G)``; the last step of an epoch takes what is
 left. These positions are cut into *lanes* of m samples each; lane k is run by rank k mod W. Lanes
 do not depend on W, so neither does what one step consists of: W ranks only share the lanes out
-differently. W need not divide the number of lanes; ranks without one contribute nothing.
+differently. W need not divide the number of lanes; ranks without one contribute nothing. Where
+there are more ranks than lanes these may be cut into smaller ones: the step stays what it is.
 
 Any change of constants, rounds or key derivation needs a new `ORDER_VERSION`: a checkpoint's
 position means something only together with the order it was counted in.
@@ -211,6 +212,8 @@ class Cursor:
     itself says something else."""
     script_G: int | None = None
     """The flag `global_batch_size` when G was chosen."""
+    cut: int | None = None
+    """Samples per lane where lanes of m are too few for the processes; no part of what is saved."""
 
     def __post_init__(self) -> None:
         if self.G < 1 or self.m < 1 or self.G % self.m:
@@ -229,9 +232,28 @@ class Cursor:
             object.__setattr__(self, "before", self.epoch * self.length if self.epoch else 0)
 
     @property
+    def micro(self) -> int:
+        """Samples per lane, as steps are cut now."""
+        return self.cut or self.m
+
+    @property
     def lanes(self) -> int:
-        """K: lanes of a full step, the largest usable world size."""
-        return self.G // self.m
+        """K: lanes of a full step; of more processes than these some have nothing to do."""
+        return -(-self.G // self.micro)
+
+    def cut_for(self, processes: int) -> Self:
+        """The same position with a lane for each of so many processes, as far as samples go.
+
+        Lanes of m stay as they are where there are enough of them. Else the step is cut into as few
+        as will do, of one size (the last one may be smaller). Nothing but G, m and the number of
+        processes counts: whatever sizes a run had in between, one number gives the same lanes.
+        """
+        if processes <= self.G // self.m:
+            return replace(self, cut=None)
+        # The largest size of which so many do not fit into G but for the last one.
+        most = max(1, (self.G - 1) // (processes - 1))
+        lanes = -(-self.G // most)
+        return replace(self, cut=-(-self.G // lanes))
 
     @property
     def global_order(self) -> GlobalOrder:
@@ -256,7 +278,7 @@ class Cursor:
 
     def remaining(self) -> Iterator[Step]:
         """The steps that are left in this epoch."""
-        return steps(length=self.length, global_batch=self.G, micro=self.m, start=self.sample)
+        return steps(length=self.length, global_batch=self.G, micro=self.micro, start=self.sample)
 
     def after(self, step: Step) -> Self:
         """The cursor once `step` is done; raises ValueError when it is not the next one."""
@@ -272,7 +294,7 @@ class Cursor:
 
     def resized(self, *, G: int, m: int) -> Self:
         """The same position with another global batch and micro-batch."""
-        return replace(self, G=G, m=m)
+        return replace(self, G=G, m=m, cut=None)
 
     def next_epoch(self) -> Self:
         """The cursor at the start of the next epoch."""
@@ -281,8 +303,8 @@ class Cursor:
         return replace(self, epoch=self.epoch + 1, sample=0, steps=0, before=used, length=length)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Plain values, which are the same on any number of processes."""
+        return {name: value for name, value in asdict(self).items() if name != "cut"}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

@@ -77,6 +77,7 @@ class Session:
         self._ranks: tuple[RankReport, ...] = ()
         self._hang: Hang | None = None
         self._rollback: Rollback | None = None
+        self._worlds: tuple[int | None, int | None] = (None, None)
         self._view: View | None = None
         self._listeners: list[Callable[[], None]] = []
 
@@ -216,6 +217,8 @@ class Session:
                 ranks=self._ranks,
                 hang=self._hang,
                 rollback=self._rollback,
+                least_world=self._worlds[0],
+                useful_world=self._worlds[1],
             )
 
     # What it has been told.
@@ -316,6 +319,9 @@ class Session:
                 self._progress = self._tracked
             self._restored = restored
             self._rollback = rollback
+            if restored is not None:
+                # It holds for the rounds to come, until their workers say otherwise.
+                self._worlds = page.worlds
             if self._began is not None:
                 began = self._began
                 began.stamps = stamps if attached else (formed or stamps[0], *stamps[1:])

@@ -13,7 +13,8 @@ gradients over all ranks, unscales them and counts. All ranks make the same call
 a rank that has no batch left at the end of an epoch repeats one with weight zero.
 
 One batch on each process is one step of the run, so the global batch is the loader's batch size
-times the number of processes.
+times the number of processes, or `global_batch_size`. It stays as it is on fewer processes: a step
+then takes several calls of `training_step` on each, each with an update of its own.
 """
 
 from collections.abc import Callable, Iterator

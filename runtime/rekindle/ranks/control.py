@@ -48,6 +48,7 @@ _EPOCH = 11
 _SAMPLES = 12
 _ROUND_STEPS = 13
 _COMMIT_STEP = 14  # -1: none
+_USEFUL_WORLD = 15  # 0: not said
 _LOSS = 16  # f64, nan: none
 _SAMPLES_PER_SECOND = 17  # f64, nan: none
 _PRODUCTIVE = 18  # f64, seconds
@@ -57,6 +58,7 @@ _COMMIT_SECONDS = 21  # f64, what the newest save took until it was committed; n
 _GROUPED = 22  # f64, time.monotonic() of this machine, as the next two; 0: not yet
 _RESTORED = 23
 _STEPPED = 24
+_LEAST_WORLD = 27  # i64; 0: any number of workers can go on
 # Words that any worker of the pod may write, all with the same meaning.
 _FORMED = 25  # f64, time.monotonic(): torch's process group was there, whoever made it
 _AWAITED = 26  # 1: a trainer has been made, and will attach to this page
@@ -183,6 +185,14 @@ class ControlPage:
             return None
         return {str(k): float(v) for k, v in json.loads(path.read_text()).items()}
 
+    @property
+    def worlds(self) -> tuple[int | None, int | None]:
+        """The least workers that can go on, and of how many all have something to do.
+
+        None: no limit, or not said.
+        """
+        return self._ints[_LEAST_WORLD] or None, self._ints[_USEFUL_WORLD] or None
+
     # The workers' side.
 
     def attach(self) -> None:
@@ -250,6 +260,14 @@ class ControlPage:
             floats[_STEPPED] = time.monotonic()
         ints[_ROUND_STEPS] += 1
         ints[_STEP] = step
+
+    def use(self, useful: int | None, *, least: int | None = None) -> None:
+        """Announce of how many workers all have something to do, and how few can go on.
+
+        None: any number.
+        """
+        self._ints[_USEFUL_WORLD] = useful or 0
+        self._ints[_LEAST_WORLD] = least or 0
 
     def observe(self, *, loss: float | None, samples_per_second: float | None) -> None:
         """Announce values that are known only now and then."""

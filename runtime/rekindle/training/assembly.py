@@ -2,8 +2,8 @@
 
 The order matters. First who we are (process group), then the data and the model of the script, then
 everything that may refuse: signatures, data, store, each shared with all ranks before anybody goes
-on. Only then the checkpoint is read, because it decides the global batch and with it whether this
-world size is usable at all.
+on. Only then the checkpoint is read, because it decides the global batch and with it what each of
+the processes has to do.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from rekindle.contract import Restored as RestoredReport
 from rekindle.data.draws import Draw
 from rekindle.data.loader import LaneSampler, Source, build, fingerprint, limited
 from rekindle.data.order import ENDLESS, Cursor, Kind
-from rekindle.data.streams import Streaming, refuse_stateless, stateful
+from rekindle.data.streams import ShardedStream, Streaming, refuse_stateless, stateful
 from rekindle.data.tokens import samples_of
 from rekindle.flags import Flags
 from rekindle.loggers.journal import Journal
@@ -40,7 +40,7 @@ from rekindle.saving.persistence import Session
 from rekindle.saving.restore import Found
 from rekindle.strategies.statistics import synchronised
 from rekindle.telemetry import Meter
-from rekindle.training import feeding, placement, state
+from rekindle.training import batching, feeding, placement, state
 from rekindle.training.evaluation import validate
 from rekindle.training.fitting import fitted
 from rekindle.training.hooks import Hooks
@@ -52,7 +52,6 @@ from rekindle.training.preflight import (
     check_example,
     check_same_data,
     check_same_program,
-    check_world,
     same_data,
     step_function,
     summary,
@@ -139,12 +138,12 @@ def assemble(
     if found is None:
         found = _find(session, flags, start_from, console)
     _check_ours(found)
-    asked = flags.global_batch_size
     if not optimizers.automatic(module):
-        asked = _manual_batch(train_source, flags, world)
+        _check_manual(flags)
     draw = _draw(train_source, flags, found)
     chosen = trainer.train_source.batch_size
-    cursor = _cursor(train_source, chosen, draw, flags, asked, mark, copies, found, console)
+    workers = batching.workers_of_the_job(world.size) * copies.size // world.size
+    cursor = _cursor(train_source, chosen, draw, flags, mark, workers, found, console)
     if flags.max_tokens is not None:
         flags = _in_samples(flags.max_tokens, flags, train_source, cursor, draw)
     stream = _stream(train_source, flags, cursor, copies, found)
@@ -167,6 +166,10 @@ def assemble(
                 f"{cursor.G}, in {cursor.G // size} micro-batches"
             )
             cursor = replace(cursor, m=size)
+    shares = batching.sharing(
+        flags, module, streamed=stream is not None, sharded=sharded or copies.size < world.size
+    )
+    cursor = shares.cut(cursor, copies.size)
     if not sharded:
         placement.place(module, flags, world, console)
     optimization = optimizers.configure(module)
@@ -207,6 +210,8 @@ def assemble(
         module=module,
         flags=flags,
         world=copies,
+        workers=workers,
+        sharing=shares,
         hooks=hooks,
         hook_times=HookTimes(hooks),
         logs=logs,
@@ -354,9 +359,8 @@ def _never() -> bool:
     return False
 
 
-def _manual_batch(source: Source, flags: Flags, world: World) -> int:
-    """The global batch of a module that updates itself: one batch on each process."""
-    batch = source.batch_size * world.size
+def _check_manual(flags: Flags) -> None:
+    """Refuse what a module that updates itself has to do itself."""
     who = "with manual optimization"
     if flags.gradient_clip_val is not None:
         raise ValueError(
@@ -368,12 +372,6 @@ def _manual_batch(source: Source, flags: Flags, world: World) -> int:
             f"accumulate_grad_batches={flags.accumulate_grad_batches} {who} would accumulate "
             f"nothing: call the optimizer's step() and zero_grad() every so many batches"
         )
-    if flags.global_batch_size not in (None, batch):
-        raise ValueError(
-            f"global_batch_size={flags.global_batch_size} {who} is the loader's batch size times "
-            f"the number of processes, here {batch}. Remove the flag."
-        )
-    return batch
 
 
 def _check_ours(found: Found) -> None:
@@ -449,19 +447,22 @@ def _cursor(
     chosen: int,
     draw: Draw | None,
     flags: Flags,
-    asked: int | None,
     mark: str,
-    world: World,
+    workers: int,
     found: Found,
     console: Console,
 ) -> Cursor:
-    """Where to begin, in an order that the first attempt has fixed.
+    """Where to begin, in an order and with a global batch that the first attempt has fixed.
 
     `chosen` is the micro-batch of a run that begins, the script's own unless a callback knows a
-    better one.
+    better one. `workers` are those that the job wants, however many of them are there.
     """
-    micro = source.batch_size
-    batch = asked or chosen * flags.accumulate_grad_batches * world.size
+    micro, asked = source.batch_size, flags.global_batch_size
+    if isinstance(source.dataset, ShardedStream):
+        # Each micro-batch has shards of its own; of more processes some are of no use.
+        most = source.dataset.num_shards // flags.accumulate_grad_batches
+        workers = max(1, min(workers, most))
+    batch = asked or chosen * flags.accumulate_grad_batches * workers
     positions = draw.length if draw is not None else source.positions or source.samples
     batches = source.batches_of(positions)
     length = min(positions, limited(flags.limit_train_batches, batches) * micro)
@@ -490,7 +491,6 @@ def _cursor(
         script_G=asked,
     )
     if found.restored is None:
-        check_world(fresh, world.size)
         return fresh
     step = int(found.restored.meta["step"])
     saved = Cursor.from_json(found.restored.meta["cursor"])
@@ -519,7 +519,6 @@ def _cursor(
     cursor = replace(saved, G=kept, m=size, script_m=micro, script_G=asked)
     if flags.seed != saved.seed:
         console.say(f"seed stays {saved.seed}, as the checkpoint of step {step} has it")
-    check_world(cursor, world.size)
     return cursor
 
 
@@ -542,6 +541,7 @@ def _announce(run: Run, found: Found) -> None:
             )
         if not run.done and (tight := session.tight()) is not None:
             run.console.say(tight)
+    feeding.tell(run)
     if run.page is not None and run.world.local_rank == 0:
         run.page.begin(
             step=run.step,

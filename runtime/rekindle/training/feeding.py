@@ -19,7 +19,6 @@ from rekindle.data.order import Cursor, Step
 from rekindle.data.streams import Streaming
 from rekindle.model import metrics
 from rekindle.requirement import RequirementError
-from rekindle.training.preflight import check_world
 from rekindle.training.run import Feed, Run
 
 
@@ -37,7 +36,7 @@ def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
         batches = iter(run.loader)
         for step in plan.remaining():
             yield step, batches
-            if run.cursor.G != plan.G or run.cursor.m != plan.m:
+            if run.cursor.G != plan.G or run.cursor.micro != plan.micro:
                 break
 
 
@@ -125,15 +124,15 @@ def resize(run: Run, *, global_batch: int | None = None, micro: int | None = Non
 
     A micro-batch alone keeps the number of lanes, so the global batch grows with it, unless the
     script has fixed the global batch by a flag. Raises ValueError for sizes that do not fit
-    together, R13 when the world is too large for them.
+    together.
     """
     before = run.cursor
     micro = micro or before.m
-    kept = before.G if run.flags.global_batch_size else before.lanes * micro
+    kept = before.G if run.flags.global_batch_size else before.G // before.m * micro
     cursor = before.resized(G=global_batch or kept, m=micro)
-    if cursor == before:
+    if (cursor.G, cursor.m) == (before.G, before.m):
         return
-    check_world(cursor, run.world.size)
+    cursor = run.sharing.cut(cursor, run.world.size)
     if run.feed.stream is not None and cursor.lanes != before.lanes:
         raise ValueError(
             f"a stream is read in {before.lanes} micro-batches per step, each with a position of "
@@ -146,6 +145,7 @@ def resize(run: Run, *, global_batch: int | None = None, micro: int | None = Non
         f"{before.m} -> {cursor.m}"
     )
     note(run)
+    tell(run)
 
 
 def follow(run: Run) -> None:
@@ -207,9 +207,18 @@ def feed_of(datamodule: Any, stream: Streaming | None = None) -> Feed:
     )
 
 
+def tell(run: Run) -> None:
+    """Tell people and the agent for how many processes a step is work."""
+    line = run.sharing.told(run.cursor, run.world.size)
+    if line is not None and not run.done:
+        run.console.say(line)
+    if run.page is not None and run.world.local_rank == 0:
+        run.page.use(run.sharing.useful(run.cursor))
+
+
 def note(run: Run) -> None:
     """Add today's sizes to the history, if they are others than before."""
-    sizes = {"G": run.cursor.G, "m": run.cursor.m, "world_size": run.world.size}
+    sizes = {"G": run.cursor.G, "m": run.cursor.micro, "world_size": run.world.size}
     history = run.feed.history
     if history and {name: history[-1][name] for name in sizes} == sizes:
         return

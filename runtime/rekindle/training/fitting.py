@@ -118,8 +118,8 @@ def explained(error: BaseException, cursor: Cursor) -> BaseException:
     if not isinstance(error, torch.OutOfMemoryError):
         return error
     first = str(error).partition("\n")[0]
-    half = f"; try micro_batch={cursor.m // 2}, or" if cursor.m > 1 else ";"
+    half = f"; try micro_batch={cursor.micro // 2}, or" if cursor.micro > 1 else ";"
     return RequirementError(
-        f"R7 micro_batch={cursor.m} does not fit the device in this step{half} set "
+        f"R7 micro_batch={cursor.micro} does not fit the device in this step{half} set "
         f"micro_batch='auto' to keep global_batch={cursor.G} with accumulation. {first}"
     )

@@ -2,7 +2,10 @@
 
 Each rank has one batch, or none in the last step of an epoch. Optimizers step inside of
 `training_step`, each step a sum over all ranks, so every rank has to make the same calls: a rank
-without a batch repeats rank 0's with weight zero, and nothing that it logs is kept.
+without a batch repeats another's with weight zero, and nothing that it logs is kept.
+
+A run keeps its global batch on any number of ranks. Fewer ranks go through it in several rounds,
+with an update in each, since only the script could add their gradients up.
 """
 
 import time
@@ -12,7 +15,7 @@ from typing import Any
 import torch
 
 from rekindle.data.loader import Batch
-from rekindle.data.order import Step
+from rekindle.data.order import Lane, Step
 from rekindle.logs import flattened
 from rekindle.model import metrics
 from rekindle.model.module import StepOutput
@@ -22,48 +25,65 @@ from rekindle.training.run import Run
 
 
 def take_manual_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
-    """One call of `training_step` on each rank."""
+    """One call of `training_step` on each rank, or several where there are fewer ranks."""
+    began = time.perf_counter()
+    run.losses = []
+    run.logs.step = run.step
+    ended = [_round(run, step, lanes, batches) for lanes in rounds(step, run.world.size)]
+    took = time.perf_counter() - began
+    run.meter.durations.append(took)
+    run.advance(step, took)
+    for loss, batch, index in filter(None, ended):
+        for hook in run.hooks.on_train_batch_end:
+            hook(run.trainer, run.module, loss, batch, index)
+
+
+def rounds(step: Step, world_size: int) -> list[dict[int, Lane]]:
+    """The lanes of a step, a round after the other, each by the rank that runs it."""
+    found: dict[int, dict[int, Lane]] = {}
+    for lane in step.lanes_of(0, 1):
+        number, rank = divmod(lane.index, world_size)
+        found.setdefault(number, {})[rank] = lane
+    return [found[number] for number in sorted(found)]
+
+
+def _round(
+    run: Run, step: Step, lanes: dict[int, Lane], batches: Iterator[Batch]
+) -> tuple[torch.Tensor | None, Any, int] | None:
+    """One call on each rank: what its hooks are told afterwards, None without a lane."""
     began = time.perf_counter()
     trainer, module, hooks, logs, update = run.trainer, run.module, run.hooks, run.logs, run.update
-    world, samples = run.world, step.stop - step.start
-    lanes = step.lanes_of(world.rank, world.size)
+    world, own = run.world, lanes.get(run.world.rank)
     ids: Any = ()
     batch: Any = None
-    if lanes:
+    if own is not None:
         ids, batch = next(batches)
-    if step.lanes < world.size:
-        shared = world.share(batch if world.first else None)
-        batch = batch if lanes else shared
+    if len(lanes) < world.size:
+        held = world.gather(batch if world.rank == min(lanes) else None)[min(lanes)]
+        batch = held if own is None else batch
     if run.move is not None:
         batch = run.move(batch)
     run.meter.data += time.perf_counter() - began
-    size = lanes[0].stop - lanes[0].start if lanes else 0
-    lane = lanes[0].index if lanes else world.rank
-    index = step.start // step.micro + lane
-    run.losses = []
-    logs.step, logs.batch_size = run.step, size
-    update.begin(run, size, samples)
-    run.seeds(run.step, lane)
-    if not lanes:
+    size = 0 if own is None else own.stop - own.start
+    number = world.rank if own is None else own.index
+    index = step.start // step.micro + number
+    logs.batch_size = size
+    update.begin(run, size, sum(lane.stop - lane.start for lane in lanes.values()))
+    run.seeds(run.step, number)
+    if own is None:
         kept = metrics.states(module)
         with muted():
             _call(run, batch, index)
         metrics.restore(module, kept)
-        output = None
-    else:
-        for hook in hooks.on_train_batch_start:
-            hook(trainer, module, batch, index)
-        output = _call(run, batch, index)
-        run.ledger.used(run.cursor.epoch, ids)
+        update.end()
+        return None
+    for hook in hooks.on_train_batch_start:
+        hook(trainer, module, batch, index)
+    output = _call(run, batch, index)
+    run.ledger.used(run.cursor.epoch, ids)
     update.end()
-    loss = _loss(run, output, size)
-    took = time.perf_counter() - began
     run.meter.samples += size
-    run.meter.durations.append(took)
-    run.advance(step, took)
-    if lanes:
-        for hook in hooks.on_train_batch_end:
-            hook(trainer, module, loss, batch, index)
+    return _loss(run, output, size), batch, index
 
 
 def _call(run: Run, batch: Any, index: int) -> Any:

@@ -16,25 +16,34 @@ from rekindle.model import metrics
 from rekindle.model.module import Module
 from rekindle.ranks.distributed import World
 from rekindle.ranks.gradients import broadcast
-from rekindle.strategies import FSDP2
+from rekindle.strategies import FSDP2, Mesh
 from rekindle.strategies.sharding import recompute, shard
 from rekindle.strategies.statistics import synchronise
 
 
+def mesh_of(flags: Flags, world: World) -> Mesh | None:
+    """The mesh with as many copies as there are processes for; ValueError where none is whole.
+
+    The number of copies in the script is that of all pods: with fewer of them training goes on.
+    """
+    mesh = flags.mesh
+    if mesh is None or mesh.dp * mesh.tp == world.size:
+        return mesh
+    if world.size % mesh.tp:
+        raise ValueError(
+            f"mesh={{'dp': {mesh.dp}, 'tp': {mesh.tp}}} needs a multiple of {mesh.tp} processes, "
+            f"there are {world.size}. Change the mesh or the number of processes."
+        )
+    return Mesh(dp=world.size // mesh.tp, tp=mesh.tp)
+
+
 def copies(flags: Flags, world: World) -> World:
-    """This process among those that see other samples; ValueError for a mesh of another size.
+    """This process among those that see other samples; ValueError for a mesh that does not fit.
 
     Processes that hold parts of the same layers see the same ones. Collective.
     """
-    mesh = flags.mesh
-    if mesh is None:
-        return world
-    if mesh.dp * mesh.tp != world.size:
-        raise ValueError(
-            f"mesh={{'dp': {mesh.dp}, 'tp': {mesh.tp}}} is for {mesh.dp * mesh.tp} processes, "
-            f"there are {world.size}. Change the mesh or the number of processes."
-        )
-    return world.of_copies(mesh.tp)
+    mesh = mesh_of(flags, world)
+    return world if mesh is None else world.of_copies(mesh.tp)
 
 
 def shards(flags: Flags, world: World) -> bool:
@@ -51,7 +60,7 @@ def place(module: Module, flags: Flags, world: World, console: Console) -> None:
 
     Raises ValueError for flags that exclude each other or the number of processes.
     """
-    strategy, mesh = flags.strategy, flags.mesh
+    strategy, mesh = flags.strategy, mesh_of(flags, world)
     for line in strategy.notices:
         console.say(line)
     sharded = _cuts(flags)

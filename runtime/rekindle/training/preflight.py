@@ -195,16 +195,6 @@ def summary(module: nn.Module) -> str:
     )
 
 
-def check_world(cursor: Cursor, world_size: int) -> None:
-    """R13: every rank gets something to do in a full step."""
-    if cursor.lanes < world_size:
-        raise RequirementError(
-            f"R13 global_batch={cursor.G} with micro_batch={cursor.m} gives {cursor.lanes} "
-            f"micro-batches; world size {world_size} would leave {world_size - cursor.lanes} ranks "
-            f"idle. Lower micro_batch (the loader's batch_size) or the number of processes."
-        )
-
-
 def check_same_data(saved: Cursor, now: Cursor, step: int) -> None:
     """R12: the position of a checkpoint means something only in the dataset it was counted in."""
     fix = (

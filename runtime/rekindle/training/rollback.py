@@ -79,7 +79,8 @@ def go_back(run: Run, back: Back) -> None:
     if run.page is not None and run.world.local_rank == 0:
         told = Rollback(at_step=left, to_step=run.step, reason=back.reason, at=time.time())
         run.page.write_rollback(told)
-    run.cursor = Cursor.from_json(found.restored.meta["cursor"])
+    saved = Cursor.from_json(found.restored.meta["cursor"])
+    run.cursor = run.sharing.cut(saved, run.world.size)
     if run.gradients is not None:
         run.gradients.clear()
     if run.finite is not None:

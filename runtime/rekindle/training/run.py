@@ -33,6 +33,7 @@ from rekindle.ranks.heartbeat import Heartbeat
 from rekindle.ranks.lanesum import LaneSum
 from rekindle.saving.persistence import Session
 from rekindle.telemetry import Meter
+from rekindle.training.batching import Sharing
 from rekindle.training.hooks import Hooks
 from rekindle.training.hooktimes import HookTimes
 from rekindle.training.preflight import StepFunction
@@ -83,6 +84,9 @@ class Run:
     module: Module
     flags: Flags
     world: World
+    workers: int
+    """How many processes the job wants, in whose numbers the script's batch is meant."""
+    sharing: Sharing
     hooks: Hooks
     hook_times: HookTimes
     logs: Logs

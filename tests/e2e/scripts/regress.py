@@ -84,6 +84,7 @@ parser.add_argument("--slow-rank", type=int, help="a rank that needs 30 ms more 
 parser.add_argument("--notice-at", type=int, help="step after which rank 1 finds a notice")
 parser.add_argument("--validation", type=float, help="seconds per batch, of which there are 40")
 parser.add_argument("--saving", type=float, default=0.0, help="seconds that a save begins with")
+parser.add_argument("--batch", type=int, help="the loader's; the global batch follows from it")
 args = parser.parse_args()
 if args.exit_at_once:
     sys.exit("there is nothing to train here")
@@ -94,7 +95,7 @@ data = TensorDataset(x, x.sum(1, keepdim=True))
 rk.seed_everything(7)
 trainer = rk.Trainer(
     max_steps=args.steps,
-    global_batch_size=24,
+    global_batch_size=None if args.batch else 24,
     seed=7,
     log_every_n_steps=5,
     nonfinite="rollback",
@@ -103,6 +104,6 @@ trainer = rk.Trainer(
 )
 trainer.fit(
     Net(args),
-    DataLoader(data, batch_size=24 // LANES, shuffle=True),
+    DataLoader(data, batch_size=args.batch or 24 // LANES, shuffle=True),
     DataLoader(data, batch_size=25) if args.validation else None,
 )

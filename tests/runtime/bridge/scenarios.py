@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import lightning.pytorch as pl
 import torch
@@ -263,6 +264,7 @@ def page(folder):
         "progress": agents.progress().to_json(),
         "committed": agents.checkpoint("").step,
         "restored": agents.restored().to_json(),
+        "worlds": agents.worlds,
     }
 
 
@@ -290,6 +292,12 @@ def refused(folder):
         fit(f"{folder}/ranks/cut")
     except Exception as error:
         said["ranks"] = str(error)
+    # With an operator the next round has as many as it takes.
+    directory = Path(folder, "told")
+    directory.mkdir()
+    agents = ControlPage(directory, create=True)
+    with mock.patch.dict(os.environ, REKINDLE_RUN_DIR=str(directory), REKINDLE_WORKERS="2"):
+        said["fewer"] = [fit(f"{folder}/ranks/cut")["code"], *agents.worlds]
     spawned = pl.Trainer(accelerator="cpu", strategy="ddp_spawn", devices=2, logger=False)
     try:
         RekindleCallback(f"{folder}/refused").setup(spawned, Net(), "fit")

@@ -100,6 +100,7 @@ def test_the_page_stops_a_run_and_shows_how_far_it_is(results):
     page = results["page"]
     assert page["first"]["code"] == 75
     assert page["attached"]
+    assert page["worlds"] == [1, 1], "as many processes as it began with, no more and no fewer"
     assert page["committed"] == page["progress"]["step"] == page["first"]["step"] == 14
     assert page["progress"]["total_steps"] == 30
     assert page["progress"]["epoch"] == 1
@@ -131,6 +132,7 @@ def test_what_cannot_work_is_refused_in_one_line(results):
         "R13 checkpoint step 15 was written by 2 processes, this attempt has 1. Lightning fixes"
     )
     assert "start as many as before (minReplicas equal to replicas)" in results["refused"]["ranks"]
+    assert results["refused"]["fewer"] == [75, 2, 2]
     assert results["refused"]["alone"].startswith(
         "2 processes were started, and the Trainer was made for 1: "
     )

@@ -10,6 +10,7 @@ from rekindle.contract import (
     DirectiveKind,
     Member,
     Outcome,
+    Restored,
     Round,
     View,
 )
@@ -147,3 +148,28 @@ def test_alone_a_pod_gets_one_round_and_then_its_own_verdict(session):
     for phase, code in [(AgentPhase.FAILED, 70), (AgentPhase.WAITING, 75), (AgentPhase.DONE, 0)]:
         session.announce(phase, Outcome(cause="x", code=code, message="test"))
         assert solo_view(session.report(), now=7.0).directive.code == code
+
+
+def test_for_how_many_workers_it_is_work_holds_until_others_say_otherwise(session, link, tmp_path):
+    """Who decides about the next round needs it when no workers run, and before they have begun."""
+
+    def worlds():
+        told = session.report()
+        return told.least_world, told.useful_world
+
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.mkdir()
+    second.mkdir()
+    assert worlds() == (None, None)
+    page = ControlPage(first, create=True)
+    session.joined(a_round(1, 1, 1))
+    session.attach(page)
+    page.use(2, least=1)
+    assert worlds() == (None, None), "workers that have not begun may still refuse"
+    page.write_restored(Restored(step=0, source="scratch"))
+    assert worlds() == (1, 2)
+    session.joined(a_round(2, 1, 1))
+    session.attach(ControlPage(second, create=True))
+    assert worlds() == (1, 2)
+    ControlPage(second).write_restored(Restored(step=9, source="scratch"))
+    assert worlds() == (None, None), "the script of this round knows of no limit"

@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
+from rekindle import audit
+from rekindle.checkpoint import Store
 from rekindle.model.precision import MixedPrecision
 from rekindle.strategies.sharding import networks
 
@@ -182,7 +184,6 @@ def test_a_closure_is_evaluated_as_often_as_the_optimizer_likes(tmp_path):
     [
         ({"gradient_clip_val": 1.0}, "self.clip_gradients"),
         ({"accumulate_grad_batches": 2}, "accumulate_grad_batches=2 with manual optimization"),
-        ({"global_batch_size": 8}, "global_batch_size=8 with manual optimization"),
     ],
 )
 def test_flags_that_only_the_automatic_form_has_are_refused(tmp_path, flags, message):
@@ -229,7 +230,8 @@ def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
     def task(root, **flags):
         return {"program": "manual.py", "root": root, "batch_size": 4, "flags": flags}
 
-    for whole, part, resumed in ranks(2, task("whole"), task("cut", max_steps=7), task("cut")):
+    tasks = [task("whole"), task("cut", max_steps=7), task("cut"), task("fewer", max_steps=7)]
+    for whole, part, resumed, _ in ranks(2, *tasks):
         assert (whole["step"], whole["updates"], part["step"]) == (15, 45, 7)
         # The last step of an epoch has one batch; the other rank repeats it and adds nothing.
         assert whole["calls"] == 15
@@ -238,6 +240,14 @@ def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
             assert ours == pytest.approx(theirs, abs=1e-5)
         assert resumed["parameters"] == whole["parameters"]
         assert resumed["metrics"] == whole["metrics"]
+    # One process alone goes through the same steps, with an update for each of their two batches.
+    fewer = program["main"](task(str(tmp_path / "fewer")))
+    assert (fewer["step"], fewer["calls"]) == (15, 8 * 2 - 2)
+    assert fewer["updates"] == 3 * (7 + fewer["calls"])
+    store = Store.open(str(tmp_path / "fewer"))
+    meta = store.read(store.commits()[0]).meta
+    assert audit(meta).exact
+    assert [(h["world_size"], h["G"]) for h in meta["history"]] == [(2, 8), (1, 8)]
 
 
 @pytest.mark.processes

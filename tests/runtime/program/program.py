@@ -9,6 +9,7 @@ import hashlib
 import os
 import signal
 import time
+from unittest import mock
 
 import torch
 from torch import nn
@@ -138,6 +139,13 @@ def weights(model):
 
 
 def main(task):
+    """`wanted`: how many processes the job wants, as the operator tells it to the workers."""
+    told = {"REKINDLE_WORKERS": str(task["wanted"])} if "wanted" in task else {}
+    with mock.patch.dict(os.environ, told):
+        return train(task)
+
+
+def train(task):
     rk.seed_everything(task.get("init", 1) + int(os.environ.get("RANK", "0")))
     model = Net(**task.get("net", {}))
     witness = Witness(task)

@@ -180,16 +180,6 @@ def test_r11_refuses_another_model_on_resume(tmp_path):
         fit(Bigger(), max_steps=4, **stored)
 
 
-def test_r13_counts_the_idle_ranks():
-    from rekindle.data.order import Cursor
-    from rekindle.training.preflight import check_world
-
-    cursor = Cursor(epoch=0, sample=0, G=24, m=4, seed=0, N=100, length=100)
-    message = "R13 global_batch=24 with micro_batch=4 gives 6 micro-batches; world size 8 would "
-    with pytest.raises(rk.RequirementError, match=message + "leave 2 ranks idle"):
-        check_world(cursor, 8)
-
-
 @pytest.mark.parametrize(
     ("root", "message"),
     [
