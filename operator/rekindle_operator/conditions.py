@@ -100,10 +100,17 @@ def unused(job: TrainingJob, record: Record, observed: Observed) -> dict[str, An
         return condition(UNUSED, known["status"] == "True", known["reason"], known["message"])
     if most >= job.replicas:
         return condition(UNUSED, False, "AllInUse", "no pod is wanted that has nothing to do")
+    workers = count(useful or 0, "worker")
+    then = (
+        f"{most} of {count(job.replicas, 'pod')} train and the others are spares; set "
+        f"spec.replicas to {most}"
+    )
+    if sizing.least_world(observed) == useful:
+        text = f"the script goes on with {workers} as it began, so {then}"
+        return condition(UNUSED, True, "FixedWorkers", text)
     text = (
-        f"the global batch is work for {count(useful or 0, 'worker')}, so {most} of "
-        f"{count(job.replicas, 'pod')} train and the others are spares; set spec.replicas to "
-        f"{most}, or give the script a larger global_batch_size or a smaller batch_size"
+        f"the global batch is work for {workers}, so {then}, or give the script a larger "
+        f"global_batch_size or a smaller batch_size"
     )
     return condition(UNUSED, True, "BatchTooSmall", text)
 

@@ -40,11 +40,16 @@ def useful_pods(job: TrainingJob, observed: Observed) -> int:
     return job.replicas if useful is None else min(job.replicas, _pods(useful, observed))
 
 
+def least_world(observed: Observed) -> int | None:
+    """Fewer workers than these cannot go on; None: nobody knows of such a number."""
+    least = {uid: agent.report.least_world for uid, agent in observed.agents.items()}
+    return _told(least, observed)
+
+
 def least_pods(observed: Observed) -> int:
     """How many pods a round needs for its workers to be able to go on at all."""
-    least = {uid: agent.report.least_world for uid, agent in observed.agents.items()}
-    workers = _told(least, observed)
-    return 1 if workers is None else _pods(workers, observed)
+    least = least_world(observed)
+    return 1 if least is None else _pods(least, observed)
 
 
 def _told(numbers: Mapping[str, int | None], observed: Observed) -> int | None:

@@ -141,6 +141,10 @@ def test_a_script_of_a_fixed_number_of_workers_never_gets_another(world, begun):
     w.run(60).kill(w.members[0]).until(w.training)
     w.change(replicas=3).run(60)
     assert len(w.members) == begun
+    told = w.condition("ReplicasUnused")
+    assert told["message"].endswith(
+        f"{begun} of 3 pods train and the others are spares; set spec.replicas to {begun}"
+    )
     w.change(replicas=1).run(60)
     if begun == 2:
         assert w.phase == "Pending"
