@@ -102,6 +102,7 @@ class Cluster:
         self._state_dir = Path()
         self._addresses: ClusterAddresses | None = None
         self._client: KubeClient | None = None
+        self._server: ApiServer | None = None
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -189,6 +190,7 @@ class Cluster:
     async def _start_control_plane(self) -> None:
         server = ApiServer(host=self.config.host, port=self.config.port, token=self.token)
         self.url = await server.start()
+        self._server = server
         self._cleanup.push_async_callback(server.stop)
         self._client = KubeClient(self.url, self.token)
         self._cleanup.push_async_callback(self._client.close)
@@ -232,6 +234,16 @@ class Cluster:
 
     async def _stop_nodes(self) -> None:
         await asyncio.gather(*(node.stop() for node in self._nodes.values()))
+
+    async def stop_api_server(self) -> None:
+        """Let nobody reach the API server; what it holds stays."""
+        if self._server is not None:
+            await self._server.stop()
+
+    async def start_api_server(self) -> None:
+        """Serve again, at the same place."""
+        if self._server is not None:
+            await self._server.start()
 
     # --- nodes -------------------------------------------------------------------------------
 
@@ -483,9 +495,21 @@ class ClusterThread:
         """Let a node stand still until `resume`."""
         self.call(lambda cluster: cluster.nodes[node].pause())
 
+    def stop_kubelet(self, node: str) -> None:
+        """Let only the kubelet of a node be away until `resume`."""
+        self.call(lambda cluster: cluster.nodes[node].stop_kubelet())
+
     def resume(self, node: str) -> None:
-        """Let a node that stood still go on."""
+        """Let a node that stood still, or its kubelet, go on."""
         self.call(lambda cluster: cluster.nodes[node].resume())
+
+    def stop_api_server(self) -> None:
+        """Let the API server be away; what it holds stays."""
+        self.call(lambda cluster: cluster.stop_api_server())
+
+    def start_api_server(self) -> None:
+        """Let the API server be there again, at the same place."""
+        self.call(lambda cluster: cluster.start_api_server())
 
     def remove(self, node: str) -> None:
         """Let a node die and its Node object be deleted."""

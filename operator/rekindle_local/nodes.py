@@ -163,8 +163,12 @@ class EmbeddedNode:
         await self._kubelet.cut()
 
     async def resume(self) -> None:
-        """The machine goes on where it was paused."""
+        """The machine, or its kubelet, goes on where it was stopped."""
         await self._kubelet.mend()
+
+    async def stop_kubelet(self) -> None:
+        """The kubelet is away until `resume`; what runs here runs on."""
+        await self._kubelet.cut(pods=False)
 
     async def remove(self) -> None:
         """The machine is gone and the cloud says so: processes killed, Node object deleted."""

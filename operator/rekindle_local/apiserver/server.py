@@ -147,7 +147,7 @@ class ApiServer:
         site = web.TCPSite(runner, self._host, self._port, backlog=512)
         await site.start()
         self._runner = runner
-        port = runner.addresses[0][1]
+        self._port = port = runner.addresses[0][1]  # also when it is started again
         host = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http://{host}:{port}"
         self._background = [

@@ -135,8 +135,8 @@ class Kubelet:
         """Kill every process: no status, no further heartbeat."""
         await self._end()
 
-    async def cut(self) -> None:
-        """Let nothing on this node, nor its kubelet, be heard any more; nobody is told."""
+    async def cut(self, *, pods: bool = True) -> None:
+        """Let the kubelet, and its pods, too, be heard no more; nobody is told."""
         if not self._running or self._cut:
             return
         self._cut = True
@@ -145,7 +145,8 @@ class Kubelet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self._freeze)
+        if pods:
+            await asyncio.to_thread(self._freeze)
 
     async def mend(self) -> None:
         """Let everything go on from where it was cut off."""
