@@ -9,6 +9,11 @@ last line is JSON, seconds as medians unless the name says otherwise:
                              has done its next optimizer step; the victim rotates, rank 0 included
 - rekindle_kill_100mb_s      the same with 100 MB of model and optimizer state
 - rekindle_kill_3workers_s   the same with three workers per pod
+- rekindle_power_loss_s      the node of one pod of three loses its power, until the last of the
+                             survivors has done its next optimizer step: nothing there is heard any
+                             more, no connection is closed, Kubernetes taints it after 40 s and
+                             evicts after 300 s. A replacement has joined before the next one goes
+- rekindle_power_loss_blind_s  the same with an operator that may not read nodes
 - rekindle_join_gap_s        the longest time between two steps of a survivor while the replacement
                              comes up and joins
 - rekindle_preempt_gap_s     the same for a pod that is deleted with its grace, from the deletion on
@@ -57,6 +62,7 @@ from rekindle.contract import RECOVERY_PHASES
 from rekindle_cli.stack import free_ports
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
+from rekindle_local.lifecycle import AS_IN_A_CLUSTER
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -67,7 +73,10 @@ CALM = 30
 """Steps that all workers have done in one generation before anything is measured."""
 GIVE_UP = 200.0
 """Seconds after which torchrun's defaults are no longer waited for."""
-PARTS = ("kill", "kill-100mb", "kill-3workers", "preempt", "torchrun-tuned", "torchrun-default")
+PARTS = (
+    "kill", "kill-100mb", "kill-3workers", "preempt", "power-loss", "power-loss-blind",
+    "torchrun-tuned", "torchrun-default",
+)  # fmt: skip
 
 
 @dataclass
@@ -101,6 +110,7 @@ class Figures:
     def result(self) -> dict[str, Any]:
         names = (
             "rekindle_kill_s", "rekindle_kill_100mb_s", "rekindle_kill_3workers_s",
+            "rekindle_power_loss_s", "rekindle_power_loss_blind_s",
             "rekindle_join_gap_s", "rekindle_preempt_gap_s",
             "torchrun_default_s", "torchrun_tuned_s",
         )  # fmt: skip
@@ -144,13 +154,14 @@ def python_path() -> str:
 
 
 @contextlib.contextmanager
-def operator(kubeconfig: Path, log: Path) -> Iterator[None]:
+def operator(kubeconfig: Path, log: Path, *options: str) -> Iterator[None]:
     """The operator as a process."""
     port, health = free_ports(2)
     command = [
         sys.executable, "-m", "rekindle_operator",
         "--coordinator-url", f"http://127.0.0.1:{port}",
         "--host", "127.0.0.1", "--port", str(port), "--metrics-port", str(health),
+        *options,
     ]  # fmt: skip
     env = {**os.environ, "KUBECONFIG": str(kubeconfig), "PYTHONPATH": python_path()}
     with log.open("ab") as out:
@@ -170,7 +181,7 @@ def operator(kubeconfig: Path, log: Path) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(30)
 
 
 @dataclass
@@ -180,6 +191,8 @@ class Site:
     thread: ClusterThread
     folder: Path
     namespace: str = "bench"
+    dark: list[str] = field(default_factory=list)
+    """Nodes that have lost their power."""
 
     def __post_init__(self) -> None:
         api = config.new_client_from_config(str(self.thread.kubeconfig))
@@ -200,6 +213,20 @@ class Site:
         at = time.monotonic()
         os.kill(pid, signal.SIGKILL)
         return at
+
+    def power_loss(self, pod: str) -> float:
+        """The node of a pod loses its power, and another one comes; gives the moment."""
+        node = self.thread.node_of(self.namespace, pod)
+        self.thread.add_node()
+        at = time.monotonic()
+        self.thread.power_loss(node)
+        self.dark.append(node)
+        return at
+
+    def clear(self) -> None:
+        """Take away the nodes without power: their pods cannot end otherwise."""
+        while self.dark:
+            self.thread.remove(self.dark.pop())
 
     def logs(self, pods: list[str]) -> str:
         """The last lines of pods that may exist, for a run that has gone wrong."""
@@ -251,6 +278,7 @@ class Job:
             print(self.site.logs([pod_of(name) for name in self.course.workers]))
         arguments = (GROUP, VERSION, self.site.namespace, PLURAL, self.name)
         self.site.jobs.delete_namespaced_custom_object(*arguments)
+        self.site.clear()
         selector = f"rekindle.dev/job={self.name}"
         wait_for(
             lambda: (
@@ -303,15 +331,21 @@ def pods_of(workers: list[str]) -> list[str]:
 
 
 def measure_kills(
-    job: Job, rounds: int, figures: Figures, name: str, *, join: bool = False
+    job: Job,
+    rounds: int,
+    figures: Figures,
+    name: str,
+    *,
+    join: bool = False,
+    lose: Callable[[str], float] | None = None,
 ) -> None:
-    """Kill one pod after the other; each is replaced before the next one goes."""
+    """Kill one pod after the other, or lose it; each is replaced before the next one goes."""
     for number in range(rounds):
         workers = job.calm()
         victim = pods_of(workers)[number % 3]
         others = [worker for worker in workers if pod_of(worker) != victim]
         before = job.generation()
-        killed = job.site.kill(victim)
+        killed = (lose or job.site.kill)(victim)
 
         def resumed(
             others: list[str] = others, killed: float = killed, before: int = before
@@ -493,30 +527,45 @@ def measure(chosen: argparse.Namespace, folder: Path) -> Figures:
     figures = Figures()
     cluster = ClusterConfig(
         nodes=3,
+        lifecycle=AS_IN_A_CLUSTER,
         images={"rekindle/runtime:*": python_image(HERE, env={"PYTHONPATH": python_path()})},
         crds=(yaml.safe_load((ROOT / "crds" / "trainingjob.yaml").read_text()),),
     )
     log = folder / "operator.log"
     small, large = ("--delay=0.012",), ("--width=2048", "--lanes=3")
     try:
-        with ClusterThread(cluster) as thread, operator(thread.kubeconfig, log):
-            site = Site(thread, folder)
-            if "kill" in chosen.only:
-                with Job(site, "small", *small) as job:
-                    measure_kills(job, chosen.rounds, figures, "rekindle_kill_s", join=True)
-            if "preempt" in chosen.only:
-                with Job(site, "preempted", *small) as job:
-                    measure_preemptions(job, chosen.rounds, figures)
-            if "kill-100mb" in chosen.only:
-                with Job(site, "large", *large) as job:
-                    measure_kills(job, chosen.rounds, figures, "rekindle_kill_100mb_s")
-            if "kill-3workers" in chosen.only:
-                with Job(site, "threes", *small, "--lanes=18", workers=3) as job:
-                    measure_kills(job, chosen.rounds, figures, "rekindle_kill_3workers_s")
-            if "torchrun-tuned" in chosen.only:
-                measure_tuned(site, chosen.rounds, figures)
-            if "torchrun-default" in chosen.only:
-                measure_defaults(site, chosen.default_rounds or chosen.rounds, figures)
+        if {*chosen.only} - {"power-loss-blind"}:
+            with ClusterThread(cluster) as thread, operator(thread.kubeconfig, log):
+                site = Site(thread, folder)
+                if "kill" in chosen.only:
+                    with Job(site, "small", *small) as job:
+                        measure_kills(job, chosen.rounds, figures, "rekindle_kill_s", join=True)
+                if "preempt" in chosen.only:
+                    with Job(site, "preempted", *small) as job:
+                        measure_preemptions(job, chosen.rounds, figures)
+                if "kill-100mb" in chosen.only:
+                    with Job(site, "large", *large) as job:
+                        measure_kills(job, chosen.rounds, figures, "rekindle_kill_100mb_s")
+                if "kill-3workers" in chosen.only:
+                    with Job(site, "threes", *small, "--lanes=18", workers=3) as job:
+                        measure_kills(job, chosen.rounds, figures, "rekindle_kill_3workers_s")
+                if "power-loss" in chosen.only:
+                    with Job(site, "dark", *small) as job:
+                        name, lose = "rekindle_power_loss_s", site.power_loss
+                        measure_kills(job, chosen.rounds, figures, name, lose=lose)
+                if "torchrun-tuned" in chosen.only:
+                    measure_tuned(site, chosen.rounds, figures)
+                if "torchrun-default" in chosen.only:
+                    measure_defaults(site, chosen.default_rounds or chosen.rounds, figures)
+        if "power-loss-blind" in chosen.only:
+            with (
+                ClusterThread(cluster) as thread,
+                operator(thread.kubeconfig, log, "--no-watch-nodes"),
+            ):
+                site = Site(thread, folder)
+                with Job(site, "blind", *small) as job:
+                    name, lose = "rekindle_power_loss_blind_s", site.power_loss
+                    measure_kills(job, chosen.rounds, figures, name, lose=lose)
     except BaseException:
         print(log.read_text()[-6000:] if log.exists() else "", file=sys.stderr)
         raise

@@ -82,6 +82,7 @@ def test_the_result_has_every_field_also_of_parts_that_did_not_run():
     empty = bench.Figures().result()
     assert {name for name, value in empty.items() if value is None} == {
         "rekindle_kill_s", "rekindle_kill_100mb_s", "rekindle_kill_3workers_s",
+        "rekindle_power_loss_s", "rekindle_power_loss_blind_s",
         "rekindle_join_gap_s", "rekindle_preempt_gap_s", "torchrun_default_s",
         "torchrun_tuned_s", "steps_lost", "breakdown", "breakdown_error",
     }  # fmt: skip
