@@ -9,7 +9,7 @@ measured when all members of that round have told where the time went.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rekindle_operator import detection, incidents, recovery, retries, rounds, status
+from rekindle_operator import contact, detection, incidents, recovery, retries, rounds, status
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed
 from rekindle_operator.pod_endings import UNEXPLAINED
@@ -39,7 +39,7 @@ def note_incidents(
     """
     if record.round and observed.round is None:
         listening = now - observed.listening_since
-        if listening < rounds.REANNOUNCE:
+        if listening < contact.REANNOUNCE:
             # Agents have yet to tell in which round a pod was that is going: it would be charged
             # as one outside of any now, and as a member of its round then.
             return record, (), None, detection.Detection()
@@ -263,7 +263,11 @@ def close_all(record: Record, now: float) -> Record:
     """Close what is open: training stops here, whatever happened before."""
     record = _add_restart(record, record.open_incidents, now)
     closed = tuple(
-        replace(i, seconds_lost=round(now - i.at, 3), steps_lost=i.steps_lost or _none_lost(i))
+        replace(
+            i,
+            seconds_lost=round(now - i.at + i.silent, 3),
+            steps_lost=i.steps_lost or _none_lost(i),
+        )
         if i.open
         else i
         for i in record.incidents

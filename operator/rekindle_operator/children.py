@@ -17,7 +17,7 @@ from typing import Any
 from rekindle_operator import faults, resources
 from rekindle_operator.belonging import Claim, claim, mend
 from rekindle_operator.cluster import TROUBLE, ApiError, Cluster, Refused, token_in
-from rekindle_operator.coordinator import JobKey
+from rekindle_operator.ear import JobKey
 from rekindle_operator.jobstate import JobState
 from rekindle_operator.plan import Deletion, Plan
 from rekindle_operator.resources import TOKEN_KEY

@@ -40,7 +40,8 @@ from rekindle_operator import (
 )
 from rekindle_operator.children import Children
 from rekindle_operator.cluster import ApiError, Cluster
-from rekindle_operator.coordinator import Coordinator, JobKey
+from rekindle_operator.coordinator import Coordinator
+from rekindle_operator.ear import JobKey
 from rekindle_operator.jobstate import JobState
 from rekindle_operator.leaving import leave
 from rekindle_operator.nodewatch import NodeWatch
@@ -275,6 +276,9 @@ class Controller:
             ),
             nodes=dict(self._nodes.nodes) if self._nodes is not None else None,
             agents=dict(room.agents),
+            heard={uid: at for uid in known if (at := self.coordinator.ear.at(uid)) is not None},
+            lifelines=frozenset(room.lifelines),
+            hearing=self.coordinator.ear.hearing(),
             round=room.round,
             retired=frozenset(state.retired),
             has_secret=state.has_secret,

@@ -13,12 +13,18 @@ once, is thus the first word of a lost pod; the kubelet's comes later and says w
 break together it is rather the way to here that broke, a proxy for example: then nothing is made of
 it, and the kubelet is waited for.
 
+A machine that loses its power, or its network, breaks no connection: it only says nothing any more.
+So a pod that has not reported for a moment is asked over its lifeline, and when that stays silent,
+too, its peers are shown whom they should try to reach (`View.suspects`). What follows from all of
+that is decided in `contact`.
+
 A pod proves with its job's secret that it belongs to the job; the secret's value comes from the API
 server and is compared in constant time. A pod that the operator does not see as a live pod of the
 job is answered 409 and tries again: after a restart the caches are not filled yet.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -26,14 +32,25 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 from aiohttp import ClientError, web
 
-from rekindle.contract import LIFELINE, AgentReport, Directive, Round, View
+from rekindle.contract import (
+    LIFELINE,
+    MOST_SUSPECTS,
+    PROBED,
+    AgentReport,
+    Directive,
+    Round,
+    Suspect,
+    View,
+)
 from rekindle_operator import connections, metrics
 from rekindle_operator.allowance import Allowance
+from rekindle_operator.contact import REANNOUNCE, SILENT
+from rekindle_operator.ear import SUSPECT_AFTER, Ear, Heard, JobKey
 from rekindle_operator.observed import Agent
 
 logger = logging.getLogger(__name__)
@@ -46,8 +63,14 @@ SILENCE = 60.0
 """Seconds without a beat after which a pod's lifeline means nothing any more."""
 RETURN = 0.02
 """Seconds for a pod whose lifeline broke to come back: one that lives does so at once."""
+LAST_WORDS = 0.5
+"""Seconds after the break of a lifeline in which a report may still be on its way."""
 PROGRESS_INTERVAL = 1.0
 """Seconds between two reconciles of a job of which only the progress has changed."""
+LOOK = 0.25
+"""Seconds between two looks at who has fallen silent."""
+UNREAD = 1024
+"""Bytes of questions that nobody reads, after which a lifeline is asked no more."""
 
 BODY_SECONDS = 5.0
 """For a report to arrive."""
@@ -56,8 +79,19 @@ REPORTS = 10.0, 50.0
 STRANGE = {400, 401, 404, 405, 408, 413}
 """Answers after which the connection is closed: whoever gets them had better begin anew."""
 
-JobKey = tuple[str, str]
-"""(namespace, name) of a job."""
+
+class Lifeline:
+    """An open one; each is an object of its own."""
+
+    def __init__(self, transport: asyncio.Transport | None = None) -> None:
+        self._transport = transport
+        """Where it can be asked; None for a launcher that would not understand."""
+
+    def ask(self) -> None:
+        """Ask whether anybody is there: one chunk of an answer that has no end."""
+        transport = self._transport
+        if transport and not transport.is_closing() and transport.get_write_buffer_size() < UNREAD:
+            transport.write(b"1\r\n?\r\n")
 
 
 @dataclass
@@ -73,8 +107,10 @@ class JobRoom:
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     """Replaced and set whenever views may differ."""
     progress_due: float = 0.0
-    lifelines: dict[str, object] = field(default_factory=dict)
-    """By uid: one that is open, each an object of its own."""
+    lifelines: dict[str, Lifeline] = field(default_factory=dict)
+    """By uid: one that is open."""
+    suspects: tuple[Suspect, ...] = ()
+    """Pods that are not heard, for the others to try to reach."""
     vanished: dict[str, float] = field(default_factory=dict)
     """By uid: when a lifeline broke, and did not come back."""
     allowed: dict[str, Allowance] = field(default_factory=dict)
@@ -84,10 +120,14 @@ class JobRoom:
         """What the pod with this uid may see. Its version is a digest of its content."""
         directive = self.directives.get(uid)
         text = json.dumps(
-            [self.round.key if self.round else None, directive.to_json() if directive else None]
+            [
+                self.round.key if self.round else None,
+                directive.to_json() if directive else None,
+                [suspect.to_json() for suspect in self.suspects],
+            ]
         )
         version = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return View(version=version, round=self.round, directive=directive)
+        return View(version=version, round=self.round, directive=directive, suspects=self.suspects)
 
     def set(self, current: Round | None, directives: dict[str, Directive]) -> None:
         """Take over what a plan decided, and wake up whoever waits for it."""
@@ -100,6 +140,15 @@ class JobRoom:
                 self.asked_at[uid] = now
         self.asked_at = {uid: self.asked_at[uid] for uid in steady}
         self.round, self.directives = current, steady
+        self._tell()
+
+    def suspect(self, suspects: tuple[Suspect, ...]) -> None:
+        """Show whom the others should try to reach."""
+        if self.suspects != suspects:
+            self.suspects = suspects
+            self._tell()
+
+    def _tell(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
 
@@ -145,6 +194,7 @@ class Coordinator:
         self._breaks: deque[float] = deque(maxlen=1000)
         """When lifelines broke, in unix seconds."""
         self.since = time.time()
+        self.ear = Ear(self.since)
 
     def room(self, job: JobKey) -> JobRoom:
         """The room of a job; an empty one if nobody has been there."""
@@ -172,7 +222,71 @@ class Coordinator:
         app.router.add_post(path, self._report)
         app.router.add_get(path, self._watch)
         app.router.add_post(path + LIFELINE, self._lifeline)
+        app.cleanup_ctx.append(self._listening)
         return app
+
+    async def _listening(self, _: web.Application) -> AsyncIterator[None]:
+        """Look for pods that have fallen silent for as long as the application runs."""
+        task = asyncio.create_task(self._listen(), name="listening")
+        yield
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                self.look(time.time())
+            except Exception:
+                # Whatever is wrong with one look, nobody would notice that there are no more.
+                logger.exception("cannot look for pods that have fallen silent")
+            await asyncio.sleep(LOOK)
+
+    def look(self, now: float) -> None:
+        """Ask those that have said nothing for a while, and their peers about them."""
+        silent: dict[JobKey, list[Heard]] = {}
+        for found in self.ear.look(now):
+            room = self._rooms.get(found.job)
+            if room is None or not self._is_live(found.job, found.pod, found.uid):
+                self.ear.forget(found.uid)
+                continue
+            if found.uid in room.lifelines:
+                room.lifelines[found.uid].ask()
+            if now - found.at >= SUSPECT_AFTER:
+                silent.setdefault(found.job, []).append(found)
+            if now - found.at > SILENT and not found.told:
+                found.told = True
+                self._wake(found.job, 0.0)
+        for job, room in self._rooms.items():
+            if room.suspects or job in silent or now - self.since < 2 * REANNOUNCE:
+                room.suspect(self._suspects(job, room, silent.get(job, []), now))
+
+    def _suspects(
+        self, job: JobKey, room: JobRoom, silent: list[Heard], now: float
+    ) -> tuple[Suspect, ...]:
+        """Pods of a job that are not heard, as far as it is known where to reach them."""
+        found: dict[str, Suspect] = {}
+        for heard in silent:
+            agent = room.agents.get(heard.uid)
+            if agent and agent.report.reach_port:
+                found[heard.uid] = Suspect(
+                    pod=heard.pod,
+                    uid=heard.uid,
+                    address=agent.report.address,
+                    reach_port=agent.report.reach_port,
+                )
+        if now - self.since >= SUSPECT_AFTER:
+            # Members that have never been heard here: the operator is a new one.
+            for member in room.round.members if room.round else ():
+                never = self.ear.at(member.uid) is None and member.reach_port
+                if never and self._is_live(job, member.pod, member.uid):
+                    found[member.uid] = Suspect(
+                        pod=member.pod,
+                        uid=member.uid,
+                        address=member.address,
+                        reach_port=member.reach_port,
+                    )
+        return tuple(found.values())[:MOST_SUSPECTS]
 
     @web.middleware
     async def _answer(
@@ -248,19 +362,27 @@ class Coordinator:
         self._note(job, report, time.time())
         return web.json_response(self.room(job).view(report.uid).to_json())
 
-    async def _lifeline(self, request: web.Request) -> web.Response:
+    async def _lifeline(self, request: web.Request) -> web.StreamResponse:
         """Hold the connection for as long as a pod lives; the body's end says goodbye."""
         job = await self._admit(request)
         pod, uid = request.match_info["pod"], request.query.get("uid", "")
         self._know(request, job, pod, uid)
-        room, own = self.room(job), object()
+        room, answer = self.room(job), None
+        if request.query.get(PROBED) == "1" and request.transport is not None:
+            answer = web.StreamResponse()
+            answer.enable_chunked_encoding()
+            await answer.prepare(request)
+            await answer.write(b"?")
+        own = Lifeline(request.transport if answer else None)
         room.lifelines[uid] = own
+        self.ear.hear(job, pod, uid, time.time())
         if room.vanished.pop(uid, None) is not None:
             logger.warning("%s/%s: %s is there again", *job, pod)
             self._wake(job, 0.0)
         try:
             async with asyncio.timeout(SILENCE) as limit:
                 while await request.content.readany():
+                    self.ear.hear(job, pod, uid, time.time())
                     limit.reschedule(asyncio.get_running_loop().time() + SILENCE)
         except TimeoutError:
             pass  # Half of a connection, or a proxy that holds beats back: it says nothing.
@@ -272,10 +394,10 @@ class Coordinator:
                 loop.call_later(RETURN, self._vanished, job, pod, uid, self._breaks[-1])
             if isinstance(error, asyncio.CancelledError):
                 raise  # A runner may cancel those whose client is gone.
-            return web.Response()
+            return answer or web.Response()
         if room.lifelines.get(uid) is own:
             del room.lifelines[uid]
-        return web.Response()
+        return answer or web.Response()
 
     def _vanished(self, job: JobKey, pod: str, uid: str, at: float) -> None:
         """A lifeline broke a moment ago: unless it is there again, so did the pod."""
@@ -297,6 +419,15 @@ class Coordinator:
     def _note(self, job: JobKey, report: AgentReport, now: float) -> None:
         """Keep a report; ask for a reconcile at once if it says something new, else soon."""
         room = self.room(job)
+        before = self.ear.at(report.uid)
+        self.ear.hear(job, report.pod, report.uid, now)
+        if before is not None and now - before > SILENT:
+            self._wake(job, 0.0)  # it is heard again
+        if room.vanished.get(report.uid, now) < now - LAST_WORDS:
+            # Contact beats hearsay: only its lifeline was cut.
+            del room.vanished[report.uid]
+            logger.warning("%s/%s: %s speaks although its lifeline broke", *job, report.pod)
+            self._wake(job, 0.0)
         old = room.agents.get(report.uid)
         same_phase = old is not None and old.report.phase is report.phase
         same_phase = same_phase and old is not None and _key(old.report) == _key(report)

@@ -6,6 +6,7 @@ a pod was lost or told to go, errors of its peers are collateral. Only when no p
 the errors themselves read, and a short settle time lets a cause arrive that is still on its way.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -198,7 +199,8 @@ def _of_round(
         # The environment explains more than a program does: it comes first.
         why = min((why for _, why in gone), key=lambda why: why.cause in USER)
         found = incident(why.cause, why.evidence, [m.pod for m, _ in gone], why.reason)
-        return Detection(incident=replace(found, retry=why.retry))
+        stood = max((_silent(observed, observed.pod(m.uid)) for m, _ in gone), default=0.0)
+        return Detection(incident=replace(found, retry=why.retry, silent=round(stood, 3)))
     if not failed and State.HUNG in states.values():
         left, blamed_pod, evidence, hang = _hang(observed, current, now)
         if left > 0:
@@ -231,6 +233,14 @@ def _of_round(
     _, member, outcome = min(blamed, key=lambda b: b[0])
     cause, evidence, reason = of_outcome(outcome)
     return Detection(incident=incident(cause, evidence, [member.pod], reason))
+
+
+def _silent(observed: Observed, pod: Pod | None) -> float:
+    """Seconds for which a pod that nobody has told of had been lost when that was found out."""
+    if pod is None or pod.finished or observed.loss(pod) is None:
+        return 0.0
+    silence = observed.silence(pod)
+    return silence if silence < math.inf else 0.0
 
 
 def _hang(observed: Observed, current: Round, now: float) -> tuple[float, str, str, Hang]:

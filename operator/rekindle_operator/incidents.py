@@ -47,7 +47,7 @@ class Incident:
     stacks: str = ""
     """Of a hang: where the rank to blame stood."""
     silent: float = 0.0
-    """Of a hang: seconds for which nobody had got on when it was noticed."""
+    """Of a hang or a pod that fell silent: seconds for which it had been so when it was found."""
     reason: str | None = None
     """Stable code of the outcome, Store/R5 for example. Not kept in the status."""
     ran: float = 0.0

@@ -13,9 +13,10 @@ from typing import Any
 
 from rekindle_operator.belonging import Claim, as_made, claim
 from rekindle_operator.changes import Effect, between
+from rekindle_operator.documents import parse_pod
 from rekindle_operator.faults import Fault, fault_of
 from rekindle_operator.inquiries import Inquiries
-from rekindle_operator.observed import Pod, parse_pod
+from rekindle_operator.observed import Pod
 from rekindle_operator.resources import owner_reference
 
 TOLD_MOST = 50

@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rekindle_operator.documents import parse_node
 from rekindle_operator.jobstate import older
-from rekindle_operator.observed import Node, gone, parse_node
+from rekindle_operator.observed import Node, gone
 
 KEEP = 100
 """Nodes that are gone and carry no pod of ours, of which it is remembered all the same."""
@@ -41,7 +42,7 @@ class NodeWatch:
         """A node was seen, changed or deleted. Heartbeats that change nothing wake up nobody."""
         name = body["metadata"]["name"]
         if kind == "DELETED":
-            node: Node | None = gone(name)
+            node: Node | None = gone(name, time.time())
             self._newest.pop(name, None)
         elif older(body, self._newest.get(name)):
             return

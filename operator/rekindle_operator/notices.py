@@ -14,7 +14,7 @@ A job may overrule each of them, and name signs of its platform that are not kno
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rekindle_operator.timestamps import parse_time
@@ -29,6 +29,8 @@ SHUTDOWN = "NodeShutdown"
 """Our name for what the kubelet says by Ready=False alone: it is shutting the machine down."""
 SHUTDOWN_SECONDS = 15.0
 """What a kubelet leaves pods when its machine goes down; GKE's figure, the least of all."""
+DOUBT = 5.0
+"""Seconds after which who is still heard from a machine that is said to be gone is believed."""
 PATIENCE = 30.0
 """Seconds for which a node may be not ready without being left: a kubelet that starts anew is."""
 
@@ -181,6 +183,23 @@ def of_node(
         words = source.words if source else f"{sign.key} is set"
         found.append(Notice(source=sign.key, words=words, at=sign.at, seconds=seconds))
     return tuple(sorted(found, key=lambda notice: (not notice.lost, notice.deadline)))
+
+
+def contradicted(told: tuple[Notice, ...], grace: float, now: float) -> tuple[Notice, ...]:
+    """The notices of a node for a pod that is not lost, whatever they say.
+
+    That a node is unreachable means that its kubelet, or the API server, is away: nothing is going
+    to end there before the pod is evicted, which is a notice of its own. Whoever says that the
+    machine is gone will delete the pod: it has to move while it can, if it is still heard when its
+    silence would have been noticed.
+    """
+    found = []
+    for notice in told:
+        if not notice.lost:
+            found.append(notice)
+        elif notice.source != UNREACHABLE and now >= notice.at + DOUBT:
+            found.append(replace(notice, at=notice.at + DOUBT, seconds=grace))
+    return tuple(sorted(found, key=lambda notice: notice.deadline))
 
 
 def patience_ends(signs: tuple[Sign, ...], now: float) -> float | None:

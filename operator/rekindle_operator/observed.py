@@ -1,63 +1,40 @@
 """What is there for one job: its pods, their nodes, and what their agents have last said.
 
-Everything here is parsed from the API server's or an agent's documents into small frozen values,
-so that the decisions further up never meet a dict. Nothing here decides; it only names what a
-pod's many fields mean together: does it stay, was it told to go, is it gone, and how did it end.
+All of it are small frozen values, read from the API server's documents (see `documents`) and from
+agents' reports. Nothing here decides what to do; it only says what a pod's many fields, its node's
+signs and its silence mean together: does it stay, was it told to go, is it lost, how did it end.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 from rekindle.contract import (
-    LABEL_INCARNATION,
-    LABEL_SLOT,
-    TRAINER_CONTAINER,
+    AgentPhase,
     AgentReport,
     ExitCode,
     Outcome,
     Round,
 )
-from rekindle_operator import notices
+from rekindle_operator import contact, notices
+from rekindle_operator.contact import Hearing, Silence
 from rekindle_operator.containers import (
-    LOG_CHARACTERS,
     Container,
     PodEvent,
     Role,
     Waiting,
-    one_line,
-    parse_containers,
 )
 from rekindle_operator.notices import ADVICE, LOST, Notice, Sign
-from rekindle_operator.timestamps import parse_time
 
 LABEL_TEMPLATE = "rekindle.dev/template"
 """On pods: hash of the template they were made from."""
+AVOIDS = "rekindle.dev/avoids"
+"""Annotation of pods: hosts that they must not be on, separated by commas."""
 DEFAULT_GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL of a pod that does not say."""
 OVERDUE = 10.0
 """Seconds after a pod should have ended by which it counts as lost: its kubelet does not answer."""
-
-START_FAILURES = {
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-    "ErrImageNeverPull",
-    "ImageInspectError",
-    "RegistryUnavailable",
-    "SignatureValidationFailed",
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "PreCreateHookError",
-    "PreStartHookError",
-    "PostStartHookError",
-    "RunContainerError",
-    "CrashLoopBackOff",
-}
-"""Reasons of a waiting container that need somebody's hand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +59,8 @@ class Pod:
     node: str | None = None
     ready: bool = False
     unschedulable: str | None = None
+    avoids: frozenset[str] = frozenset()
+    """Hosts that the operator keeps it away from."""
     gates: tuple[str, ...] = ()
     """What has to be taken away before the scheduler looks at it; a queue does so, for example."""
     scheduled_at: float | None = None
@@ -171,6 +150,8 @@ class Node:
     signs: tuple[Sign, ...] = ()
     gone: bool = False
     """The object was there and is no more."""
+    gone_at: float = field(default=0.0, compare=False)
+    """When that was seen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +178,11 @@ class Observed:
     """By name; None when this operator may not watch nodes."""
     agents: Mapping[str, Agent] = field(default_factory=dict)
     """By uid of the pod."""
+    heard: Mapping[str, float] = field(default_factory=dict)
+    """By uid of the pod: when it was heard last, by a report or an answer to a probe."""
+    lifelines: frozenset[str] = frozenset()
+    """Uids of pods that hold their lifeline open, whether or not they answer on it."""
+    hearing: Hearing = field(default_factory=Hearing)
     round: Round | None = None
     """The current round, as this operator published it or as agents have told."""
     retired: frozenset[str] = frozenset()
@@ -251,22 +237,32 @@ class Observed:
         return self.nodes.get(pod.node)
 
     @cached_property
-    def _node_notices(self) -> dict[tuple[str, float], tuple[Notice, ...]]:
+    def _node_says(self) -> dict[tuple[str, float], tuple[Notice, ...]]:
         return {}
 
-    def node_notices(self, pod: Pod) -> tuple[Notice, ...]:
-        """The notices that the pod's node gives, the most urgent first."""
+    def node_says(self, pod: Pod) -> tuple[Notice, ...]:
+        """What Kubernetes says of the pod's node, right or wrong; the most urgent first."""
         node = self.node_of(pod)
         if node is None:
             return ()
         if node.gone:
-            return (Notice(source="node", words="node is gone", at=self.now, seconds=LOST),)
+            return (Notice(source="node", words="node is gone", at=node.gone_at, seconds=LOST),)
         key = (node.name, pod.grace)
-        if key not in self._node_notices:
-            self._node_notices[key] = notices.of_node(
+        if key not in self._node_says:
+            self._node_says[key] = notices.of_node(
                 node.signs, grace=pod.grace, own=self.notice_seconds, now=self.now
             )
-        return self._node_notices[key]
+        return self._node_says[key]
+
+    def node_notices(self, pod: Pod) -> tuple[Notice, ...]:
+        """The notices that the pod's node gives, the most urgent first.
+
+        That all is lost there is one for a pod only that is lost as far as can be told from here.
+        """
+        told = self.node_says(pod)
+        if any(notice.lost for notice in told) and not self.lost(pod):
+            return notices.contradicted(told, pod.grace, self.now)
+        return told
 
     @cached_property
     def _notices(self) -> dict[str, tuple[Notice, ...]]:
@@ -336,143 +332,116 @@ class Observed:
         found = self.node_notices(pod)
         return f"node {pod.node}: {found[0].words}" if found else None
 
+    def heard_at(self, pod: Pod) -> float | None:
+        """When this operator process last heard a pod; None if it never has."""
+        agent, at = self.agents.get(pod.uid), self.heard.get(pod.uid)
+        told = agent.seen_at if agent else None
+        return max((each for each in (told, at) if each is not None), default=None)
+
+    def hears(self, pod: Pod) -> bool:
+        """Whether a pod is heard: it is alive then, whatever anybody says of it."""
+        at = self.heard_at(pod)
+        return at is not None and self.now - at <= contact.SILENT
+
+    @cached_property
+    def _company(self) -> frozenset[str]:
+        """Uids of the pods that are heard."""
+        return frozenset(pod.uid for pod in self.pods if self.hears(pod))
+
+    def silence(self, pod: Pod) -> float:
+        """Seconds for which a pod could have been heard and was not."""
+        at = self.heard_at(pod)
+        if at is not None:
+            return self.hearing.silence(at, self.now)
+        if pod.created_at >= self.listening_since:
+            return math.inf  # nobody has expected a word of it yet
+        begun = self.hearing.silence(self.listening_since, self.now)
+        return max(0.0, begun - contact.REANNOUNCE + contact.SILENT)
+
+    def loss(self, pod: Pod) -> str | None:
+        """In words, why an alive pod cannot be expected to do anything any more; else None."""
+        if pod.uid not in self._losses:
+            self._losses[pod.uid] = self._own_loss(pod) or self._shared_loss(pod)
+        return self._losses[pod.uid]
+
+    @cached_property
+    def _losses(self) -> dict[str, str | None]:
+        return {}
+
+    def _own_loss(self, pod: Pod) -> str | None:
+        """Why it is lost by what is known of itself."""
+        at, agent = self.heard_at(pod), self.agents.get(pod.uid)
+        late = at is None or self.now - at > OVERDUE
+        if late and self.now > pod.ends_at + OVERDUE:
+            return f"it should have ended {self.now - pod.ends_at:.0f} s ago, and is not heard"
+        if pod.uid in self._company or agent and agent.report.phase is AgentPhase.DONE:
+            return None  # if it is done, its share is complete whatever has become of it since
+        return contact.loss(
+            Silence(
+                seconds=self.silence(pod),
+                spoke=at is not None,
+                lifeline=pod.uid in self.lifelines,
+                company=bool(self._company),
+                peers=self._accused.get(pod.uid, ()),
+                node=next(
+                    (f"node {pod.node}: {n.words}" for n in self.node_says(pod) if n.lost), None
+                ),
+                unready=pod.phase == "Running" and not pod.ready,
+            )
+        )
+
+    def _shared_loss(self, pod: Pod) -> str | None:
+        """Why it is lost with another pod on its node: they do not fall silent to the second."""
+        if pod.node is None or self.heard_at(pod) is None or self.silence(pod) <= contact.QUIET:
+            return None
+        others = (p for p in self.pods if p.node == pod.node and p.uid != pod.uid and p.alive)
+        lost = next((p for p in others if self.heard_at(p) is not None and self._own_loss(p)), None)
+        return contact.loss(
+            Silence(seconds=self.silence(pod), neighbour=lost.name if lost else None)
+        )
+
+    @cached_property
+    def _accused(self) -> dict[str, tuple[str, ...]]:
+        """By uid: the names of pods that are heard and cannot reach it."""
+        found: dict[str, tuple[str, ...]] = {}
+        for uid, agent in self.agents.items():
+            for other in agent.report.unreachable if uid in self._company else ():
+                found[other] = tuple(sorted((*found.get(other, ()), agent.report.pod)))
+        return found
+
     def node_lost(self, pod: Pod) -> bool:
-        """Whether nothing on the pod's node can be expected to answer any more."""
+        """Whether the pod's node is known to be gone, and with it all that ran there."""
         return any(notice.lost for notice in self.node_notices(pod))
 
     def lost(self, pod: Pod) -> bool:
-        """Whether an alive pod can be expected to do anything any more.
-
-        One that should have ended some time ago, and that says nothing, is on a node of which
-        nobody has told yet that it is dead.
-        """
-        agent = self.agents.get(pod.uid)
-        silent = agent is None or self.now - agent.seen_at > OVERDUE
-        return self.node_lost(pod) or (silent and self.now > pod.ends_at + OVERDUE)
+        """Whether an alive pod cannot be expected to do anything any more."""
+        return self.loss(pod) is not None
 
     def stays(self, pod: Pod) -> bool:
         """Whether a pod is alive and nothing has told it to go."""
-        return pod.alive and not self.notices_of(pod)
+        return pod.alive and not self.notices_of(pod) and not self.lost(pod)
 
     def may_stay(self, pod: Pod) -> bool:
         """Whether a pod is alive and nothing but an advice has told it to go."""
-        return pod.alive and all(notice.advice for notice in self.notices_of(pod))
+        advised = all(notice.advice for notice in self.notices_of(pod))
+        return pod.alive and advised and not self.lost(pod)
 
     def wakes_at(self) -> float:
         """When time alone will change what this means; infinity if it will not."""
         times = [pod.ends_at + OVERDUE for pod in self.pods if pod.alive and pod.deleting]
+        for pod in self.pods:
+            at = self.heard_at(pod)
+            if pod.alive and at is not None and not self.hears(pod):
+                since = max(at, self.hearing.since)
+                times.extend(since + seconds for seconds in (contact.SILENT, contact.ALONE))
+            if pod.alive:
+                times.extend(n.at + notices.DOUBT for n in self.node_says(pod) if n.lost)
         for node in {pod.node: self.node_of(pod) for pod in self.pods if pod.alive}.values():
             ends = notices.patience_ends(node.signs, self.now) if node else None
             times.extend([ends] if ends is not None else [])
         return min((at for at in times if at > self.now), default=math.inf)
 
 
-def gone(name: str) -> Node:
-    """A node that was there and is no object any more."""
-    return Node(name=name, hostname=name, gone=True)
-
-
-def parse_pod(body: Mapping[str, Any]) -> Pod | None:
-    """Read a pod; None when it is no pod of a TrainingJob (labels missing or not numbers)."""
-    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    labels = meta.get("labels") or {}
-    try:
-        slot, incarnation = int(labels[LABEL_SLOT]), int(labels[LABEL_INCARNATION])
-    except (KeyError, ValueError):
-        return None
-    conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    statuses = status.get("containerStatuses") or ()
-    trainer: Mapping[str, Any] = next((c for c in statuses if c["name"] == TRAINER_CONTAINER), {})
-    ended = (trainer.get("state") or {}).get("terminated") or {}
-    containers = parse_containers(body)
-    scheduled = conditions.get("PodScheduled", {})
-    disrupted = conditions.get("DisruptionTarget", {})
-    ends_at = parse_time(meta.get("deletionTimestamp"))
-    left = float(meta.get("deletionGracePeriodSeconds") or 0)
-    given = spec.get("terminationGracePeriodSeconds")
-    return Pod(
-        name=meta["name"],
-        uid=meta["uid"],
-        slot=slot,
-        incarnation=incarnation,
-        template=labels.get(LABEL_TEMPLATE, ""),
-        phase=status.get("phase") or "Pending",
-        created_at=parse_time(meta.get("creationTimestamp")) or 0.0,
-        deleting=ends_at is not None,
-        forced=ends_at is not None and meta.get("deletionGracePeriodSeconds") == 0,
-        grace=DEFAULT_GRACE if given is None else float(given),
-        deleted_at=0.0 if ends_at is None else ends_at - left,
-        ends_at=math.inf if ends_at is None else ends_at,
-        node=spec.get("nodeName"),
-        ready=conditions.get("Ready", {}).get("status") == "True",
-        unschedulable=_words(scheduled) if scheduled.get("reason") == "Unschedulable" else None,
-        gates=tuple(str(gate.get("name")) for gate in spec.get("schedulingGates") or ()),
-        scheduled_at=_scheduled_at(meta, spec, scheduled),
-        waiting=_waiting(containers),
-        disruption=_words(disrupted) if disrupted.get("status") == "True" else None,
-        disrupted_at=parse_time(disrupted.get("lastTransitionTime")) or 0.0,
-        exit_code=ended.get("exitCode"),
-        exit_reason=ended.get("reason") or status.get("reason"),
-        exit_message=(ended.get("message") or status.get("message") or "")[:2000],
-        outcome=_outcome(ended.get("message")),
-        finished_at=parse_time(ended.get("finishedAt")),
-        containers=containers,
-        reason=status.get("reason") or "",
-        message=one_line(status.get("message") or "", LOG_CHARACTERS),
-        started_at=parse_time(status.get("startTime")),
-        deadline=spec.get("activeDeadlineSeconds"),
-        scheduler=spec.get("schedulerName") or "",
-        conditions=frozenset(conditions),
-        finalizers=tuple(meta.get("finalizers") or ()),
-    )
-
-
-def _scheduled_at(
-    meta: Mapping[str, Any], spec: Mapping[str, Any], condition: Mapping[str, Any]
-) -> float | None:
-    """Since when a pod has a node; one that names its node itself has it from the beginning."""
-    if not spec.get("nodeName"):
-        return None
-    at = parse_time(condition.get("lastTransitionTime")) if condition else None
-    return parse_time(meta.get("creationTimestamp")) if at is None else at
-
-
-def _words(condition: Mapping[str, Any]) -> str:
-    """Reason and message of a condition in one line."""
-    reason, message = condition.get("reason") or "", condition.get("message") or ""
-    return f"{reason}: {message}" if reason and message else reason or message
-
-
-def _waiting(containers: tuple[Container, ...]) -> Waiting | None:
-    """The first container that keeps the trainer from starting until somebody does something."""
-    if any(
-        one.role is Role.TRAINER and (one.running_since is not None or one.ended)
-        for one in containers
-    ):
-        return None
-    for one in containers:
-        if one.waiting and one.waiting.reason in START_FAILURES:
-            words = one.waiting.message or one.waiting.reason
-            return Waiting(reason=one.waiting.reason, message=f"container {one.name}: {words}")
-    return None
-
-
-def _outcome(message: str | None) -> Outcome | None:
-    """A termination message of ours; None for anybody else's text."""
-    if not message or not message.lstrip().startswith("{"):
-        return None
-    try:
-        return Outcome.from_json(json.loads(message))
-    except ValueError:
-        return None
-
-
-def parse_node(body: Mapping[str, Any], seen_at: float, before: Node | None = None) -> Node:
-    """Read what matters of a node; ``before`` is what was known of it until now."""
-    meta = body["metadata"]
-    known = {sign.key: sign.at for sign in before.signs} if before else {}
-    return Node(
-        name=meta["name"],
-        hostname=(meta.get("labels") or {}).get("kubernetes.io/hostname", meta["name"]),
-        signs=notices.read(body, known, seen_at),
-    )
+def gone(name: str, at: float = 0.0) -> Node:
+    """A node that was there and is no object any more; ``at`` is when that was seen."""
+    return Node(name=name, hostname=name, gone=True, gone_at=at)

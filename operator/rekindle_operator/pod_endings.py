@@ -16,8 +16,8 @@ from rekindle_operator import pod_signs as signs
 from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.pod_signs import Look, Sign
 
-UNEXPLAINED = "its first process has died, of what is not known yet"
-"""Ends the evidence of a lost pod until the kubelet says more."""
+UNEXPLAINED = "why is not known yet"
+"""Ends the evidence of a lost pod until Kubernetes says more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,7 @@ def ending(observed: Observed, pod: Pod, *, pinned: str | None = None) -> Ending
         notice=agent.report.notice if agent else None,
         node_going=observed.node_going(pod),
         node_lost=observed.node_lost(pod),
+        silent=observed.loss(pod),
         pinned=pinned,
         now=observed.now,
     )
@@ -197,7 +198,13 @@ ROWS: tuple[Row, ...] = (
         name="lifeline broken",
         cause=Cause.POD_LOST,
         fits=signs.vanished,
-        says=f"{{pod}}: {UNEXPLAINED}",
+        says=f"{{pod}}: its first process has died, {UNEXPLAINED}",
+    ),
+    Row(
+        name="not heard",
+        cause=Cause.POD_LOST,
+        fits=signs.not_heard,
+        says=f"{{pod}} is not heard: {{words}}; {UNEXPLAINED}",
     ),
     # How its containers ended.
     Row(

@@ -34,6 +34,8 @@ class Look:
     """What its agent says that told it to go."""
     node_going: str | None = None
     node_lost: bool = False
+    silent: str | None = None
+    """In words, why it counts as lost although nobody has told of its end."""
     pinned: str | None = None
     """spec.template.spec.nodeName: no scheduler has chosen the node."""
     now: float = 0.0
@@ -239,7 +241,7 @@ def disrupted(look: Look) -> Fields | None:
 
 def node_lost(look: Look) -> Fields | None:
     """Nothing on its node answers any more."""
-    return {"words": look.node_going} if look.node_lost else None
+    return {"words": look.silent or look.node_going} if look.node_lost else None
 
 
 def deleted_by_force(look: Look) -> Fields | None:
@@ -266,6 +268,11 @@ def node_going(look: Look) -> Fields | None:
 def vanished(look: Look) -> Fields | None:
     """Its lifeline broke, and the kubelet has not said anything yet."""
     return {} if not look.pod.told and look.pod.vanished_at is not None else None
+
+
+def not_heard(look: Look) -> Fields | None:
+    """It has fallen silent, and somebody who is heard bears that out."""
+    return {"words": look.silent} if look.silent and not look.pod.told else None
 
 
 def out_of_memory(look: Look) -> Fields | None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 
 from rekindle.contract import AgentPhase
 from rekindle_operator.containers import Container, PodEvent, Role, last_lines, one_line
-from rekindle_operator.observed import OVERDUE, START_FAILURES, Agent, Observed, Pod
+from rekindle_operator.documents import START_FAILURES
+from rekindle_operator.observed import OVERDUE, Agent, Observed, Pod
 from rekindle_operator.sentences import of_refusal, scheduling_advice
 from rekindle_operator.timestamps import clock
 

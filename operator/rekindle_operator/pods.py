@@ -1,8 +1,10 @@
 """Which pods there should be: the ones to create, and the ones that nobody wants any more.
 
 Each slot has one pod that stays. A pod that has to go gets its successor while it still trains, on
-another node; one that is lost is replaced under a new name, because the name of the old one may
-stay taken for as long as its node does not answer. Names that are used up are remembered in the
+another node; one that is lost is replaced under a new name beside it, because the name of the old
+one may stay taken for as long as its node does not answer, and deleted by force only where its node
+is known to be gone. A pod that no node takes, and that keeps away from one which nobody avoids any
+more, is made anew. Names that are used up are remembered in the
 record, and replacements come at a limited rate whatever took their predecessors.
 """
 
@@ -105,19 +107,29 @@ def _avoided(record: Record, observed: Observed) -> resources.Avoid:
         node, told = observed.node_of(pod), observed.node_notices(pod)
         if node and told and not node.gone:
             hosts[all(notice.advice for notice in told)].add(node.hostname)
+        elif pod.node and pod.alive and observed.lost(pod) and not (node and node.gone):
+            # Kubernetes may not know yet that nothing can run there.
+            hosts[False].add(node.hostname if node else pod.node)
     return resources.Avoid(never=tuple(sorted(hosts[False])), rather_not=tuple(sorted(hosts[True])))
 
 
 def unwanted(job: TrainingJob, record: Record, observed: Observed, *, hold: bool) -> list[Deletion]:
     """Pods that nobody wants: scaled down, old template, on a node that goes, long finished."""
     inside = {m.uid for m in observed.round.members} if observed.round else set()
+    never = set(_avoided(record, observed).never)
     doomed: list[Deletion] = []
     for pod in observed.pods:
         if (not pod.told or pod.lingers and not pod.deleting) and observed.node_lost(pod):
             doomed.append(deletion(observed, pod))
         elif not pod.alive or pod.deleting:
             continue
-        elif not rounds.wanted(job, pod) or pod.uid not in inside and _replaceable(observed, pod):
+        elif (
+            not rounds.wanted(job, pod)
+            or pod.uid not in inside
+            and (_replaceable(observed, pod) or _replaced(observed, pod, inside))
+            or pod.unschedulable
+            and pod.avoids - never
+        ):
             doomed.append(Deletion(name=pod.name, uid=pod.uid))
     doomed.extend(_twins(job, observed, inside))
     finished = [p for p in observed.pods if p.failed and not p.lingers and not p.deleting]
@@ -157,6 +169,15 @@ def _replaceable(observed: Observed, pod: Pod) -> bool:
     if all(notice.advice for notice in told):
         return bool(told) and any(observed.stays(other) for other in observed.of_slot(pod.slot))
     return True
+
+
+def _replaced(observed: Observed, pod: Pod, inside: set[str]) -> bool:
+    """Whether another pod trains in place of one that is lost, on a node that may come back.
+
+    Nothing is forced: should its kubelet be heard again, it ends what may still run there.
+    """
+    others = observed.of_slot(pod.slot)
+    return observed.lost(pod) and any(p.uid in inside and observed.stays(p) for p in others)
 
 
 def deletion(observed: Observed, pod: Pod) -> Deletion:

@@ -24,6 +24,7 @@ from rekindle_operator import (
     again,
     bookkeeping,
     conditions,
+    contact,
     deadlines,
     directives,
     pods,
@@ -204,7 +205,7 @@ def _phase(
         if report and report.trains:
             return status.RUNNING
         if record.phase in {status.RUNNING, status.RECOVERING}:
-            heard = observed.round or now - observed.listening_since < rounds.REANNOUNCE
+            heard = observed.round or now - observed.listening_since < contact.REANNOUNCE
             return status.RUNNING if heard else status.STARTING
     starts = decision.form or rounds.scheduled_since(job, observed) is not None
     return status.STARTING if starts else status.PENDING

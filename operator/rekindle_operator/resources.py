@@ -60,7 +60,7 @@ from rekindle.contract import (
     TRAINER_CONTAINER,
     VERSION,
 )
-from rekindle_operator.observed import LABEL_TEMPLATE
+from rekindle_operator.observed import AVOIDS, LABEL_TEMPLATE
 from rekindle_operator.spec import TrainingJob
 
 TERMINATION_LOG = "/dev/termination-log"
@@ -234,6 +234,8 @@ def pod(
         spec["volumes"] = _beside(spec.get("volumes"), after=shared)
     if avoid != NOWHERE:
         spec["affinity"] = _kept_away(spec.get("affinity") or {}, avoid)
+    if avoid.never:
+        meta["annotations"] = {**(meta.get("annotations") or {}), AVOIDS: ",".join(avoid.never)}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
 
 

@@ -13,6 +13,8 @@ Kubernetes knows both at once, so here membership is a function of what is obser
 * newcomers wait and there is room: save, then form the next one with them;
 * all members are done: the job is done.
 
+Whoever is not heard is in no new round (see ``contact``): it could be told nothing of it.
+
 A pod that warms up is on its way, like one whose image is being pulled: a round with it would make
 all others wait for its imports.
 
@@ -26,6 +28,7 @@ from enum import StrEnum, auto
 
 from rekindle.contract import AgentPhase, ExitCode, Member, Round
 from rekindle_operator import notices, sizing
+from rekindle_operator.contact import REANNOUNCE
 from rekindle_operator.observed import Agent, Observed, Pod
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.timestamps import clock
@@ -36,8 +39,6 @@ UNSCHEDULABLE_PATIENCE = 10.0
 """The same for pods that no node can take."""
 GATHER = 10.0
 """Seconds for which newcomers wait for other newcomers, so that one stop serves them all."""
-REANNOUNCE = 15.0
-"""Seconds that agents have to report again after this operator process began to listen."""
 PARTIAL_SAVE = 60.0
 """Seconds after the first member has saved until the others are no longer waited for."""
 SAVE_SECONDS = 120.0
@@ -306,6 +307,7 @@ def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
         for pod in observed.pods
         if wanted(job, pod)
         and observed.may_stay(pod)
+        and observed.hears(pod)
         and (agent := observed.agents.get(pod.uid))
         and agent.report.phase in ready
     ]
@@ -418,6 +420,7 @@ def _form(
             address=agent.report.address,
             store_port=agent.report.store_port,
             slots=agent.report.slots,
+            reach_port=agent.report.reach_port,
         )
         for pod, agent in seats(job, observed)
     )

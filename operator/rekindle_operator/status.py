@@ -253,7 +253,7 @@ def goodput(record: Record, now: float) -> dict[str, Any] | None:
     progress = record.progress or Progress()
     if record.first_step_at is not None and not progress.productive_seconds:
         pending = min(record.pending(end), total)
-        since = min((incident.at for incident in record.open_incidents), default=end)
+        since = min((i.at - i.silent for i in record.open_incidents), default=end)
         restart = min(record.restart_seconds + max(0.0, end - since), total - pending)
         lost = {"pending": round(pending, 3), "restart": round(restart, 3)}
         return {"percent": "unknown", "lost": lost}

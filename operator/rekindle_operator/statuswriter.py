@@ -15,7 +15,7 @@ from typing import Any
 from rekindle.contract import DirectiveKind
 from rekindle_operator import faults
 from rekindle_operator.cluster import Cluster
-from rekindle_operator.coordinator import JobKey
+from rekindle_operator.ear import JobKey
 from rekindle_operator.jobstate import JobState
 from rekindle_operator.patches import merge_patch
 from rekindle_operator.plan import Plan

@@ -17,7 +17,8 @@ from rekindle.endings import (
     signal_in,
 )
 from rekindle.outcome import classify
-from rekindle_operator.observed import Observed, parse_pod
+from rekindle_operator.documents import parse_pod
+from rekindle_operator.observed import Observed
 from rekindle_operator.pod_endings import ending
 
 KILL, SEGV, TERM = -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGTERM

@@ -33,8 +33,9 @@ from rekindle.contract import (
 )
 from rekindle_local.apiserver import schema as schemas
 from rekindle_operator import spec, status
+from rekindle_operator.documents import parse_node, parse_pod
 from rekindle_operator.incidents import stamp
-from rekindle_operator.observed import Agent, Observed, gone, parse_node, parse_pod
+from rekindle_operator.observed import Agent, Observed, gone
 from rekindle_operator.pod_endings import UNEXPLAINED
 from rekindle_operator.reconcile import reconcile
 
@@ -262,6 +263,12 @@ class World:
         """Nodes that the operator's watch has not shown yet."""
         self.dead: set[str] = set()
         """Nodes that have died although nobody has noticed."""
+        self.gone_at: dict[str, float] = {}
+        """By name of the node: when the operator has seen that it is no object any more."""
+        self.blind = False
+        """The operator may not read nodes."""
+        self.peers_tell = True
+        """Agents are new enough to tell which of their peers they cannot reach."""
         self.warms_for = 0.0
         """Seconds that a pod needs for its imports."""
         self.refuses: str | None = None
@@ -459,7 +466,7 @@ class World:
 
     def stand(self, agents):
         """Whether one of these does not get on, and so none of them does."""
-        return any("hang" in a.more or a.pod.node in self.dead for a in agents)
+        return any("hang" in a.more or self.unreachable(a.pod) for a in agents)
 
     def commit(self, agents):
         if self.plain:
@@ -631,6 +638,8 @@ class World:
     def hear(self, agent):
         """The coordinator takes a report."""
         report = agent.report(self)
+        if lost := self.cannot_reach():
+            report = replace(report, unreachable=lost)
         old = self.reports.get(report.uid)
         key = report.round.key if report.round else None
         old_key = old.report.round.key if old and old.report.round else None
@@ -651,10 +660,20 @@ class World:
             self.round = report.round
 
     def unreachable(self, pod):
-        body = self.nodes.get(pod.node) if pod.node else {}
-        if pod.node in self.dead:
-            return True
-        return body is None or "node.kubernetes.io/unreachable" in taints(body)
+        """Whether nothing runs on its machine any more, whatever Kubernetes says of the node."""
+        return pod.node in self.dead or (pod.node is not None and pod.node not in self.nodes)
+
+    def suspects(self):
+        """Pods that were not heard for a while, as the coordinator shows them to the others."""
+        late = {uid for uid, agent in self.reports.items() if self.now - agent.seen_at >= 2}
+        if self.round and self.now - self.listening_since >= 5:
+            late |= {m.uid for m in self.round.members} - self.reports.keys()
+        return late
+
+    def cannot_reach(self):
+        """What a peer says of them."""
+        dead = (p.uid for p in map(self.pods.get, self.suspects()) if p and self.unreachable(p))
+        return tuple(sorted(dead)) if self.peers_tell else ()
 
     def exit(self, pod, code, outcome=None, reason=None):
         """The container is through."""
@@ -886,13 +905,16 @@ class World:
             if name not in self.hidden
         }
         nodes = dict(self.known)
-        nodes.update({p.node: gone(p.node) for p in pods if p.node and p.node not in self.nodes})
+        for pod in pods:
+            if pod.node and pod.node not in self.nodes:
+                at = self.gone_at.setdefault(pod.node, self.now)
+                nodes[pod.node] = gone(pod.node, at)
         return Observed(
             pods=tuple(
                 replace(pod, vanished_at=self.cut_off[pod.uid]) if pod.uid in self.cut_off else pod
                 for pod in sorted(pods, key=lambda p: (p.slot, p.incarnation))
             ),
-            nodes=nodes,
+            nodes=None if self.blind else nodes,
             agents=dict(self.reports),
             round=self.round,
             retired=frozenset(self.retired),
@@ -1060,6 +1082,8 @@ class World:
             assert fresh.number > old.number, "a round's number was used before"
         members = [observed.pod(m.uid) for m in fresh.members]
         assert all(pod and pod.alive and not pod.deleting for pod in members)
+        heard = {u for u, agent in self.reports.items() if self.now - agent.seen_at <= 3}
+        assert {m.uid for m in fresh.members} <= heard, "who is not heard cannot be told"
         slots = [pod.slot for pod in members]
         told = [a.report.useful_world for a in observed.agents.values() if a.report.useful_world]
         room = min([self.job.replicas, *told])
@@ -1089,6 +1113,7 @@ class World:
             and pod.slot not in {*slots, *done}
             and pod.slot < self.job.pods
             and pod.template in self.templates()
+            and pod.uid in heard
             and observed.stays(pod)
         ]
         if left:

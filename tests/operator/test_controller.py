@@ -591,7 +591,8 @@ def test_a_node_that_is_deleted_is_remembered_as_gone_and_one_not_seen_is_not(cl
             pods = {pod.name: pod for pod in observe().pods}
             assert observe().node_of(pods["digits-1"]) is None
             operator.controller.node_event("DELETED", {"metadata": {"name": "node-0"}})
-            assert observe().lost(pods["digits-0"])
+            assert observe().node_of(pods["digits-0"]).gone
+            assert not observe().lost(pods["digits-0"]), "its agent speaks"
             assert set(operator.controller.known_nodes()) >= {"brand-new"}, "a list has to have it"
 
     run(scenario())

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 from aiohttp import ClientSession, web
@@ -412,13 +413,13 @@ def test_the_earliest_end_that_a_pod_has_told_counts_and_is_news_once():
 
 
 @asynccontextmanager
-async def lifeline(bench, *, pod="digits-0", uid=None):
+async def lifeline(bench, *, pod="digits-0", uid=None, probe=""):
     """A pod's open connection: how to say goodbye, and how to break it."""
     server = bench.client.server
     reader, writer = await asyncio.open_connection(server.host, server.port)
     path = contract.pod_path("ml", "digits", pod) + contract.LIFELINE
     writer.write(
-        f"POST {path}?uid={uid or f'uid-{pod}'} HTTP/1.1\r\nHost: x\r\n"
+        f"POST {path}?uid={uid or f'uid-{pod}'}{probe} HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: Bearer {TOKEN}\r\n"
         "Transfer-Encoding: chunked\r\n\r\n1\r\n\n\r\n".encode()
     )
@@ -542,3 +543,113 @@ def test_the_lifeline_of_an_unknown_pod_is_refused():
         assert not bench.room.lifelines
 
     with_bench(scenario)
+
+
+async def told(reader, word):
+    """Read until a word has come."""
+    said = b""
+    while word not in said:
+        said += await reader.read(100)
+    return said
+
+
+def test_a_pod_that_does_not_report_is_asked_over_its_lifeline_and_heard_by_its_answer(monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 60.0)
+
+    async def scenario(bench):
+        async with lifeline(bench, probe="&probe=1") as (reader, writer):
+            assert b"HTTP/1.1 200" in await told(reader, b"1\r\n?\r\n")
+            ear, first = bench.coordinator.ear, bench.coordinator.ear.at("uid-digits-0")
+            bench.coordinator.look(first + 0.5)
+            bench.coordinator.look(first + 1.5)
+            assert await told(reader, b"?") == b"1\r\n?\r\n", (
+                "asked once, and not while it was heard"
+            )
+            writer.write(b"1\r\n\n\r\n")
+            await until(lambda: ear.at("uid-digits-0") > first)
+            assert not bench.room.suspects
+
+    with_bench(scenario)
+
+
+def test_a_launcher_that_does_not_know_of_questions_is_asked_none(monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 60.0)
+
+    async def scenario(bench):
+        async with lifeline(bench) as (reader, writer):
+            await until(lambda: bench.room.lifelines)
+            bench.coordinator.look(bench.coordinator.ear.at("uid-digits-0") + 1.5)
+            writer.write(b"0\r\n\r\n")
+            assert b"?" not in await reader.readline()
+
+    with_bench(scenario)
+
+
+def test_the_others_are_shown_who_is_not_heard_until_it_is(monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 60.0)
+
+    async def scenario(bench):
+        silent = report("digits-1", address="10.0.0.2", reach_port=4711)
+        await bench.view(silent, pod="digits-1")
+        at = bench.coordinator.ear.at("uid-digits-1")
+        version = (await bench.view(report())).version
+        watch = asyncio.create_task(bench.get(version=version, wait=30))
+        await until(lambda: bench.watching == 1)
+        bench.coordinator._note(JOB, report(), at + 2.0)
+        bench.wakes.clear()
+        bench.coordinator.look(at + 2.5)
+        shown = View.from_json(json.loads((await watch)[1])).suspects
+        assert [(s.pod, s.address, s.reach_port) for s in shown] == [("digits-1", "10.0.0.2", 4711)]
+        assert not bench.wakes
+        bench.coordinator.look(at + 3.1)
+        bench.coordinator.look(at + 3.2)
+        assert bench.wakes == [(JOB, 0.0)], "once it is silent for long enough to decide"
+        bench.coordinator._note(JOB, silent, at + 3.9)
+        bench.coordinator.look(at + 4.0)
+        assert bench.wakes == [(JOB, 0.0)] * 2, "and once more when it is heard again"
+        assert not bench.room.suspects
+
+    with_bench(scenario)
+
+
+def test_a_new_operator_asks_about_members_that_it_has_never_heard(monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 60.0)
+
+    async def scenario(bench):
+        current = round_of("digits-0", "digits-1")
+        members = tuple(replace(member, reach_port=4711) for member in current.members)
+        current = replace(current, members=members)
+        await bench.view(report(phase=AgentPhase.RUNNING, round=current))
+        bench.coordinator.look(bench.coordinator.since + 1.0)
+        assert not bench.room.suspects
+        bench.coordinator._note(JOB, report(), bench.coordinator.since + 2.0)
+        bench.coordinator.look(bench.coordinator.since + 2.5)
+        assert [suspect.pod for suspect in bench.room.suspects] == ["digits-1"]
+
+    with_bench(scenario)
+
+
+def test_who_is_no_live_pod_any_more_is_not_missed(monkeypatch):
+    monkeypatch.setattr(module, "LOOK", 60.0)
+
+    async def scenario(bench):
+        await bench.view(report("digits-1", reach_port=4711), pod="digits-1")
+        at = bench.coordinator.ear.at("uid-digits-1")
+        bench.live.remove(("digits-1", "uid-digits-1"))
+        bench.wakes.clear()
+        bench.coordinator.look(at + 30.0)
+        assert (bench.room.suspects, bench.wakes) == ((), [])
+        assert bench.coordinator.ear.at("uid-digits-1") is None
+
+    with_bench(scenario)
+
+
+def test_a_pod_that_reports_although_its_lifeline_broke_is_alive():
+    bench = Bench()
+    bench.coordinator._note(JOB, report(), 1000.0)
+    bench.room.vanished["uid-digits-0"] = 1001.0
+    bench.coordinator._note(JOB, report(), 1001.0 + module.LAST_WORDS)
+    assert bench.room.vanished, "its last words may come after the break"
+    bench.coordinator._note(JOB, report(), 1002.0)
+    assert not bench.room.vanished
+    assert bench.wakes[-1] == (JOB, 0.0)

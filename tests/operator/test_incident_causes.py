@@ -44,7 +44,7 @@ def test_an_eviction_says_who_evicted(world):
 
 def test_a_dead_node_is_named_and_its_pod_removed_by_force(world):
     w = world().start().train(3).taint("digits-1", "node.kubernetes.io/unreachable")
-    w.settle()
+    w.die_unnoticed("digits-1").run(4)
     assert w.last["cause"] == "NodeLost"
     assert w.restarts == (0, 1, 0)
     assert "digits-1" not in [p.name for p in w.pods.values()]
@@ -52,7 +52,7 @@ def test_a_dead_node_is_named_and_its_pod_removed_by_force(world):
 
 
 def test_a_node_that_is_gone_is_a_lost_node(world):
-    w = world().start().lose_node("digits-2").settle()
+    w = world().start().lose_node("digits-2").run(4)
     assert w.last["cause"] == "NodeLost"
     assert "node is gone" in w.last["evidence"]
 
@@ -83,9 +83,10 @@ def test_errors_of_peers_are_collateral_of_the_lost_pod(world):
 
 def test_peers_that_misname_their_error_are_collateral_too(world):
     w = world().start().train(3)
-    w.fail("digits-0", "RuntimeError: Broken pipe").run(detection.SETTLE_ERROR - 1)
+    w.die_unnoticed("digits-1").run(2)
+    w.fail("digits-0", "RuntimeError: Broken pipe").run(detection.SETTLE_ERROR - 2)
     assert not w.status["incidents"], "the verdict must wait for a loss that is not seen yet"
-    w.taint("digits-1", "node.kubernetes.io/unreachable").settle()
+    w.taint("digits-1", "node.kubernetes.io/unreachable").run(1)
     assert w.restarts == (0, 1, 0)
     assert w.last["cause"] == "NodeLost"
     assert w.phase == "Recovering"
@@ -277,7 +278,7 @@ def test_pods_that_vanish_as_they_come_are_created_at_a_limited_rate(world):
 
 
 def test_a_member_lost_in_a_charged_round_is_named_as_part_of_it(world):
-    w = world(nodes=3, elastic={"minReplicas": 3}).start().lose_node("digits-1").run(2)
+    w = world(nodes=3, elastic={"minReplicas": 3}).start().lose_node("digits-1").run(5)
     w.kill("digits-2").run(20)
     assert w.restarts == (0, 1, 0)
     assert w.last["collateral"] == ["digits-2"]

@@ -7,9 +7,10 @@ import pytest
 from rekindle.contract import LABEL_INCARNATION, LABEL_SLOT
 from rekindle_operator import inquiries
 from rekindle_operator.cluster import ApiError
+from rekindle_operator.documents import parse_pod
 from rekindle_operator.incidents import stamp
 from rekindle_operator.inquiries import Inquiries, told
-from rekindle_operator.observed import Observed, parse_pod
+from rekindle_operator.observed import Observed
 
 NOW = 1_750_000_600.0
 

@@ -60,7 +60,7 @@ def test_a_spare_that_nobody_stopped_for_costs_nothing_whatever_its_end_was(worl
 
 def test_a_dead_node_is_named_when_it_is_known(world):
     w = gone_on(world().start().train(3).cut(VICTIM))
-    w.taint(VICTIM, "node.kubernetes.io/unreachable").settle()
+    w.die_unnoticed(VICTIM).taint(VICTIM, "node.kubernetes.io/unreachable").run(4)
     assert w.last["cause"] == "NodeLost"
     assert VICTIM not in [pod.name for pod in w.pods.values()], "removed by force"
 

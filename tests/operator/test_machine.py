@@ -32,21 +32,22 @@ from rekindle_operator import status
 DEEP = os.environ.get("REKINDLE_MACHINE") == "deep"
 pick = st.integers(0, 9)
 EVER = math.inf
+UNREACHABLE = "node.kubernetes.io/unreachable"
 TAINTS = {
     "karpenter.sh/disrupted": 30,
     "cloud.google.com/impending-node-termination": 15,
     "aws-node-termination-handler/spot-itn": 120,
     "aws-node-termination-handler/rebalance-recommendation": EVER,
     "node.kubernetes.io/not-ready": EVER,
-    "node.kubernetes.io/unreachable": 0,
+    UNREACHABLE: EVER,
 }
-"""Seconds that each of them leaves."""
+"""Seconds that each of them leaves. That a node is unreachable is said of healthy ones, too."""
 CONDITIONS = {
     ("PreemptScheduled", "True"): 30,
     ("TerminateScheduled", "True"): 300,
     ("VMEventScheduled", "True"): EVER,
     ("Ready", "False"): EVER,
-    ("Ready", "Unknown"): 0,
+    ("Ready", "Unknown"): EVER,
 }
 ENDS = [(137,), (1,), (139,), (137, "OOMKilled")]
 """Exit code, and what the kubelet makes of it."""
@@ -225,11 +226,27 @@ class Histories(RuleBasedStateMachine):
         for agent in self.w.group():
             self.happens_to(agent.pod.name, self.w.fall)
 
+    @rule(number=pick)
+    def machine_falls_silent(self, number):
+        """It has lost its power, or its network: nobody tells, and no connection breaks."""
+        self.happens_to_node(self.a_placed_pod(number), EVER, self.w.die_unnoticed)
+
+    @rule()
+    def machines_are_back(self):
+        """Only their network was away, or they stood still."""
+        self.due = {name: at for name, at in self.due.items() if name not in self.w.dead}
+        self.w.dead.clear()
+
+    @rule(blind=st.booleans(), tell=st.booleans())
+    def operator_sees_less(self, blind, tell):
+        """It may not read nodes; launchers of before tell nothing of their peers."""
+        self.w.blind, self.w.peers_tell = blind, tell
+
     @rule()
     def dead_machines_are_noticed(self):
         for pod in self.w.alive:
             if pod.node in self.w.dead and pod.node in self.w.nodes:
-                self.happens_to_node(pod.name, 0, self.w.taint, "node.kubernetes.io/unreachable")
+                self.happens_to_node(pod.name, 0, self.w.taint, UNREACHABLE)
 
     @rule(number=pick)
     def node_comes(self, number):
@@ -271,8 +288,13 @@ class Histories(RuleBasedStateMachine):
     @rule(number=pick)
     def falls_silent(self, number):
         name = self.a_pod(number, running=True)
-        if name:
-            self.w.pod(name).agent.quiet = True
+        if name is None:
+            return
+        pod = self.w.pod(name)
+        pod.agent.quiet = True
+        signs = self.w.nodes.get(pod.node, {"spec": {}})["spec"].get("taints", ())
+        if any(sign["key"] == UNREACHABLE for sign in signs):
+            self.told.add(name)  # the way to it is broken for everybody who could tell
 
     @rule()
     def all_speak(self):
@@ -416,10 +438,11 @@ class Histories(RuleBasedStateMachine):
         self.operator_is_new()
         w.change(suspend=False)
         w.hold_saves, w.broken_image = False, set()
+        w.blind, w.peers_tell = False, True
         self.what_hangs_gets_on()
         self.kubelet_tells(137)
         self.dead_machines_are_noticed()
-        gone = {"spec": {"taints": [{"key": "node.kubernetes.io/unreachable"}]}, "status": {}}
+        gone = {"spec": {"taints": [{"key": UNREACHABLE}]}, "status": {}}
         w.nodes = {n: gone if n in w.dead else {"spec": {}, "status": {}} for n in w.nodes}
         w.nodes |= {f"fresh-{n}": {"spec": {}, "status": {}} for n in range(6)}
         self.go_on(WHOLE_AGAIN, self.whole)

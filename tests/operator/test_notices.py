@@ -228,7 +228,7 @@ def test_time_alone_wakes_the_operator_for_a_node_that_stays_not_ready(world):
 
 def test_a_node_of_which_nothing_is_known_any_more_is_lost_at_once(world):
     w = world().start().train(3).condition_of_node("digits-1", "Ready", "Unknown")
-    w.die_unnoticed("digits-1").settle()
+    w.die_unnoticed("digits-1").run(4)
     assert w.members == ["digits-0", "digits-2"]
     assert w.last["cause"] == "NodeLost"
     assert "digits-1" not in [p.name for p in w.pods.values()], "removed by force"

@@ -1,14 +1,16 @@
 """Each way in which a kubelet or a controller ends a pod: cause, who pays, what is told."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, Cause, Outcome
 from rekindle_cli.causes import HAPPENED, SHORT
 from rekindle_operator.containers import parse_event
+from rekindle_operator.documents import parse_node, parse_pod
 from rekindle_operator.incidents import USER, Incident
-from rekindle_operator.observed import Agent, Observed, gone, parse_node, parse_pod
+from rekindle_operator.observed import Agent, Observed, gone
 from rekindle_operator.pod_endings import ROWS, ending
 from rekindle_operator.pod_signs import needs_events, needs_log
 
@@ -301,6 +303,12 @@ CASES = [
     ),
     ("lifeline broken", pod(phase="Running"), {"vanished_at": NOW}, ["not known yet"]),
     (
+        "not heard",
+        pod(phase="Running"),
+        {"unheard": True},
+        ["no report for 4 s", "holds no lifeline", "digits-0 cannot reach it", "not known yet"],
+    ),
+    (
         "in no round",
         pod(phase="Succeeded", **trainer(ended(0, "Completed"))),
         {"stranger": True},
@@ -404,6 +412,7 @@ PAYS = {
     "SIGTERM": "preemption",
     "node goes": "preemption",
     "lifeline broken": "infrastructure",
+    "not heard": "infrastructure",
     "in no round": "user",
     "out of memory": "user",
     "init container out of memory": "user",
@@ -423,7 +432,9 @@ PAYS = {
 """Whose budget each row is charged to."""
 
 
-def seen(document, *, notice=None, nodes=None, pinned=None, events=(), logs=None, **more):
+def seen(
+    document, *, notice=None, nodes=None, pinned=None, events=(), logs=None, unheard=False, **more
+):
     found = parse_pod(document)
     told = tuple(parse_event(one) for one in events)
     found = vars(found) | {"events": told, "logs": logs or {}, **more}
@@ -439,7 +450,16 @@ def seen(document, *, notice=None, nodes=None, pinned=None, events=(), logs=None
     )
     agent = Agent(report=report, seen_at=NOW, phase_since=NOW)
     agents = {one.uid: agent} if notice else {}
-    observed = Observed(pods=(one,), nodes=nodes, agents=agents, now=NOW)
+    pods = (one,)
+    if unheard:
+        peer = replace(one, name="digits-0", uid="u0", slot=0)
+        says = replace(report, pod="digits-0", uid="u0", unreachable=("u1",))
+        agents = {
+            "u0": Agent(report=says, seen_at=NOW, phase_since=NOW),
+            "u1": Agent(report=report, seen_at=NOW - 4, phase_since=NOW - 4),
+        }
+        pods = (peer, one)
+    observed = Observed(pods=pods, nodes=nodes, agents=agents, now=NOW)
     return observed, one, pinned
 
 

@@ -5,8 +5,9 @@ import pytest
 from rekindle.contract import AgentPhase, AgentReport, Member, Round
 from rekindle_operator import pod_waits
 from rekindle_operator.containers import parse_event
+from rekindle_operator.documents import parse_pod
 from rekindle_operator.incidents import stamp
-from rekindle_operator.observed import Agent, Observed, parse_pod
+from rekindle_operator.observed import Agent, Observed
 from rekindle_operator.pod_waits import ROWS
 from rekindle_operator.sentences import REFUSALS, SENTENCES, of_refusal, scheduling_advice
 

@@ -159,7 +159,7 @@ def test_an_operator_that_returns_leaves_pods_that_warm_up_alone(world):
 
 
 def test_a_lost_node_with_a_member_and_the_spare_is_one_incident(world):
-    w = spared(world).lose_node("digits-1").lose_node("digits-3").settle()
+    w = spared(world).lose_node("digits-1").lose_node("digits-3").run(4)
     assert w.members == ["digits-0", "digits-2"]
     w.until(lambda: len(w.members) == 3 and w.training())
     assert w.restarts[1] in {1, 2}

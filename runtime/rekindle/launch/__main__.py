@@ -200,6 +200,8 @@ def _serve(settings: Settings, signals: Signals, command: Command, source: Sourc
     from rekindle.launch import exporter
     from rekindle.launch.agent import Agent
     from rekindle.launch.client import Coordinator, CoordinatorLink, Link
+    from rekindle.launch.peers import Peers
+    from rekindle.launch.reach import Doorstep
     from rekindle.launch.session import Session
     from rekindle.launch.solo import SoloLink
     from rekindle.launch.store import Spare
@@ -226,6 +228,12 @@ def _serve(settings: Settings, signals: Signals, command: Command, source: Sourc
             port=settings.metrics_port,
             tell=signals.tell,
         )
+    if settings.coordinator:
+        try:
+            session.reach_port = Doorstep(settings.address, settings.uid).port
+        except OSError as error:
+            logger.warning("other pods cannot ask whether this one is there: %s", error)
+        Peers(session).start()
     signals.grace = settings.grace
     notices.watch(notices.notice_file(os.environ), signals.tell)
     session.start()

@@ -7,10 +7,11 @@ of it ends at the same time instead of one after the other, and the survivors go
 earlier. So PID 1 is this interpreter as it is before anything is imported, and does what PID 1 has
 to do: it hands notices on, buries orphans, and ends with the agent's exit code.
 
-It also holds the pod's lifeline, a connection to the coordinator on which nothing is said: the
-kernel closes it when this process is killed, which is the first word of that anywhere. One that
+It also holds the pod's lifeline, a connection to the coordinator on which next to nothing is said:
+the kernel closes it when this process is killed, which is the first word of that anywhere. One that
 breaks for another reason is there again within milliseconds; a pod that ends by itself says
-goodbye by ending the body.
+goodbye by ending the body. A machine without power closes nothing, and one that is stopped keeps
+its connections: so the coordinator asks now and then, and an answer is a process that runs.
 
 Signals stay blocked from before the fork until the agent has its handlers (see ``signals``): one
 that comes in between is not lost and does not kill.
@@ -36,6 +37,7 @@ from rekindle.contract import (
     ENV_POD_UID,
     ENV_TOKEN,
     LIFELINE,
+    PROBED,
     pod_path,
 )
 
@@ -46,6 +48,8 @@ DISCARDED = frozenset({signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIG
 pod: its workers are the ones that answer to SIGQUIT and SIGUSR2."""
 BEAT = 15.0
 """Seconds between two bytes on the lifeline, for those on the way that forget idle connections."""
+BYTE = b"1\r\n\n\r\n"
+"""One, as a chunk of the body."""
 CONNECT_SECONDS = 2.0
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 3.0
 """Seconds before a lifeline that broke or was refused is tried again; doubling from the first."""
@@ -116,7 +120,7 @@ class Lifeline:
         self._url = urlsplit(os.environ[ENV_COORDINATOR].rstrip("/"))
         path = self._url.path + pod_path(namespace, job, pod) + LIFELINE
         self._head = (
-            f"POST {path}?uid={quote(uid)} HTTP/1.1\r\nHost: {self._url.netloc}\r\n"
+            f"POST {path}?uid={quote(uid)}&{PROBED}=1 HTTP/1.1\r\nHost: {self._url.netloc}\r\n"
             f"Authorization: Bearer {token}\r\nContent-Type: application/octet-stream\r\n"
             "Transfer-Encoding: chunked\r\n\r\n"
         ).encode("latin-1", "replace")
@@ -165,12 +169,16 @@ class Lifeline:
                 self._connection = connection
             connection.settimeout(BEAT)
             try:
+                accepted = False
                 while True:
                     try:
-                        connection.recv(1024)
+                        said = connection.recv(1024)
                     except TimeoutError:
-                        connection.sendall(b"1\r\n\n\r\n")
-                    else:
-                        return  # an answer: it is refused, or the coordinator goes
+                        connection.sendall(BYTE)
+                        continue
+                    accepted = accepted or said.startswith(b"HTTP/1.1 200")
+                    if not accepted or not said or said.endswith(b"\r\n0\r\n\r\n"):
+                        return  # it is refused, or the coordinator goes
+                    connection.sendall(BYTE)
             finally:
                 self._connection = None

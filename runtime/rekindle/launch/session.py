@@ -29,6 +29,7 @@ from rekindle.contract import (
     Restored,
     Rollback,
     Round,
+    Suspect,
     Timings,
     View,
 )
@@ -78,6 +79,9 @@ class Session:
         self._hang: Hang | None = None
         self._rollback: Rollback | None = None
         self._worlds: tuple[int | None, int | None] = (None, None)
+        self._unreachable: tuple[str, ...] = ()
+        self.reach_port = 0
+        """Where other pods can ask whether this one is there; 0: nowhere."""
         self._view: View | None = None
         self._listeners: list[Callable[[], None]] = []
 
@@ -174,6 +178,13 @@ class Session:
         if (before and replace(before, idle=0.0)) != (hang and replace(hang, idle=0.0)):
             self._link.poke()
 
+    def missed(self, unreachable: tuple[str, ...]) -> None:
+        """Say which of the suspects this pod cannot reach; a change is told at once."""
+        with self._lock:
+            before, self._unreachable = self._unreachable, unreachable
+        if before != unreachable:
+            self._link.poke()
+
     def poke(self) -> None:
         """Report at once, because something outside this object has changed."""
         self._link.poke()
@@ -219,6 +230,8 @@ class Session:
                 rollback=self._rollback,
                 least_world=self._worlds[0],
                 useful_world=self._worlds[1],
+                reach_port=self.reach_port,
+                unreachable=self._unreachable,
             )
 
     # What it has been told.
@@ -271,6 +284,11 @@ class Session:
         if directive is None or directive.kind is not DirectiveKind.DUMP or self._round is None:
             return None
         return directive if directive.round == self._round.number else None
+
+    @property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """The pods that the other side does not hear."""
+        return self._view.suspects if self._view else ()
 
     def joinable(self) -> Round | None:
         """Give the round that this pod should join next, if there is one."""

@@ -10,7 +10,9 @@ The server lives in a thread of this process (of torch's C++ code), so it dies w
 is why the first member hosts *its round* only.
 """
 
+import queue
 import socket
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,6 +25,8 @@ TRY_SECONDS = 1.0
 """For one attempt to reach the first member's store."""
 ANSWER_TIMEOUT = timedelta(seconds=10)
 """For a store that accepts a connection to answer; a host may be frozen."""
+LOOK = 0.05
+"""Seconds between two looks at whether a store is still wanted that has not answered yet."""
 STORE_TIMEOUT = timedelta(seconds=60)
 """For calls to a store that has been reached; torchrun's own agent waits for its peers in one."""
 
@@ -95,6 +99,36 @@ def _client(address: str, port: int) -> TCPStore:
     return store
 
 
+def _client_unless(outdated: Callable[[], bool], address: str, port: int) -> TCPStore:
+    """Connect, in a thread of its own: a host that stands still is waited for without a limit.
+
+    Its kernel accepts the connection, and torch's timeouts begin only after the first answer.
+    Raises TimeoutError when there is none in time or it is not wanted any more, else RuntimeError.
+    """
+    answers: queue.SimpleQueue[TCPStore | RuntimeError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(_client(address, port))
+        except RuntimeError as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name="store", daemon=True).start()
+    deadline = time.monotonic() + ANSWER_TIMEOUT.total_seconds()
+    while True:
+        try:
+            answer = answers.get(timeout=LOOK)
+        except queue.Empty:
+            if outdated() or time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{address}:{port} accepts connections and says nothing"
+                ) from None
+            continue
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return answer
+
+
 def connect(
     offered: Round, *, seconds: float, outdated: Callable[[], bool], pause: Callable[[float], None]
 ) -> TCPStore:
@@ -110,7 +144,7 @@ def connect(
         try:
             with socket.create_connection((first.address, first.store_port), TRY_SECONDS):
                 pass
-            return _client(first.address, first.store_port)
+            return _client_unless(outdated, first.address, first.store_port)
         except (OSError, RuntimeError) as error:  # torch's network errors are RuntimeErrors.
             if outdated():
                 raise StoreError(f"round {offered.number} is outdated") from error

@@ -150,6 +150,37 @@ def test_its_lifeline_breaks_when_it_is_killed(monkeypatch):
         assert said(connection) == b""
 
 
+def test_its_lifeline_answers_when_it_is_asked_and_not_while_it_stands_still():
+    with coordinator() as (url, server), pod(WAITS, coordinator=url) as process:
+        connection, _ = server.accept()
+        agent_of(process)
+        connection.settimeout(10)
+        with connection:
+            assert b"&probe=1 HTTP/1.1" in connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert connection.recv(4096) == b"1\r\n\n\r\n"
+            connection.sendall(b"1\r\n?\r\n")
+            assert connection.recv(4096) == b"1\r\n\n\r\n"
+            process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+            connection.sendall(b"1\r\n?\r\n")
+            connection.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.recv(4096)
+            connection.settimeout(10)
+            process.send_signal(signal.SIGCONT)
+            assert connection.recv(4096) == b"1\r\n\n\r\n"
+
+
+def test_a_lifeline_that_is_refused_is_tried_again():
+    with coordinator() as (url, server), pod(WAITS, coordinator=url):
+        for _ in range(3):
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n")
+
+
 def test_it_says_goodbye_when_the_agent_is_through():
     body = "print(os.getpid(), flush=True)\nsys.stdin.read()\nos._exit(0)"
     with coordinator() as (url, server), pod(body, coordinator=url) as process:

@@ -1,5 +1,6 @@
 """Stores that rounds meet in."""
 
+import socket
 import time
 
 import pytest
@@ -70,3 +71,16 @@ def test_an_outdated_round_is_given_up_at_once():
     del spare
     with pytest.raises(StoreError, match="outdated"):
         connect(offered, seconds=60.0, outdated=lambda: True, pause=time.sleep)
+
+
+def test_a_host_that_stands_still_is_left_as_soon_as_its_round_is_outdated():
+    looks = []
+
+    def outdated() -> bool:
+        looks.append(time.monotonic())
+        return len(looks) > 3
+
+    with socket.create_server(("127.0.0.1", 0)) as stopped:  # accepts, as a kernel does
+        port = stopped.getsockname()[1]
+        with pytest.raises(StoreError, match="outdated"):
+            connect(a_round(port), seconds=60.0, outdated=outdated, pause=time.sleep)
