@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TextIO
 
+from rekindle import threads
+
 QUIET_SECONDS = 5.0
 """Between two progress lines when there is no terminal."""
 DRAW_SECONDS = 0.2
@@ -181,10 +183,9 @@ class Console:
         if not self.draws or self._thread is not None:
             return
         self._end.clear()
-        self._thread = threading.Thread(
-            target=self._draw, args=(look,), name="rekindle-progress", daemon=True
+        self._thread = threads.lasting(
+            lambda: self._draw(look), name="rekindle-progress", pause=self._end.wait
         )
-        self._thread.start()
 
     def progress(self, progress: Progress, now: float, *, last: bool = False) -> None:
         """Show how far training is (`now` in seconds of a steady clock)."""

@@ -18,8 +18,9 @@ import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from rekindle import threads
 from rekindle.checkpoint import flush, manifest, objects
 from rekindle.checkpoint.manifest import CommitRef
 from rekindle.checkpoint.retention import Retention
@@ -119,8 +120,8 @@ class Uploader:
         self._watchers: dict[int, Watcher] = {}
         self._lock = threading.Lock()
         self._ended = False
-        self._reader = threading.Thread(target=self._listen, name="rekindle-uploads", daemon=True)
-        self._reader.start()
+        self._lines = own.makefile("rb")
+        self._reader = threads.lasting(self._listen, name="rekindle-uploads")
 
     @property
     def alive(self) -> bool:
@@ -146,35 +147,41 @@ class Uploader:
             self._connection.sendall(json.dumps(request).encode() + b"\n")
 
     def _listen(self) -> None:
-        with self._connection.makefile("rb") as lines, contextlib.suppress(OSError):
-            for line in lines:
-                event = json.loads(line)
-                with self._lock:
-                    watcher = self._watchers.get(event["number"])
-                if watcher is None:
-                    continue
-                if event["event"] == "stored":
-                    watcher.stored()
-                elif event["event"] == "committed":
-                    watcher.committed(event["size"])
-                elif event["event"] == "failed":
-                    kind = _ERRORS.get(event["kind"])
-                    text = event["message"] if kind else f"{event['kind']}: {event['message']}"
-                    watcher.failed((kind or SaveError)(text))
-                else:
-                    with self._lock:
-                        del self._watchers[event["number"]]
-                    watcher.done()
+        with contextlib.suppress(OSError):
+            for line in self._lines:
+                self._hear(json.loads(line))
         self._ended = True
         self._fail_all()
 
-    def _fail_all(self) -> None:
+    def _hear(self, event: dict[str, Any]) -> None:
         with self._lock:
-            watchers, self._watchers = list(self._watchers.values()), {}
-        if watchers:
-            how = self._end()
-            for watcher in watchers:
+            watcher = self._watchers.get(event["number"])
+        if watcher is None:
+            return
+        if event["event"] == "stored":
+            watcher.stored()
+        elif event["event"] == "committed":
+            watcher.committed(event["size"])
+        elif event["event"] == "failed":
+            kind = _ERRORS.get(event["kind"])
+            text = event["message"] if kind else f"{event['kind']}: {event['message']}"
+            watcher.failed((kind or SaveError)(text))
+        else:
+            with self._lock:
+                del self._watchers[event["number"]]
+            watcher.done()
+
+    def _fail_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._watchers:
+                    return
+                # One at a time: an error of one owner costs the others nothing.
+                watcher = self._watchers.pop(next(iter(self._watchers)))
+            try:
+                how = self._end()
                 watcher.failed(SaveError(f"the process that uploads checkpoints {how}"))
+            finally:
                 watcher.done()
 
     def _end(self) -> str:

@@ -36,6 +36,7 @@ from typing import Any, Self
 
 import torch
 
+from rekindle import threads
 from rekindle.checkpoint import checksum, encoding, memory
 from rekindle.checkpoint.manifest import CommitRef
 from rekindle.checkpoint.snapshot import Slot
@@ -54,6 +55,8 @@ log = logging.getLogger(__name__)
 
 CHUNK = 32 * 2**20
 """Bytes that a checksum covers."""
+SETTLE_SECONDS = 60.0
+"""For a device to finish a copy that was begun."""
 _VERSION = 1
 _ALIGN = 64
 _SHARE = 0.5
@@ -449,14 +452,21 @@ class HostMemory:
             finish()
             return
         # A process that ends in the middle of this leaves the copy before.
-        self._finishing = threading.Thread(target=finish, name="rekindle-copy", daemon=True)
-        self._finishing.start()
+        self._finishing = threads.task(finish, name="rekindle-copy")
 
     def settle(self) -> None:
-        """Wait until the newest copy counts."""
+        """Wait until the newest copy counts; raises TimeoutError when it does not get there.
+
+        It waits for the device, which may itself be waiting for a peer that is gone.
+        """
         finishing = self._finishing  # Two threads may wait for it.
         if finishing is not None:
-            finishing.join()
+            finishing.join(SETTLE_SECONDS)
+            if finishing.is_alive():
+                raise TimeoutError(
+                    f"the copy of the state in memory is not done after {SETTLE_SECONDS:.0f} s: "
+                    "the device does not answer"
+                )
             self._finishing = None
 
     def receive(self, size: int) -> memoryview:

@@ -38,6 +38,7 @@ from typing import Any
 
 import torch
 
+from rekindle import threads
 from rekindle.checkpoint import encoding, layout, manifest, memory, packing, shards
 from rekindle.checkpoint.background import Uploader
 from rekindle.checkpoint.frozen import Frozen
@@ -56,6 +57,9 @@ log = logging.getLogger(__name__)
 
 COMMIT_SECONDS = 600.0
 """How long a save may take when the caller sets no deadline."""
+TIDY_SECONDS = 60.0
+"""For threads whose work is done to be gone. An interpreter that ends while one of them frees
+tensors goes down with it; one that the system holds up longer than that is left behind."""
 PROCESS_BYTES = 16 * 2**20
 """From this size on a snapshot is stored by a process of its own.
 
@@ -168,7 +172,6 @@ class Saver:
         self._shard = shard_bytes
         self._wanted_slots = slots
         self._process = process
-        self._thread: threading.Thread | None = None
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._slots: list[Slot] = []
         self._usable = 0
@@ -199,13 +202,13 @@ class Saver:
         own = None if rank_state is None else flatten(rank_state)
         plan = self._lay_out(flat, own, frozenset(), frozenset())
         if self._by_process(plan.size):
-            self._reserve(plan.size + _TICKET_BYTES, wait=False)
+            self._reserve(plan.size + _TICKET_BYTES, limit=None)
 
     def expect(self, more: int) -> None:
         """Make room for so many bytes more of replicated tensors than `prepare` has seen."""
         size = (0 if self._layout is None else self._layout.size) + -(-more // self._world_size)
         if self._by_process(size):
-            self._reserve(size + _TICKET_BYTES, wait=False)
+            self._reserve(size + _TICKET_BYTES, limit=None)
 
     def save(
         self,
@@ -304,19 +307,14 @@ class Saver:
         self._closed = True
         try:
             self._drain(time.monotonic() + timeout)
-            if self._thread is not None:
-                # Its work is done, and it must be gone before the interpreter ends: a thread that
-                # frees tensors then takes the process down with it.
-                self._thread.join()
         finally:
-            if self._toucher is not None:
-                self._toucher.join()
+            touched = self._touched(TIDY_SECONDS)
             if self._uploader is not None:
                 # With work left it goes on by itself, and ends when that is done.
                 busy = any(not job.ended.is_set() for job in self._jobs)
                 self._uploader.close(0.0 if busy else 5.0)
                 self._uploader = None
-            for slot in self._slots:
+            for slot in self._slots if touched else ():
                 self._unregister(slot)
                 slot.close()
             self._slots = []
@@ -351,7 +349,7 @@ class Saver:
                 raise SaveTimeout(self._congested(job))
             if job.thread is not None:
                 # An interpreter that ends at this moment must not find it half alive.
-                job.thread.join()
+                job.thread.join(TIDY_SECONDS)
         self._jobs = []
 
     def _congested(self, job: _Job) -> str:
@@ -460,13 +458,13 @@ class Saver:
 
     def _in_thread(self, job: _Job, task: Task, staged: list[memoryview] | None) -> None:
         def run() -> None:
-            self._writer.run(task, staged, job)
-            job.done()
+            try:
+                self._writer.run(task, staged, job)
+            finally:
+                job.done()
 
         self._jobs.append(job)
-        name = f"rekindle-save-{task.ref.step}"
-        self._thread = threading.Thread(target=run, name=name, daemon=True)
-        self._thread.start()
+        job.thread = threads.task(run, name=f"rekindle-save-{task.ref.step}")
 
     def _directly(self, job: _Job, task: Task, sources: list[torch.Tensor]) -> None:
         """Store the shards one by one; only the commit is left for the background."""
@@ -494,7 +492,7 @@ class Saver:
     def _in_process(self, job: _Job, task: Task, sources: list[torch.Tensor], limit: float) -> bool:
         """Copy into a slot and hand it over; False if there is no memory, or no process."""
         ticket = json.dumps(task.to_json(), separators=(",", ":")).encode()
-        if not self._reserve(task.size + len(ticket), wait=True):
+        if not self._reserve(task.size + len(ticket), limit=limit):
             return False
         index = self._free_slot(limit)
         slot = self._slots[index]
@@ -532,11 +530,22 @@ class Saver:
             if not taken[0].released.wait(_seconds(limit)):
                 raise SaveTimeout(self._congested(taken[0]))
 
-    def _reserve(self, capacity: int, *, wait: bool) -> bool:
-        """Make the slots large enough, as many as memory allows; whether there is any."""
+    def _touched(self, seconds: float) -> bool:
+        """Wait for the thread that makes room; whether it has ended, and the slots may be used."""
         if self._toucher is not None:
-            self._toucher.join()
+            self._toucher.join(seconds)
+            if self._toucher.is_alive():
+                return False
             self._toucher = None
+        return True
+
+    def _reserve(self, capacity: int, *, limit: float | None) -> bool:
+        """Make the slots large enough, as many as memory allows; whether there is any by then.
+
+        With None it begins to, and does not wait.
+        """
+        if not self._touched(COMMIT_SECONDS if limit is None else _seconds(limit)):
+            return False
         if not self._slots:
             self._slots = [Slot.create() for _ in range(self._wanted_slots)]
         if self._usable and all(s.capacity >= capacity for s in self._slots[: self._usable]):
@@ -569,11 +578,8 @@ class Saver:
                     slot.reserve(capacity)
 
         if usable:
-            self._toucher = threading.Thread(target=touch, name="rekindle-touch", daemon=True)
-            self._toucher.start()
-            if wait:
-                self._toucher.join()
-        return usable > 0
+            self._toucher = threads.task(touch, name="rekindle-touch")
+        return usable > 0 and (limit is None or self._touched(_seconds(limit)))
 
     def _notice(self, why: str) -> None:
         """Say once that saving is not as it should be."""

@@ -25,10 +25,10 @@ import select
 import signal
 import socket
 import sys
-import threading
 import time
 from typing import Any
 
+from rekindle import threads
 from rekindle.checkpoint import flush
 from rekindle.checkpoint.background import END, ENV_START
 from rekindle.checkpoint.manifest import CommitRef
@@ -50,7 +50,13 @@ class Channel:
         self._buffer = b""
         self.lost_at: float | None = None
         """When the trainer was found to have gone without a word."""
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._poller = select.poll()
+        self._poller.register(connection, select.POLLIN)
+        if hasattr(os, "pidfd_open"):
+            # Without it (an old kernel) the parent is looked for every now and then.
+            with contextlib.suppress(OSError):
+                self._poller.register(os.pidfd_open(parent), select.POLLIN)
+        threads.lasting(self._listen, name="trainer")
 
     def orphaned(self) -> float | None:
         """`lost_at` as of now: the trainer is looked for at once.
@@ -70,25 +76,16 @@ class Channel:
             return None
 
     def _listen(self) -> None:
-        poller = select.poll()
-        poller.register(self._connection, select.POLLIN)
-        if hasattr(os, "pidfd_open"):
-            # Without it (an old kernel) the parent is looked for every now and then.
-            with contextlib.suppress(OSError):
-                poller.register(os.pidfd_open(self._parent), select.POLLIN)
-        closed = False
+        # What came with a line that made no sense may be waiting still.
+        closed = self._take(b"")
         while not closed:
-            ready = dict(poller.poll(1000))
+            ready = dict(self._poller.poll(1000))
             if self._connection.fileno() in ready:
                 data = b""
                 # A trainer that dies with answers unread resets the connection.
                 with contextlib.suppress(ConnectionError):
                     data = self._connection.recv(2**16)
-                *lines, self._buffer = (self._buffer + data).split(b"\n")
-                for line in lines:
-                    number = json.loads(line)
-                    closed = number == END
-                    self._requests.put(number)
+                closed = self._take(data)
                 if data:
                     continue
                 self.lost_at = time.monotonic()
@@ -99,6 +96,16 @@ class Channel:
                 self._requests.put(END)
                 time.sleep(FLUSH_SECONDS)
                 os._exit(1)
+
+    def _take(self, data: bytes) -> bool:
+        """Take in what has come; whether the trainer says that no more will."""
+        self._buffer += data
+        number = None
+        while b"\n" in self._buffer:
+            line, _, self._buffer = self._buffer.partition(b"\n")
+            number = int(line)
+            self._requests.put(number)
+        return number == END
 
     def send(self, event: str, number: int, **values: Any) -> None:
         """Tell the trainer, if it still listens."""

@@ -43,7 +43,6 @@ from rekindle.checkpoint.objects import (
     Conflict,
     NotFound,
     PreconditionFailed,
-    StoreError,
     Unreachable,
 )
 from rekindle.checkpoint.packing import Placed, ShardPlan
@@ -218,7 +217,7 @@ class Writer:
         if commit is not None:
             try:
                 self._housekeeper.tidy(task.ref)
-            except StoreError as error:
+            except Exception as error:
                 # The checkpoint is durable; what is left over is found again after the next one.
                 log.warning("old checkpoints in %s were not removed: %s", self._store.uri, error)
 

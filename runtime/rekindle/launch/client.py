@@ -23,6 +23,7 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
+from rekindle import threads
 from rekindle.contract import AgentReport, View, pod_path
 from rekindle.launch.settings import Settings
 
@@ -196,7 +197,7 @@ class CoordinatorLink:
         self._snapshot = snapshot
         self._received = received
         for target in (self._report, self._watch):
-            threading.Thread(target=target, name=f"link{target.__name__}", daemon=True).start()
+            threads.lasting(target, name=f"link{target.__name__}")
 
     def poke(self) -> None:
         """Make the reporter report now."""

@@ -12,7 +12,6 @@ there is what the agent knows.
 
 import importlib.util
 import logging
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from rekindle import threads
 from rekindle.contract import AgentPhase
 from rekindle.launch import notices
 from rekindle.launch.session import Session
@@ -200,5 +200,5 @@ def start(
         logger.warning("no metrics: cannot listen on %s:%d: %s", address, port, error)
         return None
     server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, name="exporter", daemon=True).start()
+    threads.lasting(server.serve_forever, name="exporter")
     return server

@@ -29,6 +29,7 @@ import time
 from typing import NoReturn
 from urllib.parse import quote, urlsplit
 
+from rekindle import threads
 from rekindle.contract import (
     ENV_COORDINATOR,
     ENV_JOB,
@@ -51,6 +52,8 @@ BEAT = 15.0
 BYTE = b"1\r\n\n\r\n"
 """One, as a chunk of the body."""
 CONNECT_SECONDS = 2.0
+END_SECONDS = 1.0
+"""For a goodbye: the pod is through, and nobody waits for a coordinator that does not listen."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.001, 3.0
 """Seconds before a lifeline that broke or was refused is tried again; doubling from the first."""
 _PR_SET_PDEATHSIG = 1
@@ -79,7 +82,7 @@ def _attend(child: int) -> NoReturn:
     """Be PID 1 until the agent has ended."""
     lifeline = Lifeline()
     forget(ENV_TOKEN)
-    threading.Thread(target=lifeline.hold, name="lifeline", daemon=True).start()
+    threads.lasting(lifeline.hold, name="lifeline")
     while True:
         number = signal.sigwait(FORWARDED | DISCARDED | {signal.SIGCHLD})
         if number in FORWARDED:
@@ -142,9 +145,10 @@ class Lifeline:
 
     def end(self) -> None:
         """Say that this process ends because the pod is through."""
-        self._begins.acquire(timeout=1.0)
+        self._begins.acquire(timeout=END_SECONDS)
         with contextlib.suppress(OSError, ValueError):
             if self._connection is not None:
+                self._connection.settimeout(END_SECONDS)
                 self._connection.sendall(b"0\r\n\r\n")
 
     def _hold_one(self) -> None:

@@ -110,6 +110,7 @@ class Fresh:
 
     def kill(self) -> None:
         """Kill it and its process group."""
+        self.send(signal.SIGKILL)
         _kill_group(self.pid)
 
     def _closed(self, code: int | None) -> int | None:
@@ -197,7 +198,12 @@ class Forked:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """Kill it and its process group."""
+        """Kill it and its process group.
+
+        First the process: in its first moment it leads no group yet, and none would be found. From
+        then on it makes no more processes, so that the group has them all.
+        """
+        self.send(signal.SIGKILL)
         _kill_group(self.pid)
 
 
@@ -231,9 +237,14 @@ class _Forked:
 
     def poll(self) -> int | None:
         if self._code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._code = os.waitstatus_to_exitcode(status)
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                # Somebody else has buried it, and knows how it ended.
+                self._code = -int(signal.SIGKILL)
+            else:
+                if pid:
+                    self._code = os.waitstatus_to_exitcode(status)
         return self._code
 
     def kill(self) -> None:

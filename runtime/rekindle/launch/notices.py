@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekindle import contract
+from rekindle import contract, threads
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +94,7 @@ def watch(path: Path, tell: Callable[[str, float | None], None]) -> threading.Th
             tries = tries + 1 if os.path.exists(path) else 0
             pause.wait(POLL)
 
-    thread = threading.Thread(target=look, name="notices", daemon=True)
-    thread.start()
-    return thread
+    return threads.lasting(look, name="notices")
 
 
 def _read(path: Path, tries: int) -> Notice | None:

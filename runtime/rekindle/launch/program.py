@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from typing import NoReturn
 
 END = signal.SIGRTMIN + 5
@@ -26,6 +27,8 @@ END = signal.SIGRTMIN + 5
 FORWARDED = frozenset(
     {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 )
+KILL_SECONDS = 10.0
+"""For killed processes to be gone; the kernel may hold one for ever (a broken disk or GPU)."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SAVED = 75
 
@@ -140,14 +143,16 @@ def _answers(pid: int) -> bool:
 
 
 def kill_all() -> None:
-    """Kill all processes below this one, and bury them."""
-    while True:
+    """Kill all processes below this one, and bury them; one that does not die is left behind."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while time.monotonic() < deadline:
         for pid in _descendants():
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         try:
             # Who has lost a parent by this becomes a child, and is killed in the next turn.
-            os.waitpid(-1, 0)
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                signal.sigtimedwait({signal.SIGCHLD}, 0.1)
         except ChildProcessError:
             return
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from rekindle import threads
 from rekindle.launch.progress import lines_of
 
 LINE_LIMIT = 1 << 16
@@ -46,7 +47,7 @@ class Copier:
         self._poller = select.poll()
         self._stop_read, self._stop_write = os.pipe()
         self._poller.register(self._stop_read, select.POLLIN)
-        self._thread = threading.Thread(target=self._run, name="copier", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def streams(self, folder: Path, *, prefix: bytes, tap: Tap | None) -> dict[str, str]:
         """Make the FIFOs of one worker in its folder; gives their paths by stream."""
@@ -65,15 +66,15 @@ class Copier:
 
     def start(self) -> None:
         """Begin to copy."""
-        self._thread.start()
+        self._thread = threads.lasting(self._run, name="copier")
 
     def stop(self) -> None:
         """Copy what is there and end."""
         os.write(self._stop_write, b"\0")
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join(5.0)
-        if self._thread.is_alive():
-            return  # Nobody reads this process's streams; the files are the thread's until then.
+            if self._thread.is_alive():
+                return  # Nobody reads this process's streams: the files are the thread's.
         for file in (*self._sources, self._stop_read, self._stop_write):
             os.close(file)
 

@@ -14,7 +14,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from rekindle import reporting
+from rekindle import reporting, threads
 from rekindle.contract import AgentPhase
 from rekindle.launch.events import EventFiles
 from rekindle.launch.progress import Course, Reading, Source, from_json, reader_of, text
@@ -46,7 +46,7 @@ class Tracker:
 
     def start(self) -> None:
         """Begin to look."""
-        threading.Thread(target=self._run, name="tracker", daemon=True).start()
+        threads.lasting(self._run, name="tracker")
 
     def close(self) -> None:
         """Look no more."""
@@ -93,11 +93,9 @@ class Tracker:
             ending, self._ending = self._ending, False
             try:
                 self.look(last=ending)
-            except Exception:
-                # Whatever is wrong with one look, nobody would notice that there are no more.
-                logger.exception("cannot read the progress")
-            if ending:
-                self._done.set()
+            finally:
+                if ending:
+                    self._done.set()
 
     def look(self, *, last: bool = False) -> None:
         """Look once; ``last``: nothing more will come in this round."""

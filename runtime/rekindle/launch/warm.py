@@ -123,6 +123,8 @@ class Server:
         """Pid, pidfd and the pipe's end of forked processes that wait for a job."""
         self._running: dict[int, int] = {}
         """Pid by pidfd, of all forked processes that have not ended."""
+        self._given_up: set[int] = set()
+        """Processes that the agent waits for no longer, although they have not ended."""
         self._poller = select.poll()
         self._poller.register(self._connection, select.POLLIN)
 
@@ -148,7 +150,7 @@ class Server:
                         return job
                     fork_at = time.monotonic() + REST
                 elif "bury" in message:
-                    _bury(message["bury"])
+                    self._bury(message["bury"])
             elif not ready and fork_at is not None:
                 fork_at = None
                 if (job := self._fork_next()) is not None:
@@ -223,24 +225,30 @@ class Server:
         """Tell how a worker ended."""
         pid = self._running.pop(pidfd)
         self._poller.unregister(pidfd)
-        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert end is not None, "the wait was for an end"
+        end = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+        assert end is not None, "its pidfd says that it has ended"
         code = end.si_status if end.si_code == os.CLD_EXITED else -end.si_status
         waiting = next((each for each in self._standby if each[0] == pid), None)
         os.close(pidfd)
+        if pid in self._given_up:
+            self._given_up.remove(pid)
+            os.waitpid(pid, os.WNOHANG)
+            return
         if waiting is None:
             self._tell({"ended": pid, "code": code})
             return
         # Somebody has killed it (the kernel, for its memory); a round would fork another one.
         self._standby.remove(waiting)
         os.close(waiting[2])
-        os.waitpid(pid, 0)
+        os.waitpid(pid, os.WNOHANG)
 
-
-def _bury(pids: Sequence[int]) -> None:
-    for pid in pids:
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+    def _bury(self, pids: Sequence[int]) -> None:
+        """Let go of ended workers. One that the kernel still holds is not waited for here: whoever
+        waits in this process starts no workers."""
+        for pid in pids:
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    self._given_up.add(pid)
 
 
 def _await(pipe: int) -> Job:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from rekindle import threads
 from rekindle.contract import AgentPhase, Hang, RankReport
 from rekindle.launch import stacks
 from rekindle.launch.session import Session
@@ -50,7 +51,7 @@ class Watcher:
 
     def start(self) -> None:
         """Begin to watch."""
-        threading.Thread(target=self._run, name="watcher", daemon=True).start()
+        threads.lasting(self._run, name="watcher")
 
     def close(self) -> None:
         """Look no more."""
@@ -66,9 +67,6 @@ class Watcher:
             except OSError as error:
                 # A round's directory goes away in the middle of a look.
                 logger.debug("cannot look at the workers: %s", error)
-            except Exception:
-                # Whatever is wrong with one look, nobody would notice that there are no more.
-                logger.exception("cannot look at the workers")
 
     def look(self, now: float) -> None:
         """Look once."""

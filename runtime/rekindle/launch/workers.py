@@ -31,7 +31,9 @@ from rekindle.launch.warm import Job
 logger = logging.getLogger(__name__)
 
 BURY_SECONDS = 30.0
-"""For killed workers to be gone."""
+"""For killed workers to be gone; a large one takes the kernel a while."""
+KILL_AGAIN = 0.5
+"""Seconds after which a worker that is still there is killed once more."""
 
 
 class Workers:
@@ -98,10 +100,14 @@ class Workers:
             process.kill()
 
     def bury(self) -> None:
-        """Wait until all are gone."""
+        """Wait until all are gone, which `kill` is repeated for; for so long and no longer."""
         deadline = time.monotonic() + BURY_SECONDS
         for process in self._processes:
-            if process.wait(max(0.0, deadline - time.monotonic())) is None:
+            while (left := deadline - time.monotonic()) > 0:
+                if process.wait(min(left, KILL_AGAIN)) is not None:
+                    break
+                process.kill()
+            if process.poll() is None:
                 # Only in an uninterruptible wait of the kernel (a broken disk or GPU).
                 logger.warning("worker process %d does not die of SIGKILL", process.pid)
         self._starter.bury(self.pids())

@@ -23,6 +23,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from rekindle import threads
+
 if TYPE_CHECKING:
     from rekindle.loggers.logger import Attempt, Logger
 
@@ -75,10 +77,7 @@ class Feed:
         """Records that found the queue full."""
         self.failed = 0
         """Records that the logger could not write."""
-        self._thread = threading.Thread(
-            target=self._run, name=f"rekindle-{type(logger).__name__}", daemon=True
-        )
-        self._thread.start()
+        self._thread = threads.task(self._run, name=f"rekindle-{type(logger).__name__}")
 
     def put(self, record: Record) -> None:
         """Hand over a record; never waits."""

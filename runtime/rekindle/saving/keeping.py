@@ -24,6 +24,7 @@ import threading
 import time
 from typing import Any
 
+from rekindle import threads
 from rekindle.checkpoint import encoding
 from rekindle.checkpoint.hostcopy import (
     HostMemory,
@@ -43,6 +44,8 @@ SHARE = 0.005
 """Of the time, that copies may take."""
 LEAST_SECONDS = 1.0
 """Of training between two copies, however little they cost."""
+ROOM_SECONDS = 60.0
+"""For memory to be had for a copy; one that comes later is left out."""
 _SMALL = 8 * 2**20
 """Bytes of a slot that is touched at once, within a few milliseconds."""
 _RATE = 4e9
@@ -190,19 +193,16 @@ class Keeper:
         """Whether a slot takes so many bytes; makes it so in a thread otherwise."""
         memory = self._memory
         assert memory is not None
-        if self._toucher is not None and (wait or not self._toucher.is_alive()):
-            self._toucher.join()
-            self._toucher = None
         if self._toucher is not None:
-            return False
+            self._toucher.join(ROOM_SECONDS if wait else 0.0)
+            if self._toucher.is_alive():
+                return False
+            self._toucher = None
         if size <= memory.ready:
             return True
         if wait or size <= _SMALL:
             return memory.reserve(size)
-        self._toucher = threading.Thread(
-            target=memory.reserve, args=(size,), name="rekindle-touch-copies", daemon=True
-        )
-        self._toucher.start()
+        self._toucher = threads.task(lambda: memory.reserve(size), name="rekindle-touch-copies")
         return False
 
 

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from rekindle import threads
 from rekindle.checkpoint import CommitRef, Store, flush
 from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.hostcopy import Line
@@ -51,7 +52,7 @@ class Opening:
         self.store: Store | None = None
         self.opened: Opened | None = None
         self.error: Exception | None = None
-        threading.Thread(target=self._run, name="rekindle-opening", daemon=True).start()
+        threads.task(self._run, name="rekindle-opening")
 
     @property
     def succeeded(self) -> bool:

@@ -341,7 +341,10 @@ class Session:
     def close(self, timeout: float) -> bool:
         """Let the save in flight end, at most `timeout` seconds; whether it did."""
         if self.keeper is not None:
-            self.keeper.settle()
+            try:
+                self.keeper.settle()
+            except TimeoutError as error:
+                print(f"rank {self._world.rank}: {error}", file=sys.stderr)
         if self.saver is None:
             return True
         if self._beside:

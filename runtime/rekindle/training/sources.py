@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Subset
 
-from rekindle import cpus
+from rekindle import cpus, threads
 from rekindle.data.loader import BatchSampler, Source, build, limited, take_apart
 from rekindle.datamodule import DataModule
 from rekindle.flags import Flags
@@ -54,8 +54,7 @@ def prepare(module: Module, datamodule: Any, world: World) -> None:
         return
     error: Exception | None = None
     done = threading.Event()
-    signs = threading.Thread(target=_signs, args=(world, done, bool(tasks)), daemon=True)
-    signs.start()
+    signs = threads.task(lambda: _signs(world, done, bool(tasks)), name="rekindle-signs")
     try:
         for task in tasks:
             task()

@@ -13,6 +13,7 @@ import pytest
 from rekindle.contract import AgentPhase
 from rekindle.launch import forkserver
 from rekindle.launch.forkserver import ForkServer
+from rekindle.launch.preload import EVERYTHING
 from rekindle.launch.warm import Job
 
 pytestmark = pytest.mark.processes
@@ -232,6 +233,37 @@ def test_a_fork_server_that_does_not_answer_is_killed_with_what_it_might_still_s
         server.start(Job(environment={}))
     assert server.file is None
     eventually(lambda: server.code() == -signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def bare_server(tmp_path_factory):
+    script = tmp_path_factory.mktemp("bare") / "train.py"
+    script.write_text("import time\ntime.sleep(600)\n")
+    bare = {EVERYTHING: "is slow, and nothing here needs it"}
+    server = ForkServer(command=[str(script)], count=1, memory=(), unfit=bare, like_this=None)
+    eventually(lambda: server.read() or server.ready)
+    yield server
+    server.kill()
+
+
+def test_workers_that_are_killed_in_their_first_moment_die(bare_server):
+    for _ in range(30):
+        one = bare_server.start(Job(environment={}))
+        one.kill()
+        assert one.wait(10.0) == -signal.SIGKILL
+        bare_server.bury([one.pid])
+
+
+def test_a_worker_that_does_not_die_holds_up_neither_the_agent_nor_the_fork_server(bare_server):
+    stays = bare_server.start(Job(environment={}))
+    bare_server.bury([stays.pid])  # in vain: it runs
+    other = bare_server.start(Job(environment={}))
+    other.kill()
+    assert other.wait(10.0) == -signal.SIGKILL
+    bare_server.bury([other.pid])
+    stays.kill()
+    # It is buried when it does end, so that its number is free.
+    eventually(lambda: not Path(f"/proc/{stays.pid}").exists())
 
 
 def test_a_round_says_how_it_came_up(coordinator, start_pod):
