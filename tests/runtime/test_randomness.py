@@ -99,6 +99,34 @@ def test_what_a_training_step_draws_is_the_same_after_any_resume(tmp_path, stop)
     assert len({values[2] for values in whole.values()}) == len(whole)
 
 
+class Between(rk.Callback):
+    """Draws right after a save, into what is saved, and again right after it was restored."""
+
+    def __init__(self):
+        self.saved, self.again = None, None
+
+    def _draw(self):
+        return [random.random(), float(np.random.rand()), torch.rand(1).item()]
+
+    def state_dict(self):
+        return {"drawn": self._draw()}
+
+    def load_state_dict(self, state_dict):
+        self.saved, self.again = state_dict["drawn"], self._draw()
+
+
+def test_generators_go_on_where_they_were_saved(tmp_path):
+    for steps in (3, 6):
+        between = Between()
+        trainer = rk.Trainer(
+            max_steps=steps, root=tmp_path, callbacks=[between], enable_progress_bar=False
+        )
+        data = torch.utils.data.TensorDataset(torch.ones(16, 1))
+        trainer.fit(Drawing(), torch.utils.data.DataLoader(data, 1))
+    assert between.saved is not None
+    assert between.again == between.saved
+
+
 def test_no_two_lanes_share_what_a_generator_takes_of_their_seeds(monkeypatch):
     given = []
     monkeypatch.setattr("rekindle.randomness._seed_torch", given.append)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from rekindle.outcome import Preempted
 from rekindle.randomness import EARLY, LONGEST
 from rekindle.ranks import consensus
 from rekindle.ranks.consensus import INTERVAL, Consensus
@@ -171,3 +172,43 @@ def test_a_late_find_is_told_once(ranks):
                 each.settle()
                 each.bad, each.back, each._late = None, False, lambda: None
     assert len(found) == 1
+
+
+class Pods:
+    """A world whose ranks have these views of a notice: whether it was given, and seconds left."""
+
+    def __init__(self, *views):
+        self.views = list(views)
+
+    def gather(self, _own):
+        return self.views
+
+
+@pytest.mark.parametrize(
+    ("views", "seconds"),
+    [
+        ([(True, 20.0), (False, 5.0)], 5.0),
+        ([(False, float("inf")), (True, 7.0), (True, 90.0)], 7.0),
+        ([(True, float("inf")), (False, float("inf"))], None),
+    ],
+)
+def test_the_pod_that_has_the_least_time_decides_by_when_all_have_saved(
+    monkeypatch, views, seconds
+):
+    monkeypatch.setattr(consensus.time, "monotonic", lambda: 100.0)
+    asked, said = [], []
+    alone = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
+    with pytest.raises(Preempted) as caught:
+        consensus.obey(
+            Consensus(alone, Flag(), lambda: False),
+            Flag(),
+            Pods(*views),
+            said.append,
+            step=9,
+            save=asked.append,
+        )
+    assert caught.value.saved
+    # A second of it is for the way out.
+    assert asked == [None if seconds is None else 100.0 + seconds - 1.0]
+    who = [str(rank) for rank, (given, _) in enumerate(views) if given]
+    assert f"notice on rank {', '.join(who)};" in said[0]
