@@ -21,6 +21,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rekindle.checkpoint.manifest import CommitRef
 
+FURTHEST = 10_000
+"""From one lease to the next above it; some may have been removed in between."""
+
 
 def live_line(
     refs: Iterable[CommitRef], base_of: Callable[[Sequence[CommitRef]], CommitRef | None]
@@ -36,20 +39,30 @@ def live_line(
         by_fence.setdefault(ref.fence, []).append(ref)
     line: list[CommitRef] = []
     limit: int | None = None
-    while by_fence:
-        fence = max(by_fence)
-        own = by_fence.pop(fence)
+    lowest, fence = min(by_fence, default=0), max(by_fence, default=None)
+    while fence is not None:
+        own = by_fence[fence]
         line += [ref for ref in own if limit is None or ref.step <= limit]
-        if not by_fence:
-            break
-        base = base_of(own)
+        base = None if fence == lowest else base_of(own)
         if base is None:
             break
         limit = base.step if limit is None else min(limit, base.step)
-        by_fence = {f: refs for f, refs in by_fence.items() if f <= min(base.fence, fence - 1)}
-        if base.fence not in by_fence:
-            break
+        fence = base.fence if base.fence < fence and base.fence in by_fence else None
     return line
+
+
+def newest_fence(leases: Iterable[int], committed: Iterable[int]) -> int:
+    """The highest fence that was taken, 0 if none.
+
+    Fences are taken one after the other, so a lease that is further above all others than
+    `FURTHEST` was put there by somebody else: a number from which counting could not go on.
+    """
+    highest = max(committed, default=0)
+    for fence in sorted(leases):
+        if fence > highest + FURTHEST:
+            break
+        highest = max(highest, fence)
+    return highest
 
 
 def garbage(

@@ -43,6 +43,13 @@ MAX_CHUNK = 64 * 2**20
 """Longest chunk: it bounds what a reader must hold before it can verify."""
 MODES = ("conditional", "lease")
 """Conditional writes, or the weaker guard for stores without them (`guarded`)."""
+MAX_VALUES = 16 * 10**6
+"""Most values of a document; what it takes as objects is 10 to 100 times as much as its text."""
+MAX_RATIO = 64
+"""Most bytes that a byte of a packed document may unfold into. Ours unfold into 3 to 20; one that
+would unfold into more is written as it is."""
+LAST_FENCE = 10**8 - 1
+"""The highest number that a lease can have."""
 _GZIP_ABOVE = 256 * 2**10
 _MAX_BYTES = 2**50
 _MAX_DIMENSIONS = 64
@@ -376,9 +383,20 @@ def _seal(document: dict[str, Any]) -> bytes:
             f"the {document['kind']} document would have {len(sealed)} bytes, at most "
             f"{MAX_DOCUMENT} are allowed: keep large data in tensors, not in lists or strings"
         )
+    if (count := _values(sealed)) > MAX_VALUES:
+        raise ValueError(
+            f"the {document['kind']} document would have {count} values, at most {MAX_VALUES} are "
+            f"allowed: keep large data in tensors, not in lists or strings"
+        )
     if len(sealed) <= _GZIP_ABOVE:
         return sealed
-    return gzip.compress(sealed, compresslevel=1, mtime=0)
+    packed = gzip.compress(sealed, compresslevel=1, mtime=0)
+    return packed if len(sealed) <= MAX_RATIO * len(packed) else sealed
+
+
+def _values(raw: bytes) -> int:
+    """An upper bound of how many values a document has, without reading it."""
+    return raw.count(b",") + raw.count(b"[") + raw.count(b"{")
 
 
 # Reading
@@ -390,15 +408,11 @@ _SEAL_BYTES = len(',"sha256":""}') + 64
 def _unseal(raw: bytes, kind: str) -> dict[str, Any]:
     """Check seal, version and kind of a document and return its members."""
     if raw[:2] == b"\x1f\x8b":
-        unpack = zlib.decompressobj(wbits=31)
-        try:
-            raw = unpack.decompress(raw, MAX_DOCUMENT + 1)
-        except zlib.error as error:
-            raise ManifestError(f"{kind} document: damaged gzip ({error})") from None
-        if unpack.unconsumed_tail or not unpack.eof:
-            raise ManifestError(f"{kind} document: truncated, or longer than {MAX_DOCUMENT} bytes")
+        raw = _unpacked(raw, kind)
     if len(raw) > MAX_DOCUMENT:
         raise ManifestError(f"{kind} document: longer than {MAX_DOCUMENT} bytes")
+    if (count := _values(raw)) > MAX_VALUES:
+        raise ManifestError(f"{kind} document: {count} values, at most {MAX_VALUES} are allowed")
     body, seal = raw[:-_SEAL_BYTES], _SEAL.match(raw[-_SEAL_BYTES:])
     if seal is None or hashlib.sha256(body + b"}").hexdigest() != seal[1].decode():
         raise ManifestError(f"{kind} document: damaged or truncated (its own SHA-256 differs)")
@@ -419,6 +433,25 @@ def _unseal(raw: bytes, kind: str) -> dict[str, Any]:
     if document.get("kind") != kind:
         raise ManifestError(f"{kind} document: is a {document.get('kind')!r:.40}")
     return document
+
+
+def _unpacked(packed: bytes, kind: str) -> bytes:
+    """Unpack what says beforehand, in its last four bytes (RFC 1952), how long it will be."""
+    declared = int.from_bytes(packed[-4:], "little")
+    bound = min(MAX_DOCUMENT, MAX_RATIO * len(packed))
+    if declared > bound:
+        raise ManifestError(
+            f"{kind} document: {len(packed)} bytes that would be {declared} when they are "
+            f"unpacked, at most {bound} are allowed"
+        )
+    unpack = zlib.decompressobj(wbits=31)
+    try:
+        raw = unpack.decompress(packed, declared + 1)
+    except zlib.error as error:
+        raise ManifestError(f"{kind} document: damaged gzip ({error})") from None
+    if len(raw) != declared or not unpack.eof or unpack.unused_data:
+        raise ManifestError(f"{kind} document: truncated, or longer than it says ({declared})")
+    return raw
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -469,7 +502,7 @@ class _Reader:
             raise self.fail(where, f"is {value!r:.40}, not a step and a fence")
         return CommitRef(
             step=self.integer(value["step"], f"{where}.step", 0, 10**12 - 1),
-            fence=self.integer(value["fence"], f"{where}.fence", 0, 10**8 - 1),
+            fence=self.integer(value["fence"], f"{where}.fence", 0, LAST_FENCE),
         )
 
     def base(self) -> CommitRef | None:
@@ -478,7 +511,7 @@ class _Reader:
 
     def own_ref(self, expected: CommitRef) -> CommitRef:
         found = CommitRef(
-            step=self.field("step", 0, 10**12 - 1), fence=self.field("fence", 0, 10**8 - 1)
+            step=self.field("step", 0, 10**12 - 1), fence=self.field("fence", 0, LAST_FENCE)
         )
         if found != expected:
             raise self.fail("step and fence", f"are {found}, but the key says {expected}")
@@ -613,7 +646,7 @@ def read_pin(raw: bytes) -> Pin:
         raise reader.fail("at", f"is {at!r:.40}, not a number of seconds since 1970")
     return Pin(
         ref=CommitRef(
-            step=reader.field("step", 0, 10**12 - 1), fence=reader.field("fence", 0, 10**8 - 1)
+            step=reader.field("step", 0, 10**12 - 1), fence=reader.field("fence", 0, LAST_FENCE)
         ),
         note=reader.text(reader.document["note"], "note"),
         at=float(at),

@@ -73,7 +73,8 @@ def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
     else:
         raise _unconditional(quick, "ignored")
     _in_time(quick, deadline)
-    if all(stat.key != key for stat in quick.list(".probe/")):
+    listed = next((stat for stat in quick.list(".probe/") if stat.key == key), None)
+    if listed is None:
         raise ProbeError(
             f"R5 {quick.uri} does not list an object that was just written (endpoint "
             f"{quick.endpoint}). Use a store with consistent listings. Training was not started."
@@ -82,8 +83,12 @@ def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
     quick.try_upload(f"{key}.parts")
     _in_time(quick, deadline)
     try:
-        quick.delete(key)
-    except AccessDenied as error:
+        # As retention does it: if the object is still the one that was listed.
+        quick.delete(key, if_match=listed.etag)
+        _in_time(quick, deadline)
+        if any(stat.key == key for stat in quick.list(".probe/")):
+            raise Refused(f"DeleteObject {quick.uri}/{key}: it was answered, but not done.")
+    except (AccessDenied, PreconditionFailed, Refused) as error:
         raise ProbeError(
             f"R5 cannot remove old checkpoints from {quick.uri}: {error} Training was not started."
         ) from error

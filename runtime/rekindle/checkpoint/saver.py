@@ -476,6 +476,7 @@ class Saver:
             self._writer.put_part(task, found)
         except Exception as error:
             log.warning("checkpoint of step %d was not committed: %s", task.ref.step, error)
+            self._writer.disturbed()
             job.failed(error)
             job.done()
         else:

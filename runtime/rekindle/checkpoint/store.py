@@ -14,6 +14,7 @@ Everything but `load` and `restore` works without torch.
 
 import contextlib
 import hashlib
+import logging
 import random
 import secrets
 import threading
@@ -44,6 +45,9 @@ from rekindle.checkpoint.probe import probe
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+log = logging.getLogger(__name__)
 
 
 class LeaseLost(Exception):
@@ -92,6 +96,8 @@ class Store:
     origin: dict[str, Any] | None = field(default=None, repr=False)
     """The arguments of `open`, for another process to open the same store; None if it cannot."""
     _commits: dict[tuple[CommitRef, str], Commit] = field(default_factory=dict, repr=False)
+    _bases: dict[tuple[CommitRef, str], CommitRef | None] = field(default_factory=dict, repr=False)
+    """Of commits that were read: there may be more of them than are worth keeping."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @classmethod
@@ -158,8 +164,15 @@ class Store:
 
     def acquire(self, *, owner: str) -> Lease:
         """Take the next fence; from now on commits of lower fences are refused or ignored."""
+        fence = 0
         for attempt in range(1, 101):
-            fence = 1 + max(self.newest_fence(), self.highest_committed())
+            # Higher than the one before, whatever is listed: what stands there may be no lease.
+            fence = 1 + max(fence, self.newest_fence(), self.highest_committed())
+            if fence > manifest.LAST_FENCE:
+                raise StoreError(
+                    f"{self.uri}: commits have fences up to {fence - 1}, after which there are no "
+                    f"more. Nobody counts that far: remove what is in commit/ by mistake."
+                )
             body = manifest.note_bytes(
                 "lease",
                 {
@@ -186,8 +199,20 @@ class Store:
 
     def newest_fence(self) -> int:
         """The highest fence that was ever taken, 0 if none."""
-        fences = (manifest.fence_of(stat.key) for stat in self.objects.list("lease/"))
-        return max((fence for fence in fences if fence is not None), default=0)
+        found = (manifest.fence_of(stat.key) for stat in self.objects.list("lease/"))
+        fences = [fence for fence in found if fence is not None]
+        newest = lineage.newest_fence(fences, ())
+        if newest == max(fences, default=0):
+            return newest
+        # Far from the others: is there a commit that makes it likely?
+        newest = lineage.newest_fence(fences, (ref.fence for ref in self.listed()))
+        for stray in sorted(fence for fence in fences if fence > newest):
+            log.warning(
+                "%s/%s is no lease of any attempt, and is passed over; remove it",
+                self.uri,
+                manifest.lease_key(stray),
+            )
+        return newest
 
     def highest_committed(self) -> int:
         """The highest fence that has a commit, 0 if none."""
@@ -213,8 +238,12 @@ class Store:
 
         def base_of(own: Sequence[CommitRef]) -> CommitRef | None:
             for ref in own:
-                with contextlib.suppress(IntegrityError, NotFound):
-                    return self._read(ref, listed[ref]).base
+                found = (ref, listed[ref])
+                if found not in self._bases:
+                    with contextlib.suppress(IntegrityError, NotFound):
+                        self._bases[found] = self._read(*found).base
+                if found in self._bases:
+                    return self._bases[found]
             # No commit of this fence can be read, so where it began is unknown: let everything
             # below it count, rather than nothing.
             ref = own[-1]

@@ -212,6 +212,7 @@ class Writer:
                 report.committed(self._store.read(task.ref).nbytes)
         except Exception as error:  # whatever it is must reach the trainer, not die here
             log.warning("checkpoint of step %d was not committed: %s", task.ref.step, error)
+            self.disturbed()
             report.failed(error)
             return
         if commit is not None:
@@ -220,6 +221,10 @@ class Writer:
             except Exception as error:
                 # The checkpoint is durable; what is left over is found again after the next one.
                 log.warning("old checkpoints in %s were not removed: %s", self._store.uri, error)
+
+    def disturbed(self) -> None:
+        """A save has failed somewhere, and may have left something behind."""
+        self._housekeeper.disturbed()
 
     def upload(self, task: Task, memory: Sequence[memoryview]) -> None:
         """Shard objects, then the part that names them."""

@@ -1,5 +1,6 @@
 """Clean-up over a store: what goes, in which order, and what is never touched."""
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from rekindle.checkpoint import Best, CommitRef, Retention, Store, manifest
 from rekindle.checkpoint.cleanup import Cleaner, Housekeeper, sweep
 from rekindle.checkpoint.manifest import ManifestError
-from rekindle.checkpoint.objects import NotFound, PreconditionFailed
+from rekindle.checkpoint.objects import NotFound, PreconditionFailed, Stat
 
 
 @pytest.fixture
@@ -66,6 +67,26 @@ def test_the_commit_goes_before_its_data(run, faulty):
     deletions = [name for name, _ in spy.log if name.startswith("delete")]
     assert deletions == ["delete", "delete_many"]
     assert (deletions[0], manifest.commit_key(at(10))) in spy.log
+
+
+def test_a_commit_that_is_not_the_one_that_was_judged_stays_with_its_data(store, run):
+    run(10, 20)
+    objects, key = store.objects, manifest.commit_key(at(10))
+
+    class Replaced:
+        """Somebody writes the commit anew between the judgement and its removal."""
+
+        def __getattr__(self, name):
+            return getattr(objects, name)
+
+        def delete(self, gone, *, if_match=None):
+            assert gone == key
+            objects.put(key, objects.get(key))
+            return objects.delete(gone, if_match=if_match)
+
+    Cleaner(Store(objects=Replaced()), Retention(latest=1)).run()
+    assert steps(store) == [20, 10]
+    store.load(store.read(at(10)))
 
 
 def test_a_clean_up_that_ends_anywhere_is_finished_by_the_next(run, faulty, state, same):
@@ -183,3 +204,126 @@ def test_unfinished_uploads_of_any_kind_are_abandoned(endpoint, bucket):
     assert [upload["Key"] for upload in left] == [f"run/{keys[1]}"]
     assert store.objects.abandon_uploads("", older_than=1e10) == 0
     assert store.objects.abandon_uploads("", older_than=0) == 1
+
+
+class Counted:
+    """Objects in memory; counts requests by name, and what listings give."""
+
+    uri, endpoint = "memory://", "memory"
+
+    def __init__(self):
+        self.held, self.calls = {}, Counter()
+
+    def put(self, key, body, *, if_none_match=False, if_match=None):
+        self.calls["put"] += 1
+        self.held[key] = bytes(body)
+        return "1"
+
+    def get(self, key, start=None, stop=None, *, limit=None):
+        self.calls["get"] += 1
+        return self.held[key]
+
+    def head(self, key):
+        self.calls["head"] += 1
+        if key not in self.held:
+            raise NotFound(key)
+        return Stat(key=key, size=len(self.held[key]), etag="1")
+
+    def list(self, prefix):
+        found = [self.head(key) for key in sorted(self.held) if key.startswith(prefix)]
+        self.calls["head"] -= len(found)
+        self.calls["list"] += 1
+        self.calls["listed"] += len(found)
+        return found
+
+    def delete(self, key, *, if_match=None):
+        self.calls["delete"] += 1
+        del self.held[key]
+
+    def delete_many(self, keys):
+        self.calls["delete_many"] += 1
+        for key in keys:
+            del self.held[key]
+
+    def abandon_uploads(self, prefix, *, older_than, only=None):
+        return 0
+
+    def commit(self, step):
+        ref = at(step)
+        commit = manifest.Commit(
+            ref=ref,
+            base=None,
+            world_size=1,
+            created=0.0,
+            chunk=16,
+            objects=(),
+            tensors=(),
+            tree=None,
+            meta={"metrics": {"loss": 1.0 / step}},
+            parts=(manifest.PartEntry(rank=0, size=1, sha256="0" * 64),),
+        )
+        self.held[manifest.commit_key(ref)] = manifest.commit_bytes(commit)
+        self.held[manifest.part_key(ref, 0)] = b"x"
+        self.held[manifest.data_key(ref, 0, 0)] = b"x"
+        return ref
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Retention(latest=2, every=10),
+        Retention(latest=2, every=10, best=(Best(metric="loss", mode="min", count=2),), hourly=3),
+    ],
+)
+def test_what_a_save_costs_does_not_grow_with_the_checkpoints_that_are_kept(policy):
+    costs = []
+    for kept in (100, 2000):
+        objects = Counted()
+        objects.held[manifest.lease_key(1)] = b"x"
+        for n in range(1, kept + 1):
+            objects.commit(10 * n)
+        keeper = Housekeeper(Store(objects=objects), policy, fence=1, restored=None)
+        keeper.tidy(objects.commit(10 * kept + 1))
+        objects.calls.clear()
+        for n in range(2, 7):
+            keeper.tidy(objects.commit(10 * kept + n))
+        costs.append(dict(objects.calls))
+        held = {manifest.ref_of(key).step for key in objects.held if key.startswith("data/")}
+        assert held == {*range(10, 10 * kept + 1, 10), 10 * kept + 5, 10 * kept + 6}
+    assert costs[0] == costs[1]
+    assert sum(costs[0].values()) <= 5 * 20, costs[0]
+
+
+def test_the_first_look_reads_no_more_commits_than_the_policy_asks_for():
+    objects = Counted()
+    for n in range(1, 501):
+        objects.commit(10 * n)
+    objects.commit(5001)
+    Cleaner(Store(objects=objects), Retention(latest=2, every=10)).run(objects.commit(5002))
+    assert objects.calls["get"] <= 4, "the newest, and who could borrow from what goes"
+
+
+def test_what_a_failed_save_leaves_goes_after_the_next_commit():
+    objects = Counted()
+    keeper = Housekeeper(Store(objects=objects), Retention(latest=2), fence=1, restored=None)
+    keeper.tidy(objects.commit(1))
+    objects.held[manifest.data_key(at(2), 0, 0)] = b"of a save that failed"
+    keeper.disturbed()
+    keeper.tidy(objects.commit(3))
+    assert not [key for key in objects.held if manifest.ref_of(key) == at(2)]
+
+
+def test_pins_and_marks_are_heeded_whenever_they_are_set():
+    objects = Counted()
+    store = Store(objects=objects)
+    keeper = Housekeeper(store, Retention(latest=2), fence=1, restored=None)
+    for step in (1, 2):
+        keeper.tidy(objects.commit(step))
+    store.pin(at(1), name="good")
+    store.quarantine(at(2), "damaged")
+    for step in (3, 4):
+        keeper.tidy(objects.commit(step))
+    assert sorted(ref.step for ref in store.listed()) == [1, 3, 4]
+    store.unpin("good")
+    keeper.tidy(objects.commit(5))
+    assert sorted(ref.step for ref in store.listed()) == [4, 5]

@@ -99,7 +99,7 @@ def test_a_mode_that_nobody_knows_is_refused():
 
 
 def test_a_long_commit_is_packed_and_comes_back_equal():
-    long = replace(COMMIT, tree=["x" * 1000] * 1000)
+    long = replace(COMMIT, tree=[hashlib.sha256(b"%d" % n).hexdigest() for n in range(9000)])
     raw = commit_bytes(long)
     assert raw[:2] == b"\x1f\x8b"
     assert len(raw) < 50_000
@@ -252,15 +252,35 @@ def test_a_repeated_key_is_refused():
 
 
 def test_a_gzip_bomb_is_refused_before_it_unfolds(monkeypatch):
-    monkeypatch.setattr(manifest, "MAX_DOCUMENT", 10_000)
-    bomb = gzip.compress(b" " * 10**7)
-    tracemalloc.start()
-    try:
-        with pytest.raises(ManifestError, match="longer than 10000"):
-            read_commit(bomb, REF)
-        assert tracemalloc.get_traced_memory()[1] < 10**6
-    finally:
-        tracemalloc.stop()
+    long = gzip.compress(b" " * 10**7)
+    lies = long[:-4] + (20_000).to_bytes(4, "little")
+    two = gzip.compress(bytes(range(256)) * 40) + gzip.compress(bytes(range(256)) * 40)
+    many = gzip.compress(b"[[" + b"[]," * 10_000 + b"[]]]", compresslevel=0)
+    monkeypatch.setattr(manifest, "MAX_VALUES", 5_000)
+    for bomb, words in (
+        (long, f"{len(long)} bytes that would be 10000000 when they are unpacked, at most"),
+        (lies, r"damaged gzip|longer than it says \(20000\)"),
+        (two, "longer than it says"),
+        (many, "20003 values, at most 5000"),
+    ):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ManifestError, match=words):
+                read_commit(bomb, REF)
+            assert tracemalloc.get_traced_memory()[1] < 10**6
+        finally:
+            tracemalloc.stop()
+
+
+def test_what_would_look_like_a_bomb_is_written_as_it_is(monkeypatch):
+    monkeypatch.setattr(manifest, "_GZIP_ABOVE", 1_000)
+    zeros = replace(COMMIT, meta={"zeros": [0] * 200_000})
+    raw = commit_bytes(zeros)
+    assert raw[:1] == b"{"
+    assert read_commit(raw, zeros.ref) == zeros
+    monkeypatch.setattr(manifest, "MAX_VALUES", 100_000)
+    with pytest.raises(ValueError, match="values, at most 100000 are allowed: keep large data in"):
+        commit_bytes(zeros)
 
 
 @given(st.data())

@@ -2,11 +2,14 @@
 
 import socket
 import time
+from types import MethodType
 
 import pytest
+from botocore.exceptions import ClientError
 
 from rekindle.checkpoint import ProbeError, Store
-from rekindle.checkpoint.objects import AccessDenied, Refused, Unreachable
+from rekindle.checkpoint.objects import AccessDenied, PreconditionFailed, Refused, Unreachable
+from rekindle.checkpoint.s3 import S3Objects
 
 pytestmark = pytest.mark.servers
 
@@ -75,6 +78,53 @@ def test_a_store_that_may_not_delete_is_refused(objects):
 
     with pytest.raises(ProbeError, match="cannot remove old checkpoints .*DeleteObject"):
         Store(objects=Keeping(objects)).probe("a")
+
+
+def test_removal_is_tried_as_retention_does_it(objects):
+    class Stubborn(Wrapped):
+        def delete(self, key, *, if_match=None):
+            if if_match is not None:
+                raise Refused("NotImplemented on DeleteObject.")
+
+    with pytest.raises(ProbeError, match="cannot remove old checkpoints .*NotImplemented"):
+        Store(objects=Stubborn(objects)).probe("a")
+
+    class Silent(Wrapped):
+        def delete(self, key, *, if_match=None):
+            pass
+
+    with pytest.raises(ProbeError, match="cannot remove old checkpoints .*answered, but not done"):
+        Store(objects=Silent(objects)).probe("a")
+
+
+def test_where_no_delete_takes_a_condition_the_etag_is_looked_at_before(
+    endpoint, bucket, monkeypatch
+):
+    objects = S3Objects(bucket, "run", endpoint_url=endpoint)
+    asked = []
+
+    def unable(self, *, IfMatch=None, **at):
+        asked.append(IfMatch)
+        if IfMatch is not None:
+            answer = {"Error": {"Code": "NotImplemented", "Message": "no conditions"}}
+            raise ClientError(answer, "DeleteObject")
+        return plain(**at)
+
+    plain = objects._client.delete_object
+    monkeypatch.setattr(objects._client, "delete_object", MethodType(unable, objects._client))
+    monkeypatch.setattr(objects, "impatient", lambda: objects)
+    Store(objects=objects).probe("a")
+    assert len(asked) == 2
+    assert asked[0]
+    assert asked[1] is None
+    assert objects.list("") == []
+    etag = objects.put("commit/a.json", b"one")
+    with pytest.raises(PreconditionFailed, match="has changed or is gone"):
+        objects.delete("commit/a.json", if_match='"another"')
+    objects.delete("commit/a.json", if_match=etag)
+    assert asked[2:] == [None], "it is not asked for a condition again"
+    with pytest.raises(PreconditionFailed, match="has changed or is gone"):
+        objects.delete("commit/a.json", if_match=etag)
 
 
 @pytest.mark.parametrize(

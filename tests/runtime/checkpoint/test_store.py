@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from rekindle.checkpoint import CommitRef, IntegrityError, Store, VersionError, manifest
-from rekindle.checkpoint.objects import AccessDenied
+from rekindle.checkpoint.objects import AccessDenied, StoreError
 
 pytestmark = pytest.mark.servers
 
@@ -40,6 +40,37 @@ def test_eight_racing_attempts_get_eight_fences(objects):
 def test_a_fence_is_above_every_commit_even_if_the_leases_are_gone(store, savers, save):
     save(savers(store, fence=7), 1)
     assert store.acquire(owner="x").fence == 8
+
+
+def test_a_stray_lease_far_away_counts_for_nothing(store, savers, save, caplog):
+    assert [store.acquire(owner=str(n)).fence for n in (1, 2, 3)] == [1, 2, 3]
+    stray = manifest.lease_key(99_999_999)
+    store.objects.put(stray, b"by mistake")
+    assert store.newest_fence() == 3
+    assert store.acquire(owner="next").fence == 4
+    assert f"{stray} is no lease of any attempt, and is passed over; remove it" in caplog.text
+    save(savers(store, fence=4), 1)
+    assert [(ref.step, ref.fence) for ref in store.commits()] == [(1, 4)]
+
+
+def test_leases_of_a_run_with_very_many_attempts_count(store, savers, save):
+    save(savers(store, fence=123_456), 1)
+    store.objects.put(manifest.lease_key(123_456), b"ours")
+    assert store.newest_fence() == 123_456
+    assert store.acquire(owner="next").fence == 123_457
+
+
+def test_what_stands_where_a_lease_belongs_is_stepped_over(store, tmp_path):
+    store.acquire(owner="first")
+    (tmp_path / "run" / manifest.lease_key(2)).symlink_to("/etc/hostname")  # no object, but there
+    assert store.acquire(owner="next").fence == 3
+
+
+def test_a_commit_with_the_last_fence_is_told_and_not_counted_on_from(store):
+    key = manifest.commit_key(CommitRef(step=1, fence=manifest.LAST_FENCE))
+    store.objects.put(key, b"by mistake")
+    with pytest.raises(StoreError, match=r"fences up to 99999999.*remove what is in commit/"):
+        store.acquire(owner="next")
 
 
 def test_a_damaged_newest_falls_back_and_says_what_was_lost(
