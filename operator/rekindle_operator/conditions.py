@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rekindle.contract import Cause
-from rekindle_operator import pod_waits, retries, rounds, sizing, status
+from rekindle_operator import pod_waits, retries, rounds, runs, sizing, status
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Event
@@ -133,6 +133,18 @@ def run_again(message: str) -> list[dict[str, Any]]:
         condition("Ready", False, status.PENDING, message),
         condition("Progressing", True, "Restarting", message),
         condition("Degraded", False, "AsExpected", "nothing needs attention"),
+        condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
+        condition("Complete", False, "NotFinished", "training is not complete"),
+        condition("Failed", False, "NotFailed", "the job has not failed"),
+    ]
+
+
+def in_use(message: str) -> list[dict[str, Any]]:
+    """Conditions of a job that waits for another one to leave its checkpoints."""
+    return [
+        condition("Ready", False, runs.IN_USE, message),
+        condition("Progressing", True, runs.IN_USE, message),
+        condition("Degraded", True, runs.IN_USE, message),
         condition("Suspended", False, "NotSuspended", "spec.suspend is false"),
         condition("Complete", False, "NotFinished", "training is not complete"),
         condition("Failed", False, "NotFailed", "the job has not failed"),

@@ -48,6 +48,7 @@ from rekindle_operator.nodewatch import NodeWatch
 from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Plan
 from rekindle_operator.reconcile import reconcile
+from rekindle_operator.runs import Runs
 from rekindle_operator.statuswriter import StatusWriter, has_orders, is_news
 from rekindle_operator.timestamps import parse_time
 
@@ -81,6 +82,7 @@ class Controller:
         self._nodes = (
             NodeWatch(self._used_nodes, self._odd_node, self._node_changed) if watch_nodes else None
         )
+        self._runs = Runs(self.wake)
         self._orphans: dict[JobKey, dict[str, Mapping[str, Any]]] = {}
         """Pods that were seen before their job was, by uid."""
         self.listed = asyncio.Event()
@@ -114,6 +116,8 @@ class Controller:
             state.note_status(body)
             state.served = state.status
             self._jobs[key] = state
+            with contextlib.suppress(Exception):  # told by the reconcile
+                self._runs.note(key, state.use(_parsed(state.body)))
             for pod in self._orphans.pop(key, {}).values():
                 state.note_pod(pod)
             for told, error in self._obstacles.items():
@@ -226,6 +230,7 @@ class Controller:
         if state and state.task:
             state.task.cancel()
         self.coordinator.forget(key)
+        self._runs.note(key, None)
 
     def _used_nodes(self) -> set[str]:
         """The nodes that pods of ours are on."""
@@ -286,6 +291,7 @@ class Controller:
             listening_since=self.coordinator.since,
             refused=state.refused,
             hindered=state.hindered,
+            holder=self._runs.holder(key),
             now=now,
             notice_seconds=job.notice_seconds,
         )
@@ -406,6 +412,7 @@ class Controller:
     ) -> tuple[Plan, float]:
         """Decide, and show wishes to save at once: they rest on nothing that is written."""
         now = time.time()
+        self._runs.note(key, state.use(job))
         meta = state.body["metadata"]
         if meta.get("deletionTimestamp"):
             seen = self._observe(key, state, job, now)
@@ -436,6 +443,7 @@ class Controller:
         wait = await self._writer.write(key, state, dict(plan.status), urgent=is_news(plan))
         current = None if plan.forget_round else plan.publish or room.round
         room.set(current, dict(plan.directives))
+        self._runs.note(key, state.use(_parsed(state.body)))
         if plan.publish:
             metrics.ROUNDS.inc()
             self.wake(key)  # the view of the world has changed: look again with the round in it

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rekindle_operator import pod_waits, sentences, status
+from rekindle_operator import pod_waits, runs, sentences, status
 from rekindle_operator.timestamps import parse_time
 
 SUSPENDING = "Suspending"
@@ -22,6 +22,7 @@ REASONS = tuple(
         {
             "CannotCreate",
             "CheckpointDamaged",
+            runs.IN_USE,
             "ErrImagePull",
             "ImagePullBackOff",
             "InvalidSpec",

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rekindle_operator import again, status
 from rekindle_operator.belonging import Claim, as_made, claim
 from rekindle_operator.changes import Effect, between
 from rekindle_operator.documents import parse_pod
@@ -18,6 +19,8 @@ from rekindle_operator.faults import Fault, fault_of
 from rekindle_operator.inquiries import Inquiries
 from rekindle_operator.observed import Pod
 from rekindle_operator.resources import owner_reference
+from rekindle_operator.runs import Use, use_of
+from rekindle_operator.spec import TrainingJob
 
 TOLD_MOST = 50
 """Different faults of one job of which events are posted."""
@@ -88,6 +91,12 @@ class JobState:
     def owner(self) -> dict[str, Any]:
         """The job as its children name it."""
         return owner_reference(str(self.body["metadata"]["name"]), self.uid)
+
+    def use(self, job: TrainingJob) -> Use | None:
+        """What the job uses of where its checkpoints lie, by what was last decided."""
+        record = status.read(self.status)
+        ended = record.phase in status.TERMINAL and not any(p.alive for p in self.parsed.values())
+        return use_of(again.placed(job, record), record, ended=ended)
 
     @property
     def trouble(self) -> Fault | None:

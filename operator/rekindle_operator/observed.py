@@ -26,6 +26,7 @@ from rekindle_operator.containers import (
     Waiting,
 )
 from rekindle_operator.notices import ADVICE, LOST, Notice, Sign
+from rekindle_operator.runs import Use
 
 LABEL_TEMPLATE = "rekindle.dev/template"
 """On pods: hash of the template they were made from."""
@@ -199,6 +200,8 @@ class Observed:
     """When this was observed."""
     notice_seconds: Mapping[str, float] = field(default_factory=dict)
     """What the job says about notices (see rekindle_operator.notices)."""
+    holder: Use | None = None
+    """Another job that uses the run that this one is about to go on with."""
     slow: Mapping[str, str] = field(default_factory=dict)
     """By uid of the pod, in words: pods that are to move because they hold up the others."""
 

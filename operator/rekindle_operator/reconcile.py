@@ -32,11 +32,12 @@ from rekindle_operator import (
     resources,
     retries,
     rounds,
+    runs,
     sizing,
     status,
     stragglers,
 )
-from rekindle_operator.incidents import Incident
+from rekindle_operator.incidents import Incident, stamp
 from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Deletion, Event, Plan
 from rekindle_operator.spec import TrainingJob
@@ -90,6 +91,8 @@ def _go_on(
     """Decide about a job that has not ended."""
     if job.suspend or _still_suspended(record, observed):
         return _suspended(job, record, observed, now)
+    if observed.holder is not None and not any(pod.alive for pod in observed.pods):
+        return _waits_for_another(job, record, observed, observed.holder, now)
     observed = rounds.with_strangers(observed, record.round)
     job, record = pods.note_template(job, record)
     record = pods.note_names(job, _begin(record, now), observed, now)
@@ -164,6 +167,23 @@ def _go_on(
         incidents=fresh,
         resolved=resolved,
         measured=measured,
+    )
+
+
+def _waits_for_another(
+    job: TrainingJob, record: Record, observed: Observed, holder: runs.Use, now: float
+) -> Plan:
+    """Another job uses this run: no pods, no clock, no budget until it is this one's turn."""
+    began = None if holder.began_at is None else stamp(holder.began_at)
+    message = runs.words(holder, began)
+    record = replace(record, phase=status.PENDING)
+    told = conditions.in_use(message)
+    known = {(c["type"], c["reason"]) for c in record.conditions}
+    fresh = ("Progressing", runs.IN_USE) not in known
+    event = Event(kind="Warning", reason=runs.IN_USE, message=message)
+    return Plan(
+        status=status.render(job, record, observed, told, message, now),
+        events=(event,) if fresh else (),
     )
 
 
