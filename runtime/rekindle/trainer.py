@@ -427,7 +427,7 @@ class Trainer:
         if self.datamodule is not None:
             self.datamodule.teardown("fit")
         if run.session is not None:
-            run.session.close(FLUSH_SECONDS)
+            run.session.end(FLUSH_SECONDS)
         run.update.close()
         run.world.barrier()
         if self._stopping is not None and run.page is not None and run.world.local_rank == 0:

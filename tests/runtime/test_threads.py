@@ -35,6 +35,7 @@ THREADS = {
     ("lasting", "launch.streams", "copier"),
     ("lasting", "launch.tracker", "tracker"),
     ("lasting", "launch.watcher", "watcher"),
+    ("lasting", "saving.admission", "rekindle-lease"),
     # One piece of work, whose outcome somebody is told.
     ("task", "checkpoint.hostcopy", "rekindle-copy"),
     ("task", "checkpoint.saver", "rekindle-save-*"),

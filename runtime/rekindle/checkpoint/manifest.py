@@ -351,6 +351,11 @@ def note_bytes(kind: str, fields: Mapping[str, str | int | float]) -> bytes:
     return _seal({"version": VERSION, "kind": kind, **fields})
 
 
+def read_lease(raw: bytes) -> dict[str, Any]:
+    """The members of a lease; raises `ManifestError` or `VersionError`."""
+    return _unseal(raw, "lease")
+
+
 def _ref_json(ref: CommitRef | None) -> dict[str, int] | None:
     return None if ref is None else {"step": ref.step, "fence": ref.fence}
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 from rekindle.checkpoint import encoding, lineage, location, manifest
 from rekindle.checkpoint.file import FileObjects
 from rekindle.checkpoint.guarded import SETTLE_SECONDS, GuardedObjects
+from rekindle.checkpoint.holder import Holder
 from rekindle.checkpoint.manifest import (
     Commit,
     CommitRef,
@@ -60,6 +61,22 @@ class Lease:
 
     fence: int
     owner: str
+    etag: str = ""
+    """Of the lease as it was taken."""
+    fields: Mapping[str, str | int | float] = field(default_factory=dict)
+    """What it says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The newest lease of a run, as somebody finds it who wants to write there, too."""
+
+    fence: int
+    holder: Holder
+    since: float
+    """By the holder's clock, for people."""
+    ended: bool
+    etag: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +179,11 @@ class Store:
         """Check before training that checkpoints can be written safely; `ProbeError` (R5)."""
         probe(self.objects, attempt)
 
-    def acquire(self, *, owner: str) -> Lease:
-        """Take the next fence; from now on commits of lower fences are refused or ignored."""
+    def acquire(self, *, owner: str, holder: Holder | None = None) -> Lease:
+        """Take the next fence; from now on commits of lower fences are refused or ignored.
+
+        Whoever holds the run is not asked; see `held`, and say with `holder` who is here.
+        """
         fence = 0
         for attempt in range(1, 101):
             # Higher than the one before, whatever is listed: what stands there may be no lease.
@@ -173,18 +193,17 @@ class Store:
                     f"{self.uri}: commits have fences up to {fence - 1}, after which there are no "
                     f"more. Nobody counts that far: remove what is in commit/ by mistake."
                 )
-            body = manifest.note_bytes(
-                "lease",
-                {
-                    "fence": fence,
-                    "owner": owner,
-                    "created": time.time(),
-                    "token": secrets.token_hex(8),
-                },
-            )
+            fields: dict[str, str | int | float] = {
+                "fence": fence,
+                "owner": owner,
+                "created": time.time(),
+                "token": secrets.token_hex(8),
+                **({} if holder is None else holder.fields()),
+            }
+            body = manifest.note_bytes("lease", fields)
             key = manifest.lease_key(fence)
             try:
-                self.objects.put(key, body, if_none_match=True)
+                etag = self.objects.put(key, body, if_none_match=True)
                 if isinstance(self.objects, GuardedObjects):
                     # Whoever looked before we wrote has written by now; the last one owns it.
                     time.sleep(SETTLE_SECONDS)
@@ -194,8 +213,35 @@ class Store:
                 # Somebody else was faster (or our own first try got through unheard): next number.
                 time.sleep(random.uniform(0, min(1.0, 0.01 * attempt)))
                 continue
-            return Lease(fence=fence, owner=owner)
+            return Lease(fence=fence, owner=owner, etag=etag, fields=fields)
         raise StoreError(f"{self.uri}: 100 other attempts took the lease first; is this a loop?")
+
+    def held(self) -> Held | None:
+        """The newest lease; None when there is none, or none that says who holds it."""
+        fence = self.newest_fence()
+        if not fence:
+            return None
+        key = manifest.lease_key(fence)
+        try:
+            etag = self.objects.head(key).etag
+            found = manifest.read_lease(self.objects.get(key, limit=2**16))
+        except (NotFound, ManifestError):
+            return None
+        holder, since = Holder.of(found), found.get("created")
+        if holder is None or not isinstance(since, int | float):
+            return None
+        ended = found.get("ended") == 1
+        return Held(fence=fence, holder=holder, since=float(since), ended=ended, etag=etag)
+
+    def renew(self, lease: Lease, *, ended: bool = False) -> Lease:
+        """Show that the holder of a lease is there, or with `ended` that it is not any more.
+
+        Raises `PreconditionFailed` when the lease is not as it was left.
+        """
+        fields = {**lease.fields, "renewed": time.time(), **({"ended": 1} if ended else {})}
+        body = manifest.note_bytes("lease", fields)
+        etag = self.objects.put(manifest.lease_key(lease.fence), body, if_match=lease.etag)
+        return Lease(fence=lease.fence, owner=lease.owner, etag=etag, fields=fields)
 
     def newest_fence(self) -> int:
         """The highest fence that was ever taken, 0 if none."""

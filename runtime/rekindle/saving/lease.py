@@ -13,14 +13,17 @@ same, of an attempt whose memory is gone, it is off the line from our first comm
 of any attempt that nobody continued.
 """
 
+import os
 import uuid
 
-from rekindle.checkpoint import InvalidLocation, SaveError, Store, StoreError
+from rekindle.checkpoint import InvalidLocation, Lease, SaveError, Store, StoreError
 from rekindle.checkpoint.hostcopy import Line
 from rekindle.checkpoint.location import check_options
 from rekindle.flags import Flags
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError, code_of
+from rekindle.saving import admission
+from rekindle.saving.admission import ENV_TAKE_OVER, who
 from rekindle.saving.opening import Opened, Opening, owner
 from rekindle.saving.policy import given_options, root, store_options
 
@@ -43,6 +46,7 @@ class SharedLease:
         self._store: Store | None = None
         self._line: Line | None = None
         self._opening: Opening | None = None
+        self._presence: admission.Presence | None = None
 
     @property
     def store(self) -> Store:
@@ -70,7 +74,8 @@ class SharedLease:
             store = self.store
             if self._world.first:
                 store.probe(uuid.uuid4().hex[:12])
-                fence = store.acquire(owner=owner()).fence
+                admission.enter(store, who(), forced=os.environ.get(ENV_TAKE_OVER) == "1")
+                fence = self._hold(store)
         except Exception as failure:
             error = failure
             if isinstance(failure, StoreError | InvalidLocation):
@@ -83,11 +88,27 @@ class SharedLease:
         fence, error = 0, None
         if self._world.first:
             try:
-                fence = self.store.acquire(owner=owner()).fence
+                fence = self._hold(self.store)
             except Exception as failure:
                 error = failure
         self._world.agree(error)
         self.fence = self._world.share(fence)
+
+    def _hold(self, store: Store) -> int:
+        """Take the next lease, and show from now on that its holder is there."""
+        lease = store.acquire(owner=owner(), holder=who())
+        self._show(store, lease)
+        return lease.fence
+
+    def _show(self, store: Store, lease: Lease) -> None:
+        self.release()
+        self._presence = admission.Presence(store, lease)
+
+    def release(self) -> None:
+        """Let the next one in without making it look; on rank 0, which may have it."""
+        if self._presence is not None:
+            self._presence.end()
+            self._presence = None
 
     def take_beside(self, line: Line) -> None:
         """Begin to take it beside the training; `line` is what the state in memory descends from.
@@ -129,6 +150,8 @@ class SharedLease:
         self._opening = None
         self._store = self._store or opening.store
         self.fence = opened.fence
+        if opening.lease is not None:
+            self._show(self.store, opening.lease)
         return opened
 
     def _unwritable(self, error: Exception) -> Exception:

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rekindle import threads
-from rekindle.checkpoint import CommitRef, Store, flush
+from rekindle.checkpoint import CommitRef, Lease, Store, flush
 from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.hostcopy import Line
 from rekindle.contract import ENV_POD
+from rekindle.saving.admission import who
 
 DELAY = 0.3
 """Seconds that the first steps are left alone; importing an S3 client takes as long."""
@@ -51,6 +52,8 @@ class Opening:
         self._done = threading.Event()
         self.store: Store | None = None
         self.opened: Opened | None = None
+        self.lease: Lease | None = None
+        """On rank 0. Nobody is asked for it: the members whose memory holds the state had one."""
         self.error: Exception | None = None
         threads.task(self._run, name="rekindle-opening")
 
@@ -72,7 +75,8 @@ class Opening:
                 # What a worker before has left in memory is given the time to become a commit.
                 flush.wait(self._uri)
                 self.store.probe(uuid.uuid4().hex[:12])
-                fence = self.store.acquire(owner=owner()).fence
+                self.lease = self.store.acquire(owner=owner(), holder=who())
+                fence = self.lease.fence
                 adopt(self.store, fence=fence)
                 self.opened = Opened(fence=fence, base=self._line.newest(self.store.commits()))
         except Exception as error:  # whatever it is belongs to the first save

@@ -338,6 +338,11 @@ class Session:
         # Without its peers a save in flight rarely completes, and a new round waits.
         self.close(_PEER_SECONDS if lost_peer(error) else FLUSH_SECONDS)
 
+    def end(self, timeout: float) -> None:
+        """The run is through: let the save in flight end, and give up the right to write."""
+        self.close(timeout)
+        self.lease.release()
+
     def close(self, timeout: float) -> bool:
         """Let the save in flight end, at most `timeout` seconds; whether it did."""
         if self.keeper is not None:

@@ -1,0 +1,169 @@
+"""One run, one writer: who is let in, who waits, and what a person is told."""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from rekindle.checkpoint import Store
+from rekindle.checkpoint.holder import WATCH_SECONDS, Holder, started
+from rekindle.requirement import RequirementError
+from rekindle.saving import admission
+from rekindle.saving.admission import Presence, enter
+
+SELF = Holder.here({})
+NOBODY = 2**22 + 1
+"""A number that no process has."""
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store.open(str(tmp_path / "run"))
+
+
+class Clock:
+    """Time that passes only where somebody waits; the test may do something meanwhile."""
+
+    def __init__(self, meanwhile=lambda now: None):
+        self.now, self.meanwhile = 0.0, meanwhile
+
+    def __call__(self):
+        return self.now
+
+    def pause(self, seconds):
+        self.now += seconds
+        self.meanwhile(self.now)
+
+
+def admit(store, own, clock=None, forced=False):
+    clock = clock or Clock()
+    enter(store, own, forced=forced, now=clock, pause=clock.pause)
+    return clock.now
+
+
+ALIVE = replace(SELF, pid=os.getppid(), started=started(os.getppid()), who="ann on a1 (pid 7)")
+DEAD = replace(SELF, pid=NOBODY)
+ANOTHER_OF_ITS_NUMBER = replace(ALIVE, started=ALIVE.started + 1)
+ELSEWHERE = replace(SELF, machine="another", who="bob on b2 (pid 8)")
+MINE = replace(SELF, job="TrainingJob ml/digits")
+THEIRS = replace(ALIVE, job="TrainingJob ml/digits")
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "verdict"),
+    [
+        (SELF, SELF, "free"),
+        (SELF, ALIVE, "held"),
+        (SELF, DEAD, "free"),
+        (SELF, ANOTHER_OF_ITS_NUMBER, "free"),
+        (SELF, ELSEWHERE, "unknown"),
+        (SELF, replace(ALIVE, machine=""), "unknown"),
+        (replace(SELF, machine=""), replace(ALIVE, machine=""), "unknown"),
+        # Attempts of one job take over, whatever the one before still does.
+        (MINE, THEIRS, "free"),
+        (MINE, replace(THEIRS, machine="another"), "free"),
+        (MINE, ALIVE, "held"),
+        (MINE, replace(THEIRS, job="TrainingJob ml/other"), "held"),
+        (SELF, THEIRS, "held"),
+    ],
+)
+def test_who_is_seen_to_hold_a_run(own, other, verdict):
+    assert own.sees(other) == verdict
+
+
+def test_the_names_of_jobs():
+    assert Holder.here({}).job == ""
+    assert Holder.here({"TORCHELASTIC_RUN_ID": "none"}).job == ""
+    assert Holder.here({"TORCHELASTIC_RUN_ID": "a"}).job == "torchrun a"
+    assert Holder.here({"TORCHELASTIC_RUN_ID": "a"}, "TrainingJob ml/d").job == "TrainingJob ml/d"
+
+
+def test_a_lease_says_who_holds_it(store):
+    assert store.held() is None
+    store.acquire(owner="of an older release")
+    assert store.held() is None
+    lease = store.acquire(owner="a", holder=ALIVE)
+    held = store.held()
+    assert (held.holder, held.fence, held.ended) == (ALIVE, lease.fence, False)
+    assert store.held().etag == lease.etag
+    lease = store.renew(lease)
+    assert store.held().etag == lease.etag != held.etag
+    store.renew(lease, ended=True)
+    assert store.held().ended
+
+
+def test_a_script_is_told_who_holds_the_run_since_when_and_how_to_take_over(store):
+    store.acquire(owner="a", holder=ALIVE)
+    words = r"R15 file://.*run is in use by ann on a1 \(pid 7\) since 20\d\d-.*REKINDLE_TAKE_OVER=1"
+    with pytest.raises(RequirementError, match=words):
+        admit(store, SELF)
+    assert admit(store, SELF, forced=True) == 0.0
+
+
+@pytest.mark.parametrize("holder", [SELF, DEAD, ANOTHER_OF_ITS_NUMBER])
+def test_whoever_is_gone_is_followed_at_once(store, holder):
+    store.acquire(owner="a", holder=holder)
+    assert admit(store, SELF) == 0.0
+
+
+def test_a_holder_elsewhere_that_is_silent_is_taken_for_gone(store, caplog):
+    store.acquire(owner="a", holder=ELSEWHERE)
+    assert WATCH_SECONDS <= admit(store, SELF) < WATCH_SECONDS + 5.0
+    assert "bob on b2 (pid 8) has held it and has not been heard of" in caplog.text
+
+
+def test_a_holder_elsewhere_that_renews_its_lease_is_there(store):
+    lease = [store.acquire(owner="a", holder=ELSEWHERE)]
+
+    def renew(now):
+        if now % 20.0 == 0.0:
+            lease[0] = store.renew(lease[0])
+
+    with pytest.raises(RequirementError, match="R15 .* in use by bob on b2"):
+        admit(store, SELF, Clock(renew))
+
+
+def test_a_holder_that_gives_up_lets_the_next_one_in(store):
+    lease = store.acquire(owner="a", holder=ELSEWHERE)
+
+    def give_up(now):
+        if now == 10.0:
+            store.renew(lease, ended=True)
+
+    assert admit(store, SELF, Clock(give_up)) == 10.0
+
+
+def test_an_attempt_of_another_job_waits_for_a_while(store):
+    lease = store.acquire(owner="a", holder=ALIVE)
+    clock = Clock()
+    with pytest.raises(RequirementError, match="R15 .* in use by ann"):
+        admit(store, MINE, clock)
+    assert clock.now > admission.PATIENCE
+
+    def give_up(now):
+        if now == 100.0:
+            store.renew(lease, ended=True)
+
+    assert admit(store, MINE, Clock(give_up)) == 100.0
+    store.acquire(owner="b", holder=THEIRS)
+    assert admit(store, MINE) == 0.0
+
+
+def test_a_lease_is_renewed_while_it_is_held_and_given_up_at_the_end(store):
+    lease = store.acquire(owner="a", holder=SELF)
+    presence = Presence(store, lease, seconds=0.01)
+    changed = [lease.etag]
+    while len(changed) < 4:  # the test's own limit ends this
+        if (etag := store.held().etag) != changed[-1]:
+            changed.append(etag)
+    presence.end()
+    assert store.held().ended
+
+
+def test_a_lease_that_was_taken_over_is_left_alone(store):
+    lease = store.acquire(owner="a", holder=SELF)
+    presence = Presence(store, lease, seconds=60.0)
+    newer = store.acquire(owner="b", holder=ALIVE)
+    presence.end()
+    held = store.held()
+    assert (held.fence, held.ended, held.holder) == (newer.fence, False, ALIVE)
