@@ -75,7 +75,9 @@ def place_of(job: "TrainingJob") -> Place | None:
 
 def _on_volume(namespace: str, pod: Mapping[str, Any], path: str) -> Place | None:
     containers = pod.get("containers") or ()
-    trainer = next((one for one in containers if one.get("name") == TRAINER_CONTAINER), {})
+    trainer: Mapping[str, Any] = next(
+        (one for one in containers if one.get("name") == TRAINER_CONTAINER), {}
+    )
     mounts = [
         mount
         for mount in trainer.get("volumeMounts") or ()
@@ -85,7 +87,9 @@ def _on_volume(namespace: str, pod: Mapping[str, Any], path: str) -> Place | Non
         return None
     mount = max(mounts, key=lambda mount: len(mount["mountPath"].rstrip("/")))
     volumes = pod.get("volumes") or ()
-    volume = next((one for one in volumes if one.get("name") == mount["name"]), {})
+    volume: Mapping[str, Any] = next(
+        (one for one in volumes if one.get("name") == mount["name"]), {}
+    )
     inside = (str(mount.get("subPath") or ""), path[len(mount["mountPath"].rstrip("/")) :])
     if claim := (volume.get("persistentVolumeClaim") or {}).get("claimName"):
         return ("claim", namespace, str(claim), *inside)

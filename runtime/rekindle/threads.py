@@ -22,7 +22,7 @@ KINDS = 100
 
 
 def lasting(
-    body: Callable[[], object], *, name: str, pause: Callable[[float], None] = time.sleep
+    body: Callable[[], object], *, name: str, pause: Callable[[float], object] = time.sleep
 ) -> threading.Thread:
     """Start a daemon thread that runs a loop until it returns, whatever it raises meanwhile."""
 
