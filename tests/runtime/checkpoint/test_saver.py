@@ -297,6 +297,8 @@ def test_a_zombie_that_commits_after_all_never_becomes_the_newest(
     assert same(store.restore()[0].state, state(7500))
     save(new, 7600)
     assert [ref.step for ref in store.commits()] == [7600, 7500, 7400]
+    # Nobody looks through the whole store after each save: the next attempt removes it.
+    save(savers(store, fence=store.acquire(owner="third").fence, base=store.commits()[0]), 7700)
     assert CommitRef(step=8000, fence=1) not in store.listed()
 
 
