@@ -5,13 +5,11 @@ misses, all agents that it does hear try to reach them, again each second for as
 shown, and report whom they could not.
 """
 
-import logging
 import threading
 
+from rekindle import threads
 from rekindle.launch.reach import unreached
 from rekindle.launch.session import Session
-
-logger = logging.getLogger(__name__)
 
 TRY = 0.7
 """Seconds that a peer has to answer."""
@@ -30,7 +28,7 @@ class Peers:
 
     def start(self) -> None:
         """Begin."""
-        threading.Thread(target=self._run, name="peers", daemon=True).start()
+        threads.lasting(self._run, name="peers")
 
     def close(self) -> None:
         """End after the present try."""
@@ -40,11 +38,7 @@ class Peers:
     def _run(self) -> None:
         while not self._closed:
             self._wake.clear()
-            try:
-                self.look()
-            except Exception:
-                # Whatever is wrong with one try, nobody would notice that there are no more.
-                logger.exception("cannot try to reach other pods")
+            self.look()
             self._wake.wait(AGAIN if self._session.suspects else None)
 
     def look(self) -> None:

@@ -10,10 +10,10 @@ import contextlib
 import logging
 import selectors
 import socket
-import threading
 import time
 from collections.abc import Collection
 
+from rekindle import threads
 from rekindle.contract import Suspect
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ class Doorstep:
         self._server = socket.create_server((address, 0), backlog=64)
         self._uid = uid.encode()
         self.port = int(self._server.getsockname()[1])
-        threading.Thread(target=self._serve, name="doorstep", daemon=True).start()
+        threads.lasting(self._serve, name="doorstep")
 
     def _serve(self) -> None:
         while True:

@@ -12,13 +12,13 @@ is why the first member hosts *its round* only.
 
 import queue
 import socket
-import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
 
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from rekindle import threads
 from rekindle.contract import Round
 
 TRY_SECONDS = 1.0
@@ -113,7 +113,7 @@ def _client_unless(outdated: Callable[[], bool], address: str, port: int) -> TCP
         except RuntimeError as error:
             answers.put(error)
 
-    threading.Thread(target=ask, name="store", daemon=True).start()
+    threads.task(ask, name="store")
     deadline = time.monotonic() + ANSWER_TIMEOUT.total_seconds()
     while True:
         try:
