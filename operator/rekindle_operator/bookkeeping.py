@@ -70,7 +70,9 @@ def note_incidents(
             continue
         if found.victims:
             known = _with_victims(known, found)
-            record = replace(record, incidents=_with_victims(record.incidents, found))
+            ended = max(record.charged_round, found.round)
+            known_now = _with_victims(record.incidents, found)
+            record = replace(record, incidents=known_now, charged_round=ended)
             continue
         if found.incident is None:
             return record, tuple(fresh), None, found
@@ -181,9 +183,16 @@ def _with_collateral(
 
 
 def _with_victims(known: tuple[Incident, ...], found: detection.Detection) -> tuple[Incident, ...]:
-    """Name more pods in an incident outside of any round."""
+    """Name more pods in a known incident, also those that seemed to have fallen with others."""
     return tuple(
-        replace(i, victims=(*i.victims, *found.victims)) if i.at == found.of else i for i in known
+        replace(
+            i,
+            victims=(*i.victims, *found.victims),
+            collateral=tuple(name for name in i.collateral if name not in found.victims),
+        )
+        if i == found.of
+        else i
+        for i in known
     )
 
 
@@ -211,21 +220,28 @@ def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tup
     closed: list[Incident] = []
     result: list[Incident] = []
     rework = 0.0
+    whole = _is_whole(observed)
     for incident in record.incidents:
         if incident.open and current.number > incident.round:
+            stood = recovery.stood_still(observed) if not closed else None
             closed.append(
                 incidents.resolve(
                     incident,
                     resumed_from=resumed_from,
                     step_seconds=step_seconds,
                     current=current.number,
+                    stood=stood,
                     now=now,
                 )
             )
             result.append(closed[-1])
+        elif incident.open and whole and incidents.went_on(incident, progress, current.number):
+            closed.append(incidents.unfounded(incident))
+            result.append(closed[-1])
+            history = retries.uncharge(record.history, incident)
+            record = replace(record, history=history, charged_round=current.number - 1)
         elif incident.recovered_in == current.number and incident.resumed_from is None:
-            again = incidents.steps_lost(incident, resumed_from)
-            result.append(replace(incident, resumed_from=resumed_from, steps_lost=again))
+            result.append(incidents.resumed(incident, resumed_from))
         else:
             result.append(incident)
             continue

@@ -25,6 +25,8 @@ SETTLE_COLLATERAL = 10.0
 """The same when the error itself says that a peer is gone."""
 SAME_EVENT = 10.0
 """Seconds after a round's incident in which the end of another of its pods counts as part of it."""
+_LOSSES = {Cause.POD_LOST, Cause.NODE_LOST}
+"""Causes that can take several pods at once, without a word of any."""
 SETTLE_HANG = 5.0
 """Seconds between the first word of a hang and the verdict: all ranks tell where they stand."""
 
@@ -39,9 +41,11 @@ class Detection:
     collateral: tuple[str, ...] = ()
     """Pods that belong to the known incident of the current round."""
     victims: tuple[str, ...] = ()
-    """Pods that have ended as those of a known incident did."""
-    of: float = 0.0
-    """When that was found."""
+    """Pods that have ended in a known incident, too."""
+    of: Incident | None = None
+    """The known one."""
+    round: int = 0
+    """The round that has ended with them, before it began: it has no incident of its own."""
     dump: bool = False
     """Whether to ask all members where their threads stand."""
 
@@ -65,30 +69,45 @@ def detect(
     current = observed.round
     fresh = current is not None and current.number > charged
     if current is not None and fresh:
+        early = _lost_on_the_way(job, observed, current, known, now)
+        if early is not None:
+            return early
         found = _of_round(job, observed, current, progress, calm, now)
         if found.incident or found.settle is not None:
             return found
     inside = {m.uid for m in current.members} if current else set()
     # Who is in this round has survived what ended an earlier one, and can be lost all the same.
     past = [i for i in known if current and 0 < i.round < current.number]
+    on_the_way = {name for i in past if i.open for name in i.victims}
     named = _named(i for i in known if i not in past)
     gone = named | _named(past)
+    # Who fell with others and is lost by itself now is a victim, too.
+    fell = {name for i in known if i not in past for name in i.collateral} - {
+        name for i in known for name in i.victims
+    }
     lost = [
         pod
         for pod in observed.pods
-        if pod.name not in (named if pod.uid in inside else gone)
+        if pod.name not in ((named - fell) | on_the_way if pod.uid in inside else gone)
         and not (fresh and pod.uid in inside)
         and _counts(job, observed, pod)
         and _lost_outside(job, observed, pod)
     ]
+    endings = [
+        (why, pod)
+        for pod in lost
+        if (why := _why(job, observed, pod)).cause is not Cause.PEER_LOST or pod.name not in fell
+    ]
     last = next((i for i in reversed(known) if current and i.round == current.number), None)
     if last is not None and now - last.at <= SAME_EVENT:
-        more = tuple(pod.name for pod in lost if pod.uid in inside)
+        more = [(why, pod.name) for why, pod in endings if pod.uid in inside]
+        own = tuple(name for why, name in more if why.cause is not Cause.PEER_LOST)
+        if own:
+            return Detection(victims=own, of=last)
         if more:
-            return Detection(collateral=more)
-    if not lost:
+            return Detection(collateral=tuple(name for _, name in more))
+    if not endings:
         return Detection()
-    endings = [(_why(job, observed, pod), pod) for pod in lost]
     same = _of_one_kind(job, known, endings)
     if same is not None:
         return same
@@ -99,7 +118,7 @@ def detect(
             round=0,
             cause=why.cause,
             evidence=why.evidence,
-            victims=tuple(pod.name for pod in lost),
+            victims=tuple(pod.name for _, pod in endings),
             step=progress or None,
             reason=why.reason,
             retry=why.retry,
@@ -125,8 +144,39 @@ def _of_one_kind(
             and pod.created_at <= incident.at
             and pod.slot not in taken  # a pod's successor is another try
         }
-        return Detection(victims=tuple(more.values()), of=incident.at) if more else None
+        return Detection(victims=tuple(more.values()), of=incident) if more else None
     return None
+
+
+def _lost_on_the_way(
+    job: TrainingJob,
+    observed: Observed,
+    current: Round,
+    known: Sequence[Incident],
+    now: float,
+) -> Detection | None:
+    """Members that are lost before they were seen in this round, which followed a loss.
+
+    Whatever kills several pods at once is seen one after the other, and a round may be formed in
+    between: they were lost with the first, and the round has not begun. None if any of the lost
+    was in it.
+    """
+    last = next((i for i in reversed(known) if i.open and i.round), None)
+    if last is None or now - last.at > SAME_EVENT or last.cause not in _LOSSES:
+        return None
+    names = []
+    for member in current.members:
+        pod, agent = observed.pod(member.uid), observed.agents.get(member.uid)
+        if state_of(member, current, observed) is not State.LOST:
+            continue
+        if member.uid in observed.retired or (pod and not wanted(job, pod)):
+            continue
+        report = agent.report.round if agent else None
+        joined = report is not None and report.key == current.key
+        if joined or _why_member(job, observed, member, pod, False).cause not in _LOSSES:
+            return None
+        names.append(member.pod)
+    return Detection(victims=tuple(names), of=last, round=current.number) if names else None
 
 
 def _named(known: Iterable[Incident]) -> set[str]:

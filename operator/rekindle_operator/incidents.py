@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from rekindle.contract import PAID_BY, Cause
+from rekindle.contract import PAID_BY, Cause, Progress
 from rekindle_operator.observed import Observed
 from rekindle_operator.timestamps import parse_time
 
@@ -103,20 +103,57 @@ def of_the_trainer(observed: Observed, known: Sequence[Incident]) -> Incident | 
 
 
 def resolve(
-    incident: Incident, *, resumed_from: int | None, step_seconds: float, current: int, now: float
+    incident: Incident,
+    *,
+    resumed_from: int | None,
+    step_seconds: float,
+    current: int,
+    now: float,
+    stood: float | None = None,
 ) -> Incident:
     """Close an incident: training has gone on since, from where ``resumed_from`` says.
 
-    ``current`` is the number of the round that did. One that ended no round has cost time, but no
-    step; how many steps another one has cost is unknown where steps are.
+    ``current`` is the number of the round that did, and ``stood`` for how long nobody had done a
+    step by then, if workers have told. One that ended no round has cost time, but no step; how many
+    steps another one has cost is unknown where steps are.
     """
+    seconds = now - incident.at + incident.silent if stood is None else stood
+    incident = resumed(incident, resumed_from)
+    lost = incident.steps_lost or 0
+    seconds_lost = round(seconds + lost * step_seconds, 3)
+    return replace(incident, seconds_lost=seconds_lost, recovered_in=current)
+
+
+def resumed(incident: Incident, resumed_from: int | None) -> Incident:
+    """The incident once it is known from where training went on.
+
+    Workers do steps that no report tells of any more, and keep them: the last one before the
+    incident was that from which they went on at least.
+    """
+    if incident.round and incident.step is not None and resumed_from is not None:
+        incident = replace(incident, step=max(incident.step, resumed_from))
     lost = steps_lost(incident, resumed_from)
+    return replace(incident, resumed_from=resumed_from, steps_lost=lost)
+
+
+def went_on(incident: Incident, progress: Progress | None, current: int) -> bool:
+    """Whether the round that an incident should have ended has done steps since all the same.
+
+    A pod that could not be heard for a moment is back before anybody has stopped for it.
+    """
+    if progress is None or incident.step is None or incident.klass != "infrastructure":
+        return False
+    return incident.round == current and progress.step > incident.step
+
+
+def unfounded(incident: Incident) -> Incident:
+    """Close an incident that has ended nothing."""
     return replace(
         incident,
-        resumed_from=resumed_from,
-        steps_lost=lost,
-        seconds_lost=round(now - incident.at + incident.silent + (lost or 0) * step_seconds, 3),
-        recovered_in=current,
+        round=0,
+        steps_lost=0,
+        seconds_lost=0.0,
+        action="it was back before anybody had stopped for it; no budget pays",
     )
 
 

@@ -1,9 +1,9 @@
-"""Where the time of a recovery went, from the first sign of trouble to the first step after it.
+"""Where the time of a recovery went, from the last step before it to the first step after it.
 
 Five parts, which follow each other without a gap and so add up to the whole:
 
-- ``detect``: from the first sign (a worker that fell with its peer knows it within a millisecond)
-  to the operator's sight of it;
+- ``detect``: from the last step that was done before (where steps are not seen: from the first
+  sign, such as a worker that fell with its peer) to the operator's sight of it;
 - ``decide``: until the members of the next round have seen it; a settle time and the wait for a
   pod without which there are too few are in here;
 - ``restart``: until the new workers form a process group;
@@ -16,7 +16,7 @@ operator's clock by when their report came in: nothing rests on clocks that agre
 was last to step decides, since all wait for it.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from rekindle.contract import RECOVERY_PHASES, AgentReport, Timings
@@ -28,7 +28,7 @@ class Recovery:
     """How one incident was recovered from."""
 
     seconds: Mapping[str, float]
-    """By phase; their sum is the whole, from the first sign to the first step."""
+    """By phase; their sum is the whole, from the last step to the first step."""
     restored: tuple[tuple[str, str], ...] = ()
     """(pod, where its state came from) of each member."""
 
@@ -56,13 +56,14 @@ def measured(
         found.append((agent, report.timings))
     agent, last = max(found, key=lambda one: one[0].seen_at - one[1].age + (_trains(one[1]) or 0.0))
     seen = agent.seen_at - last.age
+    before = _last_step(found)
     broken = max((timings.broken or 0.0 for _, timings in found), default=0.0)
     vanished = [
         pod.vanished_at
         for pod in observed.pods
         if pod.name in victims and pod.vanished_at is not None
     ]
-    began = min(noticed_at - silent, seen - broken, *vanished)
+    began = min(noticed_at - silent, seen - broken, *vanished) if before is None else before
     marks = [began, max(began, min(noticed_at, seen)), seen]
     for moment in (last.grouped or last.started, last.restored, _trains(last)):
         at = marks[-1] if moment is None else max(marks[-1], seen + moment)
@@ -72,6 +73,34 @@ def measured(
         for phase, before, after in zip(RECOVERY_PHASES, marks, marks[1:], strict=False)
     }
     return Recovery(seconds=seconds, restored=sources(observed))
+
+
+def _last_step(found: Iterable[tuple[Agent, Timings]]) -> float | None:
+    """When anybody had done the last step of before; None where nobody knows."""
+    told = [a.seen_at - t.age - t.stood for a, t in found if t.stood is not None]
+    return max(told, default=None)
+
+
+def stood_still(observed: Observed) -> float | None:
+    """Seconds from the last step done before to the first one after it, as the workers saw it.
+
+    Whoever was away meanwhile, the operator included: how long a loss went unnoticed is in it. None
+    where that was not measured.
+    """
+    current = observed.round
+    found = [
+        (agent, agent.report.timings)
+        for member in (current.members if current else ())
+        if (agent := observed.agents.get(member.uid))
+        and current
+        and _inside(agent.report, current.key)
+        and agent.report.timings
+    ]
+    before = _last_step(found)
+    after = [a.seen_at - t.age + first for a, t in found if (first := _trains(t)) is not None]
+    if before is None or not after:
+        return None
+    return max(0.0, max(after) - before)
 
 
 def sources(observed: Observed) -> tuple[tuple[str, str], ...]:

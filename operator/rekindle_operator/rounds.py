@@ -424,7 +424,7 @@ def _form(
         )
         for pod, agent in seats(job, observed)
     )
-    reason = _difference(observed.round, members)
+    reason = _difference(observed.round, members, again=last_number > 0)
     return Decision(
         form=Round(number=last_number + 1, members=members, reason=reason, formed_at=now)
     )
@@ -457,14 +457,14 @@ def seats(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
     return [keep[uid] if uid in keep else next(fresh) for uid in before]
 
 
-def _difference(old: Round | None, members: tuple[Member, ...]) -> str:
+def _difference(old: Round | None, members: tuple[Member, ...], *, again: bool) -> str:
     """What a new round changes, in words."""
     before = {m.uid: m.pod for m in old.members} if old else {}
     after = {m.uid: m.pod for m in members}
     gone = [pod for uid, pod in before.items() if uid not in after]
     come = [pod for uid, pod in after.items() if uid not in before]
     if not before:
-        return "first round"
+        return "training goes on" if again else "first round"
     if not gone and not come:
         return "the same pods again"
     parts = [f"without {', '.join(gone)}"] * bool(gone) + [f"with {', '.join(come)}"] * bool(come)

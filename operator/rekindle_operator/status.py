@@ -205,13 +205,13 @@ def _spent(history: History) -> dict[str, Any]:
 
 
 def leader(observed: Observed) -> AgentReport | None:
-    """The report of the current round's first member, if it is in that round: it speaks for all."""
-    if observed.round is None:
-        return None
-    agent = observed.agents.get(observed.round.members[0].uid)
-    if agent is None or agent.report.round is None:
-        return None
-    return agent.report if agent.report.round.key == observed.round.key else None
+    """The report of the current round's first member that is heard in it: it speaks for all."""
+    for member in observed.round.members if observed.round else ():
+        agent = observed.agents.get(member.uid)
+        told = agent.report.round if agent else None
+        if agent and observed.round and told and told.key == observed.round.key:
+            return agent.report
+    return None
 
 
 def condition(kind: str, value: bool, reason: str, message: str) -> dict[str, Any]:

@@ -506,6 +506,9 @@ class Timings(Document):
     broken: float | None = None
     """For how long the workers of the round before had been dead then; None if they ran until
     they were stopped for this round, or if there were none."""
+    stood: float | None = None
+    """For how long the workers of the rounds before had done no step then; None if they never did
+    one that could be seen."""
     stopped: float | None = None
     """The workers of the round before were gone."""
     started: float | None = None

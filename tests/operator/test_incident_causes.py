@@ -281,7 +281,7 @@ def test_a_member_lost_in_a_charged_round_is_named_as_part_of_it(world):
     w = world(nodes=3, elastic={"minReplicas": 3}).start().lose_node("digits-1").run(5)
     w.kill("digits-2").run(20)
     assert w.restarts == (0, 1, 0)
-    assert w.last["collateral"] == ["digits-2"]
+    assert (w.last["victims"], w.last["collateral"]) == (["digits-1", "digits-2"], [])
 
 
 def test_a_member_lost_long_after_its_round_is_an_incident_of_its_own(world):

@@ -77,7 +77,9 @@ from rekindle.launch.tracker import Tracker
 from rekindle.launch.variables import MANY, of_program, of_round, of_worker
 from rekindle.launch.watcher import Watcher
 from rekindle.launch.workers import Workers
+from rekindle.ranks import heartbeat
 from rekindle.ranks.control import ControlPage
+from rekindle.ranks.heartbeat import Beat
 
 logger = logging.getLogger(__name__)
 
@@ -415,6 +417,8 @@ class Agent(LocalElasticAgent):
             # They are waited for when the round's store has been reached.
             self._workers.kill()
         self._done_at = None
+        if self.directory is not None:
+            self._session.stepped(last_step(heartbeat.read(self.directory)))
         try:
             self._initialize_workers(self._worker_group)
         except RendezvousConnectionError as error:
@@ -534,6 +538,11 @@ class Agent(LocalElasticAgent):
             session.announce(AgentPhase.LEAVING, outcome)
             session.flush(FLUSH)
         session.close()
+
+
+def last_step(beats: Sequence[Beat]) -> float | None:
+    """Give when the workers of a round had done their last step (time.monotonic()), if any."""
+    return max((beat.at for beat in beats if beat.step > beat.first), default=None)
 
 
 def _hear(kept: deque[bytes], also: Tap | None, line: bytes) -> None:

@@ -74,6 +74,7 @@ class Session:
         self._restored: Restored | None = None
         self._failed_at: float | None = None
         self._began: _Began | None = None
+        self._stepped_at: float | None = None
         self._offered: tuple[str, float] | None = None
         self._ranks: tuple[RankReport, ...] = ()
         self._hang: Hang | None = None
@@ -128,9 +129,15 @@ class Session:
             at = seen[1] if seen and seen[0] == number.key else time.monotonic()
             broken = None if self._failed_at is None else max(0.0, at - self._failed_at)
             self._failed_at = None
-            self._began = _Began(seen_at=at, broken=broken)
+            stood = None if self._stepped_at is None else max(0.0, at - self._stepped_at)
+            self._began = _Began(seen_at=at, broken=broken, stood=stood)
             self.rounds_joined += 1
         self._link.poke()
+
+    def stepped(self, at: float | None) -> None:
+        """Say when the workers of a round, which is over, have last got on (time.monotonic())."""
+        with self._lock:
+            self._stepped_at = self._stepped_at if at is None else at
 
     def stopped(self, at: float) -> None:
         """Say when the workers of the round before were gone (time.monotonic())."""
@@ -363,6 +370,8 @@ class _Began:
     seen_at: float
     broken: float | None = None
     """Seconds for which the workers of the round before had been dead then."""
+    stood: float | None = None
+    """Seconds for which those of the rounds before had done no step then."""
     stopped_at: float | None = None
     started_at: float | None = None
     reported_at: float | None = None
@@ -380,6 +389,7 @@ class _Began:
         return Timings(
             age=max(0.0, time.monotonic() - self.seen_at),
             broken=self.broken,
+            stood=self.stood,
             stopped=stopped,
             started=started,
             grouped=grouped,
