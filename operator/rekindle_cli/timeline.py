@@ -126,7 +126,7 @@ def _incidents(lines: _Lines, before: Job | None, job: Job) -> None:
 
 def _happened(incident: Incident) -> str:
     what = SHORT.get(incident.cause, incident.cause)
-    text = f"{listed(incident.victims)}: {what}"
+    text = f"{listed(incident.victims)}: {what}" if incident.victims else what
     if incident.step is not None:
         text += f" at step {incident.step:,}"
     if incident.evidence:

@@ -6,6 +6,7 @@ when the kubelet tells what a broken lifeline could not, closed when a later rou
 measured when all members of that round have told where the time went.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -136,6 +137,25 @@ def note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
     known = (*record.incidents, found)[-incidents.KEEP :]
     rework = record.rework_seconds + (found.seconds_lost or 0.0)
     return replace(record, incidents=known, rework_seconds=rework), (found,)
+
+
+def note_damage(
+    record: Record, observed: Observed, now: float
+) -> tuple[Record, tuple[Incident, ...]]:
+    """Tell of damaged checkpoints that the current round has passed over, once; it costs no budget.
+
+    Where they could not be marked as bad, later rounds come upon the same ones again.
+    """
+    number = observed.round.number if observed.round else 0
+    alone = not any(i.round and (i.open or i.recovered_in == number) for i in record.incidents)
+    found = incidents.of_the_store(observed, now, alone=alone)
+    if found is None:
+        return record, ()
+    mark = hashlib.sha256(found.evidence.encode()).hexdigest()[:12]
+    if mark == record.damage_told:
+        return record, ()
+    known = (*record.incidents, found)[-incidents.KEEP :]
+    return replace(record, incidents=known, damage_told=mark), (found,)
 
 
 def _charged(

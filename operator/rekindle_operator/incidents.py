@@ -4,6 +4,7 @@ An incident has one cause, and the class of that cause says which budget pays fo
 when it is found, closed when training has gone on, and read back by the next operator process.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from rekindle.contract import PAID_BY, Cause, Progress
 from rekindle_operator.observed import Observed
 from rekindle_operator.timestamps import parse_time
 
+_STEPS_LOST = re.compile(r"\((\d+) steps lost\)")
 KEEP = 20
 """Incidents kept in the status."""
 
@@ -100,6 +102,37 @@ def of_the_trainer(observed: Observed, known: Sequence[Incident]) -> Incident | 
         seconds_lost=round(lost * per_step, 3),
         action=f"went back to step {back.to_step} by itself; no pod was restarted",
     )
+
+
+def of_the_store(observed: Observed, now: float, *, alone: bool) -> Incident | None:
+    """What the current round has passed over because it was damaged; None if nothing.
+
+    The steps that this has cost are those of the incident that ended the round before; ``alone``:
+    there is none, and they are told here.
+    """
+    for member in observed.round.members if observed.round else ():
+        agent = observed.agents.get(member.uid)
+        told = agent.report.round if agent else None
+        if agent is None or told is None or observed.round is None:
+            continue
+        restored = agent.report.restored
+        if told.key != observed.round.key or restored is None or not restored.skipped:
+            continue
+        evidence = "; ".join(restored.skipped)
+        lost = [int(steps) for steps in _STEPS_LOST.findall(evidence)]
+        return Incident(
+            at=now,
+            round=0,
+            cause=Cause.CHECKPOINT_DAMAGED,
+            evidence=evidence,
+            victims=(),
+            resumed_from=restored.step,
+            steps_lost=max(lost, default=0) if alone else 0,
+            seconds_lost=0.0,
+            action=f"went on from step {restored.step}; check the object store: `rekindle "
+            "checkpoints verify` reads every checkpoint",
+        )
+    return None
 
 
 def resolve(

@@ -106,9 +106,10 @@ def _go_on(
     explained = bookkeeping.newly_explained(before, record.incidents)
     settle = found.settle
     record, rollbacks = bookkeeping.note_rollback(record, observed)
-    fresh = (*operator_incident, *rollbacks, *fresh)
     record, resolved = bookkeeping.resolve(record, observed, now)
     record, measured = bookkeeping.measure(record, observed)
+    record, damage = bookkeeping.note_damage(record, observed, now)
+    fresh = (*operator_incident, *rollbacks, *damage, *fresh)
     record = progress.note_waiting(job, record, observed, now)
     pause = retries.backoff(record.incidents, now)
     outage = bool(record.incidents) and record.incidents[-1].cause is Cause.STORE_LOST

@@ -75,6 +75,8 @@ class Record:
     """How many replacements may be created at once, and when that was so (see pods)."""
     slow: Mapping[str, tuple[float, float]] | None = None
     """Nodes whose pod has held up the others (see stragglers)."""
+    damage_told: str | None = None
+    """Which damage to checkpoints was told last."""
     incidents: tuple[Incident, ...] = ()
     history: History = History()
     counts: Mapping[str, int] | None = None
@@ -151,6 +153,7 @@ def read(status: Mapping[str, Any]) -> Record:
         restart_seen=accounting.get("restartSeen"),
         ended_generation=accounting.get("endedGeneration"),
         told_generation=accounting.get("toldGeneration"),
+        damage_told=accounting.get("damageTold"),
         productive_before=accounting.get("productiveBefore", 0.0),
         stall_before=accounting.get("stallBefore", 0.0),
         template=accounting.get("template"),
@@ -335,6 +338,7 @@ def render(
                 ("restartSeen", record.restart_seen),
                 ("endedGeneration", record.ended_generation),
                 ("toldGeneration", record.told_generation),
+                ("damageTold", record.damage_told),
                 ("productiveBefore", round(record.productive_before, 3)),
                 ("stallBefore", round(record.stall_before, 3)),
                 ("template", record.template),

@@ -99,8 +99,13 @@ CASES = [
         False,
     ),
     ("JobDegraded", {'rekindle_job_degraded_seconds_max{reason="Straggler"}': "0+60x90"}, 61, True),
-    ("CheckpointDamaged", {'rekindle_jobs_degraded{reason="CheckpointDamaged"}': "1x9"}, 1, True),
-    ("CheckpointDamaged", {'rekindle_jobs_degraded{reason="Straggler"}': "1x9"}, 1, False),
+    (
+        "CheckpointDamaged",
+        {'rekindle_incidents_total{cause="CheckpointDamaged"}': "_x5 1x90"},
+        10,
+        True,
+    ),
+    ("CheckpointDamaged", {'rekindle_incidents_total{cause="PodLost"}': "_x5 1x90"}, 10, False),
     ("NoCommit", {"rekindle_job_commit_overdue_seconds_max": "0+60x90"}, 60, False),
     ("NoCommit", {"rekindle_job_commit_overdue_seconds_max": "0+60x90"}, 61, True),
 ]

@@ -106,6 +106,8 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(submit, eventually
     second.wait_phase("Succeeded")
     assert second.status["progress"]["step"] == 40
     assert before.step < newest.step == 30
+    told = [i for i in second.status["incidents"] if i["cause"] == "CheckpointDamaged"]
+    assert [i["resumedFrom"] for i in told] == [before.step], "it stays when the round is over"
 
     commits = second.store().commits()
     damage(second, commits)

@@ -298,12 +298,11 @@ class Session:
         if self.keeper is not None:
             self.keeper.forget()
         self.close(_BACK_SECONDS)
-        restored = self.candidates.before(step)
-        found = Found(restored=restored)
-        if restored is not None:
+        found = self.candidates.before(step)
+        if found.restored is not None:
             self.lease.renew()
             self.begin(found)
-            self.pending = restored.ref.step
+            self.pending = found.restored.ref.step
         return found
 
     def renew(self, step: int) -> None:

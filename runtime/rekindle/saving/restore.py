@@ -132,31 +132,39 @@ class Candidates:
             found = self.newest("must" if resume == "must" else "auto")
             return replace(found, origin=target.text)
         store = self.lease.store if own else self._other(target)
-        bad: str | None = None
+        damaged: list[tuple[CommitRef, str]] = []
         for ref in refs:
             restored, reason = self._load(ref, store)
             if restored is not None:
                 return Found(
                     restored=restored,
+                    skipped=_skipped(damaged, ref),
                     foreign=not own,
                     source=_named(self.lease.uri if own else store.uri, ref),
                     origin=target.text,
                 )
-            bad = bad or reason
+            if reason is not None:
+                damaged.append((ref, reason))
+        bad = damaged[0][1] if damaged else "it was deleted."
         raise IntegrityError(
-            f"R16 what ckpt_path={target.text!r} means is damaged or gone: "
-            f"{bad or 'it was deleted.'} Choose another checkpoint, or ckpt_path='last'."
+            f"R16 what ckpt_path={target.text!r} means is damaged or gone: {bad} Choose another "
+            f"checkpoint, or ckpt_path='last'."
         )
 
-    def before(self, step: int) -> Restored | None:
-        """Load the newest good checkpoint of `step` or before; None when there is none."""
+    def before(self, step: int) -> Found:
+        """Load the newest good checkpoint of `step` or before; nothing when there is none."""
         self._settle()
+        damaged: list[tuple[CommitRef, str]] = []
         for ref in self._listed():
-            if ref.step <= step:
-                restored, _ = self._load(ref, self.lease.store)
-                if restored is not None:
-                    return restored
-        return None
+            if ref.step > step:
+                continue
+            restored, reason = self._load(ref, self.lease.store)
+            if restored is not None:
+                source = _named(self.lease.uri, ref)
+                return Found(restored=restored, skipped=_skipped(damaged, ref), source=source)
+            if reason is not None:
+                damaged.append((ref, reason))
+        return Found()
 
     def _settle(self) -> None:
         # What a worker that was here before has left in memory may be about to become the newest.

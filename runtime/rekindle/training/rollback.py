@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-from rekindle.contract import Rollback
+from rekindle.contract import Restored, Rollback
 from rekindle.data.loader import Batch
 from rekindle.data.order import Cursor, Step
 from rekindle.ranks.finite import ALLOWED, Window
@@ -79,6 +79,11 @@ def go_back(run: Run, back: Back) -> None:
     if run.page is not None and run.world.local_rank == 0:
         told = Rollback(at_step=left, to_step=run.step, reason=back.reason, at=time.time())
         run.page.write_rollback(told)
+        if found.skipped:
+            where = Restored(step=run.step, source=found.source, skipped=found.skipped)
+            run.page.write_restored(where)
+    for line in found.skipped:
+        run.console.say(line)
     saved = Cursor.from_json(found.restored.meta["cursor"])
     run.cursor = run.sharing.cut(saved, run.world.size)
     if run.gradients is not None:

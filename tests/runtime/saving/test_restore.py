@@ -67,8 +67,8 @@ def test_the_newest_good_one_is_found_and_what_that_costs_is_said_and_marked(can
 def test_of_steps_that_are_taken_back_the_newest_before_is_loaded(candidates, tmp_path):
     saved(tmp_path / "run", 1, 2, 5)
     candidates.lease.take()
-    assert candidates.before(4).ref.step == 2
-    assert candidates.before(0) is None
+    assert candidates.before(4).restored.ref.step == 2
+    assert candidates.before(0).restored is None
 
 
 def test_a_checkpoint_of_another_run_is_foreign_and_never_marked(candidates, tmp_path):
