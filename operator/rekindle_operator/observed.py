@@ -204,6 +204,8 @@ class Observed:
     """Another job that uses the run that this one is about to go on with."""
     slow: Mapping[str, str] = field(default_factory=dict)
     """By uid of the pod, in words: pods that are to move because they hold up the others."""
+    coordinator: str = ""
+    """Where pods are told to reach the operator."""
 
     def pod(self, uid: str) -> Pod | None:
         """The pod with this uid, if it still is an object."""

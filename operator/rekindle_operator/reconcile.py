@@ -62,6 +62,7 @@ def reconcile(
     ``token`` is a fresh secret for the case that the job has none yet; ``runtime_image`` is where
     pods get the launcher from that do not have it.
     """
+    observed = replace(observed, coordinator=coordinator_url)
     record = status.read(current)
     if record.phase in status.TERMINAL:
         return again.begin(job, record, observed, now) or _after_the_end(job, record, observed, now)

@@ -236,23 +236,52 @@ CASES = [
         {"agent": AgentPhase.RUNNING, "member": True},
         ["trains", "readiness probe"],
     ),
+    (
+        "NotJoined",
+        pod("Running", trainer=running()),
+        {"agent": AgentPhase.WAITING, "member": True, "formed": 90},
+        ["has not begun round 1", "digits-1 at a", "NetworkPolicy", "node node-1"],
+    ),
+    (
+        "FirstStep",
+        pod("Running", trainer=running()),
+        {"agent": AgentPhase.RUNNING, "member": True, "formed": 90, "joined": True},
+        ["round 1 of 1 pods", "first step", "kubectl logs digits-1"],
+    ),
 ]
 
 
-def held(document, *, agent=None, quiet=0, events=(), pinned=None, member=False, now=NOW):
+def held(
+    document,
+    *,
+    agent=None,
+    quiet=0,
+    events=(),
+    pinned=None,
+    member=False,
+    formed=0,
+    joined=False,
+    now=NOW,
+):
     told = tuple(parse_event(one) for one in events)
     found = vars(parse_pod(document)) | {"events": told}
     one = type(parse_pod(document))(**found)
-    agents = {}
-    if agent:
-        report = AgentReport(
-            pod=one.name, uid=one.uid, address="10.0.0.1", store_port=1, slots=1, phase=agent
-        )
-        agents[one.uid] = Agent(report=report, seen_at=now - quiet, phase_since=now - 300)
     current = None
     if member:
         us = Member(pod=one.name, uid=one.uid, address="a", store_port=1, slots=1)
-        current = Round(number=1, members=(us,), reason="first round", formed_at=NOW)
+        current = Round(number=1, members=(us,), reason="first round", formed_at=NOW - formed)
+    agents = {}
+    if agent:
+        report = AgentReport(
+            pod=one.name,
+            uid=one.uid,
+            address="10.0.0.1",
+            store_port=1,
+            slots=1,
+            phase=agent,
+            round=current if joined else None,
+        )
+        agents[one.uid] = Agent(report=report, seen_at=now - quiet, phase_since=now - 300)
     observed = Observed(pods=(one,), agents=agents, round=current, now=now)
     return pod_waits.held_of(observed, one, pinned)
 

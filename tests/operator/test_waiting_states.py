@@ -73,6 +73,21 @@ def silent(world):
     return w
 
 
+def silent_beside_others(world):
+    w = world(elastic={"minReplicas": 2})
+    real = w.hear
+    w.hear = lambda agent: None if agent.pod.slot == 1 else real(agent)
+    return w
+
+
+def cut_off_from_each_other(world):
+    """Pods reach the operator and not each other."""
+    w = world(**MIN3)
+    real = w.obey
+    w.obey = lambda agent: None if agent.pod.slot == 1 and w.round else real(agent)
+    return w
+
+
 def initializing(world):
     w = world(template={"spec": {"containers": [TRAINER], "initContainers": [{"name": "get"}]}})
     w.broken_image = {"*"}
@@ -144,9 +159,35 @@ STATES = [
     (no_image, None, "Degraded", "ErrImagePull", ["no such image", "2 other pods"]),
     (one_image_missing, "Starting", "Degraded", "ErrImagePull", ["pod digits-1 cannot start"]),
     (warming, "Starting", "Progressing", "Warming", ["importing"]),
-    (silent, "Starting", "Degraded", "AgentSilent", ["NetworkPolicy", "kubectl logs digits-0"]),
+    (
+        silent,
+        "Starting",
+        "Degraded",
+        "AgentSilent",
+        ["http://rekindle:8430", "DNS", "NetworkPolicy", "kubectl logs digits-0"],
+    ),
+    (
+        silent_beside_others,
+        "Running",
+        "Degraded",
+        "AgentSilent",
+        ["http://rekindle:8430", "kubectl logs digits-1"],
+    ),
+    (
+        cut_off_from_each_other,
+        "Starting",
+        "Degraded",
+        "NotJoined",
+        ["pod digits-1 has not begun round 1", "digits-0 at 10.0.0.0", "kubectl logs digits-1"],
+    ),
     (initializing, None, "Progressing", "Initializing", ["init container get", "digits-0"]),
-    (no_step, "Starting", "Progressing", "Starting", ["round 1 of 3 pods", "first step"]),
+    (
+        no_step,
+        "Starting",
+        "Progressing",
+        "FirstStep",
+        ["round 1 of 3 pods", "kubectl logs digits-0", "first step"],
+    ),
     (
         recovering_without_an_image,
         "Recovering",

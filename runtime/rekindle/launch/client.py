@@ -176,6 +176,13 @@ class Link(Protocol):
         """Stop talking."""
 
 
+_GOES_ON = "training goes on"
+_NEVER = (
+    "this pod is in no round before it is heard: see whether DNS, a NetworkPolicy or a proxy is in "
+    "the way"
+)
+
+
 class CoordinatorLink:
     """A Link to a real coordinator; two daemon threads."""
 
@@ -284,5 +291,5 @@ class CoordinatorLink:
         if trouble is None:
             logger.info("the coordinator answers again")
         else:
-            logger.warning("%s; training goes on, trying again", trouble)
+            logger.warning("%s; %s, trying again", trouble, _GOES_ON if self.heard_at else _NEVER)
         self._trouble = trouble
