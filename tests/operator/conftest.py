@@ -271,6 +271,10 @@ class World:
         """Agents are new enough to tell which of their peers they cannot reach."""
         self.warms_for = 0.0
         """Seconds that a pod needs for its imports."""
+        self.late: dict[int, float] = {}
+        """By slot: when containers of its pods start, not before; the kubelet takes its time."""
+        self.dropped: dict[str, int] = {}
+        """By uid: so many of a pod's next reports do not arrive."""
         self.refuses: str | None = None
         self.trains = True
         self.hold_saves = False
@@ -509,6 +513,8 @@ class World:
                 pod.node = free[0]
                 taken.add(pod.node)
             if pod.phase == "Pending" and pod.node not in self.dead:
+                if self.now < self.late.get(pod.slot, 0.0):
+                    continue
                 if pod.name in self.broken_image or "*" in self.broken_image:
                     pod.waiting = ("ErrImagePull", "no such image")
                     continue
@@ -637,6 +643,9 @@ class World:
 
     def hear(self, agent):
         """The coordinator takes a report."""
+        if self.dropped.get(agent.pod.uid, 0) > 0:
+            self.dropped[agent.pod.uid] -= 1
+            return
         report = agent.report(self)
         if lost := self.cannot_reach():
             report = replace(report, unreachable=lost)
@@ -1038,6 +1047,9 @@ class World:
         if plan.publish:
             self.check_round(plan.publish, observed)
             assert plan.status["round"] >= plan.publish.number
+        told = {c["type"] for c in plan.status["conditions"] if c["status"] == "True"}
+        ends = {"Succeeded": "Complete", "Failed": "Failed"}
+        assert told & set(ends.values()) == {ends.get(plan.status["phase"])} - {None}
         before, after = self.status.get("restarts", {}), plan.status["restarts"]
         moved = {
             kind: after[kind] - before.get(kind, 0) - sum(i.klass == kind for i in plan.incidents)

@@ -6,7 +6,8 @@ owns, nothing created after the end, a status that the CRD accepts. Here events 
 order, and the operator dies in the middle of some. The machine keeps its own books, which are not
 made from the operator's code: which pod something has happened to that may be charged, and by when
 who was told to go has to be gone. When the events stop the job has to be whole again in bounded
-time, and then to come to its end.
+time, and then to come to its end. In half of the histories the script is right: then whatever pods,
+nodes, ways and operators do, that end is a good one.
 
 REKINDLE_MACHINE=deep looks at many more histories, other ones each time and longer
 (REKINDLE_EXAMPLES of them).
@@ -52,7 +53,9 @@ CONDITIONS = {
 ENDS = [(137,), (1,), (139,), (137, "OOMKilled")]
 """Exit code, and what the kubelet makes of it."""
 CHARGED = {"user", "infrastructure", "preemption"}
-OF_PROGRAMS = {"UserError", "PeerLost", "Hung"}
+OF_PROGRAMS = {"UserError", "PeerLost", "Hung", "WorkerKilled", "Crashed"}
+BY_OTHERS = [(137,), (139,), (143,)]
+"""How a pod ends of which the script is innocent."""
 WHOLE_AGAIN = 450.0
 """Seconds: the longest pause after losses in a row, and the longest patience of a start."""
 
@@ -71,8 +74,10 @@ class Histories(RuleBasedStateMachine):
         ttl=st.sampled_from([None, 40]),
         plain=st.booleans(),
         useful=st.sampled_from([None, None, 1, 2, 3]),
+        right=st.booleans(),
     )
-    def begin(self, replicas, least, nodes, spares, warms_for, ttl, plain, useful):
+    def begin(self, replicas, least, nodes, spares, warms_for, ttl, plain, useful, right):
+        self.right = right
         self.w = self.World(
             replicas=replicas,
             nodes=nodes,
@@ -158,6 +163,8 @@ class Histories(RuleBasedStateMachine):
         end=st.sampled_from([*ENDS, (128, "StartError")]),
     )
     def kill(self, number, end):
+        if self.right:
+            end = BY_OTHERS[number % len(BY_OTHERS)]
         starts = end[-1] == "StartError"
         self.happens_to(self.a_pod(number, running=not starts), self.w.kill, *end)
 
@@ -167,6 +174,8 @@ class Histories(RuleBasedStateMachine):
         name = self.a_pod(number, running=True)
         if name is None:
             return
+        if self.right:
+            end = BY_OTHERS[number % len(BY_OTHERS)]
         self.cut.add(name)
         self.happens_to(name, self.w.cut)
         if later is not None:
@@ -253,8 +262,10 @@ class Histories(RuleBasedStateMachine):
         if f"other-{number}" not in self.due:  # else it is one that has gone
             self.w.nodes.setdefault(f"other-{number}", {"spec": {}, "status": {}})
 
-    @rule(number=pick, cause=st.sampled_from(["UserError", "PeerLost", "PeerLost"]))
+    @rule(number=pick, cause=st.sampled_from(["UserError", "PeerLost", "WorkerKilled", "Crashed"]))
     def workers_fail(self, number, cause):
+        if self.right and cause in {"UserError", "Crashed"}:
+            cause = "WorkerKilled"
         self.happens_to(self.a_member(number), self.w.fail, cause=cause)
 
     @rule(number=pick, stacks=st.sampled_from([None, "net.py:17 forward"]))
@@ -295,6 +306,17 @@ class Histories(RuleBasedStateMachine):
         signs = self.w.nodes.get(pod.node, {"spec": {}})["spec"].get("taints", ())
         if any(sign["key"] == UNREACHABLE for sign in signs):
             self.told.add(name)  # the way to it is broken for everybody who could tell
+
+    @rule(number=pick, count=st.sampled_from([1, 3, 10]))
+    def reports_are_lost(self, number, count):
+        name = self.a_pod(number, running=True)
+        if name:
+            self.w.dropped[self.w.pod(name).uid] = count
+
+    @rule(slot=st.integers(0, 4), seconds=st.sampled_from([5, 70, 300]))
+    def pods_come_late(self, slot, seconds):
+        """From now on containers of one slot start later than those of the others."""
+        self.w.late[slot] = self.w.now + seconds
 
     @rule()
     def all_speak(self):
@@ -381,7 +403,10 @@ class Histories(RuleBasedStateMachine):
             self.failed -= named
             if incident.cause not in OF_PROGRAMS:  # such a pod may have been told to go, too
                 self.told -= named
-        ended = [i.round for i in self.w.incidents if i.round]
+        unfounded = [(i.at, i.victims) for i in self.w.resolved if not i.round]
+        ended = [
+            i.round for i in self.w.incidents if i.round and (i.at, i.victims) not in unfounded
+        ]
         assert len(set(ended)) == len(ended), "a round has ended twice"
         moments = [i.at for i in self.w.incidents if i.cause == "RolledBack"]
         assert len(set(moments)) == len(moments), "one rollback is told twice"
@@ -439,6 +464,7 @@ class Histories(RuleBasedStateMachine):
         w.change(suspend=False)
         w.hold_saves, w.broken_image = False, set()
         w.blind, w.peers_tell = False, True
+        w.late, w.dropped = {}, {}
         self.what_hangs_gets_on()
         self.kubelet_tells(137)
         self.dead_machines_are_noticed()
@@ -446,8 +472,11 @@ class Histories(RuleBasedStateMachine):
         w.nodes = {n: gone if n in w.dead else {"spec": {}, "status": {}} for n in w.nodes}
         w.nodes |= {f"fresh-{n}": {"spec": {}, "status": {}} for n in range(6)}
         self.go_on(WHOLE_AGAIN, self.whole)
+        self.go_on(10, lambda: w.phase in {"Running", *status.TERMINAL})
         w.total_steps = min([w.total_steps, *[a.step + 12 for a in w.group()]])
         self.go_on(120, lambda: w.phase in status.TERMINAL)
+        if self.right:
+            assert w.phase == "Succeeded", f"no job with a right script fails: {w.status}"
         self.nothing_is_charged_twice()
         made, plans = list(w.created), w.plans
         w.run(90, pace=10.0)
@@ -476,10 +505,10 @@ def test_whatever_happens_the_job_keeps_its_promises_and_ends(world):
 # Too long for the fast part of the suite, like what starts processes; parts for several workers.
 @pytest.mark.processes
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("number", range(8))
-def test_thousands_of_other_histories_keep_them_too(world, number):
+@pytest.mark.parametrize("number", range(4))
+def test_hundreds_of_other_histories_keep_them_too(world, number):
     class InThisWorld(Histories):
         World = staticmethod(world)
 
-    chosen = settings(SETTINGS, derandomize=False, max_examples=250, database=None)
+    chosen = settings(SETTINGS, derandomize=False, max_examples=112, database=None)
     run_state_machine_as_test(seed(number)(InThisWorld), settings=chosen)
