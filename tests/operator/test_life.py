@@ -305,8 +305,10 @@ def test_a_damaged_newest_checkpoint_is_told_and_progress_goes_back(world):
     w.until(lambda: len(w.rounds) > 1 and w.training())
     assert w.step < 20
     assert w.status["checkpoint"]["step"] == 10
-    assert w.last["resumedFrom"] == 10
-    assert w.last["stepsLost"] > 10
+    lost, damage = w.losses
+    assert lost["resumedFrom"] == 10
+    assert lost["stepsLost"] > 10
+    assert (damage["cause"], damage["stepsLost"]) == ("CheckpointDamaged", 0)
     assert "CRC of chunk 3" in w.condition("Degraded")["message"]
     w.run(60, pace=5)
     assert w.condition("Degraded")["reason"] == "Unschedulable"
