@@ -286,6 +286,7 @@ class Controller:
             hearing=self.coordinator.ear.hearing(),
             round=room.round,
             retired=frozenset(state.retired),
+            gone=tuple(state.vanished.values()),
             has_secret=state.has_secret,
             has_service=state.has_service,
             listening_since=self.coordinator.since,
@@ -369,6 +370,7 @@ class Controller:
         if state.bereft and not await self._is_there(key, state):
             return
         await self._children.put_right(key, state)
+        gone = set(state.vanished)
         plan, now = await self._plan(key, state, job)
         if plan.create and time.monotonic() - state.looked_at >= LOOK:
             # New pods begin with what the secret holds now.
@@ -380,6 +382,7 @@ class Controller:
             # What could not be created is as if it had not been planned: its name is still free.
             plan, now = await self._plan(key, state, job)
         await self._apply(key, state, plan, now)
+        state.vanished = {u: p for u, p in state.vanished.items() if u not in gone}
 
     async def _until_listed(self) -> None:
         """Wait until all that there is was told; raises what keeps it from being so."""

@@ -98,6 +98,11 @@ def detect(
         for pod in lost
         if (why := _why(job, observed, pod)).cause is not Cause.PEER_LOST or pod.name not in fell
     ]
+    endings += [
+        (_without_a_word(pod.name), pod)
+        for pod in observed.gone
+        if pod.uid not in inside and pod.name not in gone and _counts(job, observed, pod)
+    ]
     last = next((i for i in reversed(known) if current and i.round == current.number), None)
     if last is not None and now - last.at <= SAME_EVENT:
         more = [(why, pod.name) for why, pod in endings if pod.uid in inside]
@@ -355,7 +360,11 @@ def _why_member(
         # While nobody watched, its notice made all ranks agree to save: a loss cannot do that.
         words = f"{member.pod} was told to go and is gone; all saved"
         return Ending(row="object gone", cause=Cause.PREEMPTED, evidence=words)
-    words = f"pod {member.pod} is gone"
+    return _without_a_word(member.pod)
+
+
+def _without_a_word(name: str) -> Ending:
+    words = f"pod {name} is gone without notice, as one that was deleted by force"
     return Ending(row="object gone", cause=Cause.POD_LOST, evidence=words)
 
 

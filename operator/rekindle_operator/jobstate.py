@@ -61,6 +61,9 @@ class JobState:
     """By uid: name of a pod of ours that somebody has edited, and the patch that puts it right."""
     strays: dict[str, str] = field(default_factory=dict)
     """By uid: names of pods that an earlier job of this name has left over."""
+    vanished: dict[str, Pod] = field(default_factory=dict)
+    """By uid: pods that went without having been told to, as after `kubectl delete --force`, until
+    a plan was made with that in view."""
     suspects: dict[str, str] = field(default_factory=dict)
     """By uid: names of pods that the watch calls deleted, and that may only have lost labels."""
     create_at: float = 0.0
@@ -190,6 +193,9 @@ class JobState:
 
     def drop_pod(self, uid: str, name: str) -> None:
         """A pod is gone."""
+        pod = self.parsed.get(uid)
+        if pod and pod.alive and not pod.deleting:
+            self.vanished[uid] = pod
         for known in (self.pods, self.parsed, self.mends, self.strays, self.suspects):
             known.pop(uid, None)
         self.complaints.pop(f"pod {name}", None)

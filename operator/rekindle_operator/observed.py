@@ -204,6 +204,8 @@ class Observed:
     """Another job that uses the run that this one is about to go on with."""
     slow: Mapping[str, str] = field(default_factory=dict)
     """By uid of the pod, in words: pods that are to move because they hold up the others."""
+    gone: tuple[Pod, ...] = ()
+    """Pods whose objects have gone in one go since the last decision, as they were last seen."""
     coordinator: str = ""
     """Where pods are told to reach the operator."""
 

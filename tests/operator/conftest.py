@@ -297,6 +297,8 @@ class World:
         self.directives: dict[str, Directive] = {}
         self.retired: set[str] = set()
         self.cut_off: dict[str, float] = {}
+        self.gone: list = []
+        """Pods that the watch has shown to go in one go, since the last look."""
         self.listening_since = self.now
         self.refused: str | None = None
         self.has_secret = self.has_service = False
@@ -716,6 +718,8 @@ class World:
 
     def _delete(self, pod, grace):
         if pod.over or grace == 0:
+            if pod.kill_at is None and not pod.over and self.up:
+                self.gone.append(pod.parsed())
             pod.removed = True
             pod.kill_at = pod.kill_at or self.now
             if not pod.over:
@@ -889,7 +893,7 @@ class World:
     def restart_operator(self, *, quiet=()):
         """The operator's process is replaced; agents named in `quiet` do not find the new one."""
         self.up, self.reports, self.round, self.directives = True, {}, None, {}
-        self.known = {}
+        self.known, self.gone = {}, []
         self.retired, self.refused, self.listening_since = set(), None, self.now
         self.has_secret = "Secret/digits-rekindle" in self.children
         self.has_service = "Service/digits-pods" in self.children
@@ -927,6 +931,7 @@ class World:
             agents=dict(self.reports),
             round=self.round,
             retired=frozenset(self.retired),
+            gone=tuple(self.gone),
             has_secret=self.has_secret,
             has_service=self.has_service,
             listening_since=self.listening_since,
@@ -956,6 +961,7 @@ class World:
             now=self.now,
         )
         self.plans += 1
+        self.gone = self.gone[len(observed.gone) :]
         self.check(plan, observed)
         if self.quota is not None:
             self.hindered = None

@@ -135,3 +135,23 @@ def test_what_workers_did_not_tell_is_not_made_up(world):
     assert recovery.stood_still(replace(w.observed(), round=None)) is None
     assert recovery.stood_still(w.observed()) is None
     assert Restored(step=3, source="memory").step == 3
+
+
+def test_a_pod_that_is_deleted_by_force_before_its_first_round_is_told(world):
+    w = world()
+    w.warms_for = 30.0
+    w.run(2).vanish("digits-1").settle()
+    assert told(w) == [("PodLost", ["digits-1"], [])]
+    assert "digits-1 is gone without notice" in why(w)
+    w.until(lambda: len(w.members) == 3 and w.training())
+    assert w.members == ["digits-0", "digits-1r1", "digits-2"]
+    assert len(w.losses) == 1
+    assert w.phase == "Running"
+
+
+def test_what_the_operator_itself_deletes_or_nobody_wants_is_no_loss(world):
+    w = world(replicas=3).start()
+    w.change(replicas=2).until(lambda: len(w.members) == 2 and w.training())
+    w.vanish("digits-2") if any(p.name == "digits-2" for p in w.alive) else None
+    w.run(5)
+    assert w.losses == []
