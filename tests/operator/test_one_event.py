@@ -43,7 +43,7 @@ def test_who_was_in_the_next_round_and_is_killed_then_is_an_event_of_its_own(wor
 def test_who_fell_with_a_pod_and_is_killed_then_is_a_victim_too(world):
     w = world(nodes=3, **MIN3).start().train(3).fall("digits-2").run(1)
     w.nodes.pop(w.pod("digits-1").node)
-    w.run(2)
+    w.until(lambda: w.losses)
     assert told(w) == [("NodeLost", ["digits-1"], ["digits-2"])]
     w.kill("digits-2").run(2)
     assert told(w) == [("NodeLost", ["digits-1", "digits-2"], [])]
@@ -54,7 +54,7 @@ def test_who_fell_with_a_pod_and_is_killed_then_is_a_victim_too(world):
 def test_a_pod_that_ends_because_of_its_peer_stays_collateral(world):
     w = world(nodes=3, **MIN3).start().train(3).fall("digits-2").run(1)
     w.nodes.pop(w.pod("digits-1").node)
-    w.run(2)
+    w.until(lambda: w.losses)
     pod = w.pod("digits-2")
     w.exit(pod, 1, pod.agent.outcome)
     w.run(2)
