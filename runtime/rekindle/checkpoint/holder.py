@@ -22,6 +22,9 @@ RENEW_SECONDS = 20.0
 WATCH_SECONDS = 3 * RENEW_SECONDS
 """Without one of them, after which a holder that cannot be asked is taken for gone."""
 
+UNNAMED = {"", "none", "local"}
+"""What is no name of a job: the defaults of torchrun, and of our launcher without an operator."""
+
 Verdict = Literal["free", "held", "unknown"]
 
 
@@ -42,8 +45,8 @@ class Holder:
     @classmethod
     def here(cls, environment: Mapping[str, str], job: str = "") -> Self:
         """This process. A torchrun that has a name of its own is a job, too."""
-        torchrun = environment.get("TORCHELASTIC_RUN_ID", "none")
-        if not job and torchrun != "none":
+        torchrun = environment.get("TORCHELASTIC_RUN_ID", "")
+        if not job and torchrun not in UNNAMED:
             job = f"torchrun {torchrun}"
         return cls(
             job=job,

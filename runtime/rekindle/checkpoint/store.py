@@ -228,7 +228,7 @@ class Store:
         except (NotFound, ManifestError):
             return None
         holder, since = Holder.of(found), found.get("created")
-        if holder is None or not isinstance(since, int | float):
+        if holder is None or not isinstance(since, int | float) or not 0 <= since < 1e11:
             return None
         ended = found.get("ended") == 1
         return Held(fence=fence, holder=holder, since=float(since), ended=ended, etag=etag)

@@ -49,7 +49,7 @@ def enter(
     """Return when nobody else holds the run; raises R15 when somebody does and goes on to."""
     began = now()
     seen: tuple[str, float] | None = None
-    changes = 0
+    changes, told = 0, False
     while not forced:
         held = store.held()
         if held is None or held.ended:
@@ -69,6 +69,11 @@ def enter(
                 return
         if verdict == "free":
             return
+        if not told:
+            told = True
+            log.warning(
+                "%s: %s holds it; waiting to see whether that goes on", store.uri, held.holder.who
+            )
         if (verdict == "held" or changes) and (not own.job or now() - began > PATIENCE):
             since = datetime.fromtimestamp(held.since, UTC).isoformat(timespec="seconds")
             raise RequirementError(

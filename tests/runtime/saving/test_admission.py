@@ -73,7 +73,9 @@ def test_who_is_seen_to_hold_a_run(own, other, verdict):
 
 def test_the_names_of_jobs():
     assert Holder.here({}).job == ""
-    assert Holder.here({"TORCHELASTIC_RUN_ID": "none"}).job == ""
+    # Two scripts that somebody starts on a laptop are not two attempts of one job.
+    for unnamed in ("", "none", "local"):
+        assert Holder.here({"TORCHELASTIC_RUN_ID": unnamed}).job == ""
     assert Holder.here({"TORCHELASTIC_RUN_ID": "a"}).job == "torchrun a"
     assert Holder.here({"TORCHELASTIC_RUN_ID": "a"}, "TrainingJob ml/d").job == "TrainingJob ml/d"
 
@@ -90,6 +92,17 @@ def test_a_lease_says_who_holds_it(store):
     assert store.held().etag == lease.etag != held.etag
     store.renew(lease, ended=True)
     assert store.held().ended
+
+
+@pytest.mark.parametrize(
+    "odd", [{"created": 1e30}, {"created": -1}, {"who": "\x1b[31m"}, {"pid": -1}, {"pid": "1"}]
+)
+def test_a_lease_that_makes_no_sense_holds_nobody_up(store, odd):
+    lease = store.acquire(owner="a", holder=ALIVE)
+    assert store.held() is not None
+    store.renew(replace(lease, fields={**lease.fields, **odd}))
+    assert store.held() is None
+    assert admit(store, SELF) == 0.0
 
 
 def test_a_script_is_told_who_holds_the_run_since_when_and_how_to_take_over(store):
@@ -109,6 +122,7 @@ def test_whoever_is_gone_is_followed_at_once(store, holder):
 def test_a_holder_elsewhere_that_is_silent_is_taken_for_gone(store, caplog):
     store.acquire(owner="a", holder=ELSEWHERE)
     assert WATCH_SECONDS <= admit(store, SELF) < WATCH_SECONDS + 5.0
+    assert "bob on b2 (pid 8) holds it; waiting to see whether that goes on" in caplog.text
     assert "bob on b2 (pid 8) has held it and has not been heard of" in caplog.text
 
 
