@@ -10,6 +10,7 @@ meanwhile is told as DELETED, so a callback never misses an end.
 import asyncio
 import json
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -42,17 +43,20 @@ class ApiError(Exception):
 class KubeClient:
     """A thin asynchronous client; one is shared by everything that runs in a loop."""
 
-    def __init__(self, url: str, token: str | None = None) -> None:
+    def __init__(self, url: str, token: str | None = None, authority: str | None = None) -> None:
+        """``authority``: the certificate (PEM) by which the server is known."""
         self.url = url.rstrip("/")
+        self.token = token
         headers = {"Accept": "application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self.online = asyncio.Event()
         """While this is not set, calls wait: whoever makes them is cut off from the network."""
         self.online.set()
+        trusted = ssl.create_default_context(cadata=authority) if authority else True
         # No limit: each watch holds a connection for as long as it runs.
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), headers=headers
+            connector=aiohttp.TCPConnector(limit=0, ssl=trusted), headers=headers
         )
 
     async def __aenter__(self) -> Self:

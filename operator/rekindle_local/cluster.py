@@ -7,10 +7,12 @@ say goodbye. With a temporary state directory nothing remains on disk.
 """
 
 import asyncio
+import base64
 import contextlib
 import logging
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import threading
@@ -22,7 +24,7 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-from rekindle_local import provisioner
+from rekindle_local import certificates, provisioner
 from rekindle_local.addresses import ClusterAddresses
 from rekindle_local.apiserver.server import ApiServer
 from rekindle_local.client import ApiError, KubeClient
@@ -54,8 +56,7 @@ class ClusterConfig:
     port: int = 0
     """Of the API server; 0 takes a free one."""
     token: str | None = None
-    """A bearer token that clients have to send. None asks for none: kubectl sends no credentials
-    over plain HTTP, so with a token only other clients get in."""
+    """The bearer token that clients have to send; None makes a new one."""
     state_dir: Path | None = None
     """Where pods' files and the kubeconfig live; None is a temporary one, removed at the end."""
     kubeconfig: Path | None = None
@@ -85,8 +86,10 @@ class Cluster:
         self.config = config or ClusterConfig()
         self.url = ""
         """Of the API server."""
-        self.token = self.config.token
-        """What clients have to send; None when nothing is asked for."""
+        self.token = self.config.token or secrets.token_urlsafe(32)
+        """What clients have to send: the kubeconfig has it, and only its owner may read that."""
+        self.authority = ""
+        """The certificate (PEM) by which clients know the API server."""
         self.s3_endpoint = ""
         """Of the object store, if any."""
         self.s3_credentials = ("", "")
@@ -188,11 +191,12 @@ class Cluster:
             await self.store.create_bucket(bucket)
 
     async def _start_control_plane(self) -> None:
-        server = ApiServer(host=self.config.host, port=self.config.port, token=self.token)
+        tls, self.authority = certificates.serve([self.config.host], self._state_dir)
+        server = ApiServer(host=self.config.host, port=self.config.port, token=self.token, tls=tls)
         self.url = await server.start()
         self._server = server
         self._cleanup.push_async_callback(server.stop)
-        self._client = KubeClient(self.url, self.token)
+        self._client = KubeClient(self.url, self.token, self.authority)
         self._cleanup.push_async_callback(self._client.close)
         await self._create_namespace("kube-node-lease")
         for crd in self.config.crds:
@@ -260,7 +264,7 @@ class Cluster:
         name = f"node-{number}"
         # One of its own: it can be cut off from the API server without anybody else.
         kubelet = Kubelet(
-            KubeClient(self.url, self.token),
+            KubeClient(self.url, self.token, self.authority),
             KubeletConfig(
                 node_name=name,
                 state_dir=self._state_dir / name,
@@ -308,7 +312,7 @@ class Cluster:
         fresh = self.kubeconfig.with_name(f".{self.kubeconfig.name}.new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write(kubeconfig_text(self.url, self.token))
+            out.write(kubeconfig_text(self.url, self.token, self.authority))
         os.replace(fresh, self.kubeconfig)
 
 
@@ -320,17 +324,18 @@ def remove_stale(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)  # another user's stays
 
 
-def kubeconfig_text(url: str, token: str | None) -> str:
+def kubeconfig_text(url: str, token: str, authority: str) -> str:
     """A kubeconfig with one context, `embedded`."""
-    user = f"{{token: '{token}'}}" if token else "{}"
+    known = base64.b64encode(authority.encode()).decode()
     return (
         "apiVersion: v1\n"
         "kind: Config\n"
         "current-context: embedded\n"
         "clusters:\n"
-        f"- name: embedded\n  cluster: {{server: '{url}'}}\n"
+        "- name: embedded\n"
+        f"  cluster: {{server: '{url}', certificate-authority-data: {known}}}\n"
         "users:\n"
-        f"- name: embedded\n  user: {user}\n"
+        f"- name: embedded\n  user: {{token: '{token}'}}\n"
         "contexts:\n"
         "- name: embedded\n"
         "  context: {cluster: embedded, user: embedded, namespace: default}\n"
@@ -413,8 +418,8 @@ class ClusterThread:
         return self.cluster.url
 
     @property
-    def token(self) -> str | None:
-        """What clients have to send; None when nothing is asked for."""
+    def token(self) -> str:
+        """What clients have to send."""
         return self.cluster.token
 
     @property

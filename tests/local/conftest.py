@@ -5,7 +5,7 @@ import time
 import uuid
 from pathlib import Path
 from urllib.parse import urlencode
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -123,7 +123,9 @@ class Workbench:
         status = self.find(f"/api/v1/nodes/{self.get(name)['spec']['nodeName']}")["status"]
         port = status["daemonEndpoints"]["kubeletEndpoint"]["Port"]
         path = f"/containerLogs/{self.namespace}/{name}/main?{urlencode(query)}"
-        with urlopen(f"http://{status['addresses'][0]['address']}:{port}{path}") as answer:
+        url = f"http://{status['addresses'][0]['address']}:{port}{path}"
+        shown = {"Authorization": f"Bearer {self.cluster.token}"}
+        with urlopen(Request(url, headers=shown), timeout=20) as answer:
             return answer.read().decode()
 
 

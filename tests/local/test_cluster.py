@@ -5,13 +5,16 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -21,7 +24,6 @@ from rekindle_local.cluster import (
     Cluster,
     ClusterConfig,
     ClusterThread,
-    kubeconfig_text,
     remove_stale,
 )
 
@@ -121,7 +123,7 @@ def test_the_foreground_command_prints_its_kubeconfig_and_ends_on_ctrl_c(foregro
     assert foreground.stdout.readline() == f"export KUBECONFIG={tmp_path / 'kubeconfig'}\n"
     assert "AWS_ENDPOINT_URL=http://127.0.0.1:" in foreground.stdout.readline()
     assert "AWS_SECRET_ACCESS_KEY=" in foreground.stdout.readline()
-    assert "1 nodes at http://127.0.0.1:" in foreground.stdout.readline()
+    assert "1 nodes at https://127.0.0.1:" in foreground.stdout.readline()
     foreground.send_signal(signal.SIGINT)
     assert foreground.wait(10) == 0
 
@@ -161,6 +163,35 @@ def test_state_of_killed_clusters_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
-def test_a_token_is_written_to_the_kubeconfig_only_when_there_is_one():
-    assert "token" not in kubeconfig_text("http://x", None)
-    assert "token: 'abc'" in kubeconfig_text("http://x", "abc")
+PATHS = [
+    ("GET", "/api/v1/pods"),
+    ("POST", "/api/v1/namespaces/default/pods"),
+    ("GET", "/apis"),
+    ("GET", "/openapi/v2"),
+    ("GET", "/nothing/here"),
+]
+
+
+def test_no_port_of_a_cluster_answers_who_shows_no_credential(own_cluster):
+    """Pods are processes of its owner, and other users of the machine reach loopback as well."""
+    bench = own_cluster(nodes=1)
+    bench.run("a", "echo one")
+    cluster = bench.cluster.cluster
+    node = bench.find("/api/v1/nodes/node-0")["status"]
+    port = node["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+    logs = f"http://{node['addresses'][0]['address']}:{port}/containerLogs/{bench.namespace}/a/main"
+    asked = [("GET", logs), *((method, cluster.url + path) for method, path in PATHS)]
+    trusted = ssl.create_default_context(cadata=cluster.authority)
+    for shown in ({}, {"Authorization": "Bearer "}, {"Authorization": "Bearer wrong"}):
+        for method, url in asked:
+            request = Request(url, method=method, headers=shown, data=b"{}" * (method == "POST"))
+            with pytest.raises(HTTPError) as refused:
+                urlopen(request, timeout=20, context=trusted if url.startswith("https") else None)
+            assert refused.value.code == 401, url
+    assert cluster.url.startswith("https://")
+    with pytest.raises(URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urlopen(cluster.url, timeout=20, context=ssl.create_default_context())
+    assert cluster.token in cluster.kubeconfig.read_text()
+    assert stat.S_IMODE(cluster.kubeconfig.stat().st_mode) == 0o600
+    assert not list(cluster.state_dir.glob(".server-*")), "the key of the server is on no disk"
+    assert bench.logs("a") == "one\n"

@@ -75,12 +75,13 @@ def kubelet_url(node: Json | None, pod: Json, container: str, query: Mapping[str
 
 
 async def relay(
-    session: aiohttp.ClientSession, url: str, request: web.Request
+    session: aiohttp.ClientSession, url: str, request: web.Request, token: str | None
 ) -> web.StreamResponse:
     """Send the kubelet's answer to the client; raises 500 when the kubelet cannot be reached."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
     try:
-        async with session.get(url, timeout=timeout) as answer:
+        async with session.get(url, timeout=timeout, headers=headers) as answer:
             if answer.status >= 400:
                 text = (await answer.text())[:2000]
                 code = answer.status if answer.status in {400, 404} else 500

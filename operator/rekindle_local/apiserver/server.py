@@ -5,11 +5,11 @@ server runs, and an unknown path must answer with a Status. The handler runs in 
 loop beside whatever else runs there, so nothing in it blocks: all operations are in memory and
 take microseconds to a few milliseconds.
 
-Without TLS and without authorisation. With a token, every request must carry it as a bearer token;
-mind that kubectl sends no credentials over plain HTTP, so a server with a token is for programs.
-Without one, anybody who reaches the port may create pods, and pods are processes: requests that a
-browser was made to send (an `Origin` header, or a host name that may have been bound to loopback by
-somebody else) are refused.
+Without authorisation: pods are processes, so whoever may create one may do what this server's owner
+may. With a token, every request must carry it as a bearer token, and nothing is answered without;
+TLS goes with it, since kubectl sends no credential over plain HTTP. A server without a token, for
+tests of programs that are in the same process, refuses requests that a browser was made to send (an
+`Origin` header, or a host name that may have been bound to loopback by somebody else).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import ipaddress
 import json
 import logging
 import random
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -92,11 +93,13 @@ class ApiServer:
         host: str = "127.0.0.1",
         port: int = 0,
         token: str | None = None,
+        tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._host = host
         self._port = port
         self._token = token
+        self._tls = tls
         self._clock = clock
         self._store = Store()
         self._registry = Registry()
@@ -144,12 +147,12 @@ class ApiServer:
             shutdown_timeout=STOP_SECONDS,
         )
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port, backlog=512)
+        site = web.TCPSite(runner, self._host, self._port, backlog=512, ssl_context=self._tls)
         await site.start()
         self._runner = runner
         self._port = port = runner.addresses[0][1]  # also when it is started again
         host = f"[{self._host}]" if ":" in self._host else self._host
-        self.url = f"http://{host}:{port}"
+        self.url = f"http{'s' if self._tls else ''}://{host}:{port}"
         self._background = [
             asyncio.create_task(self._collector.run(), name="apiserver-garbage"),
             asyncio.create_task(self._budgets.run(), name="apiserver-budgets"),
@@ -639,7 +642,7 @@ class ApiServer:
         url = kubelet_url(node, pod, container, request.query)
         if self._session is None:
             self._session = aiohttp.ClientSession()
-        return await relay(self._session, url, request)
+        return await relay(self._session, url, request, self._token)
 
     # --- answers --------------------------------------------------------------------------------
 

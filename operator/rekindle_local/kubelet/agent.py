@@ -80,7 +80,7 @@ class Kubelet:
         self._over: set[str] = set()
         self._tasks: list[asyncio.Task[Any]] = []
         self._host: Host | None = None
-        self._logs = LogServer(self.find)
+        self._logs = LogServer(self.find, client.token)
         self._running = False
         self._cut = False
         self.name = config.node_name
@@ -422,6 +422,9 @@ def _clear(state_dir: Path) -> None:
     _remove(state_dir)
     for path in (state_dir, tmp_root(state_dir)):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if path.is_symlink() or path.stat().st_uid != os.getuid():
+            # What pods find there is run by them: it must not be of another user's making.
+            raise PermissionError(f"{path} belongs to another user: remove it")
 
 
 def _remove(state_dir: Path) -> None:

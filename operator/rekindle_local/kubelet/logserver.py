@@ -1,6 +1,11 @@
-"""The node's port: `/containerLogs/...`, which the API server asks for `kubectl logs`."""
+"""The node's port: `/containerLogs/...`, which the API server asks for `kubectl logs`.
+
+It answers to whoever shows the cluster's token, as the API server does: other users of the machine
+reach the port as well.
+"""
 
 import contextlib
+import hmac
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -46,8 +51,9 @@ def log_options(query: Mapping[str, str], now: datetime) -> LogOptions:
 class LogServer:
     """Serves the logs of one node's pods; `port` is known after `start`."""
 
-    def __init__(self, find: FindPod) -> None:
+    def __init__(self, find: FindPod, token: str | None = None) -> None:
         self._find = find
+        self._token = token
         self._runner: web.AppRunner | None = None
         self.port = 0
 
@@ -72,6 +78,9 @@ class LogServer:
         return web.Response(text="ok")
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
+        shown = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        if self._token and not hmac.compare_digest(shown, f"Bearer {self._token}".encode()):
+            return web.Response(status=401, text="Unauthorized")
         namespace, name = request.match_info["namespace"], request.match_info["pod"]
         container = request.match_info["container"]
         worker = self._find(namespace, name)

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import stat
 import tempfile
 import time
 from pathlib import Path
@@ -19,11 +20,27 @@ from pathlib import Path
 WAIT_SECONDS = 10.0
 """How long a new attempt waits at most."""
 _STALE_SECONDS = 86_400.0
+_PREFIX = "rekindle-flush-"
 
 
-def _folder(uri: str) -> Path:
+def _folders(uri: str) -> list[Path]:
+    """Where locks of a store may be, in directories that belong to this user alone.
+
+    Temporary directories are shared, so their names are made up: one that can be guessed could be
+    there already, and be somebody else's.
+    """
     digest = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"rekindle-flush-{os.getuid()}" / digest
+    places = Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")
+    return [place / digest for place in sorted(places) if _is_own(place)]
+
+
+def _is_own(place: Path) -> bool:
+    try:
+        found = place.lstat()
+    except OSError:
+        return False
+    private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+    return private and found.st_uid == os.getuid()
 
 
 class Lock:
@@ -35,12 +52,15 @@ class Lock:
     @classmethod
     def create(cls, uri: str) -> "Lock":
         """A new one, held; without a writable directory one that nobody waits for."""
-        folder = _folder(uri)
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not (folders := _folders(uri)):
+                tempfile.mkdtemp(prefix=_PREFIX, dir=tempfile.gettempdir())  # for its owner alone
+                folders = _folders(uri)
+            folder = folders[0]
+            folder.mkdir(mode=0o700, exist_ok=True)
             path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.lock"
             lock = cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError:
+        except (OSError, IndexError):
             return cls(-1)
         lock.hold()
         return lock
@@ -77,7 +97,7 @@ def wait(uri: str, seconds: float = WAIT_SECONDS) -> bool:
 
 def busy(uri: str) -> bool:
     """Whether a process of this machine has snapshots of this run to store."""
-    return any(_held(path) for path in _folder(uri).glob("*.lock"))
+    return any(_held(path) for folder in _folders(uri) for path in folder.glob("*.lock"))
 
 
 def _held(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Slots: what a reader finds in shared memory, and how much memory may be taken at all."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -121,6 +122,27 @@ MACHINE = {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable:  500 kB\n"}
 )
 def test_the_lowest_limit_counts(tmp_path, files, expected):
     assert system(tmp_path, files) == expected
+
+
+def test_locks_are_in_a_directory_that_nobody_else_can_have_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(flush.tempfile, "gettempdir", lambda: str(tmp_path))
+    opened, elsewhere = tmp_path / "rekindle-flush-open", tmp_path / "elsewhere"
+    opened.mkdir()
+    opened.chmod(0o777)
+    elsewhere.mkdir(mode=0o700)
+    (tmp_path / "rekindle-flush-link").symlink_to(elsewhere)
+    places = set()
+    for _ in range(2):
+        lock = flush.Lock.create("s3://bucket/run")
+        place = Path(os.readlink(f"/proc/self/fd/{lock.descriptor}")).parents[1]
+        places.add(place)
+        assert flush.busy("s3://bucket/run")
+        lock.close()
+    (place,) = places
+    assert place.parent == tmp_path
+    assert place.stat().st_mode & 0o777 == 0o700
+    assert not list(opened.iterdir())
+    assert not list(elsewhere.iterdir())
 
 
 def test_a_lock_is_waited_for_as_long_as_somebody_holds_it():
