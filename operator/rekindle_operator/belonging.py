@@ -14,7 +14,7 @@ from typing import Any
 from rekindle.contract import KIND, LABEL_INCARNATION, LABEL_SLOT
 from rekindle_operator.observed import LABEL_TEMPLATE
 from rekindle_operator.patches import merge_patch
-from rekindle_operator.resources import TOKEN_KEY, selector
+from rekindle_operator.resources import selector
 
 _NUMBERS = re.compile(r"(?P<job>.+)-(?P<slot>\d+)(?:r(?P<incarnation>\d+))?")
 """The name of a pod; see resources.pod_name."""
@@ -59,9 +59,8 @@ def mend(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
         patch["labels"] = missing
     whole: dict[str, Any] = {"metadata": patch} if patch else {}
     if wanted["kind"] == "Secret":
-        data = found.get("data") or {}
-        if data.get(TOKEN_KEY) != wanted["data"][TOKEN_KEY]:
-            whole["data"] = dict(wanted["data"])
+        data = merge_patch(found.get("data") or {}, wanted["data"])
+        whole |= {"data": data} if data else {}
     if wanted["kind"] == "Service":
         spec = _mend_service(found.get("spec") or {}, wanted["spec"])
         whole |= {"spec": spec} if spec else {}

@@ -134,7 +134,7 @@ def note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
     found = incidents.of_the_trainer(observed, record.incidents)
     if found is None:
         return record, ()
-    known = (*record.incidents, found)[-incidents.KEEP :]
+    known = incidents.kept((*record.incidents, found))
     rework = record.rework_seconds + (found.seconds_lost or 0.0)
     return replace(record, incidents=known, rework_seconds=rework), (found,)
 

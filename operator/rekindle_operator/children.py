@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from rekindle.contract import ACCESS_TOKEN
 from rekindle_operator import faults, resources
 from rekindle_operator.belonging import Claim, claim, mend
 from rekindle_operator.cluster import TROUBLE, ApiError, Cluster, Refused, token_in
 from rekindle_operator.ear import JobKey
 from rekindle_operator.jobstate import JobState
 from rekindle_operator.plan import Deletion, Plan
-from rekindle_operator.resources import TOKEN_KEY
+from rekindle_operator.resources import Access
 from rekindle_operator.spec import TrainingJob
 
 logger = logging.getLogger(__name__)
@@ -32,9 +33,14 @@ LIMIT = 16
 class Children:
     """Makes what plans ask for."""
 
-    def __init__(self, cluster: Cluster, wake: Callable[..., None]) -> None:
+    def __init__(
+        self, cluster: Cluster, wake: Callable[..., None], url: str, authority: Callable[[], str]
+    ) -> None:
+        """Make them for an operator that is reached at ``url``; ``authority`` vouches for it."""
         self._cluster = cluster
         self.wake = wake
+        self._url = url
+        self._authority = authority
         self._limit = asyncio.Semaphore(LIMIT)
 
     async def apply(self, key: JobKey, state: JobState, plan: Plan) -> bool:
@@ -190,7 +196,9 @@ class Children:
         found = await self._own("Secret", key, resources.secret_name(key[1]), state)
         if found:
             state.token = state.token or token_in(found) or secrets.token_urlsafe(32)
-            found = await self._put_right(found, resources.secret(job, state.token))
+            found = await self._put_right(found, resources.secret(job, self.access(state)))
+        if not found:
+            state.retire_token(time.monotonic())
         state.has_secret = found is not None
         found = await self._own("Service", key, resources.service_name(key[1]), state)
         if found:
@@ -227,6 +235,11 @@ class Children:
             await self._cluster.delete_pod(key[0], Deletion(name=name, uid=uid))
             state.strays.pop(uid, None)
 
+    def access(self, state: JobState) -> Access:
+        """What the pods of a job are told, with a fresh token if it has none."""
+        token = state.token or secrets.token_urlsafe(32)
+        return Access(token=token, url=self._url, authority=self._authority())
+
     async def read_token(self, key: JobKey, state: JobState) -> None:
         """See which token counts: the one in the secret, unless one is known already."""
         found = await self._own("Secret", key, resources.secret_name(key[1]), state)
@@ -247,7 +260,7 @@ def _keeping(found: dict[str, Any], wanted: dict[str, Any], token: str | None) -
     """The secret that is wanted, with the token that is there while none is known: pods may run."""
     if wanted["kind"] != "Secret" or token or not token_in(found):
         return wanted
-    return {**wanted, "data": {TOKEN_KEY: found["data"][TOKEN_KEY]}}
+    return {**wanted, "data": {**wanted["data"], ACCESS_TOKEN: found["data"][ACCESS_TOKEN]}}
 
 
 def _brief(error: BaseException) -> str:

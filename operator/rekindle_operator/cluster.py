@@ -25,12 +25,11 @@ from urllib.parse import quote, urlencode
 from aiohttp import ClientError, ClientTimeout
 from kubernetes.aio import client, config
 
-from rekindle.contract import GROUP, KIND, LABEL_MANAGED_BY, PLURAL, VERSION
+from rekindle.contract import ACCESS_TOKEN, GROUP, KIND, LABEL_MANAGED_BY, PLURAL, VERSION
 from rekindle_operator import metrics
 from rekindle_operator.incidents import stamp
 from rekindle_operator.plan import Deletion, Event
 from rekindle_operator.pod_signs import AT_ONCE
-from rekindle_operator.resources import TOKEN_KEY
 
 logger = logging.getLogger(__name__)
 
@@ -368,6 +367,6 @@ def _items(found: Mapping[str, Any]) -> list[dict[str, Any]]:
 def token_in(secret: Mapping[str, Any]) -> str | None:
     """The token in a secret; None if it has none, or none that can be read."""
     try:
-        return base64.b64decode((secret.get("data") or {})[TOKEN_KEY]).decode() or None
+        return base64.b64decode((secret.get("data") or {})[ACCESS_TOKEN]).decode() or None
     except (KeyError, TypeError, ValueError, binascii.Error):
         return None

@@ -21,9 +21,8 @@ fault that its job tells (see `faults`), and a gauge for alerts counts the jobs 
 import asyncio
 import contextlib
 import logging
-import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -73,10 +72,10 @@ class Controller:
         *,
         coordinator_url: str,
         watch_nodes: bool,
+        authority: Callable[[], str] = str,
         runtime_image: str = resources.RUNTIME_IMAGE,
     ) -> None:
         self._cluster = cluster
-        self._url = coordinator_url
         self._runtime_image = runtime_image
         self._jobs: dict[JobKey, JobState] = {}
         self._nodes = (
@@ -89,12 +88,16 @@ class Controller:
         """Set once everything that there is was told; nothing is decided before."""
         self._obstacles: dict[str, Exception] = {}
         """By kind, what keeps it from being listed or watched."""
-        self._children = Children(cluster, self.wake)
+        self._children = Children(cluster, self.wake, coordinator_url, authority)
         self._writer = StatusWriter(cluster, self.wake, lambda: len(self._jobs))
         metrics.FLEET.jobs = self._described
         metrics.FLEET.troubled = self._troubled
         self.coordinator = Coordinator(
-            token_of=self._token_of, is_live=self._is_live, wake=self.wake, complain=self.complain
+            tokens_of=self._tokens_of,
+            is_live=self._is_live,
+            wake=self.wake,
+            complain=self.complain,
+            last_round=self._last_round,
         )
 
     # What events tell.
@@ -255,13 +258,19 @@ class Controller:
         for key in self._on(node) if error else list(self._jobs):
             self.complain(key, f"node {node}", error)
 
-    async def _token_of(self, key: JobKey) -> str | None:
+    async def _tokens_of(self, key: JobKey) -> tuple[str, ...]:
+        """The token of a job, and one that it has replaced a moment ago."""
         state = self._jobs.get(key)
         if state is None:
-            return None
+            return ()
         if state.token is None:
             await self._children.read_token(key, state)
-        return state.token
+        return state.tokens(time.monotonic())
+
+    def _last_round(self, key: JobKey) -> int:
+        state = self._jobs.get(key)
+        found = state.status.get("round", 0) if state else 0
+        return found if isinstance(found, int) else 0
 
     def _is_live(self, key: JobKey, name: str, uid: str) -> bool:
         state = self._jobs.get(key)
@@ -327,7 +336,7 @@ class Controller:
 
     async def _failed(self, key: JobKey, state: JobState, error: Exception, failures: int) -> None:
         """Tell why a reconcile has failed, and wait for the next try, or for another spec."""
-        fault = faults.fault_of(error, [state.token])
+        fault = faults.fault_of(error, state.tokens(time.monotonic()))
         pause = faults.pause(failures, fault)
         metrics.RECONCILE_ERRORS.inc()
         text = "%s/%s: %s; again in %.1f s"
@@ -430,8 +439,7 @@ class Controller:
             job,
             state.status,
             observed,
-            coordinator_url=self._url,
-            token=state.token or secrets.token_urlsafe(32),
+            access=self._children.access(state),
             runtime_image=self._runtime_image,
             now=now,
         )

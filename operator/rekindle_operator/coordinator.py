@@ -76,6 +76,10 @@ BODY_SECONDS = 5.0
 """For a report to arrive."""
 REPORTS = 10.0, 50.0
 """So many reports a second a pod may make in the long run, and so many at once."""
+NEWS = 1.0, 30.0
+"""So many times a second, and at once, the news of a pod make its job be reconciled at once."""
+LEAP = 1000
+"""So far a status may be behind, one that was restored from a copy for example."""
 STRANGE = {400, 401, 404, 405, 408, 413}
 """Answers after which the connection is closed: whoever gets them had better begin anew."""
 
@@ -115,6 +119,8 @@ class JobRoom:
     """By uid: when a lifeline broke, and did not come back."""
     allowed: dict[str, Allowance] = field(default_factory=dict)
     """By uid: how many reports more."""
+    news: dict[str, Allowance] = field(default_factory=dict)
+    """By uid: how many reconciles at once."""
 
     def view(self, uid: str) -> View:
         """What the pod with this uid may see. Its version is a digest of its content."""
@@ -172,22 +178,24 @@ class Coordinator:
     def __init__(
         self,
         *,
-        token_of: Callable[[JobKey], Awaitable[str | None]],
+        tokens_of: Callable[[JobKey], Awaitable[tuple[str, ...]]],
         is_live: Callable[[JobKey, str, str], bool],
         wake: Callable[[JobKey, float], None],
         complain: Callable[[JobKey, str, BaseException | None], None],
+        last_round: Callable[[JobKey], int] = lambda _: 0,
     ) -> None:
         """Build it around what it asks of the rest of the operator.
 
-        ``token_of`` gives the secret of a job (None: unknown job), ``is_live`` says whether a pod
-        (name, uid) is a live pod of it, and ``wake`` asks for a reconcile after some seconds.
-        ``complain`` tells the job of a request that could not be answered, and with None that the
-        same can be again.
+        ``tokens_of`` gives the tokens of a job that count (none: unknown job), ``is_live`` says
+        whether a pod (name, uid) is a live pod of it, and ``wake`` asks for a reconcile after some
+        seconds. ``complain`` tells the job of a request that could not be answered, and with None
+        that the same can be again. ``last_round`` is the newest round in the job's status.
         """
-        self._token_of = token_of
+        self._tokens_of = tokens_of
         self._is_live = is_live
         self._wake = wake
         self._complain = complain
+        self._last_round = last_round
         self._failing: set[tuple[JobKey, str]] = set()
         """Jobs and what of them could not be answered when last asked."""
         self._rooms: dict[JobKey, JobRoom] = {}
@@ -213,6 +221,7 @@ class Coordinator:
         room.agents = {uid: agent for uid, agent in room.agents.items() if uid in uids}
         room.vanished = {uid: at for uid, at in room.vanished.items() if uid in uids}
         room.allowed = {uid: left for uid, left in room.allowed.items() if uid in uids}
+        room.news = {uid: left for uid, left in room.news.items() if uid in uids}
         metrics.AGENTS.set(sum(len(room.agents) for room in self._rooms.values()))
 
     def application(self) -> web.Application:
@@ -295,7 +304,7 @@ class Coordinator:
         handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
     ) -> web.StreamResponse:
         """Turn a fault of ours into an answer for the agent and a complaint for its job."""
-        about = f"request {request.method} of pod {request.match_info.get('pod')}"
+        about = f"request {request.method} of pod {request.match_info.get('pod', '')[:253]}"
         job = (request.match_info.get("namespace", ""), request.match_info.get("job", ""))
         try:
             response = await handler(request)
@@ -320,16 +329,17 @@ class Coordinator:
         """The job of a request, if it shows the job's token; raises the refusal otherwise."""
         job = (request.match_info["namespace"], request.match_info["job"])
         try:
-            token = await self._token_of(job)
+            tokens = await self._tokens_of(job)
         except Exception as error:
             # The job's reconcile needs it, too, and tells.
             logger.warning("%s/%s: its token cannot be read: %s", *job, error)
             raise _refusal(503, "the operator cannot read the job's secret now") from error
-        if token is None:
+        if not tokens:
             raise _refusal(404, f"no TrainingJob {job[0]}/{job[1]} is known here (yet)")
         shown = request.headers.get("Authorization", "").removeprefix("Bearer ")
         # Headers may hold any bytes; aiohttp keeps those that are no UTF-8 as surrogates.
-        if not hmac.compare_digest(shown.encode("utf-8", "surrogateescape"), token.encode()):
+        given = shown.encode("utf-8", "surrogateescape")
+        if not any([hmac.compare_digest(given, token.encode()) for token in tokens]):
             raise _refusal(401, f"this is not the token of job {job[0]}/{job[1]}")
         return job
 
@@ -444,11 +454,17 @@ class Coordinator:
             leaves_at=_leaves_at(old, report, now),
             noticed_at=_noticed_at(old, report, now),
         )
-        if report.round and (room.round is None or report.round.number > room.round.number):
-            # An operator that has just started learns the current round from its members.
-            room.set(report.round, room.directives)
+        told, current = report.round, room.round
+        newer = told is not None and (current is None or told.number > current.number)
+        if told and newer and told.number <= self._last_round(job) + LEAP:
+            # An operator that has just started learns the current round from its members. Its
+            # number was written into the status before anybody heard of it: what is far beyond
+            # that is not true, and numbers would soon be used up.
+            room.set(told, room.directives)
         if old is None or _news(old.report) != _news(report):
-            self._wake(job, 0.0)
+            # Not at once for a pod that has something new to say all the time.
+            spared = room.news.setdefault(report.uid, Allowance(*NEWS)).take(time.monotonic())
+            self._wake(job, 0.0 if spared else PROGRESS_INTERVAL)
         elif old.report.progress != report.progress and now >= room.progress_due:
             room.progress_due = now + PROGRESS_INTERVAL
             self._wake(job, PROGRESS_INTERVAL)

@@ -18,6 +18,10 @@ from rekindle_operator.timestamps import parse_time
 _STEPS_LOST = re.compile(r"\((\d+) steps lost\)")
 KEEP = 20
 """Incidents kept in the status."""
+BUDGETS = {"user", "infrastructure", "preemption"}
+"""Classes that pay (see klass)."""
+ASIDES = 8
+"""Of these, so many at most that cost no budget: they must not displace those that do."""
 
 USER = frozenset(cause for cause, payer in PAID_BY.items() if payer == "user")
 """Causes that the user's program, data or manifest is charged with."""
@@ -216,7 +220,17 @@ def of_the_operator(known: Sequence[Incident], at: float) -> tuple[Incident, ...
     )
     if known and known[-1].cause is Cause.OPERATOR:
         known = known[:-1]
-    return (*known, fresh)[-KEEP:]
+    return kept((*known, fresh))
+
+
+def kept(known: Sequence[Incident]) -> tuple[Incident, ...]:
+    """Those that stay in the status: the newest, and of those that nobody pays for only a few.
+
+    An operator that keeps dying, or a trainer that keeps going back, tells one and the same story.
+    """
+    asides = [index for index, incident in enumerate(known) if incident.klass not in BUDGETS]
+    left_out = set(asides[:-ASIDES])
+    return tuple(i for index, i in enumerate(known) if index not in left_out)[-KEEP:]
 
 
 def of_a_started_job(incident: Incident) -> Incident:

@@ -7,6 +7,7 @@ patches are made from it, so that what somebody else has written over is put rig
 
 import asyncio
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from rekindle_operator.resources import owner_reference
 from rekindle_operator.runs import Use, use_of
 from rekindle_operator.spec import TrainingJob
 
+OVERLAP = 600.0
+"""Seconds for which a token that was replaced still counts: kubelets take a while to tell pods."""
 TOLD_MOST = 50
 """Different faults of one job of which events are posted."""
 
@@ -48,6 +51,8 @@ class JobState:
     bereft: bool = False
     """Whether what goes with the job has vanished: the job may have, too, unseen."""
     token: str | None = None
+    former: tuple[str, float] | None = None
+    """The token before, and until when (monotonic) it counts, too."""
     has_service: bool = False
     has_secret: bool = False
     looked_at: float = -math.inf
@@ -109,6 +114,20 @@ class JobState:
     def is_news(self, fault: Fault) -> bool:
         """Whether an event of a fault is due: one for each that is different, not for each try."""
         return fault.message not in self.told and len(self.told) < TOLD_MOST
+
+    def tokens(self, now: float) -> tuple[str, ...]:
+        """The tokens that pods may show."""
+        former = self.former[0] if self.former and now < self.former[1] else None
+        return tuple(token for token in (self.token, former) if token)
+
+    def retire_token(self, now: float) -> None:
+        """The secret is gone: the next one holds another token, and pods get it in a minute or two.
+
+        Until then they show the one that they have.
+        """
+        if self.token is not None:
+            self.former = (self.token, now + OVERLAP)
+            self.token = None
 
     def note_body(self, body: Mapping[str, Any]) -> bool:
         """Take over a newer form of the job; whether anything but the status is new in it."""
@@ -202,7 +221,7 @@ class JobState:
 
     def complain(self, about: str, error: BaseException) -> bool:
         """Note what could not be understood; whether that is new."""
-        fault = fault_of(error, [self.token])
+        fault = fault_of(error, self.tokens(time.monotonic()))
         fault = Fault(reason=fault.reason, message=f"{about}: {fault.message}")
         news = self.complaints.get(about) != fault
         self.complaints[about] = fault

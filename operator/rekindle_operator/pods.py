@@ -47,7 +47,6 @@ def missing(
     job: TrainingJob,
     record: Record,
     observed: Observed,
-    coordinator_url: str,
     now: float,
     *,
     runtime_image: str = resources.RUNTIME_IMAGE,
@@ -77,9 +76,7 @@ def missing(
         tokens -= 1.0 if incarnation else 0.0
         used[slot] = incarnation
         missing.append(
-            resources.pod(
-                job, slot, incarnation, coordinator_url, mtbf, avoid, runtime_image=runtime_image
-            )
+            resources.pod(job, slot, incarnation, mtbf, avoid, runtime_image=runtime_image)
         )
     if missing and not observed.hindered:  # else the same names are tried again
         record = replace(record, incarnations=used, tokens=(tokens, now))

@@ -40,6 +40,7 @@ from rekindle_operator import (
 from rekindle_operator.incidents import Incident, stamp
 from rekindle_operator.observed import Observed
 from rekindle_operator.plan import Deletion, Event, Plan
+from rekindle_operator.resources import Access
 from rekindle_operator.spec import TrainingJob
 from rekindle_operator.status import Record
 
@@ -52,17 +53,16 @@ def reconcile(
     current: Mapping[str, Any],
     observed: Observed,
     *,
-    coordinator_url: str,
-    token: str,
+    access: Access,
     now: float,
     runtime_image: str = resources.RUNTIME_IMAGE,
 ) -> Plan:
     """Decide what to do about a job whose status is ``current``.
 
-    ``token`` is a fresh secret for the case that the job has none yet; ``runtime_image`` is where
+    ``access`` is for the secret, should the job have none; ``runtime_image`` is where
     pods get the launcher from that do not have it.
     """
-    observed = replace(observed, coordinator=coordinator_url)
+    observed = replace(observed, coordinator=access.url)
     record = status.read(current)
     if record.phase in status.TERMINAL:
         return again.begin(job, record, observed, now) or _after_the_end(job, record, observed, now)
@@ -71,8 +71,7 @@ def reconcile(
         again.placed(job, record),
         record,
         observed,
-        coordinator_url=coordinator_url,
-        token=token,
+        access=access,
         now=now,
         runtime_image=runtime_image,
     )
@@ -84,8 +83,7 @@ def _go_on(
     record: Record,
     observed: Observed,
     *,
-    coordinator_url: str,
-    token: str,
+    access: Access,
     now: float,
     runtime_image: str,
 ) -> Plan:
@@ -136,11 +134,11 @@ def _go_on(
         delete = pods.unwanted(job, record, observed, hold=hold)
         if not hold and not pause:
             create, record, pause = pods.missing(
-                job, record, observed, coordinator_url, now, runtime_image=runtime_image
+                job, record, observed, now, runtime_image=runtime_image
             )
     support: list[dict[str, Any]] = []
     if not observed.has_secret:
-        support.append(resources.secret(job, token))
+        support.append(resources.secret(job, access))
     if not observed.has_service:
         support.append(resources.service(job))
 

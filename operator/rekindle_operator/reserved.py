@@ -8,8 +8,15 @@ of a pod is for the API server to judge; so the rest is looked at here.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rekindle.contract import GROUP, POD_METRICS_PORT, POD_METRICS_PORT_NAME, TRAINER_CONTAINER
+from rekindle.contract import (
+    ACCESS_PATH,
+    GROUP,
+    POD_METRICS_PORT,
+    POD_METRICS_PORT_NAME,
+    TRAINER_CONTAINER,
+)
 from rekindle_operator.resources import (
+    ACCESS,
     LAUNCHER,
     LAUNCHER_PATH,
     SHM,
@@ -33,7 +40,7 @@ def _complaints(job: TrainingJob) -> Iterator[str]:
         if key.startswith(f"{GROUP}/"):
             yield f"{base}.metadata.labels[{key}]: {GROUP}/ is the operator's; remove the label"
     for at, volume in _numbered(pod.get("volumes")):
-        if volume.get("name") in {SHM, LAUNCHER}:
+        if volume.get("name") in {SHM, LAUNCHER, ACCESS}:
             yield f"{base}.spec.volumes[{at}].name: {_ours(volume['name'])}; choose another"
     for group in ("initContainers", "containers"):
         for at, container in _numbered(pod.get(group)):
@@ -63,12 +70,19 @@ def _trainer(field: str, container: Mapping[str, Any], inject: bool) -> Iterator
             yield f"{field}.env[{at}].name: {variable['name']} {text}"
     for at, mount in _numbered(container.get("volumeMounts")):
         path = str(mount.get("mountPath")).rstrip("/")
-        if inject and (path == LAUNCHER_PATH or path.startswith(f"{LAUNCHER_PATH}/")):
+        if _below(path, ACCESS_PATH):
+            text = f"{ACCESS_PATH} holds the job's secret; mount it elsewhere"
+            yield f"{field}.volumeMounts[{at}].mountPath: {text}"
+        if inject and _below(path, LAUNCHER_PATH):
             text = f"{LAUNCHER_PATH} holds the launcher (spec.launcher.inject); mount it elsewhere"
             yield f"{field}.volumeMounts[{at}].mountPath: {text}"
     if container.get("terminationMessagePath") not in {None, "", TERMINATION_LOG}:
         text = f"must be {TERMINATION_LOG} or absent: the launcher leaves its last words there"
         yield f"{field}.terminationMessagePath: {text}"
+
+
+def _below(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(f"{folder}/")
 
 
 def _numbered(given: Any) -> Iterator[tuple[int, Mapping[str, Any]]]:

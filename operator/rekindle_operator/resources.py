@@ -26,6 +26,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from rekindle.contract import (
+    ACCESS_CA,
+    ACCESS_PATH,
+    ACCESS_TOKEN,
+    ACCESS_URL,
+    ENV_ACCESS,
     ENV_CHECKPOINT_ADDRESSING,
     ENV_CHECKPOINT_COMMIT,
     ENV_CHECKPOINT_ENDPOINT,
@@ -85,14 +90,15 @@ os.environ["PYTHONPATH"] = folder + (os.pathsep + known if known else "")
 os.execvp(command[0], command)
 """
 """Puts a folder on the module path and goes on as what follows. Any Python can read it."""
-TOKEN_KEY = "token"
-"""Key of the job's secret."""
+ACCESS = "rekindle-access"
+"""Name of the volume with the job's secret."""
 HOSTNAME = "kubernetes.io/hostname"
 """Label of nodes by which pods are kept away from some of them."""
 
 
 VARIABLES = {
-    *(ENV_JOB, ENV_NAMESPACE, ENV_POD, ENV_POD_UID, ENV_POD_IP, ENV_COORDINATOR, ENV_TOKEN),
+    *(ENV_JOB, ENV_NAMESPACE, ENV_POD, ENV_POD_UID, ENV_POD_IP),
+    *(ENV_ACCESS, ENV_COORDINATOR, ENV_TOKEN),
     *(ENV_PROC_PER_NODE, ENV_GRACE, ENV_TERMINATION_LOG, ENV_HANG_TIMEOUT, ENV_MTBF),
     ENV_WORKERS,
     *(ENV_CHECKPOINT_URI, ENV_CHECKPOINT_ENDPOINT, ENV_CHECKPOINT_REGION, ENV_CHECKPOINT_COMMIT),
@@ -164,14 +170,30 @@ def _meta(job: TrainingJob, name: str, labels: Mapping[str, str]) -> dict[str, A
     }
 
 
-def secret(job: TrainingJob, token: str) -> dict[str, Any]:
-    """The secret by which the coordinator knows the job's pods."""
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How a job's pods reach the coordinator (see rekindle.launch.access)."""
+
+    token: str
+    url: str
+    authority: str = ""
+    """Certificates, PEM; empty where pods need none."""
+
+
+def secret(job: TrainingJob, access: Access) -> dict[str, Any]:
+    """How the job's pods reach the coordinator, and by what it knows them.
+
+    It is mounted, so that pods which run see another address, token or authority, too.
+    """
+    data = {ACCESS_TOKEN: access.token, ACCESS_URL: access.url}
+    if access.authority:
+        data[ACCESS_CA] = access.authority
     return {
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": _meta(job, secret_name(job.name), selector(job.name)),
         "type": "Opaque",
-        "data": {TOKEN_KEY: base64.b64encode(token.encode()).decode()},
+        "data": {key: base64.b64encode(value.encode()).decode() for key, value in data.items()},
     }
 
 
@@ -194,7 +216,6 @@ def pod(
     job: TrainingJob,
     slot: int,
     incarnation: int,
-    coordinator_url: str,
     mtbf: float | None = None,
     avoid: Avoid = NOWHERE,
     *,
@@ -215,13 +236,15 @@ def pod(
     spec = copy.deepcopy(dict(job.template["spec"]))
     spec["restartPolicy"] = "Never"
     spec["containers"] = [
-        _trainer(job, container, coordinator_url, mtbf)
+        _trainer(job, container, mtbf)
         if container["name"] == TRAINER_CONTAINER
         else _that_tells(container)
         for container in spec["containers"]
     ]
     if isinstance(spec.get("initContainers"), list):
         spec["initContainers"] = [_that_tells(one) for one in spec["initContainers"]]
+    access = {"name": ACCESS, "secret": {"secretName": secret_name(job.name)}}
+    spec["volumes"] = _beside(spec.get("volumes"), after=access)
     if _mounts_shm(spec["containers"]):
         memory = {"name": SHM, "emptyDir": {"medium": "Memory"}}
         spec["volumes"] = _beside(spec.get("volumes"), after=memory)
@@ -301,23 +324,22 @@ def _that_tells(given: Any) -> Any:
     return container
 
 
-def _trainer(
-    job: TrainingJob, given: Mapping[str, Any], coordinator_url: str, mtbf: float | None
-) -> dict[str, Any]:
+def _trainer(job: TrainingJob, given: Mapping[str, Any], mtbf: float | None) -> dict[str, Any]:
     """The container that trains: the user's, with the launcher in front."""
     container = dict(given)
     command = _command(given.get("command") or (), given.get("args") or (), job.launcher.inject)
     container |= {key: words for key, words in command.items() if words}
     container["terminationMessagePath"] = TERMINATION_LOG
     container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
-    ours = _environment(job, coordinator_url, mtbf)
+    ours = _environment(job, mtbf)
     container["env"] = _beside(container.get("env"), before=ours)
     if job.checkpoint.secret:
         source = {"secretRef": {"name": job.checkpoint.secret}}
         container["envFrom"] = _beside(container.get("envFrom"), before=[source])
     port = {"name": POD_METRICS_PORT_NAME, "containerPort": POD_METRICS_PORT}
     container["ports"] = _beside(container.get("ports"), after=port)
-    mounts = container.get("volumeMounts")
+    access = {"name": ACCESS, "mountPath": ACCESS_PATH, "readOnly": True}
+    mounts = _beside(container.get("volumeMounts"), after=access)
     if not any(mount.get("mountPath") == "/dev/shm" for mount in entries(mounts)):
         mounts = _beside(mounts, after={"name": SHM, "mountPath": "/dev/shm"})
     if job.launcher.inject:
@@ -401,19 +423,16 @@ def _changeable(job: TrainingJob, mtbf: float | None) -> list[tuple[str, str | i
     ]
 
 
-def _environment(
-    job: TrainingJob, coordinator_url: str, mtbf: float | None
-) -> list[dict[str, Any]]:
+def _environment(job: TrainingJob, mtbf: float | None) -> list[dict[str, Any]]:
     """What the agent and its workers are told (see rekindle.contract)."""
 
     def field(path: str) -> dict[str, Any]:
         return {"fieldRef": {"fieldPath": path}}
 
-    token = {"secretKeyRef": {"name": secret_name(job.name), "key": TOKEN_KEY}}
     values: list[tuple[str, str | int | None]] = [
         (ENV_JOB, job.name),
         (ENV_NAMESPACE, job.namespace),
-        (ENV_COORDINATOR, coordinator_url),
+        (ENV_ACCESS, ACCESS_PATH),
         (ENV_PROC_PER_NODE, job.proc_per_node),
         (ENV_TERMINATION_LOG, TERMINATION_LOG),
         (ENV_CHECKPOINT_URI, job.checkpoint.uri),
@@ -431,7 +450,6 @@ def _environment(
         {"name": ENV_POD, "valueFrom": field("metadata.name")},
         {"name": ENV_POD_UID, "valueFrom": field("metadata.uid")},
         {"name": ENV_POD_IP, "valueFrom": field("status.podIP")},
-        {"name": ENV_TOKEN, "valueFrom": token},
         *({"name": name, "value": str(value)} for name, value in values if value is not None),
     ]
 

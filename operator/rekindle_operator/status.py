@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rekindle.contract import AgentPhase, AgentReport, CheckpointReport, Progress
-from rekindle_operator.incidents import KEEP, Incident, from_status, stamp, to_status
+from rekindle_operator.fitting import fit
+from rekindle_operator.incidents import Incident, from_status, kept, stamp, to_status
 from rekindle_operator.observed import Observed, Pod
 from rekindle_operator.resources import selector
 from rekindle_operator.retries import History
@@ -108,7 +109,7 @@ class Record:
         counts[incident.klass] = counts.get(incident.klass, 0) + 1
         return replace(
             self,
-            incidents=(*self.incidents, incident)[-KEEP:],
+            incidents=kept((*self.incidents, incident)),
             history=history,
             counts=counts,
             charged_round=max(self.charged_round, incident.round),
@@ -352,7 +353,7 @@ def render(
             if value not in (None, [], {}, 0.0)
         },
     }
-    return {key: value for key, value in document.items() if value is not None}
+    return fit({key: value for key, value in document.items() if value is not None})
 
 
 def _user_error(at: float, step: int | None) -> dict[str, Any]:

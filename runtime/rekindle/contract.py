@@ -25,16 +25,22 @@ does not know (yet) as a live pod of that job; an agent retries all of them with
 operator that has just started answers like that for a moment.
 
 Documents travel as JSON with the field names below. A reader ignores fields that it does not know,
-so that an operator and a runtime of neighbouring versions can talk.
+so that an operator and a runtime of neighbouring versions can talk. Each field states beside its
+type how long or large it may be: names and numbers beyond that are refused, words for people are
+cleaned and cut, in one place for all (see ``Document``), so that nothing that a pod can say fills a
+status, a log or a memory, or moves the cursor of whoever reads it.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from enum import IntEnum, StrEnum
-from functools import cached_property
-from typing import Any, Self
+from functools import cache, cached_property
+from types import UnionType
+from typing import Annotated, Any, Self, Union, get_args, get_origin, get_type_hints
 
 GROUP = "rekindle.dev"
 """API group of the custom resource."""
@@ -79,10 +85,23 @@ ENV_POD_UID = "REKINDLE_POD_UID"
 """Uid of the pod."""
 ENV_POD_IP = "REKINDLE_POD_IP"
 """Address at which other pods reach this one."""
+ENV_ACCESS = "REKINDLE_ACCESS_DIR"
+"""Directory with the files below: how the coordinator is reached. They may change at any time and
+are read anew for each connection."""
+ACCESS_URL = "url"
+"""File, and key of the job's secret: base URL of the coordinator."""
+ACCESS_TOKEN = "token"
+"""Likewise: what proves to the coordinator that a pod belongs to the job."""
+ACCESS_CA = "ca.crt"
+"""Likewise: certificates of those who vouch for the coordinator (PEM), if it speaks TLS and no
+authority that the pod's image trusts does."""
+ACCESS_PATH = "/var/run/secrets/rekindle.dev"
+"""Where the job's secret is mounted."""
 ENV_COORDINATOR = "REKINDLE_COORDINATOR_URL"
-"""Base URL of the coordinator. When unset, there is no operator."""
+"""Base URL of the coordinator, for whoever is started by hand. When this and ENV_ACCESS are unset,
+there is no operator."""
 ENV_TOKEN = "REKINDLE_TOKEN"
-"""The job's secret, which proves to the coordinator that a pod belongs to the job."""
+"""The job's token, likewise."""
 ENV_PROC_PER_NODE = "REKINDLE_PROC_PER_NODE"
 """Workers per pod: a number, or ``auto`` (one per GPU, or one), ``gpu``, ``cpu``."""
 ENV_GRACE = "REKINDLE_GRACE_SECONDS"
@@ -282,8 +301,213 @@ SUSPENDED = "spec.suspend"
 """Reason of a directive to save after which no pod stays."""
 
 
+@dataclass(frozen=True)
+class Name:
+    """A word that something is known by. One that is too long, or not printable, is refused."""
+
+    most: int
+    """Characters."""
+
+    def __call__(self, value: object, name: str) -> str:
+        """Check."""
+        text: str = _of(value, str, name)
+        if len(text) > self.most:
+            raise ValueError(
+                f"field {name!r} has {len(text)} characters, may have no more than {self.most}"
+            )
+        if _UNPRINTABLE.search(text):
+            raise ValueError(f"field {name!r} has characters that cannot be printed")
+        return text
+
+
+@dataclass(frozen=True)
+class Text:
+    """Words for people: what moves a cursor or is no character is taken out, the rest is cut.
+
+    They come from programs and exceptions, and no report is worth losing for them.
+    """
+
+    most: int
+    """Characters."""
+    lines: bool = False
+    """Whether it may have several."""
+
+    def __call__(self, value: object, name: str) -> str:
+        """Clean."""
+        text: str = _of(value, str, name)
+        if not text.isprintable():
+            text = _COLOURS.sub("", text).replace("\r\n", "\n").replace("\t", "    ")
+            parts = text.split("\n") if self.lines else [text.replace("\n", " ")]
+            text = "\n".join(_UNPRINTABLE.sub("\ufffd", part) for part in parts)
+        return text if len(text) <= self.most else text[: self.most - 3] + "..."
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A whole number within bounds."""
+
+    least: int
+    most: int
+
+    def __call__(self, value: object, name: str) -> int:
+        """Check."""
+        number: int = _of(value, int, name)
+        if not self.least <= number <= self.most:
+            bounds = f"from {self.least} to {self.most}"
+            raise ValueError(f"{name} is {_shown(number)}, must be {bounds}")
+        return number
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """A time or a duration: finite, not negative, within calendars."""
+
+    def __call__(self, value: object, name: str) -> float:
+        """Check."""
+        number: float = _of(value, (int, float), name)
+        if not 0 <= number < 1e11:
+            bounds = "a number of seconds from 0 to 1e11"
+            raise ValueError(f"field {name!r} is {_shown(number)}, must be {bounds}")
+        return number
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure out of somebody's training. Any float is a fact: a loss may well be NaN."""
+
+    def __call__(self, value: object, name: str) -> float:
+        """Check; a whole number that no float can hold is infinite."""
+        number = _of(value, (int, float), name)
+        try:
+            return float(number)
+        except OverflowError:
+            return math.inf if number > 0 else -math.inf
+
+
+@dataclass(frozen=True)
+class Most:
+    """A list, or a table of names, that has so many entries at most; what they are comes next.
+
+    Where the rest can be done without, it is left out; else a list that is too long is refused.
+    """
+
+    most: int
+    rest: bool = False
+
+    def cut(self, value: Any, name: str) -> Any:
+        """Check the number of entries."""
+        if len(value) <= self.most:
+            return value
+        if not self.rest:
+            raise ValueError(f"field {name!r} has {len(value)} entries, may have {self.most}")
+        kept = list(value)[: self.most]
+        return {key: value[key] for key in kept} if isinstance(value, Mapping) else kept
+
+
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+"""What moves a cursor, breaks a line or turns its direction, and halves of characters."""
+_COLOURS = re.compile("\x1b\\[[0-9;?]*[A-Za-z]|\x1b\\][^\x07\x1b]*(?:\x07|\x1b\\\\)")
+"""What terminals are sent between the words."""
+
+MOST_SUSPECTS = 16
+"""Pods that are asked about at a time: when more fall silent, it is rather the way to them."""
+POD_NAME, UID, ADDRESS = Name(253), Name(64), Name(253)
+COUNT = Whole(0, 2**53)
+"""Steps and the like: what every reader of JSON can hold."""
+SECONDS = Seconds()
+MEASURE = Measure()
+PORT = Whole(0, 65535)
+SLOTS = Whole(1, 1024)
+PHRASE = Text(200)
+"""A few words, or a stable code."""
+SENTENCE = Text(1000)
+PLACE = Text(1024)
+"""A URI of a checkpoint."""
+PAGE = Text(4000, lines=True)
+"""Stacks of threads."""
+
+
+def _of(value: object, kind: type | tuple[type, ...], name: str) -> Any:
+    """The value, if it is of this type."""
+    wrong_bool = isinstance(value, bool) and kind is not bool
+    if wrong_bool or not isinstance(value, kind):
+        raise ValueError(f"field {name!r} has a value of type {type(value).__name__}")
+    return value
+
+
+def _shown(number: float) -> str:
+    """A number that may be long, in short."""
+    return str(number) if isinstance(number, float) or abs(number) < 10**30 else "out of range"
+
+
+Rule = Callable[[object, str], Any]
+"""Gives what a field may hold for what it was given, or raises ValueError naming it."""
+
+
+def _rule(kind: Any, where: str) -> Rule:
+    """The rule that a field's annotation states."""
+    limits: tuple[Any, ...] = ()
+    if get_origin(kind) is Annotated:
+        kind, *found = get_args(kind)
+        limits = tuple(found)
+    if get_origin(kind) in (Union, UnionType):
+        inner = next(k for k in get_args(kind) if k is not type(None))
+        rule = _rule(_limited(inner, limits), where)
+        return lambda value, name: None if value is None else rule(value, name)
+    if isinstance(kind, type) and issubclass(kind, Document):
+        made: type[Document] = kind
+        return lambda value, name: value if isinstance(value, made) else made.from_json(value)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return lambda value, name: _one_of(kind, value, name)
+    if kind is bool:
+        return lambda value, name: _of(value, bool, name)
+    bound = next((limit for limit in limits if isinstance(limit, Most)), None)
+    if get_origin(kind) is tuple and bound is not None:
+        each = _rule(_limited(get_args(kind)[0], limits[1:]), where)
+        return lambda value, name: tuple(
+            each(one, name) for one in bound.cut(_of(value, (list, tuple), name), name)
+        )
+    if get_origin(kind) is dict and bound is not None:
+        key_of = limits[1]
+        each = _rule(_limited(get_args(kind)[1], limits[-1:]), where)
+        return lambda value, name: {
+            key_of(key, name): each(one, name)
+            for key, one in bound.cut(_of(value, dict, name), name).items()
+        }
+    if len(limits) == 1 and callable(limits[0]):
+        return limits[0]  # type: ignore[no-any-return]
+    raise TypeError(f"{where} has no limit: annotate it with one of those above")
+
+
+def _one_of(words: type[StrEnum], value: object, name: str) -> StrEnum:
+    word: str = _of(value, str, name)
+    if word not in list(words):
+        raise ValueError(f"field {name!r} must be one of {', '.join(words)}")
+    return words(word)
+
+
+def _limited(kind: Any, limits: Sequence[Any]) -> Any:
+    """The annotation of a type with these limits."""
+    for limit in limits:
+        kind = Annotated[kind, limit]
+    return kind
+
+
 class Document:
-    """JSON both ways for the frozen dataclasses below; unknown fields are ignored."""
+    """JSON both ways for the frozen dataclasses below; unknown fields are ignored.
+
+    Each field states its limits where it is declared. They hold for whoever makes a document, too,
+    so that nobody sends what the other side refuses.
+    """
+
+    def __post_init__(self) -> None:
+        for name, rule in _rules(type(self)).items():  # type: ignore[arg-type]
+            given = getattr(self, name)
+            value = rule(given, name)
+            if value is not given:
+                object.__setattr__(self, name, value)
 
     def to_json(self) -> dict[str, Any]:
         """Give a tree of plain values, ready for json.dumps."""
@@ -294,78 +518,35 @@ class Document:
         """Parse; raises ValueError naming the document and what is wrong with it."""
         if not isinstance(data, Mapping):
             raise ValueError(f"{cls.__name__} must be a JSON object, not {type(data).__name__}")
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        known = _rules(cls)  # type: ignore[arg-type]
         try:
             return cls(**{k: v for k, v in data.items() if k in known})
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise ValueError(f"bad {cls.__name__}: {error}") from error
 
 
-def _check(value: object, kind: type | tuple[type, ...], name: str) -> None:
-    """Type check of one field of a document that came over the wire."""
-    wrong_bool = isinstance(value, bool) and kind is not bool
-    if wrong_bool or not isinstance(value, kind):
-        raise ValueError(f"field {name!r} has a value of type {type(value).__name__}")
-
-
-def _count(value: object, name: str) -> None:
-    """Check of a whole number that is not negative and that 64 bits can hold."""
-    _check(value, int, name)
-    if not 0 <= value < 2**63:  # type: ignore[operator]
-        raise ValueError(f"field {name!r} is {value}, must be from 0 to 2**63 - 1")
-
-
-def _seconds(value: object, name: str) -> None:
-    """Check of a time or duration in seconds: finite, not negative, within calendars."""
-    _check(value, (int, float), name)
-    if not 0 <= value < 1e11:  # type: ignore[operator]
-        raise ValueError(f"field {name!r} is {value}, must be a number of seconds from 0 to 1e11")
-
-
-def _optional(check: Callable[[object, str], None], value: object, name: str) -> None:
-    """Check of a field that may be None."""
-    if value is not None:
-        check(value, name)
-
-
-def _port(value: object, name: str) -> None:
-    """Check of a port, or 0 for none."""
-    _check(value, int, name)
-    if not 0 <= value < 2**16:  # type: ignore[operator]
-        raise ValueError(f"field {name!r} is {value}, must be from 0 to 65535")
-
-
-def _text(value: object, name: str) -> None:
-    _check(value, str, name)
-
-
-def _number(value: object, name: str) -> None:
-    _check(value, (int, float), name)
+@cache
+def _rules(kind: type[Document]) -> dict[str, Rule]:
+    """The rule of each field."""
+    hints = get_type_hints(kind, include_extras=True)
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    return {name: _rule(hints[name], f"{kind.__name__}.{name}") for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Member(Document):
     """One pod of a round."""
 
-    pod: str
-    uid: str
-    address: str
-    store_port: int
+    pod: Annotated[str, POD_NAME]
+    uid: Annotated[str, UID]
+    address: Annotated[str, ADDRESS]
+    store_port: Annotated[int, PORT]
     """Port of the spare store that this pod's agent hosts, should it be first."""
-    slots: int
+    slots: Annotated[int, SLOTS]
     """How many workers the pod runs."""
-    reach_port: int = 0
+    reach_port: Annotated[int, PORT] = 0
     """Where the pod's agent says its uid to whoever connects (``rekindle.launch.reach``); 0: it
     does not."""
-
-    def __post_init__(self) -> None:
-        for name in ("pod", "uid", "address"):
-            _check(getattr(self, name), str, name)
-        _check(self.store_port, int, "store_port")
-        _check(self.slots, int, "slots")
-        _port(self.reach_port, "reach_port")
-        if self.slots < 1:
-            raise ValueError(f"slots is {self.slots}, must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,29 +557,19 @@ class Round(Document):
     writes the number into the job's status before it publishes the round.
     """
 
-    number: int
-    members: tuple[Member, ...]
-    reason: str
+    number: Annotated[int, COUNT]
+    members: Annotated[tuple[Member, ...], Most(4096)]
+    reason: Annotated[str, SENTENCE]
     """Why it was formed, for people."""
-    formed_at: float
+    formed_at: Annotated[float, SECONDS]
     """Unix seconds, operator's clock; for people and figures, no agent decides by it."""
-    variables: dict[str, str] | None = None
+    variables: Annotated[dict[str, str] | None, Most(32), Name(64), Text(4096)] = None
     """What its workers find in their environment in place of the pod's: names of OF_A_ROUND."""
 
     def __post_init__(self) -> None:
-        _count(self.number, "number")
-        if self.variables is not None:
-            _check(self.variables, dict, "variables")
-            for name, value in self.variables.items():
-                _text(name, "variables")
-                _text(value, f"variables[{name}]")
-        _check(self.reason, str, "reason")
-        _check(self.members, (list, tuple), "members")
-        _check(self.formed_at, (int, float), "formed_at")
-        members = tuple(m if isinstance(m, Member) else Member.from_json(m) for m in self.members)
-        if not members:
+        super().__post_init__()
+        if not self.members:
             raise ValueError("members is empty: a round has one at least")
-        object.__setattr__(self, "members", members)
 
     @property
     def world_size(self) -> int:
@@ -425,72 +596,45 @@ class Round(Document):
 class Progress(Document):
     """How far the workers of a round are, as the first worker of the pod sees it."""
 
-    step: int = 0
+    step: Annotated[int, COUNT] = 0
     """Optimizer steps completed in the surviving timeline."""
-    total_steps: int | None = None
-    epoch: int = 0
-    loss: float | None = None
-    metrics: dict[str, float] | None = None
+    total_steps: Annotated[int | None, COUNT] = None
+    epoch: Annotated[int, COUNT] = 0
+    loss: Annotated[float | None, MEASURE] = None
+    metrics: Annotated[dict[str, float] | None, Most(12, rest=True), Text(64), MEASURE] = None
     """Newest validation metrics, at most a dozen."""
-    samples: int = 0
+    samples: Annotated[int, COUNT] = 0
     """Samples used in the surviving timeline."""
-    samples_per_second: float | None = None
-    productive_seconds: float = 0.0
+    samples_per_second: Annotated[float | None, MEASURE] = None
+    productive_seconds: Annotated[float, SECONDS] = 0.0
     """Seconds spent on steps of the surviving timeline (restored with a checkpoint)."""
-    stall_seconds: float = 0.0
+    stall_seconds: Annotated[float, SECONDS] = 0.0
     """Seconds that training has stood still for checkpoints (restored with a checkpoint)."""
-    round_steps: int = 0
+    round_steps: Annotated[int, COUNT] = 0
     """Steps completed since this round began; its first step ends a recovery."""
-
-    def __post_init__(self) -> None:
-        for name in ("step", "epoch", "samples", "round_steps"):
-            _count(getattr(self, name), name)
-        for name in ("productive_seconds", "stall_seconds"):
-            _seconds(getattr(self, name), name)
-        _optional(_count, self.total_steps, "total_steps")
-        _optional(_number, self.loss, "loss")
-        _optional(_number, self.samples_per_second, "samples_per_second")
-        if self.metrics is not None:
-            _check(self.metrics, dict, "metrics")
-            for key, value in self.metrics.items():
-                _text(key, "metrics")
-                _number(value, f"metrics[{key}]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointReport(Document):
     """The newest commit that the workers know of."""
 
-    step: int
-    committed_at: float
+    step: Annotated[int, COUNT]
+    committed_at: Annotated[float, SECONDS]
     """Unix seconds, worker's clock."""
-    uri: str
-
-    def __post_init__(self) -> None:
-        _count(self.step, "step")
-        _seconds(self.committed_at, "committed_at")
-        _text(self.uri, "uri")
+    uri: Annotated[str, PLACE]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restored(Document):
     """Where the workers of a round began."""
 
-    step: int
+    step: Annotated[int, COUNT]
     """0 when there was no checkpoint."""
-    source: str
+    source: Annotated[str, PLACE]
     """URI of the commit, ``scratch``, ``memory`` (of this pod), or ``memory of POD`` over the
     network."""
-    skipped: tuple[str, ...] = ()
+    skipped: Annotated[tuple[str, ...], Most(8, rest=True), SENTENCE] = ()
     """Messages (R16) about newer checkpoints that were found damaged."""
-
-    def __post_init__(self) -> None:
-        _count(self.step, "step")
-        _text(self.source, "source")
-        _check(self.skipped, (list, tuple), "skipped")
-        for message in self.skipped:
-            _text(message, "skipped")
-        object.__setattr__(self, "skipped", tuple(self.skipped))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -501,212 +645,133 @@ class Timings(Document):
     not yet, or never (a plain script restores nothing that we know of).
     """
 
-    age: float = 0.0
+    age: Annotated[float, SECONDS] = 0.0
     """How long ago the agent first saw the round, when this report was made."""
-    broken: float | None = None
+    broken: Annotated[float | None, SECONDS] = None
     """For how long the workers of the round before had been dead then; None if they ran until
     they were stopped for this round, or if there were none."""
-    stood: float | None = None
+    stood: Annotated[float | None, SECONDS] = None
     """For how long the workers of the rounds before had done no step then; None if they never did
     one that could be seen."""
-    stopped: float | None = None
+    stopped: Annotated[float | None, SECONDS] = None
     """The workers of the round before were gone."""
-    started: float | None = None
+    started: Annotated[float | None, SECONDS] = None
     """The round's store was reached and the workers were processes."""
-    grouped: float | None = None
+    grouped: Annotated[float | None, SECONDS] = None
     """Their process group was formed."""
-    restored: float | None = None
+    restored: Annotated[float | None, SECONDS] = None
     """State was back in place, in whatever way."""
-    stepped: float | None = None
+    stepped: Annotated[float | None, SECONDS] = None
     """The first optimizer step was done."""
-    running: float | None = None
+    running: Annotated[float | None, SECONDS] = None
     """The workers counted as running: the first step was done or, where steps are unknown, their
     process group was formed, or they had run for RUNS_AFTER seconds."""
-
-    def __post_init__(self) -> None:
-        _seconds(self.age, "age")
-        for each in fields(self):
-            _optional(_seconds, getattr(self, each.name), each.name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankReport(Document):
     """One worker of the pod, from its own words of shared memory."""
 
-    rank: int
-    step: int
+    rank: Annotated[int, COUNT]
+    step: Annotated[int, COUNT]
     """Optimizer steps that it has completed."""
-    phase: str
+    phase: Annotated[str, PHRASE]
     """starting, training, validating or saving."""
-    idle: float
+    idle: Annotated[float, SECONDS]
     """Seconds since it was last seen to get on with anything."""
-    busy: float | None = None
+    busy: Annotated[float | None, SECONDS] = None
     """Its own seconds per step (median of the newest), waiting for others left out."""
-
-    def __post_init__(self) -> None:
-        _count(self.rank, "rank")
-        _count(self.step, "step")
-        _text(self.phase, "phase")
-        _seconds(self.idle, "idle")
-        _optional(_seconds, self.busy, "busy")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hang(Document):
     """A worker of this pod has not got on for longer than it may."""
 
-    rank: int
-    step: int
-    phase: str
-    idle: float
+    rank: Annotated[int, COUNT]
+    step: Annotated[int, COUNT]
+    phase: Annotated[str, PHRASE]
+    idle: Annotated[float, SECONDS]
     """Seconds."""
-    timeout: float
+    timeout: Annotated[float, SECONDS]
     """Seconds, as learned from this run or given by the job."""
-    stacks: str | None = None
+    stacks: Annotated[str | None, PAGE] = None
     """Where the threads of this pod's workers stood, innermost frames first; at most 4000
     characters. None until they have been asked for and were written."""
     waits: bool | None = None
     """Whether this rank's main thread waits for other ranks, as its stack says."""
-
-    def __post_init__(self) -> None:
-        _count(self.rank, "rank")
-        _count(self.step, "step")
-        _text(self.phase, "phase")
-        _seconds(self.idle, "idle")
-        _seconds(self.timeout, "timeout")
-        _optional(_text, self.stacks, "stacks")
-        if self.waits is not None:
-            _check(self.waits, bool, "waits")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollback(Document):
     """The trainer went back by itself."""
 
-    at_step: int
-    to_step: int
-    reason: str
-    at: float
+    at_step: Annotated[int, COUNT]
+    to_step: Annotated[int, COUNT]
+    reason: Annotated[str, SENTENCE]
+    at: Annotated[float, SECONDS]
     """Unix seconds, worker's clock; tells one from another."""
-
-    def __post_init__(self) -> None:
-        _count(self.at_step, "at_step")
-        _count(self.to_step, "to_step")
-        _text(self.reason, "reason")
-        _seconds(self.at, "at")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Document):
     """How the workers of a pod ended; also the pod's termination message."""
 
-    cause: str
+    cause: Annotated[str, PHRASE]
     """A value of Cause, as far as the pod itself can tell."""
-    code: int
+    code: Annotated[int, Whole(-255, 255)]
     """A value of ExitCode."""
-    message: str
+    message: Annotated[str, SENTENCE]
     """One line, the user's own error first."""
-    reason: str | None = None
+    reason: Annotated[str | None, PHRASE] = None
     """Stable code for conditions, ``Store/R5`` for example."""
-    step: int | None = None
-    checkpoint: int | None = None
+    step: Annotated[int | None, COUNT] = None
+    checkpoint: Annotated[int | None, COUNT] = None
     """Step of the newest commit."""
-    rank: int | None = None
-    traceback: str | None = None
+    rank: Annotated[int | None, COUNT] = None
+    traceback: Annotated[str | None, Text(2000, lines=True)] = None
     """Head and tail of it, at most 2000 characters."""
-    at: float = 0.0
+    at: Annotated[float, SECONDS] = 0.0
     """Unix seconds, pod's clock."""
-
-    def __post_init__(self) -> None:
-        _text(self.cause, "cause")
-        _check(self.code, int, "code")
-        _text(self.message, "message")
-        _seconds(self.at, "at")
-        for name in ("reason", "traceback"):
-            _optional(_text, getattr(self, name), name)
-        for name in ("step", "checkpoint", "rank"):
-            _optional(_count, getattr(self, name), name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgentReport(Document):
     """The whole state of one pod's agent."""
 
-    pod: str
-    uid: str
-    address: str
-    store_port: int
-    slots: int
+    pod: Annotated[str, POD_NAME]
+    uid: Annotated[str, UID]
+    address: Annotated[str, ADDRESS]
+    store_port: Annotated[int, PORT]
+    slots: Annotated[int, SLOTS]
     phase: AgentPhase
     round: Round | None = None
     """The round its workers run in, or last ran in."""
-    notice: str | None = None
+    notice: Annotated[str | None, SENTENCE] = None
     """Set once the pod has been told to go away: the source, ``SIGTERM`` for example."""
-    notice_seconds: float | None = None
+    notice_seconds: Annotated[float | None, SECONDS] = None
     """What was left until the end when the notice came."""
     progress: Progress | None = None
     checkpoint: CheckpointReport | None = None
     restored: Restored | None = None
     outcome: Outcome | None = None
-    failed_for: float | None = None
+    failed_for: Annotated[float | None, SECONDS] = None
     """Seconds since the workers were seen to fail, when this report was made."""
     timings: Timings | None = None
     """Of the round that the workers run in."""
-    ranks: tuple[RankReport, ...] = ()
+    ranks: Annotated[tuple[RankReport, ...], Most(1024)] = ()
     hang: Hang | None = None
     rollback: Rollback | None = None
     """The newest one of this round."""
-    reach_port: int = 0
+    reach_port: Annotated[int, PORT] = 0
     """See Member."""
-    unreachable: tuple[str, ...] = ()
+    unreachable: Annotated[tuple[str, ...], Most(MOST_SUSPECTS), UID] = ()
     """Uids of the view's suspects that this pod has tried to reach and could not."""
-    useful_world: int | None = None
+    useful_world: Annotated[int | None, COUNT] = None
     """Of more workers than these some have nothing to do in any step, as the script's own workers
     have said in ``round``; None: not known, or there is no such number."""
-    least_world: int | None = None
+    least_world: Annotated[int | None, COUNT] = None
     """Fewer workers than these cannot go on from the checkpoints of the present ones; None: any
     number can, or it is not known."""
-
-    def __post_init__(self) -> None:
-        for name in ("pod", "uid", "address"):
-            _check(getattr(self, name), str, name)
-        _check(self.store_port, int, "store_port")
-        _check(self.slots, int, "slots")
-        _port(self.reach_port, "reach_port")
-        _check(self.unreachable, (list, tuple), "unreachable")
-        if len(self.unreachable) > MOST_SUSPECTS:
-            raise ValueError(
-                f"unreachable has {len(self.unreachable)} entries, may have {MOST_SUSPECTS}"
-            )
-        for uid in self.unreachable:
-            _check(uid, str, "unreachable")
-            if len(uid) > UID_CHARACTERS:
-                raise ValueError(f"unreachable has a uid of more than {UID_CHARACTERS} characters")
-        object.__setattr__(self, "unreachable", tuple(self.unreachable))
-        if self.slots < 1:
-            raise ValueError(f"slots is {self.slots}, must be at least 1")
-        _optional(_text, self.notice, "notice")
-        for name in ("useful_world", "least_world"):
-            _optional(_count, getattr(self, name), name)
-        for name in ("notice_seconds", "failed_for"):
-            _optional(_seconds, getattr(self, name), name)
-        object.__setattr__(self, "phase", AgentPhase(self.phase))
-        _check(self.ranks, (list, tuple), "ranks")
-        ranks = (r if isinstance(r, RankReport) else RankReport.from_json(r) for r in self.ranks)
-        object.__setattr__(self, "ranks", tuple(ranks))
-        for name, kind in (
-            ("round", Round),
-            ("progress", Progress),
-            ("checkpoint", CheckpointReport),
-            ("restored", Restored),
-            ("outcome", Outcome),
-            ("timings", Timings),
-            ("hang", Hang),
-            ("rollback", Rollback),
-        ):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                object.__setattr__(self, name, kind.from_json(value))
 
     @property
     def trains(self) -> bool:
@@ -720,67 +785,38 @@ class Directive(Document):
     """An order to one agent. It stays in the view until a report shows that it is done."""
 
     kind: DirectiveKind
-    round: int
+    round: Annotated[int, COUNT]
     """The round that it is about; an agent in another round ignores a ``save``."""
-    reason: str
-    seconds: float | None = None
+    reason: Annotated[str, SENTENCE]
+    seconds: Annotated[float | None, SECONDS] = None
     """``save``: how long it may take, from when the agent first sees it."""
-    code: int = 0
+    code: Annotated[int, Whole(0, 255)] = 0
     """``stop``: the exit code of the pod."""
-    message: str = ""
+    message: Annotated[str, SENTENCE] = ""
     """``stop``: for the termination message, when the agent has none of its own."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kind", DirectiveKind(self.kind))
-        _count(self.round, "round")
-        _check(self.code, int, "code")
-        _text(self.reason, "reason")
-        _text(self.message, "message")
-        _optional(_seconds, self.seconds, "seconds")
-
-
-MOST_SUSPECTS = 16
-"""Pods that are asked about at a time: when more fall silent, it is rather the way to them."""
-UID_CHARACTERS = 64
-"""Longest uid of a pod."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suspect(Document):
     """A pod of the job that the coordinator does not hear: can its peers reach it?"""
 
-    pod: str
-    uid: str
-    address: str
-    reach_port: int
-
-    def __post_init__(self) -> None:
-        for name in ("pod", "uid", "address"):
-            _check(getattr(self, name), str, name)
-        _port(self.reach_port, "reach_port")
+    pod: Annotated[str, POD_NAME]
+    uid: Annotated[str, UID]
+    address: Annotated[str, ADDRESS]
+    reach_port: Annotated[int, PORT]
 
 
 @dataclass(frozen=True, kw_only=True)
 class View(Document):
     """What the coordinator has for one pod."""
 
-    version: str
+    version: Annotated[str, Name(64)]
     """Opaque; differs whenever anything below differs, also after an operator restart."""
     round: Round | None = None
     """The current round, whether or not the pod is a member."""
     directive: Directive | None = None
-    suspects: tuple[Suspect, ...] = ()
+    suspects: Annotated[tuple[Suspect, ...], Most(MOST_SUSPECTS, rest=True)] = ()
     """Pods to try to reach, and to name in ``unreachable`` for as long as that fails."""
-
-    def __post_init__(self) -> None:
-        _check(self.version, str, "version")
-        _check(self.suspects, (list, tuple), "suspects")
-        found = (s if isinstance(s, Suspect) else Suspect.from_json(s) for s in self.suspects)
-        object.__setattr__(self, "suspects", tuple(found)[:MOST_SUSPECTS])
-        if self.round is not None and not isinstance(self.round, Round):
-            object.__setattr__(self, "round", Round.from_json(self.round))
-        if self.directive is not None and not isinstance(self.directive, Directive):
-            object.__setattr__(self, "directive", Directive.from_json(self.directive))
 
 
 LIFELINE = "/lifeline"

@@ -97,7 +97,7 @@ def training_pod() -> Document:
         },
         created_at=0.0,
     )
-    return resources.pod(job, 0, 0, "http://coordinator:8430")
+    return resources.pod(job, 0, 0)
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rekindle import contract
 from rekindle.contract import (
     AgentPhase,
     AgentReport,
@@ -193,10 +194,101 @@ def test_the_path_of_a_pod():
     ("changes", "says"),
     [
         ({"unreachable": ["u"] * 17}, "may have 16"),
-        ({"unreachable": ["u" * 65]}, "more than 64 characters"),
+        ({"unreachable": ["u" * 65]}, "no more than 64"),
         ({"reach_port": 70_000}, "from 0 to 65535"),
     ],
 )
 def test_what_is_said_of_peers_is_limited(changes, says):
     with pytest.raises(ValueError, match=says):
         AgentReport.from_json({**REPORT.to_json(), **changes})
+
+
+def largest(value):
+    """A document with all that it may say said a thousand times."""
+    if isinstance(value, dict):
+        said = {key: largest(inner) for key, inner in value.items()}
+        key, one = next(iter(said.items()))
+        return said | {f"{key}-{n}": one for n in range(100)}
+    if isinstance(value, (list, tuple)):
+        return [largest(inner) for inner in value] * 100
+    return value * 10**4 if isinstance(value, str) else value
+
+
+SHORT = ("pod", "uid", "address", "phase", "version", "kind")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: type(d).__name__)
+def test_whatever_is_said_a_document_stays_small(document):
+    """Names are refused when they are long; everything else is cut."""
+    told = document.to_json()
+    for key, value in told.items():
+        if key in SHORT or not isinstance(value, (str, dict, list, tuple)):
+            continue
+        body = {**told, key: largest(value)}
+        try:
+            found = type(document).from_json(body)
+        except ValueError as error:
+            assert len(str(error)) < 500  # noqa: PT017
+            continue
+        assert len(json.dumps(found.to_json())) < 40_000, key
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        (Member, "pod", "p" * 254),
+        (Member, "pod", "digits\x1b[2J"),
+        (Member, "uid", "\ud800"),
+        (Member, "address", "10.0.0.1\n"),
+        (Round, "number", 2**63 - 1),
+        (Round, "number", -1),
+        (Progress, "step", 10**400),
+        (Progress, "productive_seconds", math.nan),
+        (Progress, "productive_seconds", math.inf),
+        (CheckpointReport, "committed_at", 10**400),
+        (RankReport, "idle", -1),
+        (Outcome, "code", 10**9),
+    ],
+)
+def test_names_and_numbers_out_of_bounds_are_refused(kind, field, value):
+    body = {**DOCUMENTS[KINDS.index(kind)].to_json(), field: value}
+    with pytest.raises(ValueError, match=field) as refused:
+        kind.from_json(body)
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("\x1b[31mred\x1b[0m", "red"),
+        ("two\r\nlines\tand", "two lines    and"),
+        ("a\ud800b", "a\ufffdb"),
+        ("\x1b]0;title\x07t\x00", "t\ufffd"),
+        ("x" * 2000, "x" * 997 + "..."),
+        ("na\u00efve \U0001f600", "na\u00efve \U0001f600"),
+    ],
+)
+def test_words_for_people_are_cleaned_and_cut(said, kept):
+    assert replace(OUTCOME, message=said).message == kept
+    assert json.dumps(replace(OUTCOME, message=said).message, ensure_ascii=False).encode()
+
+
+def test_a_loss_that_no_float_holds_is_infinite_and_a_page_keeps_its_lines():
+    assert Progress(loss=10**400).loss == math.inf
+    assert math.isnan(Progress(loss=math.nan).loss)
+    assert replace(OUTCOME, traceback="a\n  b\x1b").traceback == "a\n  b\ufffd"
+
+
+def test_every_field_of_every_document_states_its_limit():
+    kinds = contract.Document.__subclasses__()
+    assert set(KINDS) <= set(kinds)
+    for kind in kinds:
+        assert contract._rules(kind)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Careless(contract.Document):
+        words: str = ""
+
+    with pytest.raises(TypeError, match="Careless.words has no limit"):
+        Careless()

@@ -18,7 +18,7 @@ def environment(mtbf=None, **checkpoint):
             "checkpoint": {"uri": "s3://b/p", **checkpoint},
         },
     }
-    pod = resources.pod(spec.parse(body, 0.0), 0, 0, "http://c:1", mtbf)
+    pod = resources.pod(spec.parse(body, 0.0), 0, 0, mtbf)
     given = pod["spec"]["containers"][0]["env"]
     return {entry["name"]: entry["value"] for entry in given if "value" in entry}
 

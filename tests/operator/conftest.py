@@ -38,6 +38,7 @@ from rekindle_operator.incidents import stamp
 from rekindle_operator.observed import Agent, Observed, gone
 from rekindle_operator.pod_endings import UNEXPLAINED
 from rekindle_operator.reconcile import reconcile
+from rekindle_operator.resources import Access
 
 CRD = Path(__file__).parents[2] / "crds" / "trainingjob.yaml"
 START = 1_750_000_000.0
@@ -956,8 +957,7 @@ class World:
             self.job,
             self.status,
             observed,
-            coordinator_url="http://rekindle:8430",
-            token="t0ken-that-nobody-may-see",
+            access=Access(token="t0ken-that-nobody-may-see", url="http://rekindle:8430"),
             now=self.now,
         )
         self.plans += 1

@@ -165,13 +165,13 @@ from aiohttp import web
 from rekindle_operator import connections, logs
 from rekindle_operator.coordinator import Coordinator
 
-async def token(job):
-    return "t"
+async def tokens(job):
+    return ("t",)
 
 async def main():
     files = connections.raise_file_limit()
     coordinator = Coordinator(
-        token_of=token, is_live=lambda *_: True, wake=lambda *_: None, complain=lambda *_: None
+        tokens_of=tokens, is_live=lambda *_: True, wake=lambda *_: None, complain=lambda *_: None
     )
     runner = web.AppRunner(coordinator.application(), shutdown_timeout=0.1)
     await runner.setup()

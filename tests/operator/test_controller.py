@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from rekindle.contract import AgentPhase, AgentReport, Progress
 from rekindle_operator import controller as module
-from rekindle_operator import faults, handlers, metrics, resources, spec, statuswriter
+from rekindle_operator import (
+    faults,
+    handlers,
+    jobstate,
+    metrics,
+    resources,
+    spec,
+    statuswriter,
+)
 from rekindle_operator.cluster import ApiError, Refused
 from rekindle_operator.controller import Controller
 from rekindle_operator.incidents import stamp
@@ -152,9 +160,11 @@ def cluster(bodies):
 class Operator:
     """One life of the operator's process."""
 
-    def __init__(self, cluster):
+    def __init__(self, cluster, url="http://op:8430", authority=""):
         self.cluster = cluster
-        self.controller = Controller(cluster, coordinator_url="http://op:8430", watch_nodes=True)
+        self.controller = Controller(
+            cluster, coordinator_url=url, watch_nodes=True, authority=lambda: authority
+        )
         self.looks, self.reconcile = 0, self.controller._reconcile
         self.controller._reconcile = self.count
 
@@ -598,15 +608,37 @@ def test_a_node_that_is_deleted_is_remembered_as_gone_and_one_not_seen_is_not(cl
     run(scenario())
 
 
-def test_a_secret_that_somebody_deletes_comes_back_with_the_same_token(cluster):
+def test_a_secret_that_somebody_deletes_comes_back_with_another_token(cluster):
+    """Which is how a token is replaced: pods that run show the old one until they see the new."""
+
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
-            before = await operator.controller._token_of(KEY)
+            (before,) = await operator.controller._tokens_of(KEY)
             cluster.objects.pop(("Secret", "digits-rekindle"))
             operator.look()
+            state = operator.controller._jobs[KEY]
             await operator.until(lambda: "digits-rekindle" in cluster.named("Secret"))
-            assert await cluster.token("ml", "digits-rekindle", "job-uid") == before
+            fresh = await cluster.token("ml", "digits-rekindle", "job-uid")
+            assert fresh != before
+            assert await operator.controller._tokens_of(KEY) == (fresh, before)
+            assert state.tokens(time.monotonic() + jobstate.OVERLAP) == (fresh,)
+
+    run(scenario())
+
+
+def test_pods_are_told_where_an_operator_is_that_was_installed_elsewhere(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            (token,) = await operator.controller._tokens_of(KEY)
+        pods = cluster.named("Pod")
+        async with Operator(cluster, url="https://op.elsewhere:8430", authority="PEM") as operator:
+            await started(operator)
+            found = cluster.objects["Secret", "digits-rekindle"]["data"]
+            told = {key: base64.b64decode(value).decode() for key, value in found.items()}
+            assert told == {"token": token, "url": "https://op.elsewhere:8430", "ca.crt": "PEM"}
+            assert cluster.named("Pod") == pods, "and none is made anew"
 
     run(scenario())
 
@@ -968,7 +1000,7 @@ def test_no_secret_reaches_status_events_or_logs(cluster, caplog):
     async def scenario():
         async with Operator(cluster) as operator:
             await started(operator)
-            token = await operator.controller._token_of(KEY)
+            (token,) = await operator.controller._tokens_of(KEY)
             assert len(token) > 30
             for text in (str(cluster.status), str(cluster.posted), caplog.text):
                 assert token not in text
@@ -1123,7 +1155,7 @@ def test_what_an_earlier_job_has_left_over_is_taken_over(cluster, name):
             found = cluster.objects[kind, called]
             assert found["metadata"]["uid"] == "theirs"
             assert [o["uid"] for o in found["metadata"]["ownerReferences"]] == ["job-uid"]
-            token = await operator.controller._token_of(KEY)
+            (token,) = await operator.controller._tokens_of(KEY)
             assert await cluster.token("ml", "digits-rekindle", "job-uid") == token
             assert (token == "of-before") == (name == "a secret")
             if kind == "Service":

@@ -54,16 +54,16 @@ class Bench:
 
     def __init__(self):
         self.live = {("digits-0", "uid-digits-0"), ("digits-1", "uid-digits-1")}
-        self.wakes, self.complaints = [], []
+        self.wakes, self.complaints, self.former = [], [], ()
         self.coordinator = Coordinator(
-            token_of=self.token_of,
+            tokens_of=self.tokens_of,
             is_live=lambda job, name, uid: (name, uid) in self.live,
             wake=lambda job, after: self.wakes.append((job, after)),
             complain=lambda *told: self.complaints.append(told),
         )
 
-    async def token_of(self, job):
-        return TOKEN if job == JOB else None
+    async def tokens_of(self, job):
+        return (TOKEN, *self.former) if job == JOB else ()
 
     @property
     def room(self):
@@ -171,7 +171,7 @@ def test_a_token_that_cannot_be_read_now_is_answered_503_and_is_no_fault_of_the_
         async def no_answer(job):
             raise TimeoutError
 
-        bench.coordinator._token_of = no_answer
+        bench.coordinator._tokens_of = no_answer
         status, text = await bench.post(report())
         assert status == 503
         assert json.loads(text)["error"] == "the operator cannot read the job's secret now"
@@ -653,3 +653,77 @@ def test_a_pod_that_reports_although_its_lifeline_broke_is_alive():
     bench.coordinator._note(JOB, report(), 1002.0)
     assert not bench.room.vanished
     assert bench.wakes[-1] == (JOB, 0.0)
+
+
+@pytest.mark.parametrize(("known", "number", "taken"), [(5, 6, True), (5, 10**9, False)])
+def test_a_round_far_beyond_the_status_is_not_believed(known, number, taken):
+    async def scenario(bench):
+        bench.coordinator._last_round = lambda job: known
+        told = round_of("digits-0", number=number)
+        await bench.view(report(phase=AgentPhase.RUNNING, round=told))
+        assert (bench.room.round == told) is taken
+
+    with_bench(scenario)
+
+
+def test_a_pod_that_reports_all_the_time_is_slowed_down(monkeypatch):
+    monkeypatch.setattr(module, "REPORTS", (1e-6, 5.0))
+
+    async def scenario(bench):
+        assert [(await bench.post(report()))[0] for _ in range(7)] == [200] * 5 + [429] * 2
+        assert (await bench.post(report("digits-1"), pod="digits-1"))[0] == 200, "others are not"
+
+    with_bench(scenario)
+
+
+def test_a_pod_that_has_news_all_the_time_makes_no_more_than_a_reconcile_a_second():
+    bench = Bench()
+    phases = [AgentPhase.WAITING, AgentPhase.WARMING]
+    for n in range(100):
+        bench.coordinator._note(JOB, report(phase=phases[n % 2]), 1000.0)
+    assert sum(after == 0.0 for _, after in bench.wakes) <= module.NEWS[1] + 1
+    assert len(bench.wakes) == 100, "each is looked at soon"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(module, "BODY_SECONDS", 0.05)
+
+    async def scenario(bench):
+        server = bench.client.server
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        path = contract.pod_path("ml", "digits", "digits-0")
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        writer.write(f"{head}Content-Length: 99\r\n\r\n{{".encode())
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408")
+        writer.transport.abort()
+        assert not bench.complaints
+
+    with_bench(scenario)
+
+
+@pytest.mark.parametrize(
+    "head", ["Content-Encoding: gzip\r\nContent-Length: 2", "Transfer-Encoding: chunked"]
+)
+def test_a_body_that_is_not_what_its_head_says_is_no_fault_of_ours(head):
+    async def scenario(bench):
+        server = bench.client.server
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        path = contract.pod_path("ml", "digits", "digits-0")
+        start = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        writer.write(f"{start}{head}\r\n\r\nzz\r\n".encode())
+        assert b" 400 " in await reader.readline()
+        writer.transport.abort()
+        assert not bench.complaints
+
+    with_bench(scenario)
+
+
+def test_a_token_that_was_replaced_counts_for_a_while():
+    async def scenario(bench):
+        old = {"Authorization": "Bearer of-before"}
+        assert (await bench.post(report(), headers=old))[0] == 401
+        bench.former = ("of-before",)
+        assert (await bench.post(report(), headers=old))[0] == 200
+        assert (await bench.post(report()))[0] == 200
+
+    with_bench(scenario)

@@ -23,6 +23,7 @@ CRD = yaml.safe_load((DATA.parents[1] / "crds" / "trainingjob.yaml").read_text()
 SCHEMA = schemas.Schema(root=CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
 CASES = ["least", "whole", "own_shm", "torchrun", "injected"]
 TOKEN = "not-a-real-token"
+HOW = resources.Access(token=TOKEN, url="http://rekindle:8430", authority="PEM")
 
 
 def load(name):
@@ -32,7 +33,7 @@ def load(name):
 
 
 def made(document, job):
-    return resources.pod(job, document["slot"], document["incarnation"], "http://rekindle:8430")
+    return resources.pod(job, document["slot"], document["incarnation"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -47,7 +48,7 @@ def test_the_pod_is_the_golden_one(name):
 
 def test_secret_and_service_are_the_golden_ones():
     _, job = load("least")
-    children = [resources.secret(job, TOKEN), resources.service(job)]
+    children = [resources.secret(job, HOW), resources.service(job)]
     path = DATA / "least.children.yaml"
     if os.environ.get("REKINDLE_UPDATE_GOLDEN") == "1":
         path.write_text(yaml.safe_dump_all(children, sort_keys=False, width=100))
@@ -104,24 +105,29 @@ def test_labels_that_select_pods_are_ours():
 
 
 @pytest.mark.parametrize(
-    ("name", "volumes"), [("least", ["rekindle-shm"]), ("own_shm", ["memory"])]
+    ("name", "volumes"),
+    [
+        ("least", ["rekindle-access", "rekindle-shm"]),
+        ("own_shm", ["memory", "rekindle-access"]),
+    ],
 )
 def test_shared_memory_is_of_memory_and_mounted_once(name, volumes):
     pod, found, _ = container(name)
     assert [v["name"] for v in pod["spec"]["volumes"]] == volumes
-    assert pod["spec"]["volumes"][0]["emptyDir"]["medium"] == "Memory"
+    (memory,) = [v["emptyDir"] for v in pod["spec"]["volumes"] if "emptyDir" in v]
+    assert memory["medium"] == "Memory"
     mounts = [m for m in found["trainer"]["volumeMounts"] if m["mountPath"] == "/dev/shm"]
     assert len(mounts) == 1
 
 
 def test_the_token_is_in_the_secret_and_nowhere_else():
     document, job = load("whole")
-    secret = resources.secret(job, TOKEN)
+    secret = resources.secret(job, HOW)
     text = str(secret)
     assert TOKEN in text or base64.b64encode(TOKEN.encode()).decode() in text
     pod = made(document, job)
-    variables = {e["name"]: e for e in pod["spec"]["containers"][1]["env"]}
-    assert variables["REKINDLE_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "digits-rekindle"
+    volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+    assert volumes["rekindle-access"]["secret"]["secretName"] == "digits-rekindle"
     assert TOKEN not in str(pod)
 
 
@@ -136,7 +142,7 @@ def test_making_a_manifest_changes_nothing_of_the_job(name):
 
 def test_children_belong_to_the_job():
     document, job = load("least")
-    for child in (made(document, job), resources.secret(job, TOKEN), resources.service(job)):
+    for child in (made(document, job), resources.secret(job, HOW), resources.service(job)):
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"]) == ("5f1c", True)
 
@@ -268,7 +274,7 @@ def test_the_launcher_is_brought_by_a_container_that_every_namespace_admits_whic
     assert "nvidia.com/gpu" not in bring["resources"]["limits"]
     assert job.launcher.image is None
     assert bring["image"] == resources.RUNTIME_IMAGE
-    other = resources.pod(job, 0, 0, "http://rekindle:8430", runtime_image="mirror/r:1")
+    other = resources.pod(job, 0, 0, runtime_image="mirror/r:1")
     assert other["spec"]["initContainers"][0]["image"] == "mirror/r:1"
 
 
@@ -315,7 +321,7 @@ def kept_away(affinity, **avoid):
         body["spec"]["template"]["spec"]["affinity"] = affinity
     before = copy.deepcopy(body)
     job = spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0)
-    pod = resources.pod(job, 0, 1, "http://rekindle:8430", None, resources.Avoid(**avoid))
+    pod = resources.pod(job, 0, 1, None, resources.Avoid(**avoid))
     assert job.template["spec"].get("affinity") == before["spec"]["template"]["spec"].get(
         "affinity"
     ), "the user's words are not written into"
@@ -416,7 +422,7 @@ def test_whatever_is_in_a_template_there_is_a_pod_for_the_api_server_to_judge(pl
         },
     }
     avoid = resources.Avoid(never=("a",), rather_not=("b",))
-    made = resources.pod(spec.parse(body, 0.0), 0, 0, "http://op:8430", 60.0, avoid)["spec"]
+    made = resources.pod(spec.parse(body, 0.0), 0, 0, 60.0, avoid)["spec"]
     found = {"pod": made, "trainer": made["containers"][0]}.get(where)
     lists = {"volumes", "initContainers", "env", "envFrom", "ports", "volumeMounts"}
     if found and value and (key not in lists or not isinstance(value, list)) and key != "affinity":

@@ -35,6 +35,14 @@ REFUSED = {
         {"pod": {"volumes": [{"name": "rekindle-shm", "emptyDir": {}}]}},
         "spec.template.spec.volumes[0].name: ",
     ),
+    "the volume with the secret": (
+        {"pod": {"volumes": [{"name": "rekindle-access", "emptyDir": {}}]}},
+        "spec.template.spec.volumes[0].name: ",
+    ),
+    "a mount over the secret": (
+        {"volumeMounts": [{"name": "a", "mountPath": "/var/run/secrets/rekindle.dev/"}]},
+        f"{TRAINER}.volumeMounts[0].mountPath: ",
+    ),
     "an init container": (
         {"pod": {"initContainers": [{"name": "rekindle-launcher", "image": "i"}]}},
         "spec.template.spec.initContainers[0].name: ",
@@ -91,6 +99,6 @@ def test_every_variable_that_the_operator_sets_is_reserved(bodies):
         progress={"file": "/p"},
     )
     body["spec"]["checkpoint"] |= {"addressing": "path"}
-    pod = resources.pod(spec.parse(body, 0.0), 0, 0, "http://op:8430", 60.0)
+    pod = resources.pod(spec.parse(body, 0.0), 0, 0, 60.0)
     env = {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
     assert env <= resources.VARIABLES

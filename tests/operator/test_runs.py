@@ -9,6 +9,7 @@ from rekindle_operator.controller import Controller
 from rekindle_operator.jobstate import JobState
 from rekindle_operator.observed import Observed
 from rekindle_operator.reconcile import reconcile
+from rekindle_operator.resources import Access
 from rekindle_operator.runs import Runs, Use
 
 START = 1_750_000_000.0
@@ -112,9 +113,12 @@ def test_the_next_one_is_woken_when_its_turn_comes():
     assert known.holder(("ml", "b")) is None
 
 
+ACCESS = Access(token="t", url="http://op")
+
+
 def plan_of(job, current, holder, now):
     observed = Observed(holder=holder, now=now)
-    return reconcile(job, current, observed, coordinator_url="http://op", token="t", now=now)
+    return reconcile(job, current, observed, access=ACCESS, now=now)
 
 
 def told(plan, kind):

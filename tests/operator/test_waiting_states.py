@@ -10,6 +10,7 @@ from rekindle_operator import statuswriter
 from rekindle_operator.incidents import stamp
 from rekindle_operator.patches import merge_patch
 from rekindle_operator.reconcile import reconcile
+from rekindle_operator.resources import Access
 
 TRAINER = {"name": "trainer", "image": "i", "args": ["t.py"]}
 MINUTES = 300.0
@@ -270,8 +271,7 @@ def test_nothing_that_is_told_changes_by_time_alone(world, state):
             w.job,
             w.status,
             replace(observed, now=now),
-            coordinator_url="http://rekindle:8430",
-            token="t",
+            access=Access(token="t", url="http://rekindle:8430"),
             now=now,
         )
         made = later.create and not observed.hindered

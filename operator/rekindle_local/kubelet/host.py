@@ -29,6 +29,7 @@ class KubeletTimings:
     restart_backoff_cap: float = 30.0
     """No restart waits longer (300 s in a real cluster)."""
     config_retry: float = 0.5
+    volume_refresh: float = 30.0
     """Between attempts to find a missing secret, config map or image; doubles up to ten times."""
     resource_poll: float = 1.0
     """Between measurements of memory and volume use against limits."""

@@ -213,6 +213,7 @@ class PodWorker:
         self._dirty.set()
         if not await self._set_up_volumes():
             return
+        refreshing = asyncio.create_task(self._refresh_volumes())
         sidecars: list[tuple[ContainerRunner, asyncio.Task[None]]] = []
         try:
             if await self._initialize(sidecars):
@@ -221,6 +222,7 @@ class PodWorker:
                         group.create_task(runner.run())
             await self._end_sidecars(sidecars)
         finally:
+            refreshing.cancel()
             for _, task in sidecars:
                 task.cancel()
 
@@ -298,6 +300,20 @@ class PodWorker:
                     await self._stopping.wait()
             delay = min(delay * 2, longest)
         return False
+
+    async def _refresh_volumes(self) -> None:
+        """Bring what secrets and config maps hold by now into the volumes, as long as they change.
+
+        What is gone meanwhile, or cannot be asked for, stays as it was.
+        """
+        wanted = volumes.references(self._pod)
+        while wanted:
+            await asyncio.sleep(self._host.timings.volume_refresh)
+            try:
+                sources = await fetch(self._host, self.namespace, wanted)
+                self.place.volumes.refresh(sources, self.place.placement)
+            except (volumes.VolumeError, ApiError, aiohttp.ClientError, TimeoutError, OSError):
+                continue
 
     def _final_phase(self) -> str | None:
         """A pod that was stopped will not run again: Always counts as Never."""

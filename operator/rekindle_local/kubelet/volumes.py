@@ -2,10 +2,11 @@
 
 An emptyDir is a directory of the pod (with `medium: Memory` one under /dev/shm, so that it is
 memory, as asked); a claim is the directory of its bound volume; config maps, secrets, the downward
-API and projections are written as files when the pod starts and not refreshed later, as with a
-subPath mount in a real cluster. A projected service account token is not signed: this API server
-asks nobody who they are. What does not exist yet raises VolumeError with the kubelet's own message;
-the pod waits and it is tried again.
+API and projections are written as files when the pod starts. Config maps and secrets are looked at
+again now and then while it runs, as a kubelet does, and files that have changed are replaced, one
+by one; the downward API stays as it was. A projected service account token is not signed: this API
+server asks nobody who they are. What does not exist yet raises VolumeError with the kubelet's own
+message; the pod waits and it is tried again.
 """
 
 import base64
@@ -198,6 +199,16 @@ class PodVolumes:
                         "must be relative and must not contain '..'"
                     )
                 _write(path, file)
+
+    def refresh(self, sources: Sources, placement: Placement) -> None:
+        """Write what has changed in secrets and config maps since; raises VolumeError."""
+        for volume in self._pod["spec"].get("volumes") or ():
+            if not volume.keys() & {"secret", "configMap", "projected"}:
+                continue
+            for file in files(self._pod, volume, sources, placement):
+                there = self._paths[volume["name"]] / file.path
+                if not there.exists() or there.read_bytes() != file.content:
+                    _write(self._paths[volume["name"]], file)
 
     def _place(self, volume: Manifest, sources: Sources) -> Path:
         name = volume["name"]

@@ -207,7 +207,7 @@ def _serve(settings: Settings, signals: Signals, command: Command, source: Sourc
     from rekindle.launch.store import Spare
 
     plain_torch_logs()
-    link: Link = CoordinatorLink(Coordinator(settings)) if settings.coordinator else SoloLink()
+    link: Link = CoordinatorLink(Coordinator(settings)) if settings.access else SoloLink()
     spare = Spare(settings.address)
     phase = AgentPhase.WAITING if starter.ready else AgentPhase.WARMING
     session = Session(settings, link, spare, signals, phase)
@@ -228,7 +228,7 @@ def _serve(settings: Settings, signals: Signals, command: Command, source: Sourc
             port=settings.metrics_port,
             tell=signals.tell,
         )
-    if settings.coordinator:
+    if settings.access:
         try:
             session.reach_port = Doorstep(settings.address, settings.uid).port
         except OSError as error:

@@ -4,6 +4,7 @@
 part: one thread reports (at once when poked, else every second as a heartbeat), one long-polls
 for views. The coordinator may be away for any time, or have forgotten everything: training goes
 on, each try is the whole truth again, and only a change of the error is logged, not every try.
+Each connection is to where the coordinator is by then (see ``access``).
 
 The two threads receive views independently, and the view that comes with the answer to a report
 may be older than one that a long poll has brought meanwhile. Versions are opaque, so order cannot
@@ -25,6 +26,7 @@ from urllib.parse import urlencode, urlsplit
 
 from rekindle import threads
 from rekindle.contract import AgentReport, View, pod_path
+from rekindle.launch.access import Access
 from rekindle.launch.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -46,8 +48,9 @@ class CoordinatorError(Exception):
 class _Kept:
     """A connection that is kept for the next call of its thread, and closed with it."""
 
-    def __init__(self, connection: HTTPConnection) -> None:
+    def __init__(self, connection: HTTPConnection, access: Access) -> None:
         self.connection = connection
+        self.access = access
 
     def __del__(self) -> None:
         self.connection.close()
@@ -57,15 +60,16 @@ class Coordinator:
     """One pod's resource at the coordinator; safe for several threads, each with a connection."""
 
     def __init__(self, settings: Settings) -> None:
-        if settings.coordinator is None:
+        if settings.access is None:
             raise ValueError(
-                "there is no coordinator to talk to: REKINDLE_COORDINATOR_URL is unset"
+                "there is no coordinator to talk to: neither REKINDLE_ACCESS_DIR nor "
+                "REKINDLE_COORDINATOR_URL is set"
             )
-        path = pod_path(settings.namespace, settings.job, settings.pod)
-        self._url = settings.coordinator + path
-        self._parts = urlsplit(self._url)
-        self._headers = {"Authorization": f"Bearer {settings.token}"}
+        self._access = settings.access
+        self._path = pod_path(settings.namespace, settings.job, settings.pod)
         self._own = threading.local()
+        self._place = "the coordinator"
+        """The one that was spoken to last, for messages."""
 
     def report(self, report: AgentReport) -> View:
         """Replace what the coordinator knows of this pod; raises CoordinatorError."""
@@ -88,44 +92,41 @@ class Coordinator:
         body: bytes | None = None,
         fields: Mapping[str, str] | None = None,
     ) -> View:
-        path = self._parts.path + ("" if fields is None else f"?{urlencode(fields)}")
+        query = "" if fields is None else f"?{urlencode(fields)}"
         try:
-            status, data = self._request(method, path, body, read_timeout)
-        except (OSError, HTTPException) as error:
-            raise CoordinatorError(f"cannot reach {self._url}: {_reason(error)}") from error
+            status, data = self._request(method, query, body, read_timeout)
+        except (OSError, HTTPException, ValueError) as error:
+            raise CoordinatorError(f"cannot reach {self._place}: {_reason(error)}") from error
         if status != 200:
             said = data[:200].decode(errors="replace").strip()
-            raise CoordinatorError(f"{self._url} answers {status}: {said}")
+            raise CoordinatorError(f"{self._place} answers {status}: {said}")
         try:
             return View.from_json(json.loads(data))
         except ValueError as error:
-            raise CoordinatorError(f"{self._url} sends no view: {error}") from error
+            raise CoordinatorError(f"{self._place} sends no view: {error}") from error
 
     def _request(
-        self, method: str, path: str, body: bytes | None, read_timeout: float
+        self, method: str, query: str, body: bytes | None, read_timeout: float
     ) -> tuple[int, bytes]:
         """Ask over this thread's connection; a new one where the other side has closed it.
 
         Asking twice is harmless: a report replaces the one before.
         """
-        headers = {**self._headers, "Content-Type": "application/json"} if body else self._headers
         kept: _Kept | None = getattr(self._own, "kept", None)
         if kept is not None:
             try:
-                return self._ask(kept.connection, method, path, body, headers, read_timeout)
+                return self._ask(kept, method, query, body, read_timeout)
             except (ConnectionError, HTTPException):
                 self._own.kept = None
-        return self._ask(self._connect(), method, path, body, headers, read_timeout)
+        return self._ask(self._connect(), method, query, body, read_timeout)
 
     def _ask(
-        self,
-        connection: HTTPConnection,
-        method: str,
-        path: str,
-        body: bytes | None,
-        headers: Mapping[str, str],
-        read_timeout: float,
+        self, kept: _Kept, method: str, query: str, body: bytes | None, read_timeout: float
     ) -> tuple[int, bytes]:
+        connection, headers = kept.connection, {"Authorization": f"Bearer {kept.access.token}"}
+        if body:
+            headers["Content-Type"] = "application/json"
+        path = urlsplit(kept.access.url).path + self._path + query
         try:
             connection.sock.settimeout(read_timeout)
             connection.request(method, path, body=body, headers=headers)
@@ -135,20 +136,29 @@ class Coordinator:
             self._own.kept = None
             connection.close()
             raise
-        if answer.will_close:
+        if answer.will_close or answer.status == 401:
+            # Another token counts by now: it is read with the next connection.
             self._own.kept = None
             connection.close()
-        elif getattr(self._own, "kept", None) is None:
-            self._own.kept = _Kept(connection)
+        else:
+            self._own.kept = kept
         return answer.status, data
 
-    def _connect(self) -> HTTPConnection:
-        """Open a connection; raises OSError."""
-        kind = HTTPSConnection if self._parts.scheme == "https" else HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=CONNECT_TIMEOUT)
+    def _connect(self) -> _Kept:
+        """Open a connection to where the coordinator is now; raises OSError or ValueError."""
+        access = self._access.read()
+        self._place = access.url + self._path
+        parts = urlsplit(access.url)
+        host = parts.hostname or ""
+        if parts.scheme == "https":
+            context = access.context()
+            secure = HTTPSConnection(host, parts.port, timeout=CONNECT_TIMEOUT, context=context)
+            connection: HTTPConnection = secure
+        else:
+            connection = HTTPConnection(host, parts.port, timeout=CONNECT_TIMEOUT)
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return connection
+        return _Kept(connection, access)
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ there is what the agent knows.
 
 import importlib.util
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ logger = logging.getLogger(__name__)
 STUCK = 180.0
 """Seconds without a turn of the main loop, after which the agent itself is taken for stuck."""
 REQUEST_TIMEOUT = 5.0
+MOST_AT_ONCE = 16
+"""Requests that are answered at a time; each is a thread."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' own text format."""
 
@@ -133,6 +136,40 @@ class _Found:
         yield from self._families
 
 
+class _Server(ThreadingHTTPServer):
+    """Answers so many at a time, and closes the door on whoever is one too many."""
+
+    def __init__(self, place: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        super().__init__(place, handler)
+        self._room = threading.BoundedSemaphore(MOST_AT_ONCE)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, if there may be one more."""
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who goes before the answer is no news either, and a request may hold a token."""
+
+
+def _token(session: Session) -> str:
+    """The token that counts now; raises Refusal while it cannot be read."""
+    access = session.settings.access
+    try:
+        return access.read().token if access else ""
+    except (OSError, ValueError) as error:
+        raise notices.Refusal(503, "the job's secret cannot be read now") from error
+
+
 def start(
     session: Session,
     directory: Callable[[], Path | None],
@@ -169,7 +206,7 @@ def start(
                 return
             try:
                 notices.admit(
-                    token=session.settings.token,
+                    token=_token(session),
                     shown=self.headers.get("Authorization"),
                     peer=self.client_address[0],
                 )
@@ -195,7 +232,7 @@ def start(
             """A scrape is no news."""
 
     try:
-        server = ThreadingHTTPServer((address, port), Handler)
+        server = _Server((address, port), Handler)
     except OSError as error:
         logger.warning("no metrics: cannot listen on %s:%d: %s", address, port, error)
         return None

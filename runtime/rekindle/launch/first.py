@@ -31,6 +31,7 @@ from urllib.parse import quote, urlsplit
 
 from rekindle import threads
 from rekindle.contract import (
+    ENV_ACCESS,
     ENV_COORDINATOR,
     ENV_JOB,
     ENV_NAMESPACE,
@@ -41,6 +42,7 @@ from rekindle.contract import (
     PROBED,
     pod_path,
 )
+from rekindle.launch.access import Access, AccessFiles, access_to
 
 FORWARDED = frozenset({signal.SIGTERM, signal.SIGINT})
 """What the agent has handlers for."""
@@ -65,7 +67,8 @@ def stand_before_the_agent() -> None:
     Only for a pod with an operator, which waits for news of it, and only where the kernel ends a
     child with its parent; else this returns in the process itself.
     """
-    if not os.environ.get(ENV_COORDINATOR) or not sys.platform.startswith("linux"):
+    operated = os.environ.get(ENV_ACCESS) or os.environ.get(ENV_COORDINATOR)
+    if not operated or not sys.platform.startswith("linux"):
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED | DISCARDED | {signal.SIGCHLD})
     first = os.getpid()
@@ -118,15 +121,13 @@ class Lifeline:
     """A request whose body goes on for as long as this process lives."""
 
     def __init__(self) -> None:
-        names = (ENV_NAMESPACE, ENV_JOB, ENV_POD, ENV_POD_UID, ENV_TOKEN)
-        namespace, job, pod, uid, token = (os.environ.get(name, "") for name in names)
-        self._url = urlsplit(os.environ[ENV_COORDINATOR].rstrip("/"))
-        path = self._url.path + pod_path(namespace, job, pod) + LIFELINE
-        self._head = (
-            f"POST {path}?uid={quote(uid)}&{PROBED}=1 HTTP/1.1\r\nHost: {self._url.netloc}\r\n"
-            f"Authorization: Bearer {token}\r\nContent-Type: application/octet-stream\r\n"
-            "Transfer-Encoding: chunked\r\n\r\n"
-        ).encode("latin-1", "replace")
+        names = (ENV_NAMESPACE, ENV_JOB, ENV_POD, ENV_POD_UID)
+        namespace, job, pod, uid = (os.environ.get(name, "") for name in names)
+        self._path = f"{pod_path(namespace, job, pod)}{LIFELINE}?uid={quote(uid)}&{PROBED}=1"
+        try:
+            self._access = access_to(os.environ) or AccessFiles()
+        except ValueError:
+            self._access = AccessFiles()  # the agent says what is wrong, and ends
         self._connection: socket.socket | None = None
         self._begins = threading.Lock()
         """Held while a request is sent: its end must not come before it."""
@@ -137,7 +138,7 @@ class Lifeline:
         while True:
             began = time.monotonic()
             with contextlib.suppress(OSError, ValueError):
-                self._hold_one()
+                self._hold_one(self._access.read())
             if time.monotonic() - began > 1:
                 pause = FIRST_PAUSE  # it was accepted: whatever broke it, be back at once
             time.sleep(pause * random.uniform(0.5, 1.0))
@@ -151,10 +152,19 @@ class Lifeline:
                 self._connection.settimeout(END_SECONDS)
                 self._connection.sendall(b"0\r\n\r\n")
 
-    def _hold_one(self) -> None:
+    def _head(self, access: Access) -> bytes:
+        url = urlsplit(access.url)
+        return (
+            f"POST {url.path}{self._path} HTTP/1.1\r\nHost: {url.netloc}\r\n"
+            f"Authorization: Bearer {access.token}\r\nContent-Type: application/octet-stream\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n"
+        ).encode("latin-1", "replace")
+
+    def _hold_one(self, access: Access) -> None:
         """Open a connection, and return when it is of no use any more."""
-        secure = self._url.scheme == "https"
-        host, port = self._url.hostname or "", self._url.port or (443 if secure else 80)
+        url = urlsplit(access.url)
+        secure = url.scheme == "https"
+        host, port = url.hostname or "", url.port or (443 if secure else 80)
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(
                 socket.create_connection((host, port), CONNECT_SECONDS)
@@ -162,14 +172,12 @@ class Lifeline:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * BEAT))
             if secure:
-                import ssl  # not for a pod that talks in the clear: it is large
-
-                context = ssl.create_default_context()
+                context = access.context()
                 connection = stack.enter_context(
                     context.wrap_socket(connection, server_hostname=host)
                 )
             with self._begins:
-                connection.sendall(self._head)
+                connection.sendall(self._head(access))
                 self._connection = connection
             connection.settimeout(BEAT)
             try:

@@ -26,11 +26,11 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
-from rekindle.contract import ENV_COORDINATOR, ENV_PROC_PER_NODE, AgentPhase, Round
+from rekindle.contract import ENV_ACCESS, ENV_COORDINATOR, ENV_PROC_PER_NODE, AgentPhase, Round
 from rekindle.launch import settings as environment
 from rekindle.launch.client import Coordinator, CoordinatorLink
 from rekindle.launch.session import Session
-from rekindle.launch.store import Spare, StoreError, connect
+from rekindle.launch.store import LOOPBACK, Spare, StoreError, connect
 
 BACKEND = "rekindle"
 """Name under which torchrun knows this backend."""
@@ -101,25 +101,31 @@ class Rendezvous(RendezvousHandler):
             self._pause(1.0)
         where = place(offered, session.settings.uid)
         try:
-            store = self._store(offered, where)
+            store, place_of_store = self._store(offered, where)
         except StoreError as error:
             session.announce(AgentPhase.WAITING, session.outcome)
             raise RendezvousConnectionError(str(error)) from error
         session.joined(offered)
-        first = offered.members[0]
+        address, port = place_of_store
         return RendezvousInfo(
             store,
             where.group_rank,
             where.group_size,
-            RendezvousStoreInfo(master_addr=first.address, master_port=first.store_port),
+            RendezvousStoreInfo(master_addr=address, master_port=port),
         )
 
-    def _store(self, offered: Round, where: Place) -> TCPStore:
+    def _store(self, offered: Round, where: Place) -> tuple[TCPStore, tuple[str, int]]:
+        """A client of the round's store, and where that is."""
+        first = offered.members[0]
+        at = first.address, first.store_port
         # Being the host is a matter of rank, not of comparing addresses: on a loopback network
         # every address looks like one's own.
+        if where.group_size == 1:
+            store, port = self._session.spare.take_alone()
+            return store, (LOOPBACK, port)
         if where.group_rank == 0:
-            return self._session.spare.take(offered.members[0].store_port)
-        return connect(
+            return self._session.spare.take(first.store_port), at
+        store = connect(
             offered,
             seconds=CONNECT_SECONDS,
             outdated=lambda: (
@@ -127,6 +133,7 @@ class Rendezvous(RendezvousHandler):
             ),
             pause=self._pause,
         )
+        return store, at
 
     def is_closed(self) -> bool:
         """Say whether this pod has been ordered to stop."""
@@ -161,13 +168,13 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     ValueError where something is missing.
     """
     variables = dict(os.environ)
-    if parameters.endpoint and not variables.get(ENV_COORDINATOR):
+    if parameters.endpoint and not (variables.get(ENV_ACCESS) or variables.get(ENV_COORDINATOR)):
         variables[ENV_COORDINATOR] = parameters.endpoint
     slots = parameters.get_as_int("slots")
     if slots is not None:
         variables[ENV_PROC_PER_NODE] = str(slots)
     settings = environment.from_environment(variables)
-    if settings.coordinator is None:
+    if settings.access is None:
         raise ValueError(
             f"the rendezvous backend {BACKEND!r} needs a coordinator: set {ENV_COORDINATOR}, or "
             "pass its URL as --rdzv-endpoint"

@@ -1,8 +1,9 @@
 """What a pod is told by its environment, read once and checked before anything starts.
 
-Two cases only. With ``REKINDLE_COORDINATOR_URL`` there is an operator, and everything that names
-the pod to it must be there: a pod that cannot say who it is would wait for ever. Without, the pod
-is the whole job (a laptop, ``docker run``), and the names are made up.
+Two cases only. With ``REKINDLE_ACCESS_DIR``, or ``REKINDLE_COORDINATOR_URL`` for whoever is started
+by hand, there is an operator, and everything that names the pod to it must be there: a pod that
+cannot say who it is would wait for ever. Without, the pod is the whole job (a laptop,
+``docker run``), and the names are made up.
 """
 
 import os
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rekindle import contract
+from rekindle.launch.access import AccessFiles, access_to
 
 DEFAULT_GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL when nobody says; the default of Kubernetes."""
@@ -30,9 +32,8 @@ class Settings:
     uid: str
     address: str
     """Where other pods reach this one."""
-    coordinator: str | None
-    """Base URL; None when there is no operator."""
-    token: str
+    access: AccessFiles | None
+    """How the coordinator is reached; None when there is no operator."""
     grace: float
     """Seconds between SIGTERM and SIGKILL."""
     slots: int
@@ -63,26 +64,24 @@ def from_environment(environment: Mapping[str, str], slots: str | None = None) -
     wanted = environment.get(contract.ENV_PROC_PER_NODE) or "auto"
     if wanted == "auto" and slots is not None:
         wanted = slots
-    coordinator = environment.get(contract.ENV_COORDINATOR) or None
+    access = access_to(environment)
     names = {
         "job": contract.ENV_JOB,
         "namespace": contract.ENV_NAMESPACE,
         "pod": contract.ENV_POD,
         "uid": contract.ENV_POD_UID,
         "address": contract.ENV_POD_IP,
-        "token": contract.ENV_TOKEN,
     }
     values = {field: environment.get(name, "") for field, name in names.items()}
-    if coordinator is not None:
-        if not coordinator.startswith(("http://", "https://")):
-            raise ValueError(
-                f"{contract.ENV_COORDINATOR} is {coordinator!r}, must begin with http:// or https://"
-            )
+    if access is not None:
+        set_ = contract.ENV_ACCESS if access.directory else contract.ENV_COORDINATOR
         missing = [names[field] for field, value in values.items() if not value]
+        if access.given and not access.given.token:
+            missing.append(contract.ENV_TOKEN)
         if missing:
             raise ValueError(
-                f"{contract.ENV_COORDINATOR} is set, so these must be set too: {', '.join(missing)}"
-                f". The operator sets all; unset {contract.ENV_COORDINATOR} to run without one"
+                f"{set_} is set, so these must be set too: {', '.join(missing)}"
+                f". The operator sets all; unset {set_} to run without one"
             )
     return Settings(
         job=values["job"] or "local",
@@ -90,8 +89,7 @@ def from_environment(environment: Mapping[str, str], slots: str | None = None) -
         pod=values["pod"] or socket.gethostname(),
         uid=values["uid"] or uuid.uuid4().hex,
         address=values["address"] or "127.0.0.1",
-        coordinator=coordinator.rstrip("/") if coordinator else None,
-        token=values["token"],
+        access=access,
         grace=_seconds(environment, contract.ENV_GRACE, DEFAULT_GRACE),
         slots=_slots(wanted),
         metrics_port=_port(environment.get(contract.ENV_METRICS_PORT)),

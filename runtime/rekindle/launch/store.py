@@ -8,6 +8,10 @@ one.
 
 The server lives in a thread of this process (of torch's C++ code), so it dies with the pod: that
 is why the first member hosts *its round* only.
+
+Whoever reaches a store can read and write what the ranks say to each other, and it asks nobody who
+they are. So it listens where it has to and nowhere else: on the pod's address, and on loopback for
+a round whose ranks are all in this pod.
 """
 
 import queue
@@ -21,12 +25,15 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from rekindle import threads
 from rekindle.contract import Round
 
+LOOPBACK = "127.0.0.1"
 TRY_SECONDS = 1.0
 """For one attempt to reach the first member's store."""
 ANSWER_TIMEOUT = timedelta(seconds=10)
 """For a store that accepts a connection to answer; a host may be frozen."""
 LOOK = 0.05
 """Seconds between two looks at whether a store is still wanted that has not answered yet."""
+BACKLOG = 2048
+"""Ranks that may knock at the same time."""
 STORE_TIMEOUT = timedelta(seconds=60)
 """For calls to a store that has been reached; torchrun's own agent waits for its peers in one."""
 
@@ -70,26 +77,44 @@ class Spare:
                 f"the round wants the store on port {port} of this pod, which is closed; the spare "
                 f"one is on port {self.port}"
             )
-        # A client, so that whoever holds it does not keep the server alive.
+        return self._client(self._address, port)
+
+    def take_alone(self) -> tuple[TCPStore, int]:
+        """Open a store for a round without other members: a client of it, and its port."""
+        self._active = self._listen(0, LOOPBACK)
+        port = int(self._active.port)
+        return self._client(LOOPBACK, port), port
+
+    def _client(self, address: str, port: int) -> TCPStore:
+        """A client, so that whoever holds it does not keep the server alive."""
         try:
-            return _client(self._address, port)
+            return _client(address, port)
         except RuntimeError as error:
             raise StoreError(
                 f"this pod's own store on port {port} does not answer: {error}"
             ) from error
 
-    def _listen(self, port: int) -> TCPStore:
-        # Port 0 lets the system choose. The server listens on all interfaces.
+    def _listen(self, port: int, address: str | None = None) -> TCPStore:
+        # Port 0 lets the system choose. Left to itself, the server listens on all interfaces.
+        address = address or self._address
         try:
+            listening = _socket(address, port)
             return TCPStore(
-                self._address,
-                port,
+                address,
+                listening.getsockname()[1],
                 is_master=True,
                 wait_for_workers=False,
                 timeout=STORE_TIMEOUT,
+                master_listen_fd=listening.detach(),  # the server's from now on
             )
-        except RuntimeError as error:
-            raise StoreError(f"cannot listen on port {port}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            raise StoreError(f"cannot listen on {address}, port {port}: {error}") from error
+
+
+def _socket(address: str, port: int) -> socket.socket:
+    """A socket that listens on this address; raises OSError."""
+    family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(place[:2], family=family, backlog=BACKLOG)
 
 
 def _client(address: str, port: int) -> TCPStore:

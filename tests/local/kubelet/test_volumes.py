@@ -121,3 +121,18 @@ def test_mounts_may_be_parts_of_a_volume_named_by_the_environment(tmp_path):
     for bad in ("../x", "/x"):
         with pytest.raises(VolumeError, match="must be relative"):
             mount(subPath=bad)
+
+
+def test_a_secret_that_changes_is_brought_into_the_volume_and_nothing_else_is_touched(tmp_path):
+    body = pod({"name": "v", "secret": {"secretName": "s"}}, {"name": "e", "emptyDir": {}})
+    volumes = PodVolumes(body, tmp_path, "never-")
+    volumes.setup(SOURCES, PLACE)
+    before = (tmp_path / "v" / "k").stat().st_ino
+    volumes.refresh(SOURCES, PLACE)
+    assert (tmp_path / "v" / "k").stat().st_ino == before
+    fresh = {"data": {"k": base64.b64encode(b"y").decode(), "z": ""}}
+    volumes.refresh({("Secret", "s"): fresh}, PLACE)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "v").iterdir()} == {"k": b"y", "z": b""}
+    with pytest.raises(VolumeError):
+        volumes.refresh({("Secret", "s"): None}, PLACE)
+    assert (tmp_path / "v" / "k").read_bytes() == b"y"

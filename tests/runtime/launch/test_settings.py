@@ -3,6 +3,7 @@
 import pytest
 
 from rekindle.launch.__main__ import checked
+from rekindle.launch.access import Access
 from rekindle.launch.cgroup import oom_kills
 from rekindle.launch.settings import from_environment
 
@@ -20,7 +21,7 @@ OPERATED = {
 
 def test_an_operated_pod_knows_its_names():
     settings = from_environment(OPERATED)
-    assert settings.coordinator == "http://op:8430"
+    assert settings.access.read() == Access(url="http://op:8430", token="t")
     assert (settings.slots, settings.grace, settings.metrics_port) == (2, 30.0, 9430)
 
 
@@ -36,7 +37,8 @@ def test_a_round_brings_what_has_changed_since_the_pod_was_made():
     settings = from_environment(OPERATED | {"REKINDLE_HANG_TIMEOUT": "90"})
     told = {"REKINDLE_HANG_TIMEOUT": "never", "REKINDLE_GRACE_SECONDS": "12", "REKINDLE_TOKEN": "x"}
     now = settings.in_round(told)
-    assert (now.hang_timeout, now.grace, now.token) == (float("inf"), 12.0, "t")
+    assert (now.hang_timeout, now.grace) == (float("inf"), 12.0)
+    assert now.access.read().token == "t"
     assert settings.in_round(None) == settings
     assert settings.in_round({"REKINDLE_HANG_TIMEOUT": "auto"}).hang_timeout is None
     with pytest.raises(ValueError, match="REKINDLE_GRACE_SECONDS is 'soon'"):
@@ -45,7 +47,7 @@ def test_a_round_brings_what_has_changed_since_the_pod_was_made():
 
 def test_a_pod_without_an_operator_needs_nothing():
     settings = from_environment({"REKINDLE_PROC_PER_NODE": "cpu", "REKINDLE_METRICS_PORT": ""})
-    assert settings.coordinator is None
+    assert settings.access is None
     assert settings.slots >= 1
     assert settings.metrics_port is None
 
@@ -54,6 +56,7 @@ def test_a_pod_without_an_operator_needs_nothing():
     ("change", "words"),
     [
         ({"REKINDLE_COORDINATOR_URL": "op:8430"}, "must begin with http"),
+        ({"REKINDLE_COORDINATOR_URL": "http://"}, "name a host"),
         ({"REKINDLE_TOKEN": "", "REKINDLE_POD_IP": ""}, "REKINDLE_POD_IP, REKINDLE_TOKEN"),
         ({"REKINDLE_PROC_PER_NODE": "0"}, "must be auto, gpu, cpu or a number"),
         ({"REKINDLE_PROC_PER_NODE": "many"}, "'many'"),
@@ -67,6 +70,12 @@ def test_a_pod_without_an_operator_needs_nothing():
 def test_bad_settings_are_named(change, words):
     with pytest.raises(ValueError, match=words):
         from_environment(OPERATED | change)
+
+
+def test_credentials_in_a_url_are_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="holds credentials") as refused:
+        from_environment(OPERATED | {"REKINDLE_COORDINATOR_URL": "http://me:s3cr3t@op:8430"})
+    assert "s3cr3t" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

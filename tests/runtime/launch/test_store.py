@@ -2,6 +2,7 @@
 
 import socket
 import time
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +85,44 @@ def test_a_host_that_stands_still_is_left_as_soon_as_its_round_is_outdated():
         port = stopped.getsockname()[1]
         with pytest.raises(StoreError, match="outdated"):
             connect(a_round(port), seconds=60.0, outdated=outdated, pause=time.sleep)
+
+
+def listening(port: int) -> set[str]:
+    """The IPv4 addresses on which somebody listens at a port, as the kernel writes them."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    lines += [line.split() for line in Path("/proc/net/tcp6").read_text().splitlines()[1:]]
+    found = {
+        line[1].rpartition(":")[0]
+        for line in lines
+        if line[3] == "0A" and int(line[1].rpartition(":")[2], 16) == port
+    }
+    assert found
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")
+def test_a_store_listens_on_the_pods_address_only():
+    spare = Spare("127.0.0.5")
+    first = spare.port
+    assert listening(first) == {"0500007F"}
+    store = spare.take(first)
+    store.set("key", "value")
+    assert listening(first) == listening(spare.port) == {"0500007F"}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's list of sockets")
+def test_the_store_of_ranks_that_are_all_here_listens_on_loopback():
+    spare = Spare("127.0.0.5")
+    store, port = spare.take_alone()
+    store.set("key", "value")
+    assert listening(port) == {"0100007F"}
+    assert spare.port != port
+    again, other = spare.take_alone()
+    assert not again.check(["key"])
+    assert other != port
+
+
+def test_an_address_that_is_not_here_is_said():
+    """192.0.2.0/24 is nobody's."""
+    with pytest.raises(StoreError, match=r"cannot listen on 192\.0\.2\.1"):
+        Spare("192.0.2.1")
