@@ -93,7 +93,7 @@ def test_all_pods_lost_at_once_are_one_incident_and_one_round(world):
 
 def test_two_losses_in_a_row_within_one_reconcile_are_one_incident(world):
     w = world().start()
-    w.kill("digits-0").lose_node("digits-2").settle()
+    w.kill("digits-0").vanish("digits-2").settle()
     assert w.members == ["digits-1"]
     assert w.restarts == (0, 1, 0)
 
