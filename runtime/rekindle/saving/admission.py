@@ -8,17 +8,18 @@ as gone.
 While a lease is held a thread renews it (`Presence`), so that others can tell.
 """
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from rekindle import threads
 from rekindle.checkpoint import Lease, Store, StoreError
 from rekindle.checkpoint.holder import RENEW_SECONDS, WATCH_SECONDS, Holder
-from rekindle.checkpoint.objects import PreconditionFailed
 from rekindle.contract import ENV_JOB, ENV_NAMESPACE
 from rekindle.requirement import RequirementError
 
@@ -99,24 +100,22 @@ class Presence:
     def _renew(self) -> None:
         while not self._ended.wait(self._seconds):
             with self._writing:
-                if self._ended.is_set():
+                if self._ended.is_set() or not self._renewed():
                     return
-                try:
-                    self._lease = self._store.renew(self._lease)
-                except PreconditionFailed:
-                    return  # Somebody has removed or replaced it; the next save finds out.
-                except StoreError as error:
-                    # It may have arrived. Others look for longer than one of these takes.
-                    log.debug("the lease was not renewed: %s", error)
-                    self._again()
 
-    def _again(self) -> None:
-        """After an answer that was lost the lease may be ours with another etag."""
-        held = self._store.held()
-        if held is not None and held.fence == self._lease.fence:
-            self._lease = Lease(
-                fence=held.fence, owner=self._lease.owner, etag=held.etag, fields=self._lease.fields
-            )
+    def _renewed(self) -> bool:
+        """Renew it once; False when it is not ours any more, which the next save finds out, too."""
+        try:
+            self._lease = self._store.renew(self._lease)
+        except StoreError as error:
+            log.debug("the lease was not renewed: %s", error)
+            # An answer may have been lost: then it is ours, and has another etag.
+            with contextlib.suppress(StoreError):
+                held, own = self._store.held(), Holder.of(self._lease.fields)
+                if held is None or (held.fence, held.holder) != (self._lease.fence, own):
+                    return False
+                self._lease = replace(self._lease, etag=held.etag)
+        return True
 
     def end(self) -> None:
         """Give the lease up, if the store answers."""

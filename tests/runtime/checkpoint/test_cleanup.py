@@ -327,3 +327,35 @@ def test_pins_and_marks_are_heeded_whenever_they_are_set():
     store.unpin("good")
     keeper.tidy(objects.commit(5))
     assert sorted(ref.step for ref in store.listed()) == [4, 5]
+
+
+def test_a_damaged_commit_does_not_count_and_one_that_vanishes_is_passed_over():
+    objects = Counted()
+    keeper = Housekeeper(Store(objects=objects), Retention(latest=2), fence=1, restored=None)
+    for step in (1, 2):
+        keeper.tidy(objects.commit(step))
+    objects.held[manifest.commit_key(at(3))] = b"damaged"
+    keeper.tidy(at(3))
+    assert sorted(ref.step for ref in Store(objects=objects).listed()) == [1, 2, 3]
+    gone = manifest.commit_key(at(4))
+    objects.commit(4)
+    plain = objects.get
+
+    def get(key, *given, **named):
+        if key == gone:
+            objects.held.pop(key, None)
+            raise NotFound(key)
+        return plain(key, *given, **named)
+
+    objects.get = get
+    keeper.tidy(at(4))
+    assert sorted(ref.step for ref in Store(objects=objects).listed()) == [1, 2, 3]
+
+
+def test_an_attempt_that_was_replaced_removes_nothing():
+    objects = Counted()
+    objects.held[manifest.lease_key(2)] = b"x"
+    keeper = Housekeeper(Store(objects=objects), Retention(latest=1), fence=1, restored=None)
+    for step in (1, 2):
+        keeper.tidy(objects.commit(step))
+    assert objects.calls["delete"] == 0

@@ -7,6 +7,7 @@ import pytest
 
 from rekindle.checkpoint import Store
 from rekindle.checkpoint.holder import WATCH_SECONDS, Holder, started
+from rekindle.checkpoint.objects import Unreachable
 from rekindle.requirement import RequirementError
 from rekindle.saving import admission
 from rekindle.saving.admission import Presence, enter
@@ -181,3 +182,36 @@ def test_a_lease_that_was_taken_over_is_left_alone(store):
     presence.end()
     held = store.held()
     assert (held.fence, held.ended, held.holder) == (newer.fence, False, ALIVE)
+
+
+def test_a_renewal_whose_answer_was_lost_is_gone_on_from(store, monkeypatch):
+    presence = Presence(store, store.acquire(owner="a", holder=SELF), seconds=60.0)
+    objects, plain = presence._store.objects, presence._store.objects.put
+
+    def lost(*given, **named):
+        plain(*given, **named)
+        raise Unreachable("no answer")
+
+    def away(*_given, **_named):
+        raise Unreachable("no answer")
+
+    monkeypatch.setattr(objects, "put", lost)
+    assert presence._renewed()
+    with monkeypatch.context() as down:
+        down.setattr(objects, "head", away)
+        assert presence._renewed(), "nobody can tell while the store is away"
+    monkeypatch.setattr(objects, "put", plain)
+    assert presence._renewed(), "the etag is not the one that is known"
+    assert presence._renewed()
+    store.acquire(owner="b", holder=ALIVE)
+    store.objects.delete("lease/epoch-00000001.json")
+    assert not presence._renewed()
+    presence.end()
+
+
+def test_the_names_of_operators_jobs(monkeypatch):
+    monkeypatch.setenv("REKINDLE_JOB_NAME", "digits")
+    monkeypatch.setenv("REKINDLE_JOB_NAMESPACE", "ml")
+    assert admission.who().job == "TrainingJob ml/digits"
+    monkeypatch.delenv("REKINDLE_JOB_NAMESPACE")
+    assert admission.who().job == ""
