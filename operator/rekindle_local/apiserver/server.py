@@ -174,8 +174,15 @@ class ApiServer:
             await self._session.close()
             self._session = None
         if self._runner is not None:
+            server = self._runner.server
+            open_ = [one.transport for one in server.connections] if server else []
             await self._runner.cleanup()
             self._runner = None
+            # TLS would wait for a goodbye of clients that may be gone.
+            for transport in filter(None, open_):
+                transport.abort()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     # --- dispatch -------------------------------------------------------------------------------
 

@@ -1,0 +1,42 @@
+"""TLS of the API server: known by its authority, and through at once with clients that say nothing."""
+
+import asyncio
+import gc
+import socket
+import ssl
+import warnings
+
+import pytest
+
+from rekindle_local import certificates
+from rekindle_local.apiserver.server import ApiServer
+
+pytestmark = pytest.mark.servers
+
+
+def test_a_client_that_says_no_goodbye_keeps_no_connection_open(tmp_path):
+    async def scenario():
+        tls, authority = certificates.serve(["127.0.0.1"], tmp_path)
+        server = ApiServer(token="t", tls=tls)
+        port = int((await server.start()).rsplit(":", 1)[1])
+
+        def watch():
+            trusted = ssl.create_default_context(cadata=authority)
+            plain = socket.create_connection(("127.0.0.1", port), 10)
+            client = trusted.wrap_socket(plain, server_hostname="127.0.0.1")
+            head = b"GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\n\r\n"
+            client.sendall(head)
+            return client, client.recv(200)
+
+        client, answer = await asyncio.to_thread(watch)
+        await server.stop()
+        return client, answer
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        client, answer = asyncio.run(scenario())
+        gc.collect()
+    client.close()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert not [str(one.message) for one in told]
+    assert not list(tmp_path.iterdir()), "the key is on no disk"
