@@ -44,7 +44,8 @@ def trains_on(living, eventually):
     def step():
         with urllib.request.urlopen(page, timeout=10) as answer:
             lines = answer.read().decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith("rekindle_step "))
+        found = (float(line.split()[1]) for line in lines if line.startswith("rekindle_step "))
+        return next(found, 0.0)
 
     def wait():
         end = step() + AWAY / STEP
