@@ -1,4 +1,4 @@
-"""TLS of the API server: known by its authority, and through at once with clients that say nothing."""
+"""TLS of the API server: known by its authority, and done at once with clients that say nothing."""
 
 import asyncio
 import gc
@@ -24,8 +24,8 @@ def test_a_client_that_says_no_goodbye_keeps_no_connection_open(tmp_path):
             trusted = ssl.create_default_context(cadata=authority)
             plain = socket.create_connection(("127.0.0.1", port), 10)
             client = trusted.wrap_socket(plain, server_hostname="127.0.0.1")
-            head = b"GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\n\r\n"
-            client.sendall(head)
+            head = b"GET /api/v1/pods?watch=true HTTP/1.1\r\nHost: x\r\n"
+            client.sendall(head + b"Authorization: Bearer t\r\n\r\n")
             return client, client.recv(200)
 
         client, answer = await asyncio.to_thread(watch)
