@@ -270,10 +270,10 @@ class Fit:
             self.session.failed(error, step)
 
     def close(self) -> None:
-        """Let the save in flight end, and put Lightning's handler of SIGTERM back."""
+        """Let the save in flight end, give the run up, and put Lightning's handler back."""
         if not self._closed:
             self._stop_listening()
-            self.session.close(FLUSH_SECONDS)
+            self.session.end(FLUSH_SECONDS)
 
     def _stop_listening(self) -> None:
         self._closed = True

@@ -117,9 +117,13 @@ class Presence:
                 self._lease = replace(self._lease, etag=held.etag)
         return True
 
+    def stop(self) -> None:
+        """Renew it no more."""
+        self._ended.set()
+
     def end(self) -> None:
         """Give the lease up, if the store answers."""
-        self._ended.set()
+        self.stop()
         # A write under way ends within the store's own limits.
         if self._writing.acquire(timeout=RENEW_SECONDS):
             try:

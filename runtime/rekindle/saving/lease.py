@@ -110,6 +110,17 @@ class SharedLease:
             self._presence.end()
             self._presence = None
 
+    def leave(self) -> None:
+        """Show no longer that its holder is there; for a run that has failed, on rank 0.
+
+        The next attempt of a job takes over without a look at it, and waits for this process to
+        end: nothing is written then. Anybody else has to be let in.
+        """
+        if self._presence is not None and who().job:
+            self._presence.stop()
+            self._presence = None
+        self.release()
+
     def take_beside(self, line: Line) -> None:
         """Begin to take it beside the training; `line` is what the state in memory descends from.
 

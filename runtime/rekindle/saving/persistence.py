@@ -325,6 +325,12 @@ class Session:
 
         No collective: the peers may be gone (R24).
         """
+        try:
+            self._end_of_failed(error, step)
+        finally:
+            self.lease.leave()
+
+    def _end_of_failed(self, error: BaseException, step: int) -> None:
         if isinstance(error, Preempted):
             self.close(FLUSH_SECONDS if error.saved else 0.0)
             return

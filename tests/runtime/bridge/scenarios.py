@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -149,6 +150,10 @@ def fit(root, *, notice=None, data=None, ckpt_path=None, bridge=None, plugins=()
     except SystemExit as end:
         code = end.code
     assert signal.getsignal(signal.SIGTERM) == before
+    for thread in threading.enumerate():
+        if thread.name == "rekindle-lease":
+            thread.join(15)  # renewals come every 20 s
+            assert not thread.is_alive()
     weights = hashlib.sha256()
     for tensor in module.state_dict().values():
         weights.update(tensor.numpy().tobytes())

@@ -1,10 +1,14 @@
 """One run, one writer: who is let in, who waits, and what a person is told."""
 
+import contextlib
 import os
+import threading
 from dataclasses import replace
 
 import pytest
+import torch
 
+import rekindle as rk
 from rekindle.checkpoint import Store
 from rekindle.checkpoint.holder import WATCH_SECONDS, Holder, started
 from rekindle.checkpoint.objects import Unreachable
@@ -215,3 +219,34 @@ def test_the_names_of_operators_jobs(monkeypatch):
     assert admission.who().job == "TrainingJob ml/digits"
     monkeypatch.delenv("REKINDLE_JOB_NAMESPACE")
     assert admission.who().job == ""
+
+
+class Line(rk.Module):
+    def __init__(self, fails):
+        super().__init__()
+        self.layer, self.fails = torch.nn.Linear(1, 1), fails
+
+    def training_step(self, batch, batch_idx):
+        if self.fails and batch_idx == 2:
+            raise ValueError("the third batch is cursed")
+        return self.layer(batch).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("job", ["", "digits"])
+def test_a_run_that_is_over_shows_nobody_any_more(tmp_path, monkeypatch, fails, job):
+    if job:
+        monkeypatch.setenv("REKINDLE_JOB_NAME", job)
+        monkeypatch.setenv("REKINDLE_JOB_NAMESPACE", "ml")
+    trainer = rk.Trainer(max_steps=5, root=str(tmp_path / "run"), enable_progress_bar=False)
+    with pytest.raises(ValueError, match="cursed") if fails else contextlib.nullcontext():
+        trainer.fit(Line(fails), torch.utils.data.DataLoader(torch.ones(40, 1), batch_size=4))
+    for thread in threading.enumerate():
+        if thread.name == "rekindle-lease":
+            thread.join(60)
+            assert not thread.is_alive()
+    # The next attempt of a job does not look; anybody else has to be let in.
+    assert Store.open(str(tmp_path / "run")).held().ended is not (fails and bool(job))
