@@ -7,7 +7,6 @@ say goodbye. With a temporary state directory nothing remains on disk.
 """
 
 import asyncio
-import base64
 import contextlib
 import logging
 import os
@@ -309,10 +308,13 @@ class Cluster:
 
     def _write_kubeconfig(self) -> None:
         self.kubeconfig.parent.mkdir(parents=True, exist_ok=True)
+        # By its path: of data in a kubeconfig clients make temporary files, and some are killed.
+        authority = (self.state_dir / "ca.crt").absolute()
+        authority.write_text(self.authority)
         fresh = self.kubeconfig.with_name(f".{self.kubeconfig.name}.new")
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            out.write(kubeconfig_text(self.url, self.token, self.authority))
+            out.write(kubeconfig_text(self.url, self.token, authority))
         os.replace(fresh, self.kubeconfig)
 
 
@@ -324,16 +326,15 @@ def remove_stale(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)  # another user's stays
 
 
-def kubeconfig_text(url: str, token: str, authority: str) -> str:
+def kubeconfig_text(url: str, token: str, authority: Path) -> str:
     """A kubeconfig with one context, `embedded`."""
-    known = base64.b64encode(authority.encode()).decode()
     return (
         "apiVersion: v1\n"
         "kind: Config\n"
         "current-context: embedded\n"
         "clusters:\n"
         "- name: embedded\n"
-        f"  cluster: {{server: '{url}', certificate-authority-data: {known}}}\n"
+        f"  cluster: {{server: '{url}', certificate-authority: '{authority}'}}\n"
         "users:\n"
         f"- name: embedded\n  user: {{token: '{token}'}}\n"
         "contexts:\n"

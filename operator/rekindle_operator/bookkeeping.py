@@ -255,7 +255,7 @@ def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tup
                 )
             )
             result.append(closed[-1])
-        elif incident.open and whole and incidents.went_on(incident, progress, current.number):
+        elif incident.open and whole and incidents.went_on(incident, progress, current.number, now):
             closed.append(incidents.unfounded(incident))
             result.append(closed[-1])
             history = retries.uncharge(record.history, incident)

@@ -16,6 +16,8 @@ from rekindle_operator.observed import Observed
 from rekindle_operator.timestamps import parse_time
 
 _STEPS_LOST = re.compile(r"\((\d+) steps lost\)")
+LOOK_AGAIN = 3.0
+"""Seconds after an incident by which a round that it should have ended has ended."""
 KEEP = 20
 """Incidents kept in the status."""
 BUDGETS = {"user", "infrastructure", "preemption"}
@@ -173,14 +175,17 @@ def resumed(incident: Incident, resumed_from: int | None) -> Incident:
     return replace(incident, resumed_from=resumed_from, steps_lost=lost)
 
 
-def went_on(incident: Incident, progress: Progress | None, current: int) -> bool:
-    """Whether the round that an incident should have ended has done steps since all the same.
+def went_on(incident: Incident, progress: Progress | None, current: int, now: float) -> bool:
+    """Whether the round that an incident should have ended has got on since all the same.
 
-    A pod that could not be heard for a moment is back before anybody has stopped for it.
+    A pod that could not be heard for a moment is back before anybody has stopped for it. Where
+    steps are unknown, nobody can say that one was done since: that all run is looked at once more.
     """
-    if progress is None or incident.step is None or incident.klass != "infrastructure":
+    if incident.round != current or incident.klass != "infrastructure":
         return False
-    return incident.round == current and progress.step > incident.step
+    if incident.step is None:
+        return now - incident.at > LOOK_AGAIN
+    return progress is not None and progress.step > incident.step
 
 
 def unfounded(incident: Incident) -> Incident:

@@ -339,7 +339,13 @@ class Text:
             text = _COLOURS.sub("", text).replace("\r\n", "\n").replace("\t", "    ")
             parts = text.split("\n") if self.lines else [text.replace("\n", " ")]
             text = "\n".join(_UNPRINTABLE.sub("\ufffd", part) for part in parts)
-        return text if len(text) <= self.most else text[: self.most - 3] + "..."
+        if len(text) <= self.most:
+            return text
+        if not self.lines:
+            return text[: self.most - 3] + "..."
+        # Of a traceback the head says where in the user's code, and the tail says what.
+        head = (self.most - len(_LEFT_OUT)) // 3
+        return text[:head] + _LEFT_OUT + text[head + len(_LEFT_OUT) - self.most :]
 
 
 @dataclass(frozen=True)
@@ -404,6 +410,7 @@ class Most:
         return {key: value[key] for key in kept} if isinstance(value, Mapping) else kept
 
 
+_LEFT_OUT = "\n[...]\n"
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
@@ -728,7 +735,7 @@ class Outcome(Document):
     checkpoint: Annotated[int | None, COUNT] = None
     """Step of the newest commit."""
     rank: Annotated[int | None, COUNT] = None
-    traceback: Annotated[str | None, Text(2000, lines=True)] = None
+    traceback: Annotated[str | None, Text(4096, lines=True)] = None
     """Head and tail of it, at most 2000 characters."""
     at: Annotated[float, SECONDS] = 0.0
     """Unix seconds, pod's clock."""
