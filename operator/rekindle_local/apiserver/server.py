@@ -178,6 +178,10 @@ class ApiServer:
             open_ = [one.transport for one in server.connections] if server else []
             await self._runner.cleanup()
             self._runner = None
+            # Whoever was just shaking hands is no connection yet.
+            for task in asyncio.all_tasks():
+                if getattr(task.get_coro(), "__name__", "").startswith("_accept_connection"):
+                    task.cancel()
             # TLS would wait for a goodbye of clients that may be gone.
             for transport in filter(None, open_):
                 transport.abort()
