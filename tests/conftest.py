@@ -8,9 +8,9 @@ process of a run would else compile the same files again. What a process has imp
 its tests begin stays, so the garbage collector need not look at it again and again. And torch keeps
 to one thread: the workers share the cores.
 
-The scenarios on a cluster come first and one after the other, by one worker of pytest-xdist: each
-mostly waits for pods, which need a core when they start, and a cluster with an operator is made
-once. Then come the files that start processes. What is quick fills up the end.
+The scenarios on a cluster come first, in two rows by two workers of pytest-xdist: each mostly waits
+for pods, which need a core when they start, and a cluster with an operator is made twice instead of
+with each file. Then come the files that start processes. What is quick fills up the end.
 
 And one thing for their truth: a run of the whole suite fails when a test that `checklist.md` names
 did not run, or did not pass.
@@ -35,6 +35,7 @@ ROOM = 2 << 30
 """Bytes that have to be free; containers often have no more than 64 MiB there."""
 
 SCENARIOS = "tests/e2e/"
+LOSSES = ("test_losses", "test_who")
 
 PASSED: set[str] = set()
 """The tests that ran and passed in any case of theirs, as `file::function`."""
@@ -55,17 +56,19 @@ def pytest_configure(config):
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHM))
 
 
-class OneCluster(LoadFileScheduling):
-    """Files are given out in the order of their collection; all scenarios are one of them."""
+class FewClusters(LoadFileScheduling):
+    """Files are given out in the order of their collection; the scenarios are two of them."""
 
     def _split_scope(self, nodeid):
-        return SCENARIOS if nodeid.startswith(SCENARIOS) else super()._split_scope(nodeid)
+        if not nodeid.startswith(SCENARIOS):
+            return super()._split_scope(nodeid)
+        return f"losses={nodeid.removeprefix(SCENARIOS).startswith(LOSSES)}"
 
 
 def pytest_xdist_make_scheduler(config, log):
     if config.option.dist == "loadfile":
         config.option.loadscopereorder = False
-        return OneCluster(config, log)
+        return FewClusters(config, log)
     return None
 
 
