@@ -52,7 +52,16 @@ class Fit:
         if page is not None and self._world.local_rank == 0:
             page.attach()
         self.session = Session(flags, self._world, page)
-        self.session.lease.take()
+        try:
+            self.session.lease.take()
+            self._prepare(flags)
+        except BaseException:
+            self.session.lease.leave()  # nobody else will: there is no fit
+            raise
+
+    def _prepare(self, flags: Flags) -> None:
+        """Find what to go on from, and see whether that can be done."""
+        trainer, page = self._trainer, self._page
         _, notice_line = root(flags)
         if notice_line is not None:
             self._console.say(notice_line)

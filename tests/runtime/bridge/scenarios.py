@@ -153,7 +153,7 @@ def fit(root, *, notice=None, data=None, ckpt_path=None, bridge=None, plugins=()
     for thread in threading.enumerate():
         if thread.name == "rekindle-lease":
             thread.join(15)  # renewals come every 20 s
-            assert not thread.is_alive()
+            assert not thread.is_alive(), root
     weights = hashlib.sha256()
     for tensor in module.state_dict().values():
         weights.update(tensor.numpy().tobytes())
