@@ -101,7 +101,8 @@ class Histories(RuleBasedStateMachine):
         """Pods that are or were on a node that has to be gone."""
         self.cut: set[str] = set()
         """Pods that are dead, and of which only their lifelines have told."""
-        self.read = 0
+        self.read = self.settled = 0
+        self.unpaid = set()
         """So many incidents have been held against these books."""
 
     def pods_are_placed(self):
@@ -395,17 +396,29 @@ class Histories(RuleBasedStateMachine):
     def nothing_is_charged_twice(self):
         """Each charge is for a pod that something has happened to since the last one."""
         fresh, self.read = self.w.incidents[self.read :], len(self.w.incidents)
+        for one in self.w.resolved[self.settled :]:
+            if "before anybody had stopped" in one.action:  # given back; it may be lost yet
+                self.failed |= set(one.victims)
+        self.settled = len(self.w.resolved)
         for incident in fresh:
             if incident.klass not in CHARGED:
                 continue
             named = {*incident.victims, *incident.collateral}
-            assert (self.failed | self.told) & set(incident.victims), f"what for? {incident}"
+            paid = not incident.action.startswith("training goes on without it")
+            # Told once when nobody had to pay, it may have come back, and be lost in a round.
+            before = self.failed | self.told | (self.unpaid if paid else set())
+            assert before & set(incident.victims), f"what for? {incident}"
+            self.unpaid = self.unpaid - named if paid else self.unpaid | named
             self.failed -= named
             if incident.cause not in OF_PROGRAMS:  # such a pod may have been told to go, too
                 self.told -= named
-        unfounded = [(i.at, i.victims) for i in self.w.resolved if not i.round]
+        # Others may have been added to its victims since.
+        unfounded = [(i.at, set(i.victims)) for i in self.w.resolved if not i.round]
         ended = [
-            i.round for i in self.w.incidents if i.round and (i.at, i.victims) not in unfounded
+            i.round
+            for i in self.w.incidents
+            if i.round
+            and not any(i.at == at and set(i.victims) <= victims for at, victims in unfounded)
         ]
         assert len(set(ended)) == len(ended), "a round has ended twice"
         moments = [i.at for i in self.w.incidents if i.cause == "RolledBack"]
@@ -502,18 +515,9 @@ def test_whatever_happens_the_job_keeps_its_promises_and_ends(world):
     run_state_machine_as_test(InThisWorld, settings=SETTINGS)
 
 
-OPEN = (
-    "rare histories with silent machines and operators that die: an incident that stays open after "
-    "its round went on, one that is charged although nothing is known to have happened"
-)
-"""What one of some five hundred histories finds, not the same ones in each process, and nobody has
-mended yet; without this mark as soon as that is done."""
-
-
 # Too long for the fast part of the suite, like what starts processes; parts for several workers.
 @pytest.mark.processes
 @pytest.mark.timeout(600)
-@pytest.mark.xfail(reason=OPEN, strict=False)
 @pytest.mark.parametrize("number", range(4))
 def test_hundreds_of_other_histories_keep_them_too(world, number):
     class InThisWorld(Histories):
