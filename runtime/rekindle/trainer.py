@@ -41,7 +41,7 @@ from rekindle.ranks.control import ControlPage, announce
 from rekindle.ranks.distributed import World, join
 from rekindle.requirement import RequirementError
 from rekindle.saving import policy
-from rekindle.saving.persistence import FLUSH_SECONDS
+from rekindle.saving.persistence import FLUSH_SECONDS, Session
 from rekindle.strategies import Strategy
 from rekindle.training import feeding, state
 from rekindle.training.assembly import assemble, sanity_check
@@ -209,6 +209,7 @@ class Trainer:
         self._optimizers: list[torch.optim.Optimizer] | None = None
         self._run: Run | None = None
         self._planned: int | None = None
+        self._session: Session | None = None
         self._recalled = False
         """Whether the run that begins has been found in the memory of its pods."""
         self._logged: list[dict[str, Any]] = []
@@ -243,7 +244,7 @@ class Trainer:
         try:
             with settings(self.flags), self.profiler.around(self, "fit"):
                 self._optimizers, self._run, self._planned = None, None, None
-                self._stopping = None
+                self._stopping = self._session = None
                 run = assemble(
                     self,
                     model,
@@ -278,6 +279,9 @@ class Trainer:
                 raise error from found
             raise
         finally:
+            if self._session is not None:
+                # However a fit ends, before its first step or in a hook that was to tell of it.
+                self._session.lease.leave()
             self._console.close()
             self._close_loggers(notice.seconds_left, sys.exc_info()[1])
             if self._run is not None:
@@ -503,6 +507,10 @@ class Trainer:
     def watch(self, run: "Run") -> None:
         """Let the trainer's properties show this run (called while it is being made)."""
         self._run = run
+
+    def save_by(self, session: Session) -> None:
+        """Take note of what holds the store (called before a run is made, which may be refused)."""
+        self._session = session
 
     def plan(self, steps: int | None) -> None:
         """Take note of how many steps the whole run has (called while a run is being made)."""

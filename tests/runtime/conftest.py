@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import runpy
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -48,6 +49,17 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _no_lease_is_left():
+    """However a run ends, it renews its lease no more: that would shut out everybody else."""
+    before = set(threading.enumerate())
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "rekindle-lease" and thread not in before:
+            thread.join(20)
+            assert not thread.is_alive(), "the run's lease is still being renewed"
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,8 @@ def assemble(
     if page is not None and world.local_rank == 0:
         page.attach()
     session = Session(flags, world, page) if flags.enable_checkpointing else None
+    if session is not None:
+        trainer.save_by(session)
     hooks = Hooks(trainer.callbacks, module)
     shared: list[str] = []
     if not hooks.on_load_checkpoint:

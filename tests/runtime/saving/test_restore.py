@@ -35,7 +35,8 @@ def damage(store, step):
 def candidates(tmp_path):
     flags = Trainer(root=f"file://{tmp_path}/run", enable_progress_bar=False).flags
     lease = SharedLease(WORLD, flags)
-    return Candidates(world=WORLD, lease=lease)
+    yield Candidates(world=WORLD, lease=lease)
+    lease.release()
 
 
 def named(candidates, text, root=None):
