@@ -109,6 +109,7 @@ class ApiServer:
         self._quotas = Quotas(self._store)
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
+        self._listener: asyncio.Server | None = None
         self._background: list[asyncio.Task[None]] = []
         self._watches: set[Watch] = set()
         self.url = ""
@@ -147,10 +148,13 @@ class ApiServer:
             shutdown_timeout=STOP_SECONDS,
         )
         await runner.setup()
-        site = web.TCPSite(runner, self._host, self._port, backlog=512, ssl_context=self._tls)
-        await site.start()
+        assert runner.server is not None
+        self._listener = await asyncio.get_running_loop().create_server(
+            runner.server, self._host, self._port, backlog=512, ssl=self._tls
+        )
         self._runner = runner
-        self._port = port = runner.addresses[0][1]  # also when it is started again
+        # Also when it is started again.
+        self._port = port = self._listener.sockets[0].getsockname()[1]
         host = f"[{self._host}]" if ":" in self._host else self._host
         self.url = f"http{'s' if self._tls else ''}://{host}:{port}"
         self._background = [
@@ -173,20 +177,26 @@ class ApiServer:
         if self._session is not None:
             await self._session.close()
             self._session = None
-        if self._runner is not None:
+        if self._runner is not None and self._listener is not None:
+            # First nobody is let in any more: a transport that is made when its listener is closed
+            # fails half-way, and one made while the runner ends the others is unknown to it.
+            for listening in self._listener.sockets:
+                asyncio.get_running_loop().remove_reader(listening.fileno())
+            await _turn()
+            for task in asyncio.all_tasks():  # who is shaking hands is no connection yet
+                if getattr(task.get_coro(), "__name__", "").startswith("_accept_connection"):
+                    task.cancel()
+            await _turn()
+            self._listener.close()
+            self._listener = None
             server = self._runner.server
             open_ = [one.transport for one in server.connections] if server else []
             await self._runner.cleanup()
             self._runner = None
-            # Whoever was just shaking hands is no connection yet.
-            for task in asyncio.all_tasks():
-                if getattr(task.get_coro(), "__name__", "").startswith("_accept_connection"):
-                    task.cancel()
             # TLS would wait for a goodbye of clients that may be gone.
             for transport in filter(None, open_):
                 transport.abort()
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+            await _turn()
 
     # --- dispatch -------------------------------------------------------------------------------
 
@@ -679,6 +689,12 @@ class ApiServer:
             text = warning.replace("\\", "\\\\").replace('"', '\\"')
             response.headers.add("Warning", f'299 - "{text}"')
         return response
+
+
+async def _turn() -> None:
+    """Let transports that come to be or end get through with it: each takes a few callbacks."""
+    for _ in range(4):
+        await asyncio.sleep(0)
 
 
 def _not_here(target: Target) -> ApiError:
