@@ -178,6 +178,7 @@ class Cluster:
             await self._wait_ready()
         finally:
             trial.cancel()
+            await asyncio.gather(trial, return_exceptions=True)  # it ends its process
             if store is not None:
                 await store
 

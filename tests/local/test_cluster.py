@@ -187,6 +187,7 @@ def test_no_port_of_a_cluster_answers_who_shows_no_credential(own_cluster):
             request = Request(url, method=method, headers=shown, data=b"{}" * (method == "POST"))
             with pytest.raises(HTTPError) as refused:
                 urlopen(request, timeout=20, context=trusted if url.startswith("https") else None)
+            refused.value.close()
             assert refused.value.code == 401, url
     assert cluster.url.startswith("https://")
     with pytest.raises(URLError, match="CERTIFICATE_VERIFY_FAILED"):

@@ -24,6 +24,7 @@ import logging
 import random
 import ssl
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,6 +111,7 @@ class ApiServer:
         self._session: aiohttp.ClientSession | None = None
         self._runner: web.AppRunner | None = None
         self._listener: asyncio.Server | None = None
+        self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._background: list[asyncio.Task[None]] = []
         self._watches: set[Watch] = set()
         self.url = ""
@@ -190,17 +192,22 @@ class ApiServer:
             self._listener.close()
             self._listener = None
             server = self._runner.server
-            open_ = [one.transport for one in server.connections] if server else []
+            for connection in server.connections if server else []:
+                if connection.transport is not None:
+                    self._transports.add(connection.transport)
             await self._runner.cleanup()
             self._runner = None
-            # TLS would wait for a goodbye of clients that may be gone.
-            for transport in filter(None, open_):
+            # TLS would wait for a goodbye of clients that may be gone; connections that the runner
+            # is done with know their transport no more.
+            for transport in list(self._transports):
                 transport.abort()
             await _turn()
 
     # --- dispatch -------------------------------------------------------------------------------
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        if request.transport is not None:
+            self._transports.add(request.transport)
         try:
             if self._token is None:
                 _refuse_browsers(request, self._host)

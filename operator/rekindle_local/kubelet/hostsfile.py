@@ -102,10 +102,11 @@ async def problem(directory: Path) -> str:
         async with asyncio.timeout(_SECONDS):
             said, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         return "the trial did not end"
     finally:
+        if process.returncode is None:  # also when the node is gone again already
+            process.kill()
+            await process.wait()
         trial.unlink(missing_ok=True)
     text = said.decode(errors="replace").strip()
     return text if process.returncode else ""

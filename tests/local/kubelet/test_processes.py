@@ -1,16 +1,19 @@
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from rekindle_local.kubelet import hostsfile
 from rekindle_local.kubelet.processes import (
     ID_VARIABLE,
     ROOT_VARIABLE,
@@ -216,3 +219,22 @@ def test_a_last_line_without_newline_is_kept(tmp_path):
 
     asyncio.run(run())
     assert texts(tmp_path / "log") == ["end"]
+
+
+@pytest.mark.parametrize("turns", [1, 5])
+def test_a_trial_of_names_that_nobody_waits_for_leaves_no_process(tmp_path, turns):
+    async def run():
+        trial = asyncio.create_task(hostsfile.problem(tmp_path))
+        await until(lambda: trial.done() or psutil.Process().children())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        trial.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await trial
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        asyncio.run(run())
+        gc.collect()
+    assert not [str(one.message) for one in told]
+    assert not list(tmp_path.iterdir())
