@@ -12,6 +12,9 @@ The scenarios on a cluster come first, in two rows by two workers of pytest-xdis
 for pods, which need a core when they start, and a cluster with an operator is made twice instead of
 with each file. Then come the files that start processes. What is quick fills up the end.
 
+No test is judged by the clock, hypothesis' included: it would find fault with a machine that is
+busy.
+
 And one thing for their truth: a run of the whole suite fails when a test that `checklist.md` names
 did not run, or did not pass.
 """
@@ -26,6 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 gc.disable()  # until all is imported and collected: what comes in stays
@@ -41,6 +45,8 @@ PASSED: set[str] = set()
 """The tests that ran and passed in any case of theirs, as `file::function`."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 if sys.dont_write_bytecode:
     cache = Path(__file__).parent.parent / ".pytest_cache" / "bytecode"

@@ -106,7 +106,7 @@ def places(body, above=()):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_hostile_json_is_a_document_or_a_value_error(kind, data):
     """Some fields of a good document are replaced by anything that JSON can hold, or left out."""
@@ -156,7 +156,7 @@ def use(found):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.__name__)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(body=anything)
 def test_anything_at_all_is_a_document_or_a_value_error(kind, body):
     with contextlib.suppress(ValueError):

@@ -1298,13 +1298,13 @@ values = st.recursive(
 documents = st.dictionaries(st.text("abc", max_size=1), values, max_size=4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(old=documents, new=documents)
 def test_a_patch_turns_one_document_into_the_other(old, new):
     assert merged(old, merge_patch(old, new)) == new
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(document=documents)
 def test_nothing_is_written_when_nothing_has_changed(document):
     assert merge_patch(document, copy.deepcopy(document)) == {}

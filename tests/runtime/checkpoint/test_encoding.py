@@ -88,7 +88,7 @@ def _bits(value):
 
 
 @given(trees)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_every_tree_of_the_allowed_types_comes_back_to_the_bit(tree):
     flat = flatten(tree)
     stored = json.loads(json.dumps(flat.tree, allow_nan=False))

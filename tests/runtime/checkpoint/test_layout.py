@@ -9,7 +9,7 @@ sizes = st.lists(st.integers(0, 500), max_size=12)
 
 
 @given(sizes, st.integers(1, 9))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_ranks_share_every_byte_exactly_once_on_chunk_borders(sizes, world_size):
     shares = [share(sizes, rank=r, world_size=world_size, chunk=16) for r in range(world_size)]
     at = [0] * len(sizes)
@@ -24,7 +24,7 @@ def test_ranks_share_every_byte_exactly_once_on_chunk_borders(sizes, world_size)
 
 
 @given(sizes, st.integers(16, 200))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_shards_hold_all_pieces_in_order_and_keep_to_their_size(sizes, shard):
     pieces = share(sizes, rank=0, world_size=1, chunk=16)
     shards = pack(pieces, shard=shard, chunk=16)

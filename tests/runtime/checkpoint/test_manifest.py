@@ -285,7 +285,7 @@ def test_what_would_look_like_a_bomb_is_written_as_it_is(monkeypatch):
 
 
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_changed_byte_goes_unnoticed(data):
     raw = bytearray(commit_bytes(COMMIT))
     index = data.draw(st.integers(0, len(raw) - 1))
@@ -307,7 +307,7 @@ values = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_any_replaced_member_ends_in_a_clear_error_or_in_a_valid_commit(data):
     """A forger who seals his documents can at most describe another checkpoint."""
     document = json.loads(commit_bytes(COMMIT))

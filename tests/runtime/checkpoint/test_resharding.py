@@ -92,7 +92,7 @@ def part(box, whole):
 
 
 @given(boxes())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_two_boxes_share_is_copied_and_nothing_else(pair):
     saved, wanted = pair
     whole = torch.arange(1, 1 + torch.Size(saved.shape).numel(), dtype=torch.uint8)
@@ -125,7 +125,7 @@ def test_a_box_is_as_few_runs_as_possible(shape, offsets, sizes, expected):
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_part_of_runs_holds_the_bytes_of_the_whole(length, count, gap, data):
     whole = Runs(start=2, length=length, count=count, stride=length + gap if count > 1 else 0, at=0)
 

@@ -158,7 +158,7 @@ policies_ = st.builds(
 pins_ = st.frozensets(refs_, max_size=3)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(candidates_, policies_, pins_, st.none() | refs_)
 def test_what_holds_for_every_policy(commits, policy, pins, restored):
     stays = kept(commits, policy, pins, restored=restored)
@@ -177,7 +177,7 @@ def test_what_holds_for_every_policy(commits, policy, pins, restored):
     assert sum(by_ref[one].good for one in stays - pins - {restored}) <= bound
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(candidates_, policies_, pins_, refs_)
 def test_deleting_is_stable_and_rules_only_add(commits, policy, pins, extra):
     stays = kept(commits, policy, pins)

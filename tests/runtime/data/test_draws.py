@@ -44,7 +44,7 @@ def drawn(loader, *, epoch=0, seed=3, sample=0, rank=0, world_size=1):
     return [int(i) for batch in build(source, sampler, seed) for i in batch.data[0]]
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(n=st.integers(1, 60), epoch=st.integers(0, 99), data=st.data())
 def test_weighted_positions_can_be_asked_in_any_piece(n, epoch, data):
     weights = data.draw(st.lists(st.floats(0.0, 9.0), min_size=n, max_size=n))

@@ -36,7 +36,7 @@ def meta(ledgers, cursor):
     }
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(count=st.integers(0, 17), world_size=st.integers(1, 6))
 def test_an_honest_run_is_exact(count, world_size):
     result = audit(meta(*trained(count, world_size=world_size)))
@@ -44,7 +44,7 @@ def test_an_honest_run_is_exact(count, world_size):
     assert result.samples_repeated == result.samples_missed == 0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(stops=st.lists(st.integers(0, 8), min_size=1, max_size=4), data=st.data())
 def test_restarts_on_other_world_sizes_leave_the_same_ledger(stops, data):
     ledgers, cursor = trained(0)

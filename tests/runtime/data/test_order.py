@@ -26,7 +26,7 @@ def test_the_order_is_fixed_for_good():
 EXPECTED = [892, 775, 622, 589, 792, 140]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(n=st.integers(1, 5000), seed=st.integers(0, 2**40), data=st.data())
 def test_positions_can_be_asked_in_any_piece(n, seed, data):
     start = data.draw(st.integers(0, n))
@@ -57,7 +57,7 @@ def test_a_sequential_order_is_the_identity():
     assert GlobalOrder(n=10, seed=0, kind="sequential").ids(3, 2, 5).tolist() == [2, 3, 4]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     length=st.integers(1, 400),
     lanes=st.integers(1, 8),
@@ -75,7 +75,7 @@ def test_lanes_of_all_ranks_cover_an_epoch_once(length, lanes, micro, world_size
 
 
 @pytest.mark.parametrize("sizes", [(4, 2), (4, 3), (2, 4), (4, 2, 3, 1, 5)])
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_a_changed_world_size_sees_each_of_1003_samples_once_per_epoch(sizes, data):
     """Stops after random steps, each time going on with the next world size, for two epochs."""

@@ -195,7 +195,7 @@ def together(parts, call, *arguments):
     return list(POOL.map(lambda part: call(part, *arguments), parts))
 
 
-@settings(deadline=None, max_examples=5)
+@settings(max_examples=5)
 @given(
     sizes=st.lists(st.integers(0, 30), min_size=6, max_size=14),
     worlds=st.lists(st.integers(1, 5), min_size=2, max_size=4),

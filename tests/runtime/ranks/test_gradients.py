@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from rekindle.ranks.gradients import layout
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 50), st.booleans()), min_size=1, max_size=30),
     limit=st.integers(1, 400),

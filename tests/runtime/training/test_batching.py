@@ -48,7 +48,7 @@ def test_micro_batches_are_cut_into_as_few_pieces_as_will_do(G, m, processes, si
     assert [lane.stop - lane.start for lane in step.lanes_of(0, 1)] == sizes
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(lanes=st.integers(1, 6), m=st.integers(1, 40), worlds=st.lists(st.integers(1, 300)))
 def test_everybody_has_something_to_do_whatever_there_was_before(lanes, m, worlds):
     cursor = position(lanes * m, m)
