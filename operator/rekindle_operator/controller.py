@@ -337,17 +337,18 @@ class Controller:
     async def _failed(self, key: JobKey, state: JobState, error: Exception, failures: int) -> None:
         """Tell why a reconcile has failed, and wait for the next try, or for another spec."""
         fault = faults.fault_of(error, state.tokens(time.monotonic()))
-        pause = faults.pause(failures, fault)
         metrics.RECONCILE_ERRORS.inc()
-        text = "%s/%s: %s; again in %.1f s"
-        logger.warning(
-            text, *key, fault.message, pause, exc_info=error if fault.reason == BUG else None
-        )
+        fresh, unwritten = faults.is_reconciled(state.status), ""
         if failures > 1 or not fault.passes:  # trouble that passes is told if it does not
             try:
                 await self._tell(key, state, fault)
             except Exception as another:
-                logger.warning("%s/%s: and its status cannot be written: %s", *key, another)
+                unwritten = f"; and its status cannot be written: {another}"
+        arrived = fresh and not faults.is_reconciled(state.status)
+        pause = faults.pause(failures, fault, arrived=arrived)
+        text = "%s/%s: %s%s; again in %.1f s"
+        trace = error if fault.reason == BUG else None
+        logger.warning(text, *key, fault.message, unwritten, pause, exc_info=trace)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
                 await state.edited.wait()

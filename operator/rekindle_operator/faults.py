@@ -84,8 +84,14 @@ def _place(trace: TracebackType | None) -> str:
     return place
 
 
-def pause(failures: int, fault: Fault) -> float:
-    """Seconds until the next try after so many in a row that have failed."""
+def pause(failures: int, fault: Fault, *, arrived: bool = False) -> float:
+    """Seconds until the next try after so many in a row that have failed.
+
+    ``arrived``: the first word of it has just been written. Trouble that passes may well have done
+    so by then; and of an API server that does not answer, no status should speak for long.
+    """
+    if arrived and fault.passes:
+        return RETRY_LEAST
     # Half of an hour without the API server is more doublings than a float can hold.
     return float(min(RETRY_LEAST * (2 if fault.passes else 4) ** min(failures, 16), RETRY_MOST))
 

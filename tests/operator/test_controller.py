@@ -755,6 +755,35 @@ def test_trouble_that_passes_at_once_is_not_told(cluster, monkeypatch):
     run(scenario())
 
 
+def test_trouble_that_could_be_told_is_tried_again_at_once_and_then_more_rarely(
+    cluster, monkeypatch
+):
+    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
+    real, left = module.reconcile, [TimeoutError()] * 4
+    pause, pauses = faults.pause, []
+
+    def failing(*given, **more):
+        if left and cluster.status.get("phase"):
+            raise left.pop()
+        return real(*given, **more)
+
+    def noted(*given, **more):
+        pauses.append(pause(*given, **more))
+        return pauses[-1]
+
+    monkeypatch.setattr(module, "reconcile", failing)
+    monkeypatch.setattr(faults, "pause", noted)
+
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await operator.until(lambda: len(pauses) == 4)
+            await operator.until(lambda: reconciled(cluster)["status"] == "True")
+            # The second one is the first that is told, and an API server that takes it answers.
+            assert pauses == [faults.RETRY_LEAST * factor for factor in (2, 1, 8, 16)]
+
+    run(scenario())
+
+
 @pytest.mark.parametrize("events", [0, 100], ids=["the event arrives", "nor does the event"])
 def test_when_the_status_cannot_be_written_an_event_tells_and_else_the_metrics(
     cluster, monkeypatch, caplog, events
@@ -787,6 +816,8 @@ def test_the_pause_before_another_try_grows_to_a_limit(failures, passes):
     assert faults.RETRY_LEAST <= pause <= faults.RETRY_MOST
     assert faults.pause(failures + 1, fault) >= pause
     assert failures < 10 or pause == faults.RETRY_MOST
+    told = faults.pause(failures, fault, arrived=True)
+    assert told == (faults.RETRY_LEAST if passes else pause)
 
 
 def test_a_spec_that_is_mended_waits_for_no_pause(cluster, monkeypatch):
