@@ -5,8 +5,8 @@ disk, as it must, and thousands of tests that wait for a disk would be slow with
 
 Bytecode is kept in pytest's own cache where the environment forbids it beside the sources: each
 process of a run would else compile the same files again. What a process has imported by the time
-its tests begin stays, so the garbage collector need not look at it again and again. And torch keeps
-to one thread: the workers share the cores.
+its tests begin stays, so the garbage collector need not look at it again and again. Torch keeps to
+one thread: the workers share the cores. And what processes import late is in `startup`.
 
 The scenarios on a cluster come first, in two rows by two workers of pytest-xdist: each mostly waits
 for pods, which need a core when they start, and a cluster with an operator is made twice instead of
@@ -45,6 +45,8 @@ PASSED: set[str] = set()
 """The tests that ran and passed in any case of theirs, as `file::function`."""
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+paths = [str(Path(__file__).with_name("startup")), os.environ.get("PYTHONPATH", "")]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
