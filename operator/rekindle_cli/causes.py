@@ -14,7 +14,7 @@ HAPPENED: dict[str, str] = {
     Cause.INTEGRITY: "found data or checkpoints damaged",
     Cause.CONFIGURATION: "was refused by a check before training",
     Cause.CHECKPOINT_DAMAGED: "found a checkpoint damaged and went on from an older one",
-    Cause.STORE_LOST: "could not reach the checkpoint store, which the job had used before",
+    Cause.STORE_LOST: "could not reach the checkpoint store, or got no answer from it",
     Cause.START_FAILED: "could not start its container",
     Cause.INIT_FAILED: "never came to train, because an init container failed",
     Cause.PROBE_FAILED: "was ended by the kubelet, because a probe of its template kept failing",

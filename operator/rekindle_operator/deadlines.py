@@ -49,6 +49,10 @@ def passed(job: TrainingJob, record: Record, observed: Observed, now: float) -> 
     if blocked:
         message += f"; {blocked[1]}"
     reason = blocked[0] if blocked and name != "active" else str(Cause.TIMEOUT)
+    out = next((i for i in record.open_incidents if i.cause is Cause.STORE_LOST), None)
+    if out is not None and not blocked:
+        message += f"; {out.evidence}"
+        reason = reason if name == "active" else str(Cause.STORE_LOST)
     return Verdict(retry=False, action="", reason=reason, message=message)
 
 

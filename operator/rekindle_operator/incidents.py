@@ -241,8 +241,8 @@ def kept(known: Sequence[Incident]) -> tuple[Incident, ...]:
 def of_a_started_job(incident: Incident) -> Incident:
     """See an incident of a job that has trained before in that light.
 
-    Before the first step, a store that cannot be written is a mistake in the manifest. After it,
-    the same words mean an outage: waiting for its end is right, giving up is not.
+    Before the first step, a store that refuses is a mistake in the manifest. After it, the same
+    words mean an outage: waiting for its end is right, giving up is not.
     """
     if incident.cause is Cause.CONFIGURATION and incident.reason == "Store/R5":
         return replace(incident, cause=Cause.STORE_LOST)

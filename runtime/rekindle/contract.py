@@ -216,7 +216,7 @@ class Cause(StrEnum):
     PEER_LOST = "PeerLost"
     """A worker failed because another one went away: collateral, never a root cause."""
     STORE_LOST = "StoreLost"
-    """The checkpoint store, which this job has used before, does not answer or refuses."""
+    """The checkpoint store gives no answer, or refuses a job that has used it before."""
     CHECKPOINT_DAMAGED = "CheckpointDamaged"
     """A checkpoint was damaged and was passed over; training went on from an older one."""
     INIT_FAILED = "InitFailed"

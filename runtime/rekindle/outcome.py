@@ -6,9 +6,10 @@ pure: the trainer uses it inside `fit`, the launcher for errors outside of it. I
 so errors of collectives are recognised by the names of their types and by gloo's own words: the
 launcher must be able to classify in a process that never loaded torch.
 
-Four kinds matter. A *lost peer* is collateral: some other worker has the real reason. *Integrity*
+Five kinds matter. A *lost peer* is collateral: some other worker has the real reason. *Integrity*
 means that every checkpoint, or the data, is damaged (exit code 70). *Configuration* is a check that
-refused before training (a store that cannot be written, a world size that does not fit). Everything
+refused before training (a store that cannot be written, a world size that does not fit). A *store
+out of reach* gave no answer: that may pass, so nobody's program or manifest is to blame. Everything
 else is the user's program.
 """
 
@@ -16,7 +17,7 @@ import re
 import traceback
 
 from rekindle.contract import Cause, ExitCode, Outcome
-from rekindle.requirement import cause_of, code_of, reason_of
+from rekindle.requirement import cause_of, code_of, passes, reason_of
 
 _HEAD, _TAIL = 700, 1200
 _PEER_TYPES = {"DistBackendError", "DistNetworkError", "DistStoreError"}
@@ -65,6 +66,8 @@ def classify(
         message = f"{'saved' if error.saved else 'could not save in time'} at step {error.step}"
     else:
         cause = cause_of(code) if code else _uncoded(error)
+        if passes(error) and (code == "R5" or cause is Cause.USER_ERROR):
+            cause = Cause.STORE_LOST
         exit_code = ExitCode.INTEGRITY if cause is Cause.INTEGRITY else ExitCode.USER_ERROR
         message = headline(error)
     return Outcome(

@@ -49,9 +49,11 @@ _CODE = re.compile(r"^(R\d{1,2}b?)\b")
 class RequirementError(Exception):
     """A check refused; the message begins with the check's code."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, transient: bool = False) -> None:
         super().__init__(message)
         self.code = code_of(message)
+        self.transient = transient
+        """Whether it may succeed later without anybody changing anything."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,21 @@ class Failure:
 
     rank: int
     message: str
+    transient: bool = False
+
+
+def passes(error: BaseException) -> bool:
+    """Whether an error of ours comes from something that may be over at the next try.
+
+    A store that gives no answer may be down, or slow; that it refuses is an answer.
+    """
+    current: BaseException | None = error
+    while current is not None:
+        ours = type(current).__module__.startswith("rekindle.")
+        if ours and getattr(current, "transient", False):
+            return True
+        current = current.__cause__
+    return False
 
 
 def code_of(message: str) -> str | None:

@@ -13,10 +13,6 @@ def test_configuration_errors_end_before_training_with_the_fix(submit, site):
     site.secret(wrong_secret.namespace, "wrong", site.credentials[0], "not-the-secret")
     jobs = {
         "wrong-secret": (wrong_secret, ["R5", "SignatureDoesNotMatch|credentials|secret"]),
-        "unreachable": (
-            submit("unreachable", checkpoint={"endpointUrl": "http://127.0.0.1:9"}),
-            ["R5", "127.0.0.1:9"],
-        ),
         "forbidden": (
             submit("forbidden", checkpoint={"uri": "s3://forbidden/x/y"}),
             ["R5", "AccessDenied|denied"],
@@ -33,6 +29,17 @@ def test_configuration_errors_end_before_training_with_the_fix(submit, site):
             assert any(w in failed["message"] for w in alternatives.split("|")), (name, failed)
         assert job.status["restarts"]["total"] == 1
         assert site.credentials[1] not in str(job.get())
+
+
+def test_a_store_that_gives_no_answer_is_tried_again_and_named(submit):
+    job = submit("unreachable", checkpoint={"endpointUrl": "http://127.0.0.1:9"})
+    tried = job.wait(
+        lambda s: [i for i in s.get("incidents", ()) if i["cause"] == "StoreLost"][1:],
+        "a second try",
+    )
+    for words in ("R5", "127.0.0.1:9", "Check the endpoint URL"):
+        assert words in tried[-1]["evidence"]
+    assert job.wait_phase("Recovering")["restarts"]["user"] == 0
 
 
 def test_programs_that_raise_are_told_apart_from_everything_else(submit, site):

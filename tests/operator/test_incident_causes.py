@@ -470,6 +470,31 @@ def test_a_store_that_cannot_be_written_before_the_first_step_ends_the_job(world
     assert w.condition("Failed")["reason"] == "Store:R5"
 
 
+def test_a_store_that_gives_no_answer_before_the_first_step_is_tried_again(world):
+    w = world()
+    w.trains = False
+    w.settle()
+    w.fail("digits-0", "R5 no answer", cause="StoreLost", reason="Store/R5").run(10)
+    assert w.phase == "Recovering"
+    assert "R5 no answer" in w.condition("Progressing")["message"]
+    assert w.restarts == (0, 1, 0)
+    w.trains = True
+    w.settle().train(10)
+    assert w.phase == "Running"
+
+
+def test_a_store_that_never_answers_ends_the_job_with_its_start_deadline(world):
+    w = world(deadlines={"startup": "2m"})
+    w.trains = False
+    w.settle()
+    ends = w.now + 300
+    while w.phase != "Failed":
+        assert w.now < ends
+        w.fail("digits-0", "R5 no answer", cause="StoreLost", reason="Store/R5").run(20)
+    assert w.condition("Failed")["reason"] == "StoreLost"
+    assert "R5 no answer" in w.condition("Failed")["message"]
+
+
 def test_a_forced_deletion_is_a_loss_although_it_is_seen_as_a_deletion_first(world):
     w = world().start().train(12)
     pod = w.pod("digits-1")

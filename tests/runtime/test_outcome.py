@@ -1,5 +1,6 @@
 import pytest
 
+from rekindle.checkpoint import ProbeError, objects
 from rekindle.contract import Cause, ExitCode
 from rekindle.outcome import Preempted, classify
 from rekindle.requirement import RequirementError
@@ -40,6 +41,30 @@ def test_an_error_has_a_cause_and_a_code(error, cause, code, reason):
     found = outcome(error)
     assert (found.cause, found.code, found.reason) == (cause, code, reason)
     assert (found.step, found.rank, found.at) == (7, 2, 1000.0)
+
+
+def below(error, cause):
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (objects.Unreachable("no answer"), Cause.STORE_LOST),
+        (below(ProbeError("R5 cannot write"), objects.Unreachable("no answer")), Cause.STORE_LOST),
+        (RequirementError("R5 cannot write", transient=True), Cause.STORE_LOST),
+        (below(RuntimeError("of the script"), objects.Unreachable("no answer")), Cause.STORE_LOST),
+        (below(ProbeError("R5 cannot write"), objects.AccessDenied("no")), Cause.CONFIGURATION),
+        (below(ProbeError("R5 cannot write"), objects.NoSuchBucket("no")), Cause.CONFIGURATION),
+        (objects.AccessDenied("no"), Cause.USER_ERROR),
+        (below(OSError("R16 nothing is good"), objects.Unreachable("no")), Cause.INTEGRITY),
+        (below(RuntimeError("of the script"), TimeoutError("its own")), Cause.USER_ERROR),
+    ],
+    ids=repr,
+)
+def test_a_store_that_gives_no_answer_is_nobodys_mistake_and_one_that_refuses_is(error, cause):
+    assert outcome(error).cause == cause
 
 
 def test_a_lost_peer_is_found_below_another_error():

@@ -105,7 +105,7 @@ def _unconditional(quick: Objects, what: str) -> ProbeError:
 
 def _in_time(quick: Objects, deadline: float) -> None:
     if time.monotonic() > deadline:
-        raise ProbeError(
-            f"R5 {quick.uri} answers too slowly: the check took over {PROBE_SECONDS:.0f} s. Check "
-            f"{quick.endpoint} and the network. Training was not started."
+        raise Unreachable(
+            f"{quick.uri} answers too slowly: the check took over {PROBE_SECONDS:.0f} s. Check "
+            f"{quick.endpoint} and the network."
         )

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from rekindle.relaunch import relaunch
-from rekindle.requirement import Failure, RequirementError, code_of
+from rekindle.requirement import Failure, RequirementError, code_of, passes
 
 TIMEOUT = timedelta(minutes=10)
 """How long a collective waits for a silent peer that is alive; a dead one is noticed at once."""
@@ -91,12 +91,15 @@ class World:
 
         The rank that failed raises its own error, the others the same message (R-code included).
         """
-        mine = None if error is None else Failure(rank=self.rank, message=_headline(error))
+        mine = None
+        if error is not None:
+            headline, transient = _headline(error), passes(error)
+            mine = Failure(rank=self.rank, message=headline, transient=transient)
         failures = [failure for failure in self.gather(mine) if failure is not None]
         if error is not None:
             raise error
         if failures:
-            raise RequirementError(failures[0].message)
+            raise RequirementError(failures[0].message, transient=failures[0].transient)
 
     def of_copies(self, parts: int) -> "World":
         """This process among those that see other data, when `parts` neighbours see the same.

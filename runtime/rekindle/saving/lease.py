@@ -169,4 +169,6 @@ class SharedLease:
         """R5, unless the error has a code of its own."""
         if code_of(str(error)) is not None:
             return error
-        return RequirementError(f"R5 cannot write checkpoints to {self.uri}: {error} {_STARTED}")
+        refused = RequirementError(f"R5 cannot write checkpoints to {self.uri}: {error} {_STARTED}")
+        refused.__cause__ = error  # by which it is known whether that may pass
+        return refused

@@ -7,9 +7,10 @@ from types import MethodType
 import pytest
 from botocore.exceptions import ClientError
 
-from rekindle.checkpoint import ProbeError, Store
+from rekindle.checkpoint import ProbeError, Store, probe
 from rekindle.checkpoint.objects import AccessDenied, PreconditionFailed, Refused, Unreachable
 from rekindle.checkpoint.s3 import S3Objects
+from rekindle.requirement import passes
 
 pytestmark = pytest.mark.servers
 
@@ -174,6 +175,13 @@ def test_an_endpoint_that_nobody_serves_is_reported_in_seconds():
             Store.open("s3://bucket/x", endpoint_url=url).probe("a")
     assert time.monotonic() - begun < 15
     assert isinstance(e.value.__cause__, Unreachable)
+
+
+def test_a_check_that_takes_too_long_has_had_no_answer(monkeypatch, tmp_path):
+    monkeypatch.setattr(probe, "PROBE_SECONDS", -1.0)
+    with pytest.raises(ProbeError, match="R5 .* answers too slowly: .* not started") as caught:
+        Store.open(tmp_path.as_uri()).probe("a")
+    assert passes(caught.value)
 
 
 def test_an_overloaded_server_is_no_permanent_error(answering):
