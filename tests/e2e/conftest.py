@@ -35,11 +35,14 @@ from rekindle.checkpoint import Store
 from rekindle_cli.stack import free_ports
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
+from rekindle_local.lifecycle import AS_IN_A_CLUSTER, LifecycleTimings
 from rekindle_local.objectstore import ObjectStore
 
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "rekindle.dev", "v1alpha1", "trainingjobs"
 PLAIN_IMAGE = "example.com/plain-torch:2"
+AWAY = float(os.environ.get("REKINDLE_E2E_AWAY", "6"))
+"""Seconds for which something is away that nobody should miss."""
 PATIENCE = 180.0
 """Seconds that any single thing may take on two busy cores."""
 
@@ -87,7 +90,7 @@ class Operator:
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(10)
+            self.process.wait(60)
 
 
 def wait_for(check: Callable[[], Any], what: str, *, seconds: float = PATIENCE) -> Any:
@@ -341,8 +344,12 @@ def _embedded(folder: Path) -> Iterator[Site]:
     bare = runpy.run_path(str(ROOT / "tests" / "runtime" / "launch" / "bare_python.py"))
     python = bare["make"](folder / "plain-torch")
     plain = replace(image, env={**image.env, "PATH": f"{python.parent}:/usr/bin:/bin"})
+    # Within less than it bears by default it takes pods from a node that is away, as it should.
+    hasty = LifecycleTimings()
+    patient = AWAY + hasty.node_grace >= hasty.default_toleration
     cluster_config = ClusterConfig(
         nodes=3,
+        lifecycle=AS_IN_A_CLUSTER if patient else hasty,
         images={"rekindle/runtime:*": image, PLAIN_IMAGE: plain},
         crds=(_crd(),),
         s3_deny=("forbidden",),
@@ -526,6 +533,12 @@ def submit_for_all(site: Site, namespace: str) -> Iterator[Callable[..., Job]]:
     """The same for jobs that several scenarios use one after the other."""
     with submitting(site, namespace) as create:
         yield create
+
+
+@pytest.fixture
+def away() -> float:
+    """Seconds for which something is away that nobody should miss."""
+    return AWAY
 
 
 @pytest.fixture
