@@ -59,6 +59,8 @@ class Net(rk.Module):
         print("validation begins", flush=True)
 
     def on_save_checkpoint(self, checkpoint):
+        if self.asked.ballast:
+            checkpoint["ballast"] = torch.zeros(self.asked.ballast * 2**18)
         if self.asked.saving:
             print("saving begins", flush=True)
             time.sleep(self.asked.saving)
@@ -85,6 +87,8 @@ parser.add_argument("--notice-at", type=int, help="step after which rank 1 finds
 parser.add_argument("--validation", type=float, help="seconds per batch, of which there are 40")
 parser.add_argument("--saving", type=float, default=0.0, help="seconds that a save begins with")
 parser.add_argument("--batch", type=int, help="the loader's; the global batch follows from it")
+parser.add_argument("--ballast", type=int, default=0, help="MB that a checkpoint is larger by")
+parser.add_argument("--bitwise", action="store_true", help="equal weights on any number of ranks")
 args = parser.parse_args()
 if args.exit_at_once:
     sys.exit("there is nothing to train here")
@@ -100,6 +104,7 @@ trainer = rk.Trainer(
     log_every_n_steps=5,
     nonfinite="rollback",
     num_sanity_val_steps=0,
+    data={"guarantee": "bitwise"} if args.bitwise else None,
     val_check_interval=20 if args.validation else None,
 )
 trainer.fit(
