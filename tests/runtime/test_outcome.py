@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle.checkpoint import ProbeError, objects
+from rekindle.checkpoint import ProbeError, SaveTimeout, objects
 from rekindle.contract import Cause, ExitCode
 from rekindle.outcome import Preempted, classify
 from rekindle.requirement import RequirementError
@@ -52,6 +52,7 @@ def below(error, cause):
     ("error", "cause"),
     [
         (objects.Unreachable("no answer"), Cause.STORE_LOST),
+        (SaveTimeout("the last checkpoint was not durable by its deadline"), Cause.STORE_LOST),
         (below(ProbeError("R5 cannot write"), objects.Unreachable("no answer")), Cause.STORE_LOST),
         (RequirementError("R5 cannot write", transient=True), Cause.STORE_LOST),
         (below(RuntimeError("of the script"), objects.Unreachable("no answer")), Cause.STORE_LOST),

@@ -60,7 +60,9 @@ class SaveError(Exception):
 
 
 class SaveTimeout(SaveError):
-    """The deadline passed before the checkpoint was durable."""
+    """The deadline passed before the checkpoint was durable: the store, or a peer, was too slow."""
+
+    transient = True
 
 
 @dataclass(frozen=True, kw_only=True)
