@@ -194,15 +194,17 @@ class NodeLifecycle:
             "message": "Kubelet stopped posting node status.",
             "lastTransitionTime": stamp,
         }
+        # Before their node: a kubelet that is there after all writes its pods' readiness anew when
+        # it finds that its node was doubted, and must have the last word.
+        for pod in list(self._pods.items.values()):
+            if pod["spec"].get("nodeName") == name:
+                await self._mark_not_ready(pod, stamp)
         await self._client.patch(
             node_path(name, "status"), {"status": {"conditions": [condition]}}, STRATEGIC
         )
         self._events.record(
             node, "Normal", "NodeNotReady", f"Node {name} status is now: NodeNotReady"
         )
-        for pod in list(self._pods.items.values()):
-            if pod["spec"].get("nodeName") == name:
-                await self._mark_not_ready(pod, stamp)
 
     async def _mark_not_ready(self, pod: Manifest, stamp: str) -> None:
         condition = {"type": "Ready", "status": "False", "lastTransitionTime": stamp}

@@ -1,6 +1,14 @@
+import asyncio
+
 import pytest
 
-from rekindle_local.lifecycle import managed_taints, toleration_seconds
+from rekindle_local.client import KubeClient, node_path, pod_path
+from rekindle_local.lifecycle import (
+    LifecycleTimings,
+    NodeLifecycle,
+    managed_taints,
+    toleration_seconds,
+)
 
 UNREACHABLE = {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}
 READY = {"conditions": [{"type": "Ready", "status": "True"}]}
@@ -53,3 +61,23 @@ def test_a_taint_that_stays_keeps_the_time_it_was_added():
 def test_a_pod_bears_a_taint_as_long_as_its_tolerations_say(tolerations, taint, expected):
     pod = {"spec": {"tolerations": tolerations}}
     assert toleration_seconds(pod, taint, 30) == expected
+
+
+def test_a_kubelet_that_finds_its_node_doubted_has_the_last_word_about_its_pods():
+    node = {"metadata": {"name": "n", "uid": "n"}, "status": READY}
+    pod = {"metadata": {"name": "p", "namespace": "d", "uid": "p"}, "spec": {"nodeName": "n"}}
+    written = []
+
+    class Client(KubeClient):
+        async def patch(self, path, *_, **__):
+            written.append(path)
+            return {}
+
+    async def doubt():
+        async with Client("http://127.0.0.1") as client:
+            lifecycle = NodeLifecycle(client, LifecycleTimings())
+            lifecycle._pods.items["p"] = pod
+            await lifecycle._judge({**node, "spec": {"taints": managed_taints(node, alive=False)}})
+
+    asyncio.run(doubt())
+    assert written == [pod_path("d", "p", "status"), node_path("n", "status")]
