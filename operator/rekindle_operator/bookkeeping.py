@@ -50,10 +50,7 @@ def note_incidents(
     fresh: list[Incident] = []
     known = record.incidents
     step = record.progress.step if record.progress else None
-    # What would follow if nothing had gone wrong: do all train on although some have to go?
-    calm = None
-    if any(map(observed.notices_of, observed.pods)):
-        calm = rounds.decide(job, observed, last_number=record.round, hold=True, now=now).going
+    calm = _is_calm(job, record, observed, now)
     while True:
         found = detection.detect(
             job,
@@ -62,7 +59,7 @@ def note_incidents(
             charged=record.charged_round,
             progress=step,
             now=now,
-            calm=bool(calm),
+            calm=calm,
         )
         if found.collateral:
             more = found.collateral
@@ -82,6 +79,14 @@ def note_incidents(
         known = (*known, incident)  # not those of the record: the oldest may have left it just now
         if not verdict.retry:
             return record, tuple(fresh), verdict, detection.Detection()
+
+
+def _is_calm(job: TrainingJob, record: Record, observed: Observed, now: float) -> bool:
+    """Whether all train on although some have to go, as far as nothing else has gone wrong."""
+    if not any(map(observed.notices_of, observed.pods)):
+        return False
+    decision = rounds.decide(job, observed, last_number=record.round, hold=True, now=now)
+    return bool(decision.going)
 
 
 def _note_explanations(
@@ -225,8 +230,23 @@ def _is_whole(observed: Observed) -> bool:
     return not states & {rounds.State.LOST, rounds.State.FAILED, rounds.State.HUNG}
 
 
-def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tuple[Incident, ...]]:
-    """Close incidents once a round that came after them trains.
+def _goes_on(job: TrainingJob, record: Record, observed: Observed, now: float) -> bool:
+    """Whether nobody has stopped in the current round, and nothing is known that would end it."""
+    current = observed.round
+    if current is None:
+        return False
+    stopped = {rounds.State.SAVED, rounds.State.STOPPED}
+    if stopped & {rounds.state_of(member, current, observed) for member in current.members}:
+        return False
+    calm = _is_calm(job, record, observed, now)
+    found = detection.of_round(job, observed, current, progress=None, calm=calm, now=now)
+    return _is_whole(observed) and found == detection.Detection()
+
+
+def resolve(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> tuple[Record, tuple[Incident, ...]]:
+    """Close incidents once a round that came after them trains, or the one before has gone on.
 
     Where its first step becomes known only later, so does what the incidents have cost in steps.
     """
@@ -240,7 +260,7 @@ def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tup
     closed: list[Incident] = []
     result: list[Incident] = []
     rework = 0.0
-    whole = _is_whole(observed)
+    goes_on = record.open_incidents and _goes_on(job, record, observed, now)
     for incident in record.incidents:
         if incident.open and current.number > incident.round:
             stood = recovery.stood_still(observed) if not closed else None
@@ -255,8 +275,8 @@ def resolve(record: Record, observed: Observed, now: float) -> tuple[Record, tup
                 )
             )
             result.append(closed[-1])
-        elif incident.open and whole and incidents.went_on(incident, progress, current.number, now):
-            closed.append(incidents.unfounded(incident))
+        elif incident.open and goes_on and incidents.went_on(incident, progress, now):
+            closed.append(incidents.taken_back(incident, current.number))
             result.append(closed[-1])
             history = retries.uncharge(record.history, incident)
             record = replace(record, history=history, charged_round=current.number - 1)

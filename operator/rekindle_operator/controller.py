@@ -21,6 +21,7 @@ fault that its job tells (see `faults`), and a gauge for alerts counts the jobs 
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -57,6 +58,8 @@ LOOK = 60.0
 """Seconds after which a job is looked at although nothing has happened; it costs no request."""
 LOOK_AT_CHILDREN = 600.0
 """Seconds after which secret and service are read again, in case that somebody has changed them."""
+MISTRUST = 10.0
+"""The same when somebody shows another token than that of the secret; anybody can do that."""
 LIST_PATIENCE = 20.0
 """Seconds after which a job tells that nothing can be listed."""
 BUG = "InternalError"
@@ -98,6 +101,7 @@ class Controller:
             wake=self.wake,
             complain=self.complain,
             last_round=self._last_round,
+            mistrusted=self._mistrusted,
         )
 
     # What events tell.
@@ -266,6 +270,13 @@ class Controller:
         if state.token is None:
             await self._children.read_token(key, state)
         return state.tokens(time.monotonic())
+
+    def _mistrusted(self, key: JobKey) -> None:
+        """Somebody shows another token: has the secret been edited, and do pods read that now?"""
+        state = self._jobs.get(key)
+        if state is not None and time.monotonic() - state.looked_at >= MISTRUST:
+            state.looked_at = -math.inf
+            self.wake(key)
 
     def _last_round(self, key: JobKey) -> int:
         state = self._jobs.get(key)

@@ -183,6 +183,7 @@ class Coordinator:
         wake: Callable[[JobKey, float], None],
         complain: Callable[[JobKey, str, BaseException | None], None],
         last_round: Callable[[JobKey], int] = lambda _: 0,
+        mistrusted: Callable[[JobKey], None] = lambda _: None,
     ) -> None:
         """Build it around what it asks of the rest of the operator.
 
@@ -190,12 +191,14 @@ class Coordinator:
         whether a pod (name, uid) is a live pod of it, and ``wake`` asks for a reconcile after some
         seconds. ``complain`` tells the job of a request that could not be answered, and with None
         that the same can be again. ``last_round`` is the newest round in the job's status.
+        ``mistrusted`` is told of a job for which somebody has shown another token.
         """
         self._tokens_of = tokens_of
         self._is_live = is_live
         self._wake = wake
         self._complain = complain
         self._last_round = last_round
+        self._mistrusted = mistrusted
         self._failing: set[tuple[JobKey, str]] = set()
         """Jobs and what of them could not be answered when last asked."""
         self._rooms: dict[JobKey, JobRoom] = {}
@@ -340,6 +343,7 @@ class Coordinator:
         # Headers may hold any bytes; aiohttp keeps those that are no UTF-8 as surrogates.
         given = shown.encode("utf-8", "surrogateescape")
         if not any([hmac.compare_digest(given, token.encode()) for token in tokens]):
+            self._mistrusted(job)
             raise _refusal(401, f"this is not the token of job {job[0]}/{job[1]}")
         return job
 

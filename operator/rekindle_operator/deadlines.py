@@ -3,9 +3,9 @@
 Each deadline counts what its name says:
 
 - ``pending`` counts for as long as the job waits for what others have to give: a node for each of
-  minReplicas pods, quota to create them, its turn in a queue, gates to be taken away. It begins
-  anew whenever that wait does, in a recovery, too; there is none unless the job names one, because
-  capacity comes and goes and a job that waits for it is well.
+  minReplicas pods, quota to create them, its turn in a queue, gates to be taken away, a run that
+  somebody else holds. It begins anew whenever that wait does, in a recovery, too; there is none
+  unless the job names one, because capacity comes and goes and a job that waits for it is well.
 - ``startup`` counts from when so many pods have a node, until training runs for the first time and
   for the first time after a suspension. Pulling images is in it, since that is up to the job. It
   begins anew when their number falls below that before training runs. A recovery is not a start.
@@ -28,9 +28,9 @@ def _running(
     if job.pending_deadline is not None and record.waiting_since is not None:
         found.append(("pending", job.pending_deadline, record.waiting_since))
     scheduled = rounds.scheduled_since(job, observed)
-    starts = record.pending_since is not None and scheduled is not None
-    if job.startup_deadline is not None and starts:
-        began = max(scheduled or 0.0, record.pending_since or 0.0)
+    starts = record.pending_since is not None and record.waiting_since is None
+    if job.startup_deadline is not None and starts and scheduled is not None:
+        began = max(scheduled, record.pending_since or 0.0)
         found.append(("startup", job.startup_deadline, began))
     if job.active_deadline is not None and record.start_time is not None:
         began = record.start_time + record.suspended_seconds

@@ -72,7 +72,7 @@ def detect(
         early = _lost_on_the_way(job, observed, current, known, now)
         if early is not None:
             return early
-        found = _of_round(job, observed, current, progress, calm, now)
+        found = of_round(job, observed, current, progress=progress, calm=calm, now=now)
         if found.incident or found.settle is not None:
             return found
     inside = {m.uid for m in current.members} if current else set()
@@ -205,14 +205,16 @@ def _counts(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
     return wanted(job, pod) and pod.uid not in observed.retired and not job.suspend
 
 
-def _of_round(
+def of_round(
     job: TrainingJob,
     observed: Observed,
     current: Round,
+    *,
     progress: int | None,
     calm: bool,
     now: float,
 ) -> Detection:
+    """Find what ends the current round, whatever is known of it already; see `detect`."""
     states = {m.uid: state_of(m, current, observed) for m in current.members}
     gone: list[tuple[Member, Ending]] = []
     for member in current.members:

@@ -73,6 +73,11 @@ class Incident:
         return PAID_BY[self.cause]
 
     @property
+    def unfounded(self) -> bool:
+        """Whether it has ended nothing, as turned out later."""
+        return self.round == 0 and self.recovered_in is not None and self.seconds_lost == 0.0
+
+    @property
     def open(self) -> bool:
         """Whether training has not gone on since."""
         return self.seconds_lost is None
@@ -175,27 +180,28 @@ def resumed(incident: Incident, resumed_from: int | None) -> Incident:
     return replace(incident, resumed_from=resumed_from, steps_lost=lost)
 
 
-def went_on(incident: Incident, progress: Progress | None, current: int, now: float) -> bool:
-    """Whether the round that an incident should have ended has got on since all the same.
+def went_on(incident: Incident, progress: Progress | None, now: float) -> bool:
+    """Whether a round that an incident should have ended has got on since all the same.
 
-    A pod that could not be heard for a moment is back before anybody has stopped for it. Where
-    steps are unknown, nobody can say that one was done since: that all run is looked at once more.
+    Who could not be heard for a moment, or was told to go and need not, is back before anybody has
+    stopped for it. Where steps are unknown, nobody can say that one was done since: that all run is
+    looked at once more.
     """
-    if incident.round != current or incident.klass != "infrastructure":
-        return False
     if incident.step is None:
         return now - incident.at > LOOK_AGAIN
     return progress is not None and progress.step > incident.step
 
 
-def unfounded(incident: Incident) -> Incident:
-    """Close an incident that has ended nothing."""
+def taken_back(incident: Incident, current: int) -> Incident:
+    """Close an incident that has ended nothing: training has gone on in the round ``current``."""
     return replace(
         incident,
         round=0,
+        resumed_from=incident.step,
         steps_lost=0,
         seconds_lost=0.0,
-        action="it was back before anybody had stopped for it; no budget pays",
+        recovered_in=current,
+        action="it was over before anybody had stopped for it; no budget pays",
     )
 
 

@@ -103,8 +103,10 @@ class JobState:
     def use(self, job: TrainingJob) -> Use | None:
         """What the job uses of where its checkpoints lie, by what was last decided."""
         record = status.read(self.status)
-        ended = record.phase in status.TERMINAL and not any(p.alive for p in self.parsed.values())
-        return use_of(again.placed(job, record), record, ended=ended)
+        pods = [pod.created_at for pod in self.parsed.values() if pod.alive]
+        ended = record.phase in status.TERMINAL and not pods
+        placed = again.placed(job, record)
+        return use_of(placed, record, ended=ended, first_pod=min(pods, default=None))
 
     @property
     def trouble(self) -> Fault | None:

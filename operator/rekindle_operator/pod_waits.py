@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from rekindle_operator import wait_signs as signs
 from rekindle_operator.observed import Observed, Pod
+from rekindle_operator.runs import IN_USE
 from rekindle_operator.sentences import of_refusal
 from rekindle_operator.timestamps import clock
 from rekindle_operator.wait_signs import Fields, Held
@@ -166,6 +167,14 @@ ROWS: tuple[Row, ...] = (
         fits=signs.sidecar_failed,
         says="{container} of pod {pod} {how}; training goes on without it",
         blocks=False,
+    ),
+    Row(
+        reason=IN_USE,
+        fits=signs.held_up,
+        says="pod {pod} waits: {words}",
+        todo="it looks every two seconds and begins when that one has ended or is silent for a "
+        "minute; end that one, or create the job with a spec.checkpoint.uri of its own",
+        after=30.0,
     ),
     Row(
         reason="NotJoined",

@@ -35,11 +35,20 @@ def note_progress(record: Record, observed: Observed, now: float) -> Record:
 
 
 def note_waiting(job: TrainingJob, record: Record, observed: Observed, now: float) -> Record:
-    """Remember since when the job neither trains nor has the pods with a node to do so."""
+    """Remember since when the job does not train and waits for what others have to give.
+
+    That is pods with a node, or the run that somebody else holds: when that one has left, a start
+    begins anew.
+    """
     report = status.leader(observed)
     trains = report is not None and report.trains and not record.open_incidents
-    if trains or rounds.scheduled_since(job, observed) is not None:
-        return record if record.waiting_since is None else replace(record, waiting_since=None)
+    held = report is not None and report.waits is not None
+    if trains or not held and rounds.scheduled_since(job, observed) is not None:
+        if record.waiting_since is None:
+            return record
+        if record.pending_since is not None:
+            record = replace(record, pending_seconds=record.pending(now), pending_since=now)
+        return replace(record, waiting_since=None)
     return record if record.waiting_since is not None else replace(record, waiting_since=now)
 
 

@@ -105,7 +105,7 @@ def _go_on(
     explained = bookkeeping.newly_explained(before, record.incidents)
     settle = found.settle
     record, rollbacks = bookkeeping.note_rollback(record, observed)
-    record, resolved = bookkeeping.resolve(record, observed, now)
+    record, resolved = bookkeeping.resolve(job, record, observed, now)
     record, measured = bookkeeping.measure(record, observed)
     record, damage = bookkeeping.note_damage(record, observed, now)
     fresh = (*operator_incident, *rollbacks, *damage, *fresh)

@@ -55,13 +55,17 @@ class History:
 
 
 def uncharge(history: History, incident: Incident) -> History:
-    """The history without one incident of the class infrastructure; others may be of its moment."""
-    paid = [at for at in history.infrastructure if abs(at - incident.at) <= 0.01]
-    if incident.klass != "infrastructure" or not paid:
+    """The history without one incident that was charged; others may be of its moment."""
+    if incident.klass == "preemption":
+        return replace(history, preemptions=max(history.preemptions - 1, 0))
+    user, losses = history.user, history.infrastructure
+    times = [at for at, _ in user] if incident.klass == "user" else losses
+    one = next((i for i, at in enumerate(times) if abs(at - incident.at) <= 0.01), None)
+    if one is None:
         return history
-    kept = list(history.infrastructure)
-    kept.remove(paid[0])
-    return replace(history, infrastructure=tuple(kept))
+    if incident.klass == "user":
+        return replace(history, user=user[:one] + user[one + 1 :])
+    return replace(history, infrastructure=losses[:one] + losses[one + 1 :])
 
 
 def judge(
@@ -148,11 +152,12 @@ def backoff(incidents: Sequence[Incident], now: float) -> float:
     """Seconds to wait before pods are replaced, when incident follows incident without progress.
 
     A pod that ended outside of any round has made none, whatever the others do meanwhile. What took
-    no pod, another operator or a rollback, neither adds to the pause nor begins it anew.
+    no pod, another operator, a rollback or a false alarm, neither adds to the pause nor begins it
+    anew.
     """
     fruitless, after, newest = 0, now, now
     for incident in reversed(incidents):
-        if incident.klass == "nobody":
+        if incident.klass == "nobody" or incident.unfounded:
             continue
         idle = incident.round == 0 and after - incident.at < BACKOFF_MEMORY
         lost = incident.klass == "infrastructure" and incident.open

@@ -3,9 +3,9 @@
 Two jobs that write one run would take its lease from each other again and again, and each would be
 told that a peer was lost. So the place is what a job holds from its beginning to its end, also
 while it is suspended; another one that names the same place waits, without pods, and begins when
-the first has ended or is deleted. Which of them is the first is decided by what the statuses hold,
-and so is the same for the next operator: whoever has begun, and among those that have not, whoever
-asks to run and is the oldest.
+the first has ended or is deleted. Which of them is the first is decided by what the statuses hold
+and which pods there are, and so is the same for the next operator: whoever has begun, and among
+those that have not, whoever asks to run and is the oldest.
 
 The same path of a file system is the same place only where the volume is known to be the same.
 """
@@ -46,8 +46,14 @@ class Use:
         return (not begun, self.began_at or 0.0, self.suspended, self.created_at, self.key)
 
 
-def use_of(job: "TrainingJob", record: "Record", *, ended: bool) -> Use | None:
-    """The use that a job makes of a place; None when it has ended or nobody can tell the place."""
+def use_of(
+    job: "TrainingJob", record: "Record", *, ended: bool, first_pod: float | None = None
+) -> Use | None:
+    """The use that a job makes of a place; None when it has ended or nobody can tell the place.
+
+    ``first_pod`` is when the first of its pods was made that live. A job that has one has begun,
+    also where its operator died before it could write that down.
+    """
     place = None if ended else place_of(job)
     if place is None:
         return None
@@ -56,7 +62,7 @@ def use_of(job: "TrainingJob", record: "Record", *, ended: bool) -> Use | None:
         place=place,
         uri=job.checkpoint.uri,
         created_at=job.created_at,
-        began_at=record.start_time,
+        began_at=first_pod if record.start_time is None else record.start_time,
         suspended=job.suspend,
     )
 

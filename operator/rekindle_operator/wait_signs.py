@@ -223,6 +223,14 @@ def warming(held: Held) -> Fields | None:
     return {"since": agent.phase_since}
 
 
+def held_up(held: Held) -> Fields | None:
+    """Its workers wait for what others have to give."""
+    agent = held.agent
+    if agent is None or not held.joined or agent.report.waits is None:
+        return None
+    return {"since": agent.phase_since, "words": agent.report.waits}
+
+
 def not_joined(held: Held) -> Fields | None:
     """A round that it is in was formed, and it has not begun that: members find no way together."""
     if held.agent is None or held.round is None or held.joined or held.pod.told:

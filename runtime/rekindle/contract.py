@@ -779,6 +779,9 @@ class AgentReport(Document):
     least_world: Annotated[int | None, COUNT] = None
     """Fewer workers than these cannot go on from the checkpoints of the present ones; None: any
     number can, or it is not known."""
+    waits: Annotated[str | None, SENTENCE] = None
+    """What the workers of ``round`` wait for that others have to give, in words: somebody else
+    holds the run."""
 
     @property
     def trains(self) -> bool:

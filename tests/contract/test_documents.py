@@ -62,6 +62,7 @@ REPORT = AgentReport(
     unreachable=("u1",),
     useful_world=6,
     least_world=2,
+    waits="s3://b/r is in use by ann on a1 (pid 7)",
 )
 SAVE = Directive(kind=DirectiveKind.SAVE, round=3, reason="r", seconds=20.0)
 SUSPECT = Suspect(pod="digits-1", uid="u1", address="10.0.0.2", reach_port=40002)

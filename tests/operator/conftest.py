@@ -32,7 +32,7 @@ from rekindle.contract import (
     Timings,
 )
 from rekindle_local.apiserver import schema as schemas
-from rekindle_operator import spec, status
+from rekindle_operator import runs, spec, status
 from rekindle_operator.documents import parse_node, parse_pod
 from rekindle_operator.incidents import stamp
 from rekindle_operator.observed import Agent, Observed, gone
@@ -165,6 +165,8 @@ class SimAgent:
     outcome: Outcome | None = None
     checkpoint: CheckpointReport | None = None
     restored: Restored | None = None
+    waits: str | None = None
+    """What its workers wait for before they begin."""
     useful: int | None = None
     """For how many workers there is work, as its own have said at last."""
     least: int | None = None
@@ -224,6 +226,7 @@ class SimAgent:
             checkpoint=self.checkpoint,
             restored=self.restored,
             useful_world=self.useful,
+            waits=self.waits,
             least_world=self.least,
             outcome=self.outcome,
             **more,
@@ -278,6 +281,10 @@ class World:
         """By uid: so many of a pod's next reports do not arrive."""
         self.refuses: str | None = None
         self.trains = True
+        self.rival: runs.Use | None = None
+        """Another job that names the same place for its checkpoints, and has not ended."""
+        self.held_by: str | None = None
+        """Somebody else writes where the job wants to, as its workers find when they begin."""
         self.hold_saves = False
         """Trainers are in a long step and cannot agree on one."""
         self.skipped = ()
@@ -454,7 +461,11 @@ class World:
                 if agent.done_for >= DONE_WAIT:
                     self.exit(pod, 0, agent.outcome)
         agents = self.group()
+        for agent in agents:
+            agent.waits = agent.waits and self.held_by
         if not self.trains or not agents or seconds <= 0 or self.stand(agents):
+            return
+        if any(agent.waits for agent in agents):
             return
         steps = max(1, int(seconds))
         before = agents[0].step
@@ -591,7 +602,8 @@ class World:
         agent.more = {"timings": self.timings} if self.timings else {}
         source = self.committed.uri if self.committed else "scratch"
         restored = Restored(step=agent.step, source=source, skipped=self.skipped)
-        agent.restored = None if self.plain else restored
+        agent.restored = None if self.plain or self.held_by else restored
+        agent.waits = None if self.plain else self.held_by
         agent.useful = None if self.plain else self.useful
         if self.exact:
             agent.useful = agent.least = size = self.rounds[0].world_size
@@ -612,7 +624,8 @@ class World:
             if self.hold_saves or self.stand(agents):
                 continue
             if any(a.wants_save or self.hurries(a) for a in agents):
-                self.commit(agents)
+                if not any(a.waits for a in agents):
+                    self.commit(agents)
                 for agent in agents:
                     agent.phase, agent.wants_save = AgentPhase.WAITING, False
                     agent.outcome = Outcome(
@@ -940,7 +953,23 @@ class World:
             hindered=self.hindered,
             now=self.now,
             notice_seconds=self.job.notice_seconds,
+            holder=self.holder(),
         )
+
+    def holder(self):
+        """The other job, when it is its turn; it begins then, by the same operator."""
+        if self.rival is None:
+            return None
+        pods = [pod.created_at for pod in self.alive]
+        over = self.phase in status.TERMINAL and not pods
+        known = runs.Runs(lambda key: None)
+        record, first = status.read(self.status), min(pods, default=None)
+        own = runs.use_of(self.job, record, ended=over, first_pod=first)
+        for use in filter(None, (own, self.rival)):
+            known.note(use.key, use)
+        if self.rival.began_at is None and known.holder(self.rival.key) is None:
+            self.rival = replace(self.rival, began_at=self.now)
+        return known.holder(own.key) if own else None
 
     def node(self, name, body):
         before = self.known.get(name)

@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle_operator import retries
+from rekindle_operator import retries, spec
 from rekindle_operator.incidents import Incident
 
 
@@ -46,6 +46,26 @@ def test_of_two_losses_of_one_moment_only_the_explained_one_is_given_back():
     ]
     history = retries.History(infrastructure=(1.0, 5.0, 5.0))
     assert retries.uncharge(history, losses[0]).infrastructure == (1.0, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("cause", "paid"),
+    [
+        (Cause.POD_LOST, {"infrastructure": (1.0, 5.0)}),
+        (Cause.USER_ERROR, {"user": ((1.0, 3), (5.0, 4))}),
+        (Cause.PREEMPTED, {"preemptions": 2}),
+        (Cause.ROLLED_BACK, {}),
+    ],
+)
+def test_what_is_given_back_is_what_was_charged(bodies, cause, paid):
+    job = spec.parse(bodies(), 0.0)
+    incident = Incident(at=5.0, round=1, cause=cause, evidence="", victims=(), step=4)
+    before = {"infrastructure": (1.0,), "user": ((1.0, 3),), "preemptions": 1}
+    after = retries.History(**before)
+    if paid:
+        after = retries.charge(after, incident, job, 5.0)
+    assert after == retries.History(**{**before, **paid})
+    assert retries.uncharge(after, incident) == retries.History(**before)
 
 
 def starting(world, **more):

@@ -22,7 +22,7 @@ from rekindle_operator import (
     spec,
     statuswriter,
 )
-from rekindle_operator.cluster import ApiError, Refused
+from rekindle_operator.cluster import ApiError, Refused, token_in
 from rekindle_operator.controller import Controller
 from rekindle_operator.incidents import stamp
 from rekindle_operator.patches import merge_patch
@@ -623,6 +623,26 @@ def test_a_secret_that_somebody_deletes_comes_back_with_another_token(cluster):
             assert fresh != before
             assert await operator.controller._tokens_of(KEY) == (fresh, before)
             assert state.tokens(time.monotonic() + jobstate.OVERLAP) == (fresh,)
+
+    run(scenario())
+
+
+def test_a_secret_that_somebody_edits_is_put_right_when_pods_show_what_they_read_there(cluster):
+    async def scenario():
+        async with Operator(cluster) as operator:
+            await started(operator)
+            (before,) = await operator.controller._tokens_of(KEY)
+            secret = cluster.objects["Secret", "digits-rekindle"]
+            secret["data"]["token"] = base64.b64encode(b"edited").decode()
+            state = operator.controller._jobs[KEY]
+            operator.controller._mistrusted(KEY)
+            assert state.looked_at > 0, "anybody can show a token: not more often than now and then"
+            state.looked_at -= module.MISTRUST
+            operator.controller._mistrusted(KEY)
+            operator.controller._mistrusted(("ml", "nobody"))
+            await operator.until(
+                lambda: token_in(cluster.objects["Secret", "digits-rekindle"]) == before
+            )
 
     run(scenario())
 

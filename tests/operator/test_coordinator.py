@@ -54,12 +54,13 @@ class Bench:
 
     def __init__(self):
         self.live = {("digits-0", "uid-digits-0"), ("digits-1", "uid-digits-1")}
-        self.wakes, self.complaints, self.former = [], [], ()
+        self.wakes, self.complaints, self.former, self.mistrusted = [], [], (), []
         self.coordinator = Coordinator(
             tokens_of=self.tokens_of,
             is_live=lambda job, name, uid: (name, uid) in self.live,
             wake=lambda job, after: self.wakes.append((job, after)),
             complain=lambda *told: self.complaints.append(told),
+            mistrusted=self.mistrusted.append,
         )
 
     async def tokens_of(self, job):
@@ -722,6 +723,7 @@ def test_a_token_that_was_replaced_counts_for_a_while():
     async def scenario(bench):
         old = {"Authorization": "Bearer of-before"}
         assert (await bench.post(report(), headers=old))[0] == 401
+        assert bench.mistrusted == [JOB], "the secret may have been edited"
         bench.former = ("of-before",)
         assert (await bench.post(report(), headers=old))[0] == 200
         assert (await bench.post(report()))[0] == 200

@@ -15,6 +15,7 @@ REKINDLE_MACHINE=deep looks at many more histories, other ones each time and lon
 
 import math
 import os
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -28,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 from rekindle.contract import AgentPhase, Rollback
-from rekindle_operator import status
+from rekindle_operator import runs, status
 
 DEEP = os.environ.get("REKINDLE_MACHINE") == "deep"
 pick = st.integers(0, 9)
@@ -75,8 +76,9 @@ class Histories(RuleBasedStateMachine):
         plain=st.booleans(),
         useful=st.sampled_from([None, None, 1, 2, 3]),
         right=st.booleans(),
+        rival=st.sampled_from([None, None, "older", "suspended"]),
     )
-    def begin(self, replicas, least, nodes, spares, warms_for, ttl, plain, useful, right):
+    def begin(self, replicas, least, nodes, spares, warms_for, ttl, plain, useful, right, rival):
         self.right = right
         self.w = self.World(
             replicas=replicas,
@@ -89,6 +91,10 @@ class Histories(RuleBasedStateMachine):
             plain=plain,
         )
         self.w.warms_for = warms_for
+        if rival:
+            self.another_job_comes()
+            suspended, made = rival == "suspended", self.w.job.created_at - 1.0
+            self.w.rival = replace(self.w.rival, created_at=made, suspended=suspended)
         self.w.useful = None if plain else useful
         self.place, self.w.kubernetes = self.w.kubernetes, self.pods_are_placed
         self.failed: set[str] = set()
@@ -376,6 +382,29 @@ class Histories(RuleBasedStateMachine):
             replicas=max(replicas, least), elastic={"minReplicas": least, "spares": spares}
         )
 
+    @rule()
+    def another_job_comes(self):
+        """With the same place for its checkpoints."""
+        if self.w.rival is None:
+            own, record = self.w.job, status.read({})
+            use = runs.use_of(own, record, ended=False)
+            self.w.rival = replace(use, key=("ml", "other"), created_at=self.w.now + 1.0)
+
+    @rule()
+    def the_other_job_ends(self):
+        self.w.rival = None
+
+    @rule(suspend=st.booleans())
+    def the_other_job_is_suspended(self, suspend):
+        if self.w.rival is not None:
+            self.w.rival = replace(self.w.rival, suspended=suspend)
+
+    @rule(held=st.booleans())
+    def somebody_holds_the_run(self, held):
+        """A script, or a job of another operator: only workers find that out, as they begin."""
+        words = "s3://bucket/run is in use by bob on b2 (pid 8)"
+        self.w.held_by = words if held and not self.w.group() else None
+
     @rule(suspend=st.booleans())
     def suspend(self, suspend):
         self.w.change(suspend=suspend)
@@ -392,6 +421,15 @@ class Histories(RuleBasedStateMachine):
         names = [name for name in self.w.created if name not in self.w.unrecorded]
         assert len(set(names)) == len(names)
         self.nothing_is_charged_twice()
+        self.one_job_uses_the_run()
+
+    def one_job_uses_the_run(self):
+        """Who has begun goes on until its end; the other one has no pods meanwhile."""
+        w, rival = self.w, self.w.rival
+        if rival is not None and rival.began_at is not None:
+            begun = w.status.get("startTime") and w.phase not in status.TERMINAL
+            assert not begun, "both have begun"
+            assert not w.alive, "pods beside those of the job that has begun"
 
     def nothing_is_charged_twice(self):
         """Each charge is for a pod that something has happened to since the last one."""
@@ -431,7 +469,9 @@ class Histories(RuleBasedStateMachine):
             return
         for agent in agents:
             pod = agent.pod
-            end = min(self.due.get(pod.uid, EVER), self.due.get(pod.node, EVER))
+            # Who may not read nodes has no word of their end.
+            of_node = EVER if w.blind else self.due.get(pod.node, EVER)
+            end = min(self.due.get(pod.uid, EVER), of_node)
             assert w.now < end, f"{pod.name} had to be gone {w.now - end} s ago"
 
     # The end.
@@ -478,6 +518,7 @@ class Histories(RuleBasedStateMachine):
         w.hold_saves, w.broken_image = False, set()
         w.blind, w.peers_tell = False, True
         w.late, w.dropped = {}, {}
+        w.rival = w.held_by = None
         self.what_hangs_gets_on()
         self.kubelet_tells(137)
         self.dead_machines_are_noticed()

@@ -1,6 +1,7 @@
 """One run, one job: the second one waits, says for whom, and goes on when the first has ended."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -185,3 +186,46 @@ def test_the_controller_knows_who_uses_which_place(bodies):
 def test_a_job_that_has_ended_leaves_its_place(bodies, phase, held):
     state = JobState(body=bodies(), status={"phase": phase, "startTime": "2026-01-01T00:00:00Z"})
     assert (state.use(job(bodies)) is not None) is held
+
+
+def test_a_job_waits_for_whoever_is_no_job_as_long_as_that_lasts(world):
+    """Its pods find that out; no budget pays and no start deadline runs meanwhile."""
+    w = world(deadlines={"startup": "10m"})
+    w.held_by = "s3://bucket/run is in use by bob on b2 (pid 8)"
+    w.run(3600, pace=60.0)
+    assert (w.phase, w.condition("Degraded")["reason"]) == ("Starting", "CheckpointInUse")
+    assert (w.restarts, w.status["incidents"], len(w.rounds)) == ((0, 0, 0), [], 1)
+    w.held_by, w.trains = None, False
+    w.run(300, pace=60.0)
+    assert w.phase == "Starting", "the start begins anew"
+    w.trains = True
+    w.until(w.training)
+    assert w.condition("Degraded")["status"] == "False"
+
+
+def test_who_waits_for_whoever_is_no_job_goes_when_it_is_told_to(world):
+    w = world()
+    w.held_by = "s3://bucket/run is in use by bob on b2 (pid 8)"
+    w.run(120, pace=10.0).delete("digits-1")
+    w.until(lambda: len(w.rounds) > 1 and "digits-1" not in w.members)
+    w.held_by = None
+    w.until(w.training)
+    assert w.restarts[:2] == (0, 0)
+
+
+def test_the_deadline_for_waiting_runs_while_somebody_holds_the_run(world):
+    w = world(deadlines={"pending": "10m"})
+    w.held_by = "s3://bucket/run is in use by bob on b2 (pid 8)"
+    w.run(900, pace=60.0)
+    assert (w.phase, w.condition("Failed")["reason"]) == ("Failed", "CheckpointInUse")
+    assert "in use by bob" in w.condition("Failed")["message"]
+
+
+def test_a_job_whose_operator_died_before_it_wrote_that_it_has_begun_holds_its_place(world):
+    """An older one was suspended until then."""
+    w = world().settle()
+    state = JobState(body=w.body, status={})
+    assert state.use(w.job).began_at is None
+    state.parsed = {uid: pod.parsed() for uid, pod in w.pods.items()}
+    older = replace(state.use(w.job), key=("ml", "older"), created_at=0.0, began_at=None)
+    assert state.use(w.job).turn < older.turn

@@ -106,6 +106,12 @@ def no_step(world):
     return w
 
 
+def held_by_somebody_else(world):
+    w = world(**MIN3)
+    w.held_by = "s3://bucket/run is in use by bob on b2 (pid 8) since 2026-11-30T10:00:00+00:00"
+    return w
+
+
 def recovering_without_an_image(world):
     w = world(**MIN3).start()
     w.broken_image = {f"digits-1r{n}" for n in range(1, 9)}
@@ -188,6 +194,17 @@ STATES = [
         "Progressing",
         "FirstStep",
         ["round 1 of 3 pods", "kubectl logs digits-0", "first step"],
+    ),
+    (
+        held_by_somebody_else,
+        "Starting",
+        "Degraded",
+        "CheckpointInUse",
+        [
+            "in use by bob on b2 (pid 8) since 2026",
+            "looks every two seconds",
+            "spec.checkpoint.uri",
+        ],
     ),
     (
         recovering_without_an_image,

@@ -79,6 +79,7 @@ class Session:
         self._ranks: tuple[RankReport, ...] = ()
         self._hang: Hang | None = None
         self._rollback: Rollback | None = None
+        self._waits: str | None = None
         self._worlds: tuple[int | None, int | None] = (None, None)
         self._unreachable: tuple[str, ...] = ()
         self.reach_port = 0
@@ -123,7 +124,7 @@ class Session:
             self._page = None
             self._progress = self._tracked = None
             self._awaited = False
-            self._restored = None
+            self._restored = self._waits = None
             self._ranks, self._hang, self._rollback = (), None, None
             seen = self._offered
             at = seen[1] if seen and seen[0] == number.key else time.monotonic()
@@ -239,6 +240,7 @@ class Session:
                 useful_world=self._worlds[1],
                 reach_port=self.reach_port,
                 unreachable=self._unreachable,
+                waits=self._waits,
             )
 
     # What it has been told.
@@ -330,6 +332,7 @@ class Session:
             restored = page.restored()
             stamps = page.stamps()
             rollback = page.rollback()
+            waits = page.waits() if restored is None else None
             attached, awaited, formed = page.attached, page.awaited, page.formed_at
         except (OSError, ValueError) as error:
             logger.warning("cannot read what the workers have left: %s", error)
@@ -344,6 +347,7 @@ class Session:
                 self._progress = self._tracked
             self._restored = restored
             self._rollback = rollback
+            self._waits = waits
             if restored is not None:
                 # It holds for the rounds to come, until their workers say otherwise.
                 self._worlds = page.worlds

@@ -11,7 +11,7 @@ old or the new value, never half of one. Values that belong together may be one 
 rests on them being from the same instant.
 
 Files beside the page in the round's private directory (``REKINDLE_RUN_DIR``):
-``outcome-{rank}.json``, which a failing worker leaves behind, and ``restored.json``. Both are
+``outcome-{rank}.json``, which a failing worker leaves behind, ``restored.json`` and others. All are
 written to a temporary name and renamed, so they are there whole or not at all.
 """
 
@@ -172,6 +172,12 @@ class ControlPage:
             return None
         return Restored.from_json(json.loads(path.read_text()))
 
+    def waits(self) -> str | None:
+        """What the workers wait for that others have to give, in words."""
+        path = self.directory / "waits.json"
+        found = json.loads(path.read_text()) if path.exists() else {}
+        return str(found["for"]) if found.get("for") else None
+
     def rollback(self) -> Rollback | None:
         """The newest return to an older step, if there was one in this round."""
         path = self.directory / "rollback.json"
@@ -294,6 +300,10 @@ class ControlPage:
     def write_restored(self, restored: Restored) -> None:
         """Leave word of where this round began."""
         self._write("restored.json", restored.to_json())
+
+    def write_waits(self, words: str | None) -> None:
+        """Leave word of what this round waits for, None for nothing any more."""
+        self._write("waits.json", {"for": words})
 
     def write_rollback(self, rollback: Rollback) -> None:
         """Leave word that training went back by itself."""

@@ -2,14 +2,15 @@
 
 A script that finds another one at work is refused, and told by whom, since when, and how to take
 over on purpose: two of them would take the lease from each other for ever. An attempt of a job has
-nobody to read that, and waits, for as long as the other ranks wait for it. `holder` says who counts
-as gone.
+nobody to read that, and waits: for ever where an operator shows the job's owner for what, else for
+a while. `holder` says who counts as gone.
 
 While a lease is held a thread renews it (`Presence`), so that others can tell.
 """
 
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
@@ -28,61 +29,88 @@ log = logging.getLogger(__name__)
 ENV_TAKE_OVER = "REKINDLE_TAKE_OVER"
 """Set to 1 by a person who wants to write where another process does; that one stops then."""
 PATIENCE = 300.0
-"""Seconds for which an attempt of a job waits; the collectives of the other ranks last longer."""
+"""Seconds for which an attempt of a job waits when no operator shows that it does."""
 LOOK_SECONDS = 2.0
 """Between two looks at somebody else's lease."""
 
 
 def who() -> Holder:
     """This process, by what its environment says of it."""
+    return Holder.here(os.environ, _job())
+
+
+def patience(*, shown: bool) -> float:
+    """How many seconds this process waits for somebody else; ``shown``: its agent can tell that."""
+    return math.inf if shown and _job() else PATIENCE
+
+
+def _job() -> str:
+    """The name of the operator's job that this process works for; empty when it is for none."""
     job, namespace = os.environ.get(ENV_JOB, ""), os.environ.get(ENV_NAMESPACE, "")
-    return Holder.here(os.environ, f"TrainingJob {namespace}/{job}" if job and namespace else "")
+    return f"TrainingJob {namespace}/{job}" if job and namespace else ""
 
 
-def enter(
-    store: Store,
-    own: Holder,
-    *,
-    forced: bool,
-    now: Callable[[], float] = time.monotonic,
-    pause: Callable[[float], object] = time.sleep,
-) -> None:
-    """Return when nobody else holds the run; raises R15 when somebody does and goes on to."""
-    began = now()
-    seen: tuple[str, float] | None = None
-    changes, told = 0, False
-    while not forced:
-        held = store.held()
+class Gate:
+    """Whether somebody else holds the run: asked before its lease is taken, again and again."""
+
+    def __init__(
+        self,
+        store: Store,
+        own: Holder,
+        *,
+        forced: bool,
+        patience: float = PATIENCE,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``forced``: a person wants it taken over; ``patience``: for how long a job waits."""
+        self._store, self._own, self._forced = store, own, forced
+        self._patience, self._now = patience, now
+        self._began = now()
+        self._seen: tuple[str, float] | None = None
+        """The lease as it was last seen to change, and when."""
+        self._changes = 0
+        self._told = False
+
+    def look(self) -> str | None:
+        """Say who holds the run; None when it can be taken.
+
+        Raises R15 when its holder goes on for longer than this process waits, a script not at all.
+        """
+        held = None if self._forced else self._store.held()
         if held is None or held.ended:
-            return
-        verdict = own.sees(held.holder)
+            return None
+        verdict, now = self._own.sees(held.holder), self._now()
         if verdict == "unknown":
-            if seen is None or seen[0] != held.etag:
-                changes += seen is not None
-                seen = (held.etag, now())
-            if now() - seen[1] >= WATCH_SECONDS:
+            if self._seen is None or self._seen[0] != held.etag:
+                self._changes += self._seen is not None
+                self._seen = (held.etag, now)
+            if now - self._seen[1] >= WATCH_SECONDS:
                 log.warning(
                     "%s: %s has held it and has not been heard of for %.0f s; it is taken over",
-                    store.uri,
+                    self._store.uri,
                     held.holder.who,
                     WATCH_SECONDS,
                 )
-                return
+                return None
         if verdict == "free":
-            return
-        if not told:
-            told = True
+            return None
+        if not self._told:
+            self._told = True
             log.warning(
-                "%s: %s holds it; waiting to see whether that goes on", store.uri, held.holder.who
+                "%s: %s holds it; waiting to see whether that goes on",
+                self._store.uri,
+                held.holder.who,
             )
-        if (verdict == "held" or changes) and (not own.job or now() - began > PATIENCE):
-            since = datetime.fromtimestamp(held.since, UTC).isoformat(timespec="seconds")
+        since = datetime.fromtimestamp(held.since, UTC).isoformat(timespec="seconds")
+        words = f"{self._store.uri} is in use by {held.holder.who} since {since}"
+        certain = verdict == "held" or self._changes > 0
+        if certain and (not self._own.job or now - self._began > self._patience):
             raise RequirementError(
-                f"R15 {store.uri} is in use by {held.holder.who} since {since}. Wait until that "
-                f"has ended, use another root, or set {ENV_TAKE_OVER}=1 to take it over, which "
-                f"stops the other one at its next save. Training was not started."
+                f"R15 {words}. Wait until that has ended, use another root, or set "
+                f"{ENV_TAKE_OVER}=1 to take it over, which stops the other one at its next save. "
+                f"Training was not started."
             )
-        pause(LOOK_SECONDS)
+        return words
 
 
 class Presence:

@@ -14,12 +14,16 @@ of any attempt that nobody continued.
 """
 
 import os
+import time
 import uuid
+from collections.abc import Callable
 
 from rekindle.checkpoint import InvalidLocation, Lease, SaveError, Store, StoreError
 from rekindle.checkpoint.hostcopy import Line
 from rekindle.checkpoint.location import check_options
 from rekindle.flags import Flags
+from rekindle.outcome import Preempted
+from rekindle.ranks.control import ControlPage
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError, code_of
 from rekindle.saving import admission
@@ -34,8 +38,10 @@ _STARTED = "Training was not started."
 class SharedLease:
     """The lease of one attempt, as one rank sees it; nobody is asked when it is made."""
 
-    def __init__(self, world: World, flags: Flags) -> None:
-        self._world = world
+    def __init__(self, world: World, flags: Flags, page: ControlPage | None = None) -> None:
+        self._world, self._page = world, page
+        self._said: str | None = None
+        """Who the agent has been told to hold the run."""
         self.uri = root(flags)[0]
         """The run's root."""
         self.options = store_options(flags)
@@ -65,23 +71,51 @@ class SharedLease:
         """Whether that has ended well on this rank."""
         return self._opening is not None and self._opening.succeeded
 
-    def take(self) -> None:
-        """Prove that checkpoints can be written (R5), and take the lease; collective."""
-        error: Exception | None = None
-        fence = 0
-        try:
-            check_options(self.uri, self._given)
-            store = self.store
-            if self._world.first:
-                store.probe(uuid.uuid4().hex[:12])
-                admission.enter(store, who(), forced=os.environ.get(ENV_TAKE_OVER) == "1")
-                fence = self._hold(store)
-        except Exception as failure:
-            error = failure
-            if isinstance(failure, StoreError | InvalidLocation):
-                error = self._unwritable(failure)
-        self._world.agree(error)
-        self.fence = self._world.share(fence)
+    def take(self, pause: Callable[[float], object] = time.sleep) -> None:
+        """Prove that checkpoints can be written (R5), and take the lease; collective.
+
+        While somebody else holds the run all ranks wait together, so that none of them waits in a
+        collective that has a limit, and each hears at once that it has to go.
+        """
+        gate: admission.Gate | None = None
+        while True:
+            error: Exception | None = None
+            fence, holder = 0, None
+            try:
+                if gate is None:
+                    check_options(self.uri, self._given)
+                    gate = self._gate(self.store)
+                if self._world.first:
+                    holder = gate.look()
+                    fence = 0 if holder else self._hold(self.store)
+            except Exception as failure:
+                error = failure
+                if isinstance(failure, StoreError | InvalidLocation):
+                    error = self._unwritable(failure)
+            self._world.agree(error)
+            stop = self._page is not None and self._page.stop_requested
+            answers = self._world.gather((fence, holder, stop))
+            self.fence, holder, _ = answers[0]
+            self._say(holder)
+            if holder is None:
+                return
+            if any(stop for *_, stop in answers):
+                raise Preempted(0, saved=True)  # nothing has been done that could be lost
+            pause(admission.LOOK_SECONDS)
+
+    def _gate(self, store: Store) -> admission.Gate:
+        """Where rank 0 looks; it has proven by then that the store takes checkpoints."""
+        if self._world.first:
+            store.probe(uuid.uuid4().hex[:12])
+        forced = os.environ.get(ENV_TAKE_OVER) == "1"
+        patience = admission.patience(shown=self._page is not None)
+        return admission.Gate(store, who(), forced=forced, patience=patience)
+
+    def _say(self, holder: str | None) -> None:
+        """Tell the agent for whom the workers of this pod wait, or that they do no more."""
+        if self._page is not None and self._world.local_rank == 0 and holder != self._said:
+            self._said = holder
+            self._page.write_waits(holder)
 
     def renew(self) -> None:
         """Take another one, whose fence is higher; collective."""

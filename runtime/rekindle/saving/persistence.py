@@ -52,7 +52,7 @@ class Session:
 
     def __init__(self, flags: Flags, world: World, page: ControlPage | None) -> None:
         """Nobody is asked anything yet: a `recall` that finds something, or `lease.take`, comes."""
-        self.lease = SharedLease(world, flags)
+        self.lease = SharedLease(world, flags, page)
         self.cadence = Cadence(every=interval(flags), first=world.first)
         self.keeper: Keeper | None = None
         """Makes copies in the pods' memory; None where no pod keeps any."""

@@ -173,3 +173,16 @@ def test_for_how_many_workers_it_is_work_holds_until_others_say_otherwise(sessio
     assert worlds() == (1, 2)
     ControlPage(second).write_restored(Restored(step=9, source="scratch"))
     assert worlds() == (None, None), "the script of this round knows of no limit"
+
+
+def test_what_the_workers_wait_for_is_told_until_they_begin(session, tmp_path):
+    page = ControlPage(tmp_path, create=True)
+    session.joined(a_round(1, 1, 1))
+    session.attach(page)
+    assert session.report().waits is None
+    page.write_waits("s3://b/r is in use by bob")
+    assert session.report().waits == "s3://b/r is in use by bob"
+    page.write_restored(Restored(step=0, source="scratch"))
+    assert session.report().waits is None
+    session.joined(a_round(2, 1, 1))
+    assert session.report().waits is None

@@ -12,9 +12,12 @@ import rekindle as rk
 from rekindle.checkpoint import Store
 from rekindle.checkpoint.holder import WATCH_SECONDS, Holder, started
 from rekindle.checkpoint.objects import Unreachable
+from rekindle.ranks.control import ControlPage
+from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
 from rekindle.saving import admission
-from rekindle.saving.admission import Presence, enter
+from rekindle.saving.admission import LOOK_SECONDS, Gate, Presence
+from rekindle.saving.lease import SharedLease
 
 SELF = Holder.here({})
 NOBODY = 2**22 + 1
@@ -42,7 +45,9 @@ class Clock:
 
 def admit(store, own, clock=None, forced=False):
     clock = clock or Clock()
-    enter(store, own, forced=forced, now=clock, pause=clock.pause)
+    gate = Gate(store, own, forced=forced, now=clock)
+    while gate.look():
+        clock.pause(LOOK_SECONDS)
     return clock.now
 
 
@@ -250,3 +255,54 @@ def test_a_run_that_is_over_shows_nobody_any_more(tmp_path, monkeypatch, fails, 
             assert not thread.is_alive()
     # The next attempt of a job does not look; anybody else has to be let in.
     assert Store.open(str(tmp_path / "run")).held().ended is not (fails and bool(job))
+
+
+class Waiting:
+    """Rank 0 of a job's attempt that wants a run which somebody else holds."""
+
+    def __init__(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("REKINDLE_JOB_NAME", "digits")
+        monkeypatch.setenv("REKINDLE_JOB_NAMESPACE", "ml")
+        self.page = ControlPage(tmp_path, create=True)
+        flags = rk.Trainer(root=str(tmp_path / "run"), enable_progress_bar=False).flags
+        world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
+        self.lease = SharedLease(world, flags, self.page)
+        self.held = self.lease.store.acquire(owner="a", holder=ALIVE)
+        self.told = []
+
+    def take(self, then):
+        """Take it; `then` happens when it has looked so often that others would be refused."""
+
+        def pause(_seconds):
+            self.told.append(self.page.waits())
+            if len(self.told) == 3:
+                then(self)
+
+        self.lease.take(pause=pause)
+
+
+def test_an_attempt_that_waits_says_for_whom_until_it_begins(tmp_path, monkeypatch):
+    one = Waiting(tmp_path, monkeypatch)
+    monkeypatch.setattr(admission, "PATIENCE", 0.0)
+    one.take(lambda one: one.lease.store.renew(one.held, ended=True))
+    assert len(set(one.told)) == 1
+    assert one.told[0].startswith(f"file://{tmp_path}/run is in use by ann on a1 (pid 7) since 20")
+    assert one.page.waits() is None
+    assert one.lease.fence > one.held.fence
+    one.lease.release()
+
+
+def test_an_attempt_that_waits_goes_when_it_is_told_to(tmp_path, monkeypatch):
+    one = Waiting(tmp_path, monkeypatch)
+    with pytest.raises(SystemExit) as ended:
+        one.take(lambda one: one.page.request_stop(1e9))
+    assert ended.value.code == 75, "there is nothing that could be lost"
+    assert one.lease.store.held().holder == ALIVE
+
+
+def test_who_has_no_operator_that_could_tell_waits_for_a_while(monkeypatch):
+    assert admission.patience(shown=True) == admission.PATIENCE
+    monkeypatch.setenv("REKINDLE_JOB_NAME", "digits")
+    monkeypatch.setenv("REKINDLE_JOB_NAMESPACE", "ml")
+    assert admission.patience(shown=False) == admission.PATIENCE
+    assert admission.patience(shown=True) > 1e9
