@@ -230,17 +230,19 @@ def _is_whole(observed: Observed) -> bool:
     return not states & {rounds.State.LOST, rounds.State.FAILED, rounds.State.HUNG}
 
 
-def _goes_on(job: TrainingJob, record: Record, observed: Observed, now: float) -> bool:
-    """Whether nobody has stopped in the current round, and nothing is known that would end it."""
+def _doomed(
+    job: TrainingJob, record: Record, observed: Observed, now: float
+) -> frozenset[str] | None:
+    """Members for which the current round is about to end; None when somebody has stopped."""
     current = observed.round
-    if current is None:
-        return False
     stopped = {rounds.State.SAVED, rounds.State.STOPPED}
+    if current is None or not _is_whole(observed):
+        return None
     if stopped & {rounds.state_of(member, current, observed) for member in current.members}:
-        return False
+        return None
     calm = _is_calm(job, record, observed, now)
-    found = detection.of_round(job, observed, current, progress=None, calm=calm, now=now)
-    return _is_whole(observed) and found == detection.Detection()
+    found = detection.of_round(job, observed, current, progress=None, calm=calm, now=now).incident
+    return frozenset(found.victims if found else ())
 
 
 def resolve(
@@ -260,7 +262,7 @@ def resolve(
     closed: list[Incident] = []
     result: list[Incident] = []
     rework = 0.0
-    goes_on = record.open_incidents and _goes_on(job, record, observed, now)
+    doomed = _doomed(job, record, observed, now) if record.open_incidents else None
     for incident in record.incidents:
         if incident.open and current.number > incident.round:
             stood = recovery.stood_still(observed) if not closed else None
@@ -275,7 +277,12 @@ def resolve(
                 )
             )
             result.append(closed[-1])
-        elif incident.open and goes_on and incidents.went_on(incident, progress, now):
+        elif (
+            incident.open
+            and doomed is not None
+            and not doomed.intersection(incident.victims)
+            and incidents.went_on(incident, progress, now)
+        ):
             closed.append(incidents.taken_back(incident, current.number))
             result.append(closed[-1])
             history = retries.uncharge(record.history, incident)
