@@ -243,6 +243,12 @@ CASES = [
         ["has not begun round 1", "digits-1 at a", "NetworkPolicy", "node node-1"],
     ),
     (
+        "CheckpointInUse",
+        pod("Running", trainer=running()),
+        {"agent": AgentPhase.RUNNING, "member": True, "joined": True, "waits": "s3://b/r is bob's"},
+        ["waits: s3://b/r is bob's", "silent for a minute", "spec.checkpoint.uri"],
+    ),
+    (
         "FirstStep",
         pod("Running", trainer=running()),
         {"agent": AgentPhase.RUNNING, "member": True, "formed": 90, "joined": True},
@@ -261,6 +267,7 @@ def held(
     member=False,
     formed=0,
     joined=False,
+    waits=None,
     now=NOW,
 ):
     told = tuple(parse_event(one) for one in events)
@@ -280,6 +287,7 @@ def held(
             slots=1,
             phase=agent,
             round=current if joined else None,
+            waits=waits,
         )
         agents[one.uid] = Agent(report=report, seen_at=now - quiet, phase_since=now - 300)
     observed = Observed(pods=(one,), agents=agents, round=current, now=now)
