@@ -121,6 +121,9 @@ class Site:
 
     def __post_init__(self) -> None:
         self.api = config.new_client_from_config(str(self.kubeconfig))
+        if self.embedded is not None:
+            # Its token stays; the hook reads os.environ, which pytest writes to, in any thread.
+            self.api.configuration.refresh_api_key_hook = None
         self.core = client.CoreV1Api(self.api)
         self.jobs = client.CustomObjectsApi(self.api)
 
