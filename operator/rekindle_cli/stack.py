@@ -141,7 +141,9 @@ class Stack:
         ports = free_ports(2)
         operator = Supervisor(
             "operator",
-            _operator_command(*ports, verbose=options.verbose),
+            _operator_command(
+                *ports, self.cluster.cluster.state_dir / "tls", verbose=options.verbose
+            ),
             env=_operator_environment(self.kubeconfig),
             log=self.cluster.cluster.state_dir / "operator.log",
             health=f"http://127.0.0.1:{ports[1]}/healthz",
@@ -199,13 +201,15 @@ def _definitions() -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def _operator_command(port: int, metrics_port: int, *, verbose: bool) -> list[str]:
+def _operator_command(port: int, metrics_port: int, tls: Path, *, verbose: bool) -> list[str]:
     command = [
         sys.executable,
         "-m",
         "rekindle_operator",
         "--coordinator-url",
-        f"http://127.0.0.1:{port}",
+        f"https://127.0.0.1:{port}",
+        "--tls-directory",
+        str(tls),
         "--host",
         "127.0.0.1",
         "--port",

@@ -10,6 +10,8 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import kopf
 from aiohttp import web
@@ -17,7 +19,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT
-from rekindle_operator import connections, handlers, logs, metrics, resources
+from rekindle_operator import connections, handlers, logs, metrics, resources, tls
 from rekindle_operator.cluster import Cluster
 from rekindle_operator.controller import Controller
 
@@ -36,7 +38,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--coordinator-url",
         required=True,
         metavar="URL",
-        help="how pods reach the coordinator, http://rekindle.rekindle-system.svc:8430 for example",
+        help="how pods reach the coordinator, https://rekindle.rekindle-system.svc:8430 for "
+        "example; https needs one of the --tls options, http sends tokens in the clear",
+    )
+    tls_options = parser.add_mutually_exclusive_group()
+    tls_options.add_argument(
+        "--tls-secret",
+        metavar="NAMESPACE/NAME",
+        help="keep an authority of the operator's own in this secret",
+    )
+    tls_options.add_argument(
+        "--tls-directory", type=Path, metavar="DIR", help="or in this directory"
+    )
+    tls_options.add_argument(
+        "--tls-files",
+        type=Path,
+        metavar="DIR",
+        help="or show tls.crt with tls.key of this directory; pods trust its ca.crt, or else whom "
+        "their image trusts",
     )
     parser.add_argument("--host", default="0.0.0.0", help="address to listen on")
     parser.add_argument(
@@ -64,7 +83,30 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--log-format", choices=logs.FORMATS, default="text", help="json: an object in each line"
     )
     parser.add_argument("--verbose", action="store_true", help="log what kopf does, too")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    secure = options.tls_secret or options.tls_directory or options.tls_files
+    if options.coordinator_url.startswith("https://") != bool(secure):
+        parser.error("an https:// URL and one of the --tls options belong together")
+    if options.tls_secret and options.tls_secret.count("/") != 1:
+        parser.error(f"--tls-secret is {options.tls_secret!r}, must be NAMESPACE/NAME")
+    return options
+
+
+async def source_of(options: argparse.Namespace, cluster: Cluster) -> tls.Source | None:
+    """Where the coordinator's certificate comes from; None where it speaks in the clear."""
+    host = urlsplit(options.coordinator_url).hostname or ""
+    if options.tls_secret:
+        return tls.Own(await tls.in_secret(cluster, *options.tls_secret.split("/")), [host])
+    if options.tls_directory:
+        return tls.Own(tls.in_directory(options.tls_directory), [host])
+    if options.tls_files:
+        authority = options.tls_files / "ca.crt"
+        return tls.Files(
+            options.tls_files / tls.CERTIFICATE,
+            options.tls_files / tls.KEY,
+            authority if authority.exists() else None,
+        )
+    return None
 
 
 def observability(*ready: asyncio.Event) -> web.Application:
@@ -90,30 +132,35 @@ async def run(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
     cluster = await Cluster.connect()
     watch_nodes = not options.no_watch_nodes
+    source = await source_of(options, cluster)
+    context = await tls.context(source) if source else None
     controller = Controller(
         cluster,
         coordinator_url=options.coordinator_url,
         watch_nodes=watch_nodes,
+        authority=source.authority if source else str,
         runtime_image=options.runtime_image,
     )
     ready = asyncio.Event()
     files = connections.raise_file_limit()
     servers = [
-        (controller.coordinator.application(), options.port, connections.limits(files)),
+        (controller.coordinator.application(), options.port, connections.limits(files), context),
         (
             observability(ready, controller.listed),
             options.metrics_port,
             connections.WITHOUT_TOKENS,
+            None,
         ),
     ]
     runners, doors = [], []
     around: asyncio.Task[None] | None = None
+    keeping = asyncio.create_task(tls.keep(context, source)) if context and source else None
     try:
-        for app, port, allowed in servers:
+        for app, port, allowed, secure in servers:
             runner = web.AppRunner(app, shutdown_timeout=0.5)
             runners.append(runner)
             await runner.setup()
-            doors.append(connections.Door(runner, options.host, port, allowed))
+            doors.append(connections.Door(runner, options.host, port, allowed, secure))
             doors[-1].open()
         around = asyncio.create_task(
             handlers.follow(
@@ -136,6 +183,8 @@ async def run(options: argparse.Namespace) -> None:
             around.cancel()
             await asyncio.gather(around, return_exceptions=True)
         await controller.close()
+        if keeping:
+            keeping.cancel()
         for door in doors:
             await door.close()
         for runner in runners:

@@ -198,7 +198,7 @@ def test_the_coordinator_url_is_the_service_and_the_service_selects_the_operator
     service = only(rendered["defaults"], "Service")
     template = only(rendered["defaults"], "Deployment")["spec"]["template"]
     metadata = service["metadata"]
-    url = f"http://{metadata['name']}.{metadata['namespace']}.svc:{COORDINATOR_PORT}"
+    url = f"https://{metadata['name']}.{metadata['namespace']}.svc:{COORDINATOR_PORT}"
     assert f"--coordinator-url={url}" in template["spec"]["containers"][0]["args"]
     assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
     (port,) = service["spec"]["ports"]

@@ -165,13 +165,17 @@ def test_with_namespaces_the_same_rights_hold_there_and_nowhere_else(
     names = sorted(helm.namespace() for _ in range(2))
     documents = helm.render({"watchNamespaces": names, "rbac": {"aggregateRoles": False}})
     inside = used() - outside(used())
-    assert granted(documents) == dict.fromkeys(names, inside)
+    (home,) = {d["metadata"]["namespace"] for d in documents if d["kind"] == "Deployment"}
+    own = {home: {("", "secrets", "get"), ("", "secrets", "create")}}  # of the operator's authority
+    assert granted(documents) == dict.fromkeys(names, inside) | own
     assert not [document for document in documents if document["kind"].startswith("Cluster")]
 
 
 def test_with_namespaces_nodes_can_be_granted_on_their_own(helm: Any) -> None:
     name = helm.namespace()
-    rights = granted(helm.render({"watchNamespaces": [name], "watchNodes": True}))
+    values = {"watchNamespaces": [name], "watchNodes": True, "tls": {"enabled": False}}
+    rights = granted(helm.render(values))
+    assert rights.keys() == {name, "everywhere"}
     assert rights["everywhere"] == NODES
 
 
