@@ -159,7 +159,8 @@ def operator(kubeconfig: Path, log: Path, *options: str) -> Iterator[None]:
     port, health = free_ports(2)
     command = [
         sys.executable, "-m", "rekindle_operator",
-        "--coordinator-url", f"http://127.0.0.1:{port}",
+        "--coordinator-url", f"https://127.0.0.1:{port}", "--tls-directory",
+        str(log.parent / "tls"),
         "--host", "127.0.0.1", "--port", str(port), "--metrics-port", str(health),
         *options,
     ]  # fmt: skip

@@ -63,7 +63,8 @@ class Operator:
         self.port = self.port or coordinator
         command = [
             sys.executable, "-m", "rekindle_operator",
-            "--coordinator-url", f"http://{self.host}:{self.port}",
+            "--coordinator-url", f"https://{self.host}:{self.port}",
+            "--tls-directory", str(self.log.parent / "tls"),
             "--host", self.host, "--port", str(self.port), "--metrics-port", str(health),
         ]  # fmt: skip
         env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
