@@ -133,7 +133,7 @@ async def run(options: argparse.Namespace) -> None:
     cluster = await Cluster.connect()
     watch_nodes = not options.no_watch_nodes
     source = await source_of(options, cluster)
-    context = await tls.context(source) if source else None
+    context, shown = await tls.context(source) if source else (None, None)
     controller = Controller(
         cluster,
         coordinator_url=options.coordinator_url,
@@ -154,7 +154,9 @@ async def run(options: argparse.Namespace) -> None:
     ]
     runners, doors = [], []
     around: asyncio.Task[None] | None = None
-    keeping = asyncio.create_task(tls.keep(context, source)) if context and source else None
+    keeping = None
+    if context and source and shown:
+        keeping = asyncio.create_task(tls.keep(context, source, shown))
     try:
         for app, port, allowed, secure in servers:
             runner = web.AppRunner(app, shutdown_timeout=0.5)

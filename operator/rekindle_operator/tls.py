@@ -111,21 +111,21 @@ def in_directory(directory: Path) -> Pair:
     both = directory / "authority.pem"
     with contextlib.suppress(FileNotFoundError):
         certificate, _, key = both.read_text().partition("\n\n")
-        return Pair(certificate=certificate, key=key)
+        return Pair(certificate=f"{certificate}\n", key=key)
     fresh = certificates.authority(datetime.now(UTC))
     descriptor, name = tempfile.mkstemp(dir=directory)  # 0600, and moved when it is whole
     with os.fdopen(descriptor, "w") as file:
-        file.write(f"{fresh.certificate}\n\n{fresh.key}")
+        file.write(f"{fresh.certificate}\n{fresh.key}")
     os.replace(name, both)
     return fresh
 
 
-async def context(source: Source) -> ssl.SSLContext:
-    """For a server that shows what the source has now."""
-    made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+async def context(source: Source) -> tuple[ssl.SSLContext, Pair]:
+    """For a server that shows what the source has now; and that."""
+    made, shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), await source.pair(datetime.now(UTC))
     made.minimum_version = ssl.TLSVersion.TLSv1_3
-    show(made, await source.pair(datetime.now(UTC)))
-    return made
+    show(made, shown)
+    return made, shown
 
 
 def show(context: ssl.SSLContext, pair: Pair) -> None:
@@ -138,9 +138,8 @@ def show(context: ssl.SSLContext, pair: Pair) -> None:
         os.close(descriptor)
 
 
-async def keep(context: ssl.SSLContext, source: Source) -> None:
+async def keep(context: ssl.SSLContext, source: Source, shown: Pair) -> None:
     """Show whatever the source has by now, for ever."""
-    shown = await source.pair(datetime.now(UTC))
     while True:
         await asyncio.sleep(LOOK)
         try:

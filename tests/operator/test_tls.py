@@ -57,7 +57,7 @@ def test_pods_believe_their_operator_under_its_own_name_and_nobody_else(monkeypa
     source = tls.Own(own, ["127.0.0.1", "rekindle.system.svc"])
 
     async def run():
-        context = await tls.context(source)
+        context, shown = await tls.context(source)
         async with served(context) as port:
             first = await ask(port, source.authority())
             assert await ask(port, source.authority(), "rekindle.system.svc") == first
@@ -66,7 +66,7 @@ def test_pods_believe_their_operator_under_its_own_name_and_nobody_else(monkeypa
             with pytest.raises(ssl.SSLCertVerificationError):
                 await ask(port, source.authority(), "elsewhere.svc")
             source._shown = certificates.issue(own, ["127.0.0.1"], NOW - timedelta(days=80))
-            keeping = asyncio.create_task(tls.keep(context, source))
+            keeping = asyncio.create_task(tls.keep(context, source, shown))
             async with asyncio.timeout(10):
                 while await ask(port, source.authority()) == first:
                     await asyncio.sleep(0.01)
