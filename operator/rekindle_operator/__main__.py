@@ -8,8 +8,10 @@ was.
 
 import argparse
 import asyncio
+import ssl
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -87,26 +89,26 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     secure = options.tls_secret or options.tls_directory or options.tls_files
     if options.coordinator_url.startswith("https://") != bool(secure):
         parser.error("an https:// URL and one of the --tls options belong together")
+    if not host_of(options):
+        parser.error(f"--coordinator-url is {options.coordinator_url!r}, must name a host")
     if options.tls_secret and options.tls_secret.count("/") != 1:
         parser.error(f"--tls-secret is {options.tls_secret!r}, must be NAMESPACE/NAME")
     return options
 
 
-async def source_of(options: argparse.Namespace, cluster: Cluster) -> tls.Source | None:
+def host_of(options: argparse.Namespace) -> str:
+    """What pods know the coordinator by."""
+    return urlsplit(options.coordinator_url).hostname or ""
+
+
+def source_of(options: argparse.Namespace, cluster: Cluster) -> tls.Source | None:
     """Where the coordinator's certificate comes from; None where it speaks in the clear."""
-    host = urlsplit(options.coordinator_url).hostname or ""
     if options.tls_secret:
-        return tls.Own(await tls.in_secret(cluster, *options.tls_secret.split("/")), [host])
+        load = partial(tls.in_secret, cluster, *options.tls_secret.split("/"))
+        return tls.Own(load, [host_of(options)])
     if options.tls_directory:
-        return tls.Own(tls.in_directory(options.tls_directory), [host])
-    if options.tls_files:
-        authority = options.tls_files / "ca.crt"
-        return tls.Files(
-            options.tls_files / tls.CERTIFICATE,
-            options.tls_files / tls.KEY,
-            authority if authority.exists() else None,
-        )
-    return None
+        return tls.Own(partial(tls.in_directory, options.tls_directory), [host_of(options)])
+    return tls.Files(options.tls_files) if options.tls_files else None
 
 
 def observability(*ready: asyncio.Event) -> web.Application:
@@ -132,8 +134,7 @@ async def run(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
     cluster = await Cluster.connect()
     watch_nodes = not options.no_watch_nodes
-    source = await source_of(options, cluster)
-    context, shown = await tls.context(source) if source else (None, None)
+    source = source_of(options, cluster)
     controller = Controller(
         cluster,
         coordinator_url=options.coordinator_url,
@@ -143,35 +144,40 @@ async def run(options: argparse.Namespace) -> None:
     )
     ready = asyncio.Event()
     files = connections.raise_file_limit()
-    servers = [
-        (controller.coordinator.application(), options.port, connections.limits(files), context),
-        (
-            observability(ready, controller.listed),
-            options.metrics_port,
-            connections.WITHOUT_TOKENS,
-            None,
-        ),
-    ]
-    runners, doors = [], []
-    around: asyncio.Task[None] | None = None
-    keeping = None
-    if context and source and shown:
-        keeping = asyncio.create_task(tls.keep(context, source, shown))
+    runners: list[web.AppRunner] = []
+    doors: list[connections.Door] = []
+    beside: list[asyncio.Task[None]] = []
+
+    async def serve(
+        app: web.Application,
+        port: int,
+        allowed: connections.Limits,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        runners.append(web.AppRunner(app, shutdown_timeout=0.5))
+        await runners[-1].setup()
+        doors.append(connections.Door(runners[-1], options.host, port, allowed, context))
+        doors[-1].open()
+
     try:
-        for app, port, allowed, secure in servers:
-            runner = web.AppRunner(app, shutdown_timeout=0.5)
-            runners.append(runner)
-            await runner.setup()
-            doors.append(connections.Door(runner, options.host, port, allowed, secure))
-            doors[-1].open()
-        around = asyncio.create_task(
-            handlers.follow(
-                controller,
-                cluster,
-                namespaces=options.namespace or (),
-                watch_nodes=watch_nodes,
+        app = observability(ready, controller.listed)
+        await serve(app, options.metrics_port, connections.WITHOUT_TOKENS)
+        context = None
+        if source:
+            try:
+                context, shown = await tls.context(source)
+            except (OSError, ValueError) as error:
+                sys.exit(f"the coordinator has nothing to prove itself with: {error}")
+            keeping = tls.keep(
+                context, source, shown, host_of(options), controller.authority_changed
             )
+            beside.append(asyncio.create_task(keeping, name="certificate"))
+        app = controller.coordinator.application()
+        await serve(app, options.port, connections.limits(files), context)
+        following = handlers.follow(
+            controller, cluster, namespaces=options.namespace or (), watch_nodes=watch_nodes
         )
+        beside.append(asyncio.create_task(following, name="watches"))
         await kopf.operator(
             registry=handlers.register(controller),
             settings=handlers.settings(clusterwide=not options.namespace),
@@ -181,12 +187,10 @@ async def run(options: argparse.Namespace) -> None:
             ready_flag=ready,
         )
     finally:
-        if around is not None:
-            around.cancel()
-            await asyncio.gather(around, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
         await controller.close()
-        if keeping:
-            keeping.cancel()
         for door in doors:
             await door.close()
         for runner in runners:

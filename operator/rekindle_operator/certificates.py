@@ -2,8 +2,9 @@
 
 Pods trust one authority and nobody else, and have its certificate in their job's secret. Its key
 stays with the operator, which signs for whatever address it is reached by. The authority lives for
-ten years and what it signs for three months, renewed when a third of that is left; nothing has to
-be revoked, since whoever has an old key has no token. Keys are on P-256: made in a millisecond.
+ten years and what it signs for three months, both renewed when a third of that is left: the
+authority with the key that it has, so that whoever has the old certificate or the new one believes
+what it signs. Keys are on P-256: made in a millisecond.
 """
 
 import ipaddress
@@ -32,7 +33,26 @@ class Pair:
 
 def authority(now: datetime) -> Pair:
     """A new authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    return _authority(ec.generate_private_key(ec.SECP256R1()), now)
+
+
+def renewed(old: Pair, now: datetime) -> Pair:
+    """The same authority, with its life from now on."""
+    return _authority(_key(old), now)
+
+
+def check(pair: Pair, called: str) -> None:
+    """Raise ValueError, naming where it is kept, unless it is an authority that can sign."""
+    wrong = f"{called} holds no authority of the operator; delete it to have a new one made"
+    try:
+        certificate, key = x509.load_pem_x509_certificate(pair.certificate.encode()), _key(pair)
+    except ValueError as error:
+        raise ValueError(f"{wrong} ({error})") from error
+    if certificate.public_key() != key.public_key():
+        raise ValueError(f"{wrong} (the key is another one's)")
+
+
+def _authority(key: ec.EllipticCurvePrivateKey, now: datetime) -> Pair:
     name = _name("rekindle coordinator CA")
     made = (
         _begun(name, name, key, now, AUTHORITY_LIFE)
@@ -46,9 +66,7 @@ def authority(now: datetime) -> Pair:
 def issue(by: Pair, hosts: Sequence[str], now: datetime) -> Pair:
     """A certificate for a server that is reached by these names and addresses."""
     issuer = x509.load_pem_x509_certificate(by.certificate.encode())
-    signer = serialization.load_pem_private_key(by.key.encode(), password=None)
-    if not isinstance(signer, ec.EllipticCurvePrivateKey):
-        raise ValueError("the key of the authority is not one of an elliptic curve")
+    signer = _key(by)
     key = ec.generate_private_key(ec.SECP256R1())
     made = (
         _begun(_name("rekindle coordinator"), issuer.subject, key, now, LIFE)
@@ -69,6 +87,16 @@ def due(certificate: str, now: datetime) -> bool:
     found = x509.load_pem_x509_certificate(certificate.encode())
     life = found.not_valid_after_utc - found.not_valid_before_utc
     return found.not_valid_after_utc - now < life / 3
+
+
+def _key(pair: Pair) -> ec.EllipticCurvePrivateKey:
+    try:
+        key = serialization.load_pem_private_key(pair.key.encode(), password=None)
+    except TypeError as error:  # it has a password
+        raise ValueError(str(error)) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("its key is not one of an elliptic curve")
+    return key
 
 
 def _begun(

@@ -239,6 +239,9 @@ class Coordinator:
 
     async def _listening(self, _: web.Application) -> AsyncIterator[None]:
         """Look for pods that have fallen silent for as long as the application runs."""
+        # Silence counts from here on: before, there may have been a wait for a certificate.
+        self.since = time.time()
+        self.ear = Ear(self.since)
         task = asyncio.create_task(self._listen(), name="listening")
         yield
         task.cancel()

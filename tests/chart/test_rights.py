@@ -166,7 +166,8 @@ def test_with_namespaces_the_same_rights_hold_there_and_nowhere_else(
     documents = helm.render({"watchNamespaces": names, "rbac": {"aggregateRoles": False}})
     inside = used() - outside(used())
     (home,) = {d["metadata"]["namespace"] for d in documents if d["kind"] == "Deployment"}
-    own = {home: {("", "secrets", "get"), ("", "secrets", "create")}}  # of the operator's authority
+    # For the operator's authority.
+    own = {home: {("", "secrets", verb) for verb in ("get", "create", "patch")}}
     assert granted(documents) == dict.fromkeys(names, inside) | own
     assert not [document for document in documents if document["kind"].startswith("Cluster")]
 

@@ -6,8 +6,10 @@ import json
 import random
 import resource
 import socket
+import ssl
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from aiohttp import ClientSession, web
 
 from rekindle import contract
 from rekindle.contract import AgentPhase, AgentReport
-from rekindle_operator import connections
+from rekindle_operator import certificates, connections, tls
 from rekindle_operator.allowance import Allowance
 from rekindle_operator.connections import Door, Limits, Register, limits
 
@@ -96,10 +98,10 @@ def test_an_allowance_is_a_burst_and_then_a_rate():
 
 
 @contextlib.asynccontextmanager
-async def served(app, allowed=ALLOWED):
+async def served(app, allowed=ALLOWED, context=None):
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    door = Door(runner, "127.0.0.1", 0, allowed)
+    door = Door(runner, "127.0.0.1", 0, allowed, context)
     door.open()
     try:
         yield door
@@ -138,6 +140,68 @@ def test_who_says_nothing_more_is_closed(said, monkeypatch):
             writer.close()
             await writer.wait_closed()
             assert len(door._register) == len(door._peers) == len(door._handshakes) == 0
+
+    scenario(run())
+
+
+def tls_of(name):
+    """What a server needs to be known by a name, and what its client needs."""
+    now = datetime.now(UTC)
+    by = certificates.authority(now)
+    context, trusted = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    tls.show(context, certificates.issue(by, [name], now))
+    trusted.load_verify_locations(cadata=by.certificate)
+    return context, trusted
+
+
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
+"""The begin of a TLS handshake that is longer than this."""
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("said", [b"", HELLO, b"GET / HTTP/1.1\r\n\r\n"])
+def test_a_handshake_that_comes_to_no_end_is_closed_and_forgotten(said, monkeypatch):
+    monkeypatch.setattr(connections, "HANDSHAKE", 0.2)
+
+    async def run():
+        async with served(hello(), context=tls_of("localhost")[0]) as door:
+            reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+            writer.write(said)
+            with contextlib.suppress(ConnectionResetError):
+                await reader.read()  # to the end, which is a close of theirs
+            writer.close()
+            while len(door._register) or door._peers or door._handshakes:
+                await asyncio.sleep(0.001)
+
+    scenario(run())
+
+
+@pytest.mark.servers
+def test_handshakes_that_come_to_no_end_keep_nobody_out():
+    context, trusted = tls_of("localhost")
+
+    async def ask(port):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trusted, server_hostname="localhost"
+        )
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def run():
+        async with served(hello(), context=context) as door:
+            held = []
+            for _ in range(4 * ALLOWED.per_peer):
+                held.append(await asyncio.open_connection("127.0.0.1", door.port))
+                held[-1][1].write(HELLO)
+            for reader, _ in held[: -ALLOWED.per_peer]:  # long before a handshake's time is over
+                with contextlib.suppress(ConnectionResetError):
+                    assert await reader.read() == b""
+            assert len(door._register) == len(door._handshakes) == ALLOWED.per_peer
+            assert b"hello" in await ask(door.port)
+            for _, writer in held:
+                writer.close()
 
     scenario(run())
 

@@ -84,7 +84,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 - apiGroups: [""]
   resources: [pods/log]
   verbs: [get]
-# One token per job. Neither list nor watch: it never sees secrets whose name it does not know.
+# One token per job, and its own authority. Neither list nor watch: it never sees secrets whose name
+# it does not know.
 - apiGroups: [""]
   resources: [secrets]
   verbs: [get, create, patch]

@@ -110,13 +110,16 @@ class Coordinator:
     ) -> tuple[int, bytes]:
         """Ask over this thread's connection; a new one where the other side has closed it.
 
-        Asking twice is harmless: a report replaces the one before.
+        Asking twice is harmless: a report replaces the one before. Whatever a connection that was
+        kept fails with means that, silence excepted: TLS has errors of its own for it.
         """
         kept: _Kept | None = getattr(self._own, "kept", None)
         if kept is not None:
             try:
                 return self._ask(kept, method, query, body, read_timeout)
-            except (ConnectionError, HTTPException):
+            except TimeoutError:
+                raise
+            except (OSError, HTTPException):
                 self._own.kept = None
         return self._ask(self._connect(), method, query, body, read_timeout)
 

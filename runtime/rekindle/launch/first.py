@@ -11,7 +11,8 @@ It also holds the pod's lifeline, a connection to the coordinator on which next 
 the kernel closes it when this process is killed, which is the first word of that anywhere. One that
 breaks for another reason is there again within milliseconds; a pod that ends by itself says
 goodbye by ending the body. A machine without power closes nothing, and one that is stopped keeps
-its connections: so the coordinator asks now and then, and an answer is a process that runs.
+its connections: so the coordinator asks now and then, and an answer is a process that runs. Over
+TLS it is the same: the kernel ends the connection, and without TLS's own goodbye that counts, too.
 
 Signals stay blocked from before the fork until the agent has its handlers (see ``signals``): one
 that comes in between is not lost and does not kill.
@@ -21,6 +22,7 @@ import contextlib
 import ctypes
 import os
 import random
+import selectors
 import signal
 import socket
 import sys
@@ -51,8 +53,11 @@ DISCARDED = frozenset({signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIG
 pod: its workers are the ones that answer to SIGQUIT and SIGUSR2."""
 BEAT = 15.0
 """Seconds between two bytes on the lifeline, for those on the way that forget idle connections."""
-BYTE = b"1\r\n\n\r\n"
-"""One, as a chunk of the body."""
+BYTE, END = b"1\r\n\n\r\n", b"0\r\n\r\n"
+"""One, as a chunk of the body; and the body's end."""
+RECORD = 16_384
+"""Bytes that are read at once: a record of TLS holds no more, so that none is left behind in this
+process, where waiting for the connection would not show it."""
 CONNECT_SECONDS = 2.0
 END_SECONDS = 1.0
 """For a goodbye: the pod is through, and nobody waits for a coordinator that does not listen."""
@@ -118,7 +123,11 @@ def forget(name: str) -> None:
 
 
 class Lifeline:
-    """A request whose body goes on for as long as this process lives."""
+    """A request whose body goes on for as long as this process lives.
+
+    The thread that holds it is the only one that touches the connection: two that read and write at
+    once would break the state of TLS. Whoever wants it to end asks that thread, and waits.
+    """
 
     def __init__(self) -> None:
         names = (ENV_NAMESPACE, ENV_JOB, ENV_POD, ENV_POD_UID)
@@ -128,9 +137,9 @@ class Lifeline:
             self._access = access_to(os.environ) or AccessFiles()
         except ValueError:
             self._access = AccessFiles()  # the agent says what is wrong, and ends
-        self._connection: socket.socket | None = None
-        self._begins = threading.Lock()
-        """Held while a request is sent: its end must not come before it."""
+        self._ending, self._asks_to_end = socket.socketpair()
+        self._speaks = threading.Lock()
+        """Held from the first byte of a request until nothing more is said on its connection."""
 
     def hold(self) -> NoReturn:
         """Keep a connection open for ever."""
@@ -145,12 +154,9 @@ class Lifeline:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     def end(self) -> None:
-        """Say that this process ends because the pod is through."""
-        self._begins.acquire(timeout=END_SECONDS)
-        with contextlib.suppress(OSError, ValueError):
-            if self._connection is not None:
-                self._connection.settimeout(END_SECONDS)
-                self._connection.sendall(b"0\r\n\r\n")
+        """Say that this process ends because the pod is through; no other request begins then."""
+        self._asks_to_end.send(b"!")
+        self._speaks.acquire(timeout=END_SECONDS)
 
     def _head(self, access: Access) -> bytes:
         url = urlsplit(access.url)
@@ -165,6 +171,7 @@ class Lifeline:
         url = urlsplit(access.url)
         secure = url.scheme == "https"
         host, port = url.hostname or "", url.port or (443 if secure else 80)
+        nothing_yet: tuple[type[OSError], ...] = (BlockingIOError,)
         with contextlib.ExitStack() as stack:
             connection = stack.enter_context(
                 socket.create_connection((host, port), CONNECT_SECONDS)
@@ -172,25 +179,42 @@ class Lifeline:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(2000 * BEAT))
             if secure:
+                import ssl  # large, and not needed by whoever talks in the clear
+
+                nothing_yet = (BlockingIOError, ssl.SSLWantReadError)
                 context = access.context()
                 connection = stack.enter_context(
                     context.wrap_socket(connection, server_hostname=host)
                 )
-            with self._begins:
+            with self._speaks:
                 connection.sendall(self._head(access))
-                self._connection = connection
-            connection.settimeout(BEAT)
-            try:
-                accepted = False
-                while True:
+                connection.setblocking(False)
+                self._answer(connection, nothing_yet)
+
+    def _answer(self, connection: socket.socket, nothing_yet: tuple[type[OSError], ...]) -> None:
+        """Answer whoever asks on a connection, until it ends, or this process does and was heard.
+
+        Nothing here waits for the connection alone. What is sent is a few bytes: where there is no
+        room for them, nobody has read for long, and the error ends the connection.
+        """
+        accepted = through = False
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+            selector.register(self._ending, selectors.EVENT_READ)
+            while True:
+                ready = [key.fileobj for key, _ in selector.select(BEAT)]
+                if self._ending in ready:
+                    # Not closed at once: a question that is unread then would undo the goodbye.
+                    selector.unregister(self._ending)
+                    connection.sendall(END)
+                    through = True
+                if connection in ready:
                     try:
-                        said = connection.recv(1024)
-                    except TimeoutError:
-                        connection.sendall(BYTE)
+                        said = connection.recv(RECORD)
+                    except nothing_yet:  # part of a record, or what TLS says for itself
                         continue
                     accepted = accepted or said.startswith(b"HTTP/1.1 200")
-                    if not accepted or not said or said.endswith(b"\r\n0\r\n\r\n"):
-                        return  # it is refused, or the coordinator goes
+                    if not accepted or not said or said == END or said.endswith(b"\r\n" + END):
+                        return  # it is refused, or the coordinator goes, or has heard the goodbye
+                if not through:
                     connection.sendall(BYTE)
-            finally:
-                self._connection = None

@@ -19,9 +19,10 @@ pytestmark = pytest.mark.processes
 
 PROGRAM = """
 import os, signal, sys, time
-from rekindle.launch.first import stand_before_the_agent
+from rekindle.launch import first
 from rekindle.launch.signals import Signals
-stand_before_the_agent()
+first.END_SECONDS = 60.0 if os.environ.get("PATIENT") else first.END_SECONDS
+first.stand_before_the_agent()
 """
 
 
@@ -191,6 +192,29 @@ def test_it_says_goodbye_when_the_agent_is_through():
         process.stdin.close()
         assert said(connection).endswith(b"0\r\n\r\n")
         assert process.wait(10) == 0
+
+
+def test_its_goodbye_is_heard_although_it_is_asked_something_at_that_moment(monkeypatch):
+    # A connection that is closed with something unread is reset, and what was said on it is gone.
+    monkeypatch.setenv("PATIENT", "1")
+    body = "print(os.getpid(), flush=True)\nsys.stdin.read()\nos._exit(0)"
+    with coordinator() as (url, server), pod(body, coordinator=url) as process:
+        agent_of(process)
+        connection, _ = server.accept()
+        connection.settimeout(10)
+        with connection:
+            assert connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert connection.recv(4096) == b"1\r\n\n\r\n"
+            assert process.stdin is not None
+            process.stdin.close()
+            assert connection.recv(4096) == b"0\r\n\r\n"
+            connection.sendall(b"1\r\n?\r\n")
+            connection.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                connection.recv(4096)
+            connection.sendall(b"0\r\n\r\n")
+            assert process.wait(10) == 0
 
 
 def test_a_lifeline_that_breaks_is_there_again():
