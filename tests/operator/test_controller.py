@@ -161,9 +161,9 @@ class Operator:
     """One life of the operator's process."""
 
     def __init__(self, cluster, url="http://op:8430", authority=""):
-        self.cluster = cluster
+        self.cluster, self.authority = cluster, authority
         self.controller = Controller(
-            cluster, coordinator_url=url, watch_nodes=True, authority=lambda: authority
+            cluster, coordinator_url=url, watch_nodes=True, authority=lambda: self.authority
         )
         self.looks, self.reconcile = 0, self.controller._reconcile
         self.controller._reconcile = self.count
@@ -659,6 +659,25 @@ def test_pods_are_told_where_an_operator_is_that_was_installed_elsewhere(cluster
             told = {key: base64.b64decode(value).decode() for key, value in found.items()}
             assert told == {"token": token, "url": "https://op.elsewhere:8430", "ca.crt": "PEM"}
             assert cluster.named("Pod") == pods, "and none is made anew"
+
+    run(scenario())
+
+
+def test_all_pods_are_told_at_once_when_somebody_else_vouches_for_the_coordinator(cluster):
+    async def scenario():
+        async with Operator(cluster, url="https://op:8430", authority="PEM") as operator:
+            await started(operator)
+            data = cluster.objects["Secret", "digits-rekindle"]["data"]
+            for authority in ("ANOTHER", ""):
+                operator.authority = authority
+                operator.controller.authority_changed()
+                wanted = base64.b64encode(authority.encode()).decode() or None
+                await operator.until(lambda wanted=wanted: told(cluster) == wanted)
+            assert told(cluster) is None
+            assert cluster.objects["Secret", "digits-rekindle"]["data"]["token"] == data["token"]
+
+    def told(cluster):
+        return cluster.objects["Secret", "digits-rekindle"]["data"].get("ca.crt")
 
     run(scenario())
 
