@@ -229,6 +229,35 @@ def test_the_operator_understands_what_it_is_told(
     assert options.no_watch_nodes is without_nodes
 
 
+@pytest.mark.parametrize(
+    ("tls", "option"),
+    [({}, "tls_secret"), ({"secretName": "mine"}, "tls_files"), ({"enabled": False}, None)],
+)
+def test_the_coordinator_has_what_it_proves_itself_with(
+    helm: Any, tls: Document, option: str | None
+) -> None:
+    documents = helm.render({"tls": tls, "watchNamespaces": [helm.namespace()]})
+    deployment = only(documents, "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    options = operator.parse(container["args"])
+    given = {name for name in ("tls_secret", "tls_directory", "tls_files") if vars(options)[name]}
+    assert given == ({option} if option else set())
+    assert options.coordinator_url.startswith("https://") is bool(option)
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    secrets = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    mounted = {mounts[name]: secret for name, secret in secrets.items()}
+    assert mounted == ({str(options.tls_files): "mine"} if options.tls_files else {})
+    named = {
+        (document["metadata"]["namespace"], name)
+        for document in documents
+        if document["kind"] == "Role"
+        for rule in document["rules"]
+        for name in rule.get("resourceNames", ())
+    }
+    assert named == ({tuple(options.tls_secret.split("/"))} if options.tls_secret else set())
+
+
 def test_labels_and_arguments_of_the_user_are_added_and_replace_none_of_ours(helm: Any) -> None:
     documents = helm.render(
         {**EVERYTHING, "monitoring": {}, "podLabels": {"app.kubernetes.io/name": "mine", "a": "b"}}
