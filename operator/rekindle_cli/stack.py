@@ -138,15 +138,14 @@ class Stack:
     def _start(self) -> None:
         options = self._options
         self._start_cluster()
-        ports = free_ports(2)
+        port, health = free_ports(2)
+        folder = self.cluster.cluster.state_dir
         operator = Supervisor(
             "operator",
-            _operator_command(
-                *ports, self.cluster.cluster.state_dir / "tls", verbose=options.verbose
-            ),
+            _operator_command(port, health, folder / "tls", verbose=options.verbose),
             env=_operator_environment(self.kubeconfig),
-            log=self.cluster.cluster.state_dir / "operator.log",
-            health=f"http://127.0.0.1:{ports[1]}/healthz",
+            log=folder / "operator.log",
+            health=f"http://127.0.0.1:{health}/healthz",
             tell=self._tell,
         )
         self.operator = operator
