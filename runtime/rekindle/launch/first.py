@@ -138,6 +138,7 @@ class Lifeline:
         except ValueError:
             self._access = AccessFiles()  # the agent says what is wrong, and ends
         self._ending, self._asks_to_end = socket.socketpair()
+        self._ended = False
         self._speaks = threading.Lock()
         """Held from the first byte of a request until nothing more is said on its connection."""
 
@@ -155,6 +156,7 @@ class Lifeline:
 
     def end(self) -> None:
         """Say that this process ends because the pod is through; no other request begins then."""
+        self._ended = True
         self._asks_to_end.send(b"!")
         self._speaks.acquire(timeout=END_SECONDS)
 
@@ -187,6 +189,8 @@ class Lifeline:
                     context.wrap_socket(connection, server_hostname=host)
                 )
             with self._speaks:
+                if self._ended:
+                    return  # the goodbye was heard, and whoever waits for that is to have the lock
                 connection.sendall(self._head(access))
                 connection.setblocking(False)
                 self._answer(connection, nothing_yet)
