@@ -92,6 +92,13 @@ async def problem(directory: Path) -> str:
     """Why containers on this machine cannot have an /etc/hosts of their own; empty if they can."""
     trial = directory / "names-trial"
     trial.write_text("127.0.0.1\tlocalhost\n", encoding="utf-8")
+    try:
+        return await _tried(trial)
+    finally:
+        trial.unlink(missing_ok=True)
+
+
+async def _tried(trial: Path) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-I", "-S", _SHIM, "--names", str(trial),
         stdin=asyncio.subprocess.DEVNULL,
@@ -107,6 +114,5 @@ async def problem(directory: Path) -> str:
         if process.returncode is None:  # also when the node is gone again already
             process.kill()
             await process.wait()
-        trial.unlink(missing_ok=True)
     text = said.decode(errors="replace").strip()
     return text if process.returncode else ""
