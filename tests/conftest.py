@@ -8,8 +8,8 @@ process of a run would else compile the same files again. What a process has imp
 its tests begin stays, so the garbage collector need not look at it again and again. Torch keeps to
 one thread: the workers share the cores. And what processes import late is in `startup`.
 
-The scenarios on a cluster come first, in three rows by three workers of pytest-xdist: each mostly
-waits for pods, which need a core when they start, and a cluster with an operator is made for a row
+The scenarios on a cluster come first, in two rows by two workers of pytest-xdist: each mostly waits
+for pods, which need a core when they start, and a cluster with an operator is made for a row
 instead of with each file. Then come the files that start processes. What is quick fills up the end.
 
 No test is judged by the clock, hypothesis' included: it would find fault with a machine that is
@@ -39,8 +39,8 @@ ROOM = 2 << 30
 """Bytes that have to be free; containers often have no more than 64 MiB there."""
 
 SCENARIOS = "tests/e2e/"
-ROWS = (("test_losses", "test_who"), ("test_storms", "test_training"))
-"""Which of them go together; the others are a third row."""
+FIRST_ROW = ("test_losses", "test_who", "test_storms", "test_the_cause")
+"""Which of them go together; the others take as long."""
 LONG = "test_ranks.py"
 """Its processes keep a core busy for minutes, so nobody waits for it at the end."""
 
@@ -68,13 +68,13 @@ def pytest_configure(config):
 
 
 class FewClusters(LoadFileScheduling):
-    """Files are given out in the order of their collection; the scenarios are three of them."""
+    """Files are given out in the order of their collection; the scenarios are two of them."""
 
     def _split_scope(self, nodeid):
         if not nodeid.startswith(SCENARIOS):
             return super()._split_scope(nodeid)
         name = nodeid.removeprefix(SCENARIOS)
-        return f"scenarios {[name.startswith(row) for row in ROWS]}"
+        return f"first={name.startswith(FIRST_ROW)}"
 
 
 def pytest_xdist_make_scheduler(config, log):
