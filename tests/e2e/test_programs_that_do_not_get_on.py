@@ -2,6 +2,9 @@
 
 import pytest
 from kubernetes.client import ApiException
+from kubernetes.watch import Watch
+
+from rekindle.contract import ExitCode
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -77,8 +80,22 @@ def log_if_any(job, pod):
 
 
 def assert_saved_in_time(job, victim):
-    """The pod has left before its grace was over: one that is killed then has saved nothing."""
-    job.delete_pod(victim)
+    """The pod has left before its grace was over, when it would have been killed."""
+    ends = set()
+    watch = Watch().stream(
+        job.site.core.list_namespaced_pod,
+        job.namespace,
+        field_selector=f"metadata.name={victim}",
+        timeout_seconds=180,
+    )
+    for event in watch:
+        if event["type"] == "ADDED":
+            job.delete_pod(victim)
+        states = [each.state for each in event["object"].status.container_statuses or ()]
+        ends |= {state.terminated.exit_code for state in states if state.terminated}
+        if event["type"] == "DELETED":
+            break
+    assert ends == {ExitCode.SAVED}
     incident = job.incident(victim)
     assert incident["cause"] == "Preempted"
     assert incident["stepsLost"] == 0
