@@ -31,6 +31,16 @@ def note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
     return replace(record, incidents=known), known[-1:]
 
 
+def judges(record: Record, observed: Observed, now: float) -> bool:
+    """Whether losses can be told apart: an operator that has just begun knows no round yet.
+
+    Until agents have told it in which one a pod was that is going, that would be charged as one
+    outside of any, and then again as a member of its round.
+    """
+    known = observed.round is not None or not record.round
+    return known or now - observed.listening_since >= contact.REANNOUNCE
+
+
 def note_incidents(
     job: TrainingJob, record: Record, observed: Observed, now: float
 ) -> tuple[Record, tuple[Incident, ...], retries.Verdict | None, detection.Detection]:
@@ -38,12 +48,8 @@ def note_incidents(
 
     The last part is what could not be charged yet.
     """
-    if record.round and observed.round is None:
-        listening = now - observed.listening_since
-        if listening < contact.REANNOUNCE:
-            # Agents have yet to tell in which round a pod was that is going: it would be charged
-            # as one outside of any now, and as a member of its round then.
-            return record, (), None, detection.Detection()
+    if not judges(record, observed, now):
+        return record, (), None, detection.Detection()
     record, verdict = _note_explanations(job, record, observed, now)
     if verdict is not None:
         return record, (), verdict, detection.Detection()

@@ -80,55 +80,75 @@ def detect(
     past = [i for i in known if current and 0 < i.round < current.number]
     on_the_way = {name for i in past if i.open for name in i.victims}
     named = _named(i for i in known if i not in past)
-    gone = named | _named(past)
     # Who fell with others and is lost by itself now is a victim, too.
     fell = {name for i in known if i not in past for name in i.collateral} - {
         name for i in known for name in i.victims
     }
-    lost = [
-        pod
-        for pod in observed.pods
-        if pod.name not in ((named - fell) | on_the_way if pod.uid in inside else gone)
-        and not (fresh and pod.uid in inside)
-        and _counts(job, observed, pod)
-        and _lost_outside(job, observed, pod)
-    ]
-    endings = [
-        (why, pod)
-        for pod in lost
-        if (why := _why(job, observed, pod)).cause is not Cause.PEER_LOST or pod.name not in fell
-    ]
+    of_members, of_others = (named - fell) | on_the_way, named | _named(past)
+    endings: list[tuple[Ending, Pod]] = []
+    for pod in observed.pods:
+        if pod.name in (of_members if pod.uid in inside else of_others) or (
+            fresh and pod.uid in inside
+        ):
+            continue
+        if _counts(job, observed, pod) and _lost_outside(job, observed, pod):
+            why = _why(job, observed, pod)
+            if why.cause is not Cause.PEER_LOST or pod.name not in fell:
+                endings.append((why, pod))
     endings += [
         (_without_a_word(pod.name), pod)
         for pod in observed.gone
-        if pod.uid not in inside and pod.name not in gone and _counts(job, observed, pod)
+        if pod.uid not in inside and pod.name not in of_others and _counts(job, observed, pod)
     ]
+    more = [(why, pod.name) for why, pod in endings if pod.uid in inside]
+    if current is not None and not fresh:
+        more += _vanished(job, observed, current, of_members)
     last = next((i for i in reversed(known) if current and i.round == current.number), None)
     if last is not None and now - last.at <= SAME_EVENT:
-        more = [(why, pod.name) for why, pod in endings if pod.uid in inside]
         own = tuple(name for why, name in more if why.cause is not Cause.PEER_LOST)
         if own:
             return Detection(victims=own, of=last)
         if more:
             return Detection(collateral=tuple(name for _, name in more))
-    if not endings:
+    losses = [*more, *((why, pod.name) for why, pod in endings if pod.uid not in inside)]
+    if not losses:
         return Detection()
     same = _of_one_kind(job, known, endings)
     if same is not None:
         return same
-    why, _ = min(endings, key=lambda found: found[0].cause in USER)
+    why, _ = min(losses, key=lambda one: one[0].cause in USER)
     return Detection(
         incident=Incident(
             at=now,
             round=0,
             cause=why.cause,
             evidence=why.evidence,
-            victims=tuple(pod.name for _, pod in endings),
+            victims=tuple(name for _, name in losses),
             step=progress or None,
             reason=why.reason,
             retry=why.retry,
         )
     )
+
+
+def _vanished(
+    job: TrainingJob, observed: Observed, current: Round, told: set[str]
+) -> list[tuple[Ending, str]]:
+    """Members whose objects are gone, of which no incident tells.
+
+    An operator that has begun since has never seen them: only the round knows of them.
+    """
+    saved = any(state_of(m, current, observed) is State.SAVED for m in current.members)
+    return [
+        (_why_member(job, observed, member, None, saved), member.pod)
+        for member in current.members
+        if observed.pod(member.uid) is None
+        and state_of(member, current, observed) is State.LOST
+        and member.pod not in told
+        and member.uid not in observed.retired
+        and slot_of(job.name, member.pod) in range(job.pods)
+        and not job.suspend
+    ]
 
 
 def _of_one_kind(

@@ -131,7 +131,8 @@ def _go_on(
     create: list[dict[str, Any]] = []
     delete: list[Deletion] = []
     if decision.form is None:
-        delete = pods.unwanted(job, record, observed, hold=hold)
+        if bookkeeping.judges(record, observed, now):  # else what tells of a loss would go untold
+            delete = pods.unwanted(job, record, observed, hold=hold)
         if not hold and not pause:
             create, record, pause = pods.missing(
                 job, record, observed, now, runtime_image=runtime_image
