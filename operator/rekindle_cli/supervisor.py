@@ -1,7 +1,8 @@
 """Keeping one process alive, as a Deployment keeps its pod: started again, with back-off.
 
 Its end is seen at once; that it hangs is seen by its health endpoint, three times in a row, and
-ends in SIGKILL, as a liveness probe does.
+ends in SIGKILL, as a liveness probe does. Until it has answered once it is starting, for which a
+busy machine may need long: as with a startup probe, nothing is held against it for two minutes.
 
 The operator may die at any moment without harm to the training, so its death here is an event to
 report and not an error. A process that keeps dying is started ever more rarely, and its last words
@@ -26,6 +27,7 @@ _TAIL = 15
 _PROBE_EVERY = 10.0
 _PROBE_SECONDS = 5.0
 _PROBE_MISSES = 3
+_START_SECONDS = 120.0
 _STOP_SECONDS = 2.0
 """What it holds is in the API server, which ends too: there is little to wait for."""
 _HOPELESS = 3
@@ -63,6 +65,8 @@ class Supervisor:
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
+        self._has_answered = False
+        """In its present life."""
         self.restarts = 0
         """How often it was started again."""
         self._thread = threading.Thread(target=self._run, name=f"supervise {name}", daemon=True)
@@ -118,7 +122,9 @@ class Supervisor:
             # No proxy: the address is this machine's.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(self._health, timeout=seconds) as answer:
-                return bool(answer.status == 200)
+                answers = bool(answer.status == 200)
+                self._has_answered |= answers
+                return answers
         except (urllib.error.URLError, OSError):
             return False
 
@@ -150,6 +156,7 @@ class Supervisor:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self._has_answered, starts_until = False, time.monotonic() + _START_SECONDS
         self._process = process
         if self._stopping.is_set():  # stop() came between the check and the start
             process.terminate()
@@ -157,7 +164,9 @@ class Supervisor:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(_PROBE_EVERY)
-            misses = 0 if self._answers(_PROBE_SECONDS) else misses + 1
+            answers = self._answers(_PROBE_SECONDS)
+            starting = not self._has_answered and time.monotonic() < starts_until
+            misses = 0 if answers or starting else misses + 1
             if misses == _PROBE_MISSES and not self._stopping.is_set():
                 self._tell(f"{self._name} runs and does not answer at {self._health}; killed")
                 process.kill()

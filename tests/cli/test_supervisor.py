@@ -113,6 +113,28 @@ def test_a_process_that_hangs_is_replaced(supervise, health, monkeypatch) -> Non
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("patience", [60.0, 0.0])
+def test_one_that_takes_long_to_start_is_given_time(
+    supervise, health, monkeypatch, tmp_path, patience
+) -> None:
+    monkeypatch.setattr("rekindle_cli.supervisor._PROBE_EVERY", 0.02)
+    monkeypatch.setattr("rekindle_cli.supervisor._START_SECONDS", patience)
+    slow = f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists():"
+    operator = supervise(f"{slow} time.sleep(0.02)\n{SERVE}", health=health)
+    until(lambda: operator.pid)
+    first, asked = operator.pid, []
+    answers = operator._answers
+    monkeypatch.setattr(operator, "_answers", lambda s: asked.append(s) or answers(s))
+    until(lambda: len(asked) > 10 or operator.said)
+    (tmp_path / "go").touch()
+    if patience:
+        assert operator.wait_until_healthy(SECONDS)
+        assert (operator.pid, operator.said) == (first, [])
+    else:
+        assert "does not answer" in operator.said[0]
+
+
+@pytest.mark.processes
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a tether needs Linux")
 def test_a_tethered_process_ends_with_its_parent() -> None:
     program = f"""
