@@ -188,8 +188,10 @@ def test_ports_and_probes_are_those_of_the_contract(rendered: dict[str, list[Doc
     (container,) = pod["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"coordinator": COORDINATOR_PORT, "metrics": OPERATOR_METRICS_PORT}
-    for probe in ("livenessProbe", "readinessProbe"):
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+    starts = container["startupProbe"]
+    assert starts["periodSeconds"] * starts["failureThreshold"] >= 120
 
 
 def test_the_coordinator_url_is_the_service_and_the_service_selects_the_operator(

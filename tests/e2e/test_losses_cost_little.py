@@ -19,7 +19,7 @@ KARPENTER = "karpenter.sh/disrupted"
 
 @pytest.fixture(scope="module")
 def living(submit_for_all):
-    return submit_for_all("living", "--steps=1000000", "--delay=0.05", replicas=3, grace=120)
+    return submit_for_all("living", "--steps=1000000", "--delay=0.1", replicas=3, grace=120)
 
 
 def assert_adds_up(incident):

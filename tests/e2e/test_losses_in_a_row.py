@@ -11,7 +11,7 @@ LOSSES = 10
 
 def test_spares_take_over_at_once_and_ten_kills_in_a_row_repeat_no_sample(submit, site):
     job = submit(
-        "spared", "--steps=100000", "--delay=0.05", "--notice-at=15",
+        "spared", "--steps=100000", "--delay=0.1", "--notice-at=15",
         replicas=2, elastic={"spares": 1}, notice_file="/told/notice", grace=60,
     )  # fmt: skip
     spare_takes_over_from_who_finds_a_notice_in_a_file(job)

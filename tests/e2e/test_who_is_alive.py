@@ -19,7 +19,7 @@ UNREACHABLE = "node.kubernetes.io/unreachable"
 
 @pytest.fixture(scope="module")
 def living(submit_for_all):
-    return submit_for_all("alive", "--steps=1000000", "--delay=0.05", replicas=3, grace=60)
+    return submit_for_all("alive", "--steps=1000000", "--delay=0.1", replicas=3, grace=60)
 
 
 @pytest.fixture

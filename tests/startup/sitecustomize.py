@@ -4,8 +4,12 @@ Half of what a process that trains costs at its start is that import, and tests 
 them. Optimizers ask for it in any case, but all they want without a compiler are two functions that
 do nothing. Those are here; whoever looks for anything else of it, or for one of its modules, gets
 the real one, whole.
+
+And what an import makes stays, so that to look through it for garbage, again and again, is a fifth
+of what torch costs: it is done more rarely.
 """
 
+import gc
 import importlib
 import importlib.abc
 import importlib.util
@@ -13,6 +17,8 @@ import sys
 import types
 
 _NAME = "torch._dynamo"
+
+gc.set_threshold(50_000, 20, 20)
 
 
 def _real():
