@@ -103,6 +103,8 @@ class NodeLifecycle:
         self._wake = asyncio.Event()
         self._seen: dict[str, float] = {}
         self._tainted: dict[tuple[str, str], float] = {}
+        self._told = ""
+        """The trouble that was logged last."""
 
     async def run(self) -> None:
         """Watch over the nodes until cancelled."""
@@ -161,13 +163,20 @@ class NodeLifecycle:
                 await self._attempt(self._evict_if_due(pod, nodes[name]))
 
     async def _attempt(self, work: Awaitable[None]) -> None:
-        """Do one thing; what fails is tried again with the next tick and stops nothing else."""
+        """Do one thing; what fails is tried again with the next tick and stops nothing else.
+
+        It is said once, not for each node and tick as long as the API server is away.
+        """
         try:
             await work
         except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
             # Gone or changed meanwhile: the watch will tell.
-            if not (isinstance(error, ApiError) and error.code in (404, 409)):
+            gone = isinstance(error, ApiError) and error.code in (404, 409)
+            if not gone and self._told != str(error):
+                self._told = str(error)
                 _log.warning("node life cycle: %s", error)
+        else:
+            self._told = ""
 
     # --- nodes -------------------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ was.
 
 import argparse
 import asyncio
+import contextlib
+import signal
 import ssl
 import sys
 from collections.abc import Sequence
@@ -132,6 +134,12 @@ def observability(*ready: asyncio.Event) -> web.Application:
 
 async def run(options: argparse.Namespace) -> None:
     """Serve until SIGTERM or SIGINT."""
+    # kopf has handlers of its own once it runs. Until then, a container's first process would not
+    # even notice; it may have to wait for the API server, or for its secret.
+    this = asyncio.current_task()
+    assert this is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, this.cancel)
     cluster = await Cluster.connect()
     watch_nodes = not options.no_watch_nodes
     source = source_of(options, cluster)
@@ -202,7 +210,8 @@ def main() -> None:
     """Entry point of the ``rekindle-operator`` command."""
     options = parse(sys.argv[1:])
     logs.configure(options.log_format, verbose=options.verbose)
-    asyncio.run(run(options))
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(run(options))
 
 
 if __name__ == "__main__":

@@ -81,3 +81,18 @@ def test_a_kubelet_that_finds_its_node_doubted_has_the_last_word_about_its_pods(
 
     asyncio.run(doubt())
     assert written == [pod_path("d", "p", "status"), node_path("n", "status")]
+
+
+def test_trouble_is_said_once_for_as_long_as_it_lasts(caplog):
+    async def look(error=None):
+        if error is not None:
+            raise error
+
+    async def told():
+        async with KubeClient("http://127.0.0.1:9") as client:
+            life = NodeLifecycle(client, LifecycleTimings())
+            for error in (OSError("away"), OSError("away"), None, OSError("away"), OSError("full")):
+                await life._attempt(look(error))
+
+    asyncio.run(told())
+    assert [r.message.rpartition(" ")[2] for r in caplog.records] == ["away", "away", "full"]
