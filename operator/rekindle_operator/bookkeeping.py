@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rekindle_operator import contact, detection, incidents, recovery, retries, rounds, status
+from rekindle_operator import detection, incidents, recovery, retries, rounds, status
 from rekindle_operator.incidents import Incident
 from rekindle_operator.observed import Observed
 from rekindle_operator.pod_endings import UNEXPLAINED
@@ -31,14 +31,20 @@ def note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
     return replace(record, incidents=known), known[-1:]
 
 
-def judges(record: Record, observed: Observed, now: float) -> bool:
+def judges(job: TrainingJob, record: Record, observed: Observed, now: float) -> bool:
     """Whether losses can be told apart: an operator that has just begun knows no round yet.
 
     Until agents have told it in which one a pod was that is going, that would be charged as one
     outside of any, and then again as a member of its round.
     """
     known = observed.round is not None or not record.round
-    return known or now - observed.listening_since >= contact.REANNOUNCE
+    return known or not rounds.yet_to_tell(job, observed, now)
+
+
+def _ended_unseen(record: Record, observed: Observed) -> int:
+    """The number of the round that trained when it was last seen, and of which nobody is left."""
+    gone = observed.round is None and record.phase == status.RUNNING
+    return record.round if gone and record.round > record.charged_round else 0
 
 
 def note_incidents(
@@ -48,7 +54,7 @@ def note_incidents(
 
     The last part is what could not be charged yet.
     """
-    if not judges(record, observed, now):
+    if not judges(job, record, observed, now):
         return record, (), None, detection.Detection()
     record, verdict = _note_explanations(job, record, observed, now)
     if verdict is not None:
@@ -63,6 +69,7 @@ def note_incidents(
             observed,
             known,
             charged=record.charged_round,
+            ended=_ended_unseen(record, observed),
             progress=step,
             now=now,
             calm=calm,

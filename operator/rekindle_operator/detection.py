@@ -58,13 +58,15 @@ def detect(
     charged: int,
     progress: int | None,
     now: float,
+    ended: int = 0,
     calm: bool = False,
 ) -> Detection:
     """Find the incident of the current round, or of a pod outside of it, that is not known yet.
 
     ``charged`` is the highest round whose incident is known, ``progress`` the newest completed
-    step that the status knows, if any. While ``calm``, members that have to go train on until
-    others can take over: that is an incident only once it stops the round.
+    step that the status knows, if any, and ``ended`` a round of which nobody is left to tell who
+    was in it: all have gone while no operator watched. While ``calm``, members that have to go
+    train on until others can take over: that is an incident only once it stops the round.
     """
     current = observed.round
     fresh = current is not None and current.number > charged
@@ -111,16 +113,17 @@ def detect(
         if more:
             return Detection(collateral=tuple(name for _, name in more))
     losses = [*more, *((why, pod.name) for why, pod in endings if pod.uid not in inside)]
-    if not losses:
+    if not losses and not ended:
         return Detection()
-    same = _of_one_kind(job, known, endings)
+    same = _of_one_kind(job, known, endings) if not ended else None
     if same is not None:
         return same
-    why, _ = min(losses, key=lambda one: one[0].cause in USER)
+    nobody = _nobody_left(ended)
+    why = min((why for why, _ in losses), key=lambda why: why.cause in USER, default=nobody)
     return Detection(
         incident=Incident(
             at=now,
-            round=0,
+            round=ended,
             cause=why.cause,
             evidence=why.evidence,
             victims=tuple(name for _, name in losses),
@@ -387,6 +390,11 @@ def _why_member(
 
 def _without_a_word(name: str) -> Ending:
     words = f"pod {name} is gone without notice, as one that was deleted by force"
+    return Ending(row="object gone", cause=Cause.POD_LOST, evidence=words)
+
+
+def _nobody_left(number: int) -> Ending:
+    words = f"no pod of round {number} is left: all went while no operator watched"
     return Ending(row="object gone", cause=Cause.POD_LOST, evidence=words)
 
 

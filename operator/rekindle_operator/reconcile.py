@@ -131,7 +131,8 @@ def _go_on(
     create: list[dict[str, Any]] = []
     delete: list[Deletion] = []
     if decision.form is None:
-        if bookkeeping.judges(record, observed, now):  # else what tells of a loss would go untold
+        if bookkeeping.judges(job, record, observed, now):
+            # Not before: what tells of a loss would be gone when it can be told.
             delete = pods.unwanted(job, record, observed, hold=hold)
         if not hold and not pause:
             create, record, pause = pods.missing(

@@ -340,7 +340,7 @@ def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
     return found
 
 
-def _late(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
+def yet_to_tell(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
     """Pods that may have trained before this operator listened, and have yet to tell so.
 
     Spares may well be heard before them, and are no reason to stop what they do.
@@ -396,7 +396,7 @@ def _form(
     most = job.replicas - len(done)
     least = min(max(1, job.min_replicas - len(done)), most)
     coming = _coming(job, observed, now)
-    late = _late(job, observed, now) if last_number else []
+    late = yet_to_tell(job, observed, now) if last_number else []
     untold = observed.round is None and late
     silent = now - observed.listening_since < REANNOUNCE
     short = len(ready) < most and (late or coming and (patient or len(ready) < least))

@@ -56,3 +56,31 @@ def test_a_second_one_before_the_next_round_trains(world, loss, anew, least, aft
     assert victims.count("digits-0") == 1
     assert [*victims, *collateral].count("digits-1") == 1
     assert 1 <= sum(w.restarts) <= 2
+
+
+@pytest.mark.parametrize("away", [0, 30])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_all_are_lost_while_no_operator_watches(world, loss, away):
+    w = world(save_every=3).start().train(7).stop_operator()
+    for name in list(w.members):
+        LOSSES[loss](w, name)
+    w.run(away).restart_operator()
+    w.until(lambda: whole(w) and len(w.rounds) == 2, 200)
+    (incident,) = w.losses
+    assert incident["round"] == 1
+    assert incident["stepsLost"] == incident["step"] - incident["resumedFrom"] > 0
+    assert incident["recoveredInRound"] == 2
+    assert sum(w.restarts) == 1
+    gone = loss == "vanish"
+    assert incident["victims"] == ([] if gone else ["digits-0", "digits-1", "digits-2"])
+    assert not gone or "no pod of round 1 is left" in incident["evidence"]
+
+
+def test_a_job_that_goes_on_after_a_suspension_has_lost_nobody(world):
+    w = world().start().train(7).change(suspend=True)
+    w.until(lambda: not w.pods, 120)
+    w.restart_operator().run(30)
+    w.change(suspend=False)
+    w.restart_operator().until(lambda: whole(w), 120)
+    assert w.losses == []
+    assert sum(w.restarts) == 0

@@ -107,6 +107,10 @@ class Histories(RuleBasedStateMachine):
         """Pods that are or were on a node that has to be gone."""
         self.cut: set[str] = set()
         """Pods that are dead, and of which only their lifelines have told."""
+        self.owed: set[str] = set()
+        """Members that were taken away while all trained: an incident has to tell of each."""
+        self.named: set[str] = set()
+        """Pods that incidents have told of."""
         self.read = self.settled = 0
         self.unpaid = set()
         """So many incidents have been held against these books."""
@@ -151,6 +155,13 @@ class Histories(RuleBasedStateMachine):
         self.due[node] = min(self.due.get(node, EVER), self.w.now + seconds)
         event(name, *args)
 
+    def is_taken_away(self, name, event, *args):
+        """One that trains in the newest round has to be told of when it is dead, in any case."""
+        over = self.w.job.suspend or self.w.phase in status.TERMINAL
+        if not over and name in {agent.pod.name for agent in self.w.group()}:
+            self.owed.add(name)
+        self.happens_to(name, event, *args)
+
     # What happens.
 
     @rule(seconds=st.sampled_from([0, 1, 1, 3, 10, 40]))
@@ -173,7 +184,7 @@ class Histories(RuleBasedStateMachine):
         if self.right:
             end = BY_OTHERS[number % len(BY_OTHERS)]
         starts = end[-1] == "StartError"
-        self.happens_to(self.a_pod(number, running=not starts), self.w.kill, *end)
+        self.is_taken_away(self.a_pod(number, running=not starts), self.w.kill, *end)
 
     @rule(number=pick, later=st.sampled_from([None, 1, 5, 20]), end=st.sampled_from(ENDS))
     def lifeline_breaks(self, number, later, end):
@@ -184,7 +195,7 @@ class Histories(RuleBasedStateMachine):
         if self.right:
             end = BY_OTHERS[number % len(BY_OTHERS)]
         self.cut.add(name)
-        self.happens_to(name, self.w.cut)
+        self.is_taken_away(name, self.w.cut)
         if later is not None:
             self.w.run(later)
             self.kubelet_tells(*end)
@@ -197,7 +208,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(number=pick)
     def vanish(self, number):
-        self.happens_to(self.a_pod(number), self.w.vanish)
+        self.is_taken_away(self.a_pod(number), self.w.vanish)
 
     @rule(number=pick, grace=st.sampled_from([5, 30]))
     def delete(self, number, grace):
@@ -352,6 +363,22 @@ class Histories(RuleBasedStateMachine):
         names = [p.name for p in self.w.alive]
         self.operator_is_new(quiet=[names[n % len(names)] for n in late if names])
 
+    @rule(number=pick, loss=st.sampled_from(["kill", "vanish", "cut"]))
+    def a_pod_and_the_operator_die(self, number, loss):
+        """The next one sees what is left of the pod before any agent tells it of a round."""
+        name, speak = self.a_pod(number, running=True), [a.pod.agent for a in self.w.group()]
+        speak = [agent for agent in speak if not agent.quiet]
+        if name is None:
+            return
+        if loss == "cut":
+            self.cut.add(name)
+        self.is_taken_away(name, getattr(self.w, loss))
+        self.operator_is_new(quiet=[agent.pod.name for agent in speak])
+        self.w.kubernetes()
+        self.w.tick()
+        for agent in speak:
+            agent.quiet = False
+
     @rule()
     def operator_is_away(self):
         self.w.stop_operator()
@@ -378,6 +405,7 @@ class Histories(RuleBasedStateMachine):
     @rule(replicas=st.integers(1, 4), spares=st.integers(0, 2))
     def scale(self, replicas, spares):
         least = self.w.job.min_replicas
+        self.owed.clear()  # it may be one that nobody wants any more
         self.w.change(
             replicas=max(replicas, least), elastic={"minReplicas": least, "spares": spares}
         )
@@ -407,10 +435,12 @@ class Histories(RuleBasedStateMachine):
 
     @rule(suspend=st.booleans())
     def suspend(self, suspend):
+        self.owed.clear()
         self.w.change(suspend=suspend)
 
     @rule(image=st.sampled_from(["a", "b"]))
     def new_template(self, image):
+        self.owed.clear()
         self.w.change(template={"spec": {"containers": [{"name": "trainer", "image": image}]}})
 
     # What holds, besides what the world checks in every tick.
@@ -422,6 +452,10 @@ class Histories(RuleBasedStateMachine):
         assert len(set(names)) == len(names)
         self.nothing_is_charged_twice()
         self.one_job_uses_the_run()
+        for told in self.w.status.get("incidents", ()):
+            self.named |= {*told["victims"], *told["collateral"]}
+        if self.w.phase in status.TERMINAL:
+            self.owed.clear()
 
     def one_job_uses_the_run(self):
         """Who has begun goes on until its end; the other one has no pods meanwhile."""
@@ -445,7 +479,11 @@ class Histories(RuleBasedStateMachine):
             paid = not incident.action.startswith("training goes on without it")
             # Told once when nobody had to pay, it may have come back, and be lost in a round.
             before = self.failed | self.told | (self.unpaid if paid else set())
-            assert before & set(incident.victims), f"what for? {incident}"
+            if incident.victims:
+                assert before & set(incident.victims), f"what for? {incident}"
+            else:  # nobody is left of the round who could say who was in it
+                assert before, f"what for? {incident}"
+                self.owed.clear()
             self.unpaid = self.unpaid - named if paid else self.unpaid | named
             self.failed -= named
             if incident.cause not in OF_PROGRAMS:  # such a pod may have been told to go, too
@@ -526,6 +564,8 @@ class Histories(RuleBasedStateMachine):
         w.nodes = {n: gone if n in w.dead else {"spec": {}, "status": {}} for n in w.nodes}
         w.nodes |= {f"fresh-{n}": {"spec": {}, "status": {}} for n in range(6)}
         self.go_on(WHOLE_AGAIN, self.whole)
+        self.what_holds()
+        assert self.owed <= self.named, f"nobody was told of {self.owed - self.named}"
         self.go_on(10, lambda: w.phase in {"Running", *status.TERMINAL})
         w.total_steps = min([w.total_steps, *[a.step + 12 for a in w.group()]])
         self.go_on(120, lambda: w.phase in status.TERMINAL)
