@@ -1,10 +1,12 @@
 """The embedded S3 server: moto's S3 behind a check of signatures and permissions.
 
 moto implements S3's dialect well, conditional writes included, but takes any credentials; `s3auth`
-stands in front of it. It runs in a process of its own, because it computes checksums and copies
-bodies in Python threads and would hold up the event loop that serves the API; the process ends when
-its standard input does, so it never outlives the cluster. Only S3 is reachable, not the other
-services or moto's own control API.
+stands in front of it. Whether a condition is met and the write that follows are two steps of it, in
+many threads, so changes of one object wait for each other (`one_at_a_time`): two would else both be
+told that they were the first. It runs in a process of its own, because it computes checksums and
+copies bodies in Python threads and would hold up the event loop that serves the API; the process
+ends when its standard input does, so it never outlives the cluster. Only S3 is reachable, not the
+other services or moto's own control API.
 
 Three things are done about memory: moto remembers every object it ever made so that a reset can
 close them (deleted and overwritten checkpoints would stay for ever), which is turned off; it leaves
@@ -217,6 +219,24 @@ def _create_bucket(name: str) -> None:
         backend.create_bucket(name, REGION)
 
 
+def one_at_a_time(app: "WSGIApplication") -> "WSGIApplication":
+    """Let requests that change an object wait for others that change the same one.
+
+    Parts of an upload change nothing before it is completed. The locks are few, so some objects
+    share one.
+    """
+    locks = [threading.Lock() for _ in range(256)]
+
+    def guarded(environ: "WSGIEnvironment", answer: "StartResponse") -> "Iterable[bytes]":
+        reads = environ["REQUEST_METHOD"] in {"GET", "HEAD"}
+        if reads or "partNumber=" in environ.get("QUERY_STRING", ""):
+            return app(environ, answer)
+        with locks[hash(environ["PATH_INFO"]) % len(locks)]:
+            return app(environ, answer)
+
+    return guarded
+
+
 def serve(host: str, port: int) -> None:
     """The server process: obeys lines on standard input until its end."""
     from werkzeug.serving import WSGIRequestHandler, make_server
@@ -238,7 +258,7 @@ def serve(host: str, port: int) -> None:
     first = json.loads(sys.stdin.readline() or "{}")
     if "secret" not in first:
         return
-    gate = Gate(_moto_app(), {ACCESS_KEY: first["secret"]}, first.get("deny", ()))
+    gate = Gate(one_at_a_time(_moto_app()), {ACCESS_KEY: first["secret"]}, first.get("deny", ()))
     gc.freeze()  # what is there now stays: only what requests make is looked through
     server = make_server(host, port, gate, threaded=True, request_handler=Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -10,7 +10,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from rekindle_local.objectstore import ObjectStore
+from rekindle_local.objectstore import ObjectStore, one_at_a_time
 
 pytestmark = pytest.mark.processes
 
@@ -129,3 +129,36 @@ def test_the_memory_of_deleted_and_overwritten_objects_is_given_back(running, s3
 def test_a_store_that_is_not_running_says_so():
     with pytest.raises(RuntimeError, match=r"call start\(\) first"):
         asyncio.run(ObjectStore().create_bucket("x"))
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "path", "together"),
+    [
+        ("PUT", "", "/open/lease/1", False),
+        ("DELETE", "", "/open/lease/1", False),
+        ("POST", "uploadId=1", "/open/lease/1", False),
+        ("PUT", "partNumber=2&uploadId=1", "/open/lease/1", True),
+        ("GET", "", "/open/lease/1", True),
+        ("HEAD", "", "/open/lease/1", True),
+    ],
+)
+def test_whoever_changes_an_object_waits_for_others_that_do(method, query, path, together):
+    """moto looks whether a condition is met, and then writes: nobody may come in between."""
+    inside, leave = threading.Semaphore(0), threading.Event()
+
+    def app(environ, _answer):
+        inside.release()
+        assert leave.wait(60)
+        return []
+
+    served = one_at_a_time(app)
+    environ = {"REQUEST_METHOD": "PUT", "QUERY_STRING": "", "PATH_INFO": "/open/lease/1"}
+    other = {"REQUEST_METHOD": method, "QUERY_STRING": query, "PATH_INFO": path}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = pool.submit(served, environ, None)
+        assert inside.acquire(timeout=60)
+        second = pool.submit(served, other, None)
+        came = inside.acquire(timeout=60 if together else 0.2)
+        leave.set()
+        assert first.result(60) == second.result(60) == []
+    assert came == together

@@ -18,6 +18,7 @@ from rekindle.checkpoint import Saver, Store
 from rekindle.checkpoint.file import FileObjects
 from rekindle.checkpoint.objects import Unreachable
 from rekindle.checkpoint.s3 import S3Objects
+from rekindle_local.objectstore import one_at_a_time
 
 _numbers = itertools.count()
 _names: dict[str, str] = {}
@@ -74,13 +75,19 @@ def name_events_once(monkeypatch):
 
 @pytest.fixture(scope="session")
 def endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    class Quiet(WSGIRequestHandler):
+        def log(self, *_: object) -> None:
+            pass
+
+    app = one_at_a_time(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
