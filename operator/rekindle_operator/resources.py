@@ -44,6 +44,7 @@ from rekindle.contract import (
     ENV_GRACE,
     ENV_HANG_TIMEOUT,
     ENV_JOB,
+    ENV_JOB_UID,
     ENV_MTBF,
     ENV_NAMESPACE,
     ENV_POD,
@@ -97,7 +98,7 @@ HOSTNAME = "kubernetes.io/hostname"
 
 
 VARIABLES = {
-    *(ENV_JOB, ENV_NAMESPACE, ENV_POD, ENV_POD_UID, ENV_POD_IP),
+    *(ENV_JOB, ENV_NAMESPACE, ENV_JOB_UID, ENV_POD, ENV_POD_UID, ENV_POD_IP),
     *(ENV_ACCESS, ENV_COORDINATOR, ENV_TOKEN),
     *(ENV_PROC_PER_NODE, ENV_GRACE, ENV_TERMINATION_LOG, ENV_HANG_TIMEOUT, ENV_MTBF),
     ENV_WORKERS,
@@ -432,6 +433,7 @@ def _environment(job: TrainingJob, mtbf: float | None) -> list[dict[str, Any]]:
     values: list[tuple[str, str | int | None]] = [
         (ENV_JOB, job.name),
         (ENV_NAMESPACE, job.namespace),
+        (ENV_JOB_UID, job.uid),
         (ENV_ACCESS, ACCESS_PATH),
         (ENV_PROC_PER_NODE, job.proc_per_node),
         (ENV_TERMINATION_LOG, TERMINATION_LOG),

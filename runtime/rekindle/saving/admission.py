@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from rekindle import threads
 from rekindle.checkpoint import Lease, Store, StoreError
 from rekindle.checkpoint.holder import RENEW_SECONDS, WATCH_SECONDS, Holder
-from rekindle.contract import ENV_JOB, ENV_NAMESPACE
+from rekindle.contract import ENV_JOB, ENV_JOB_UID, ENV_NAMESPACE
 from rekindle.requirement import RequirementError
 
 log = logging.getLogger(__name__)
@@ -35,8 +35,12 @@ LOOK_SECONDS = 2.0
 
 
 def who() -> Holder:
-    """This process, by what its environment says of it."""
-    return Holder.here(os.environ, _job())
+    """This process, by what its environment says of it.
+
+    People know a job by its name; that another cluster's has the same makes it no attempt of this.
+    """
+    here, uid = Holder.here(os.environ, _job()), os.environ.get(ENV_JOB_UID)
+    return replace(here, job=f"{here.job} {uid}") if _job() and uid else here
 
 
 def patience(*, shown: bool) -> float:

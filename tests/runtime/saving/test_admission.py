@@ -222,6 +222,13 @@ def test_the_names_of_operators_jobs(monkeypatch):
     monkeypatch.setenv("REKINDLE_JOB_NAME", "digits")
     monkeypatch.setenv("REKINDLE_JOB_NAMESPACE", "ml")
     assert admission.who().job == "TrainingJob ml/digits"
+    monkeypatch.setenv("REKINDLE_JOB_UID", "c0ffee")
+    ours = admission.who()
+    assert ours.job == "TrainingJob ml/digits c0ffee"
+    assert ours.who.startswith("TrainingJob ml/digits on ")
+    elsewhere = replace(ours, machine="another")
+    assert ours.sees(elsewhere) == "free"
+    assert ours.sees(replace(elsewhere, job="TrainingJob ml/digits beef")) == "unknown"
     monkeypatch.delenv("REKINDLE_JOB_NAMESPACE")
     assert admission.who().job == ""
 
