@@ -42,5 +42,5 @@ def test_only_the_third_signal_leaves_everything_as_it_is(more, code) -> None:
         assert started.stdout.readline() == "waiting\n"
         started.send_signal(signal.SIGINT)
         rest = started.stdout.read()
-        assert started.wait(20) == code
+        assert started.wait(60) == code
     assert ("ended in order" in rest) == (code == 0)

@@ -108,7 +108,7 @@ def test_a_platform_says_by_an_http_call_that_a_pod_has_to_go(living, site):
         headers={"Authorization": f"Bearer {token}"},
         method="POST",
     )
-    with urllib.request.urlopen(call, timeout=10) as answer:
+    with urllib.request.urlopen(call, timeout=60) as answer:
         assert answer.status < 300
     assert_handed_over(living, before[2], before)
     assert "rack 7 moves" in living.incident(before[2])["evidence"]

@@ -23,7 +23,7 @@ def final_commit(job) -> tuple[Store, Any]:
 
 def scrape(url: str) -> dict[str, float]:
     """Samples of a metrics page by name and labels."""
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     pairs = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
     return {name: float(value) for name, value in pairs}

@@ -38,7 +38,7 @@ def trains_on(living, away, eventually):
     page = f"http://{pod.status.pod_ip}:{port}/metrics"
 
     def step():
-        with urllib.request.urlopen(page, timeout=10) as answer:
+        with urllib.request.urlopen(page, timeout=60) as answer:
             lines = answer.read().decode().splitlines()
         found = (float(line.split()[1]) for line in lines if line.startswith("rekindle_step "))
         return next(found, 0.0)

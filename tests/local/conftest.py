@@ -125,7 +125,7 @@ class Workbench:
         path = f"/containerLogs/{self.namespace}/{name}/main?{urlencode(query)}"
         url = f"http://{status['addresses'][0]['address']}:{port}{path}"
         shown = {"Authorization": f"Bearer {self.cluster.token}"}
-        with urlopen(Request(url, headers=shown), timeout=20) as answer:
+        with urlopen(Request(url, headers=shown), timeout=60) as answer:
             return answer.read().decode()
 
 

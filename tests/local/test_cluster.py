@@ -57,7 +57,7 @@ def test_nothing_is_left_of_a_stopped_cluster(own_cluster):
     assert all(listens(url) for url in urls)
     begun = time.monotonic()
     cluster.stop()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 25, "it has waited for the grace of 30 s"
     assert not any(alive(pid) for pid in pids)
     assert not any(listens(url) for url in urls)
     assert not state.exists()
@@ -125,7 +125,7 @@ def test_the_foreground_command_prints_its_kubeconfig_and_ends_on_ctrl_c(foregro
     assert "AWS_SECRET_ACCESS_KEY=" in foreground.stdout.readline()
     assert "1 nodes at https://127.0.0.1:" in foreground.stdout.readline()
     foreground.send_signal(signal.SIGINT)
-    assert foreground.wait(10) == 0
+    assert foreground.wait(60) == 0
 
 
 def test_the_object_store_does_not_outlive_a_killed_cluster(foreground):
@@ -186,12 +186,12 @@ def test_no_port_of_a_cluster_answers_who_shows_no_credential(own_cluster):
         for method, url in asked:
             request = Request(url, method=method, headers=shown, data=b"{}" * (method == "POST"))
             with pytest.raises(HTTPError) as refused:
-                urlopen(request, timeout=20, context=trusted if url.startswith("https") else None)
+                urlopen(request, timeout=60, context=trusted if url.startswith("https") else None)
             refused.value.close()
             assert refused.value.code == 401, url
     assert cluster.url.startswith("https://")
     with pytest.raises(URLError, match="CERTIFICATE_VERIFY_FAILED"):
-        urlopen(cluster.url, timeout=20, context=ssl.create_default_context())
+        urlopen(cluster.url, timeout=60, context=ssl.create_default_context())
     assert cluster.token in cluster.kubeconfig.read_text()
     assert stat.S_IMODE(cluster.kubeconfig.stat().st_mode) == 0o600
     assert not list(cluster.state_dir.glob(".server-*")), "the key of the server is on no disk"

@@ -137,7 +137,7 @@ def test_a_container_with_its_own_names_dies_with_its_shim_and_can_be_measured(t
         assert main.environ()[ID_VARIABLE] == env[ID_VARIABLE]
         main.parent().kill()
         await process.wait()
-        main.wait(10)
+        main.wait(60)
         return said.read_text()
 
     assert asyncio.run(asyncio.wait_for(run(), 30)) == "127.9.9.9 me"

@@ -34,7 +34,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
         with pytest.raises(StateDirectoryInUse, match=f"PID {holder.pid}"):
             StateLock(tmp_path).take()
         holder.kill()
-        holder.wait(10)
+        holder.wait(60)
         lock = StateLock(tmp_path)
         lock.take()
         lock.release()

@@ -199,7 +199,7 @@ def test_of_two_operators_that_begin_at_once_in_a_directory_both_have_the_first_
     both, made = threading.Barrier(2), certificates.authority
 
     def at_once(now):
-        both.wait(10)
+        both.wait(60)
         return made(now)
 
     monkeypatch.setattr(certificates, "authority", at_once)
@@ -211,7 +211,7 @@ def test_of_two_operators_that_begin_at_once_in_a_directory_both_have_the_first_
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert found == [asyncio.run(tls.in_directory(tmp_path, NOW))] * 2
 
 

@@ -58,7 +58,7 @@ def _no_lease_is_left():
     yield
     for thread in threading.enumerate():
         if thread.name == "rekindle-lease" and thread not in before:
-            thread.join(20)
+            thread.join(60)
             assert not thread.is_alive(), "the run's lease is still being renewed"
 
 

@@ -162,7 +162,7 @@ class Api:
 
     def call(self, method, path, body=None, media="application/json", headers=(), **query):
         address = urlsplit(self.url)
-        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=10)
+        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
         sent = {"Content-Type": media, **dict(headers)}
         raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         with contextlib.closing(connection):
@@ -199,7 +199,7 @@ class Api:
     def watch(self, path, headers=(), **query):
         """Open a watch; `next` on what this gives waits for an event, at most 5 seconds."""
         address = urlsplit(self.url)
-        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=5)
+        connection = http.client.HTTPConnection(address.hostname, address.port, timeout=60)
         try:
             connection.request(
                 "GET", f"{path}?{urlencode({'watch': 'true', **query})}", headers=dict(headers)
@@ -240,7 +240,7 @@ def running(server):
     thread.start()
 
     def call(coroutine):
-        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(10)
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
 
     call(server.start())
     try:
@@ -248,7 +248,7 @@ def running(server):
     finally:
         call(server.stop())
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 

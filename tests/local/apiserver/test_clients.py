@@ -109,12 +109,12 @@ class Operator:
     def __enter__(self):
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
-        assert self.ready.wait(20)
+        assert self.ready.wait(60)
         return self
 
     def __exit__(self, *_):
         self.stop.set()
-        self.thread.join(20)
+        self.thread.join(60)
 
     def _run(self):
         asyncio.run(

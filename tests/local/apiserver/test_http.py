@@ -458,8 +458,8 @@ def test_stopping_the_server_ends_open_watches(fresh_api):
         done = threading.Event()
         reader = threading.Thread(target=lambda: (drain(events), done.set()))
         reader.start()
-        asyncio.run_coroutine_threadsafe(api.server.stop(), api.loop).result(5)
-        assert done.wait(5)
+        asyncio.run_coroutine_threadsafe(api.server.stop(), api.loop).result(60)
+        assert done.wait(60)
         reader.join()
 
 
@@ -575,7 +575,7 @@ def kubelet(api):
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner
 
-    runner = asyncio.run_coroutine_threadsafe(start(), api.loop).result(5)
+    runner = asyncio.run_coroutine_threadsafe(start(), api.loop).result(60)
     status = {
         "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": runner.addresses[0][1]}},
@@ -583,7 +583,7 @@ def kubelet(api):
     api.post("/api/v1/nodes", {"metadata": {"name": "log-node"}, "status": status})
     yield "log-node"
     api.delete("/api/v1/nodes/log-node")
-    asyncio.run_coroutine_threadsafe(runner.cleanup(), api.loop).result(5)
+    asyncio.run_coroutine_threadsafe(runner.cleanup(), api.loop).result(60)
 
 
 def test_logs_are_asked_from_the_kubelet_of_the_node(api, kubelet):

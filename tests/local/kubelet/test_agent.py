@@ -18,7 +18,7 @@ def test_a_kubelet_ends_and_removes_what_an_earlier_one_left_in_its_directory(tm
     config = ClusterConfig(nodes=1, s3=False, state_dir=tmp_path)
     left = subprocess.Popen(["sleep", "60"], env=env, start_new_session=True)
     with left, ClusterThread(config) as cluster:
-        assert left.wait(10) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
         assert not (node / "pods" / "uid").exists()
         assert not (node / "logs" / "uid").exists()
         assert cluster.kubeconfig == tmp_path.resolve() / "kubeconfig"

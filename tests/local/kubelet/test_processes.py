@@ -173,7 +173,7 @@ def test_leftovers_are_found_by_their_mark(tmp_path):
     env = {**os.environ, ROOT_VARIABLE: str(tmp_path)}
     with subprocess.Popen(["sleep", "60"], env=env, start_new_session=True) as left:
         assert kill_marked(ROOT_VARIABLE, str(tmp_path)) == 1
-        assert left.wait(10) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
 
 
 def test_a_leftover_that_is_just_starting_is_found_too(tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_leftover_that_is_just_starting_is_found_too(tmp_path, monkeypatch):
 
         monkeypatch.setattr(psutil.Process, "environ", environ)
         assert kill_marked(ROOT_VARIABLE, str(tmp_path)) == 1
-        assert left.wait(10) == -signal.SIGKILL
+        assert left.wait(60) == -signal.SIGKILL
 
 
 def test_a_log_is_cut_at_its_limit_and_one_older_half_is_kept(tmp_path):

@@ -152,7 +152,7 @@ def fit(root, *, notice=None, data=None, ckpt_path=None, bridge=None, plugins=()
     assert signal.getsignal(signal.SIGTERM) == before
     for thread in threading.enumerate():
         if thread.name == "rekindle-lease":
-            thread.join(15)  # renewals come every 20 s
+            thread.join(60)  # renewals come every 20 s
             assert not thread.is_alive(), root
     weights = hashlib.sha256()
     for tensor in module.state_dict().values():

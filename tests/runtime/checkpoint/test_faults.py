@@ -124,7 +124,7 @@ class Proxy:
         return True
 
     def _kill(self) -> bool:
-        assert self.victim.wait(10)
+        assert self.victim.wait(60)
         os.kill(self.pid, signal.SIGKILL)
         return False
 
@@ -203,7 +203,7 @@ class Forker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -415,7 +415,7 @@ def test_a_zombie_that_is_let_go_after_its_successor_never_becomes_the_newest(pl
     def hold(line: str) -> None:
         if line.startswith("PUT") and f"/commit/{CommitRef(step=90, fence=1)}" in line:
             held.set()
-            released.wait(20)
+            released.wait(60)
 
     proxy.arm(hold=hold)
     codes = []
@@ -423,7 +423,7 @@ def test_a_zombie_that_is_let_go_after_its_successor_never_becomes_the_newest(pl
         target=lambda: codes.append(forker.run(proxy, prefix="zombie", do="save", step=90, fence=1))
     )
     zombie.start()
-    assert held.wait(20), "its commit is on the way"
+    assert held.wait(60), "its commit is on the way"
     fence = store.acquire(owner="successor").fence
     save(store, 2, fence=fence, base=CommitRef(step=1, fence=1))
     released.set()

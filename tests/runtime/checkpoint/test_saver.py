@@ -92,7 +92,7 @@ def test_the_state_may_change_as_soon_as_save_returns(store, savers):
             return getattr(inner, name)
 
         def put(self, *args, **kwargs):
-            gate.wait(10)
+            gate.wait(60)
             return inner.put(*args, **kwargs)
 
     (saver,) = savers(Store(objects=Slow()), world_size=1)
@@ -117,13 +117,13 @@ def test_a_second_save_waits_for_the_first_and_uses_the_same_memory(store, saver
 
         def put(self, *args, **kwargs):
             begun.set()
-            gate.wait(10)
+            gate.wait(60)
             return inner.put(*args, **kwargs)
 
     (saver,) = savers(Store(objects=Slow()), world_size=1)
     saver.save(1, state(1))
     memory = saver._memory.data_ptr()
-    assert begun.wait(10)
+    assert begun.wait(60)
     with pytest.raises(SaveTimeout, match="step 1. is still in flight"):
         saver.save(2, state(2), deadline=time.monotonic() + 0.05)
     threading.Timer(0.1, gate.set).start()

@@ -41,7 +41,7 @@ class Scripted(Coordinator):
         if self.reports != 2:
             return View(version=str(self.reports))
         self.reporting.set()
-        assert self.answer.wait(10)
+        assert self.answer.wait(60)
         return View(version="old")
 
     def watch(self, version, wait):
@@ -49,7 +49,7 @@ class Scripted(Coordinator):
             threading.Event().wait(0.5)
             return View(version=version)
         self.polled.set()
-        assert self.release.wait(10)
+        assert self.release.wait(60)
         return View(version="new")
 
 
@@ -99,12 +99,12 @@ def test_a_report_answered_late_does_not_undo_a_newer_view():
 
     link = CoordinatorLink(scripted, heartbeat=60.0)
     link.start(lambda: REPORT, receive)
-    assert scripted.polled.wait(10)
+    assert scripted.polled.wait(60)
     link.poke()
-    assert scripted.reporting.wait(10)
+    assert scripted.reporting.wait(60)
     arrived.clear()
     scripted.release.set()
-    assert arrived.wait(10)
+    assert arrived.wait(60)
     scripted.answer.set()
     assert link.flush(5.0)
     link.close()

@@ -75,7 +75,7 @@ def test_its_death_is_the_agents():
 @pytest.mark.parametrize(("end", "code"), [("os._exit(75)", 75), ("os.kill(os.getpid(), 9)", 137)])
 def test_it_ends_with_the_agents_code(end, code):
     with pod(end) as process:
-        assert process.wait(10) == code
+        assert process.wait(60) == code
 
 
 def test_a_notice_reaches_the_agent():
@@ -124,13 +124,13 @@ def test_without_an_operator_the_agent_is_the_first_process_itself():
 def coordinator() -> Iterator[tuple[str, socket.socket]]:
     """Something that accepts lifelines; its URL."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(10)
+        server.settimeout(60)
         yield f"http://127.0.0.1:{server.getsockname()[1]}", server
 
 
 def said(connection: socket.socket) -> bytes:
     """Everything up to the end of a connection."""
-    connection.settimeout(10)
+    connection.settimeout(60)
     parts = []
     with connection, contextlib.suppress(ConnectionResetError):
         while part := connection.recv(4096):
@@ -155,7 +155,7 @@ def test_its_lifeline_answers_when_it_is_asked_and_not_while_it_stands_still():
     with coordinator() as (url, server), pod(WAITS, coordinator=url) as process:
         connection, _ = server.accept()
         agent_of(process)
-        connection.settimeout(10)
+        connection.settimeout(60)
         with connection:
             assert b"&probe=1 HTTP/1.1" in connection.recv(4096)
             connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -168,7 +168,7 @@ def test_its_lifeline_answers_when_it_is_asked_and_not_while_it_stands_still():
             connection.settimeout(0.3)
             with pytest.raises(TimeoutError):
                 connection.recv(4096)
-            connection.settimeout(10)
+            connection.settimeout(60)
             process.send_signal(signal.SIGCONT)
             assert connection.recv(4096) == b"1\r\n\n\r\n"
 
@@ -191,7 +191,7 @@ def test_it_says_goodbye_when_the_agent_is_through():
         assert process.stdin is not None
         process.stdin.close()
         assert said(connection).endswith(b"0\r\n\r\n")
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_its_goodbye_is_heard_although_it_is_asked_something_at_that_moment(monkeypatch):
@@ -201,7 +201,7 @@ def test_its_goodbye_is_heard_although_it_is_asked_something_at_that_moment(monk
     with coordinator() as (url, server), pod(body, coordinator=url) as process:
         agent_of(process)
         connection, _ = server.accept()
-        connection.settimeout(10)
+        connection.settimeout(60)
         with connection:
             assert connection.recv(4096)
             connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -214,7 +214,7 @@ def test_its_goodbye_is_heard_although_it_is_asked_something_at_that_moment(monk
             with pytest.raises(TimeoutError):
                 connection.recv(4096)
             connection.sendall(b"0\r\n\r\n")
-            assert process.wait(10) == 0
+            assert process.wait(60) == 0
 
 
 def test_a_lifeline_that_breaks_is_there_again():

@@ -91,8 +91,8 @@ def test_a_file_is_a_notice_as_soon_as_it_is_there(tmp_path, fast, text, heard):
     thread = notices.watch(path, ear)
     assert not ear.event.wait(0.05)
     path.write_text(text)
-    assert ear.event.wait(5)
-    thread.join(5)
+    assert ear.event.wait(60)
+    thread.join(60)
     assert ear.heard == [heard]
 
 
@@ -102,7 +102,7 @@ def test_a_file_that_is_still_being_written_is_read_when_it_is_whole(tmp_path, m
     path.write_text('{"seconds":')
     notices.watch(path, ear)
     path.write_text('{"seconds": 7}')
-    assert ear.event.wait(5)
+    assert ear.event.wait(60)
     assert ear.heard == [("file", 7.0)]
 
 
@@ -117,7 +117,7 @@ def post(server, body=b"", **headers):
     url = f"http://127.0.0.1:{server.server_port}{notices.PATH}"
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")
     try:
-        with urllib.request.urlopen(request, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:
@@ -201,8 +201,8 @@ def test_a_notice_of_another_thread_wakes_the_main_loop():
     signals = Signals()
     threading.Timer(0.05, signals.tell, ("file", 5.0)).start()
     began = time.monotonic()
-    signals.wait(10.0)
-    assert time.monotonic() - began < 5
+    signals.wait(60)
+    assert time.monotonic() - began < 50
     assert signals.noticed_at is not None
 
 
@@ -213,11 +213,11 @@ def test_a_signal_is_a_notice(monkeypatch):
     try:
         signals.install()
         os.kill(os.getpid(), signal.SIGTERM)
-        signals.wait(5.0)
+        signals.wait(60)
         assert signals.source == "SIGTERM"
         assert not signals.hurry
         os.kill(os.getpid(), signal.SIGINT)
-        signals.wait(5.0)
+        signals.wait(60)
         assert signals.hurry
     finally:
         signal.set_wakeup_fd(-1)
