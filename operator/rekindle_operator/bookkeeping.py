@@ -32,13 +32,13 @@ def note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
 
 
 def judges(job: TrainingJob, record: Record, observed: Observed, now: float) -> bool:
-    """Whether losses can be told apart: an operator that has just begun knows no round yet.
+    """Whether losses can be told apart: an operator that has just begun may not know the round.
 
     Until agents have told it in which one a pod was that is going, that would be charged as one
     outside of any, and then again as a member of its round.
     """
-    known = observed.round is not None or not record.round
-    return known or not rounds.yet_to_tell(job, observed, now)
+    known = observed.round.number if observed.round else 0
+    return known >= record.round or not rounds.yet_to_tell(job, observed, now)
 
 
 def _ended_unseen(record: Record, observed: Observed) -> int:

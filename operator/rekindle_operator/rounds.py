@@ -355,7 +355,7 @@ def yet_to_tell(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
         and pod.phase == "Running"
         and not observed.lost(pod)
         and wanted(job, pod)
-        and pod.created_at < observed.listening_since
+        and pod.created_at <= observed.listening_since
     ]
 
 

@@ -156,9 +156,12 @@ class Histories(RuleBasedStateMachine):
         event(name, *args)
 
     def is_taken_away(self, name, event, *args):
-        """One that trains in the newest round has to be told of when it is dead, in any case."""
-        over = self.w.job.suspend or self.w.phase in status.TERMINAL
-        if not over and name in {agent.pod.name for agent in self.w.group()}:
+        """One that trains in the newest round has to be told of when it is dead, in any case.
+
+        Of a round that nobody is left of, the next operator knows what the status says.
+        """
+        trains = self.w.phase == "Running" and not self.w.job.suspend
+        if trains and name in {agent.pod.name for agent in self.w.group()}:
             self.owed.add(name)
         self.happens_to(name, event, *args)
 
@@ -566,7 +569,8 @@ class Histories(RuleBasedStateMachine):
         self.go_on(WHOLE_AGAIN, self.whole)
         self.what_holds()
         assert self.owed <= self.named, f"nobody was told of {self.owed - self.named}"
-        self.go_on(10, lambda: w.phase in {"Running", *status.TERMINAL})
+        # A new operator waits a while for a member whose machine has just gone.
+        self.go_on(30, lambda: w.phase in {"Running", *status.TERMINAL})
         w.total_steps = min([w.total_steps, *[a.step + 12 for a in w.group()]])
         self.go_on(120, lambda: w.phase in status.TERMINAL)
         if self.right:
