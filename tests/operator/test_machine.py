@@ -484,9 +484,11 @@ class Histories(RuleBasedStateMachine):
             before = self.failed | self.told | (self.unpaid if paid else set())
             if incident.victims:
                 assert before & set(incident.victims), f"what for? {incident}"
-            else:  # nobody is left of the round who could say who was in it
+            else:
                 assert before, f"what for? {incident}"
-                self.owed.clear()
+            for ended in self.w.rounds:
+                if ended.number == incident.round and not self.anybody_left_of(ended):
+                    self.owed -= {m.pod for m in ended.members}  # nobody can say who was in it
             self.unpaid = self.unpaid - named if paid else self.unpaid | named
             self.failed -= named
             if incident.cause not in OF_PROGRAMS:  # such a pod may have been told to go, too
@@ -502,6 +504,13 @@ class Histories(RuleBasedStateMachine):
         assert len(set(ended)) == len(ended), "a round has ended twice"
         moments = [i.at for i in self.w.incidents if i.cause == "RolledBack"]
         assert len(set(moments)) == len(moments), "one rollback is told twice"
+
+    def anybody_left_of(self, ended):
+        pods = [self.w.pods.get(m.uid) for m in ended.members]
+        agents = [pod.agent for pod in pods if pod and pod.agent and not pod.over]
+        return any(
+            a.round and a.round.key == ended.key for a in agents if not self.w.unreachable(a.pod)
+        )
 
     def nobody_trains_past_its_end(self):
         w = self.w
