@@ -87,16 +87,19 @@ def detect(
         name for i in known for name in i.victims
     }
     of_members, of_others = (named - fell) | on_the_way, named | _named(past)
-    endings: list[tuple[Ending, Pod]] = []
-    for pod in observed.pods:
-        if pod.name in (of_members if pod.uid in inside else of_others) or (
-            fresh and pod.uid in inside
-        ):
-            continue
-        if _counts(job, observed, pod) and _lost_outside(job, observed, pod):
-            why = _why(job, observed, pod)
-            if why.cause is not Cause.PEER_LOST or pod.name not in fell:
-                endings.append((why, pod))
+    lost = [
+        pod
+        for pod in observed.pods
+        if pod.name not in (of_members if pod.uid in inside else of_others)
+        and not (fresh and pod.uid in inside)
+        and _counts(job, observed, pod)
+        and _lost_outside(job, observed, pod)
+    ]
+    endings = [
+        (why, pod)
+        for pod in lost
+        if (why := _why(job, observed, pod)).cause is not Cause.PEER_LOST or pod.name not in fell
+    ]
     endings += [
         (_without_a_word(pod.name), pod)
         for pod in observed.gone

@@ -119,15 +119,15 @@ def test_one_that_takes_long_to_start_is_given_time(
 ) -> None:
     monkeypatch.setattr("rekindle_cli.supervisor._PROBE_EVERY", 0.02)
     monkeypatch.setattr("rekindle_cli.supervisor._START_SECONDS", patience)
-    slow = f"import pathlib, time\nwhile not pathlib.Path({str(tmp_path / 'go')!r}).exists():"
-    operator = supervise(f"{slow} time.sleep(0.02)\n{SERVE}", health=health)
+    os.mkfifo(tmp_path / "go")
+    operator = supervise(f"open({str(tmp_path / 'go')!r}).read()\n{SERVE}", health=health)
     until(lambda: operator.pid)
     first, asked = operator.pid, []
     answers = operator._answers
     monkeypatch.setattr(operator, "_answers", lambda s: asked.append(s) or answers(s))
     until(lambda: len(asked) > 10 or operator.said)
-    (tmp_path / "go").touch()
     if patience:
+        (tmp_path / "go").write_text("")  # it reads until then
         assert operator.wait_until_healthy(SECONDS)
         assert (operator.pid, operator.said) == (first, [])
     else:

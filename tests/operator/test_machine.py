@@ -579,7 +579,8 @@ class Histories(RuleBasedStateMachine):
         self.what_holds()
         assert self.owed <= self.named, f"nobody was told of {self.owed - self.named}"
         # A new operator waits a while for a member whose machine has just gone.
-        self.go_on(30, lambda: w.phase in {"Running", *status.TERMINAL})
+        unheard = any(w.unreachable(agent.pod) for agent in w.group())
+        self.go_on(30 if unheard else 10, lambda: w.phase in {"Running", *status.TERMINAL})
         w.total_steps = min([w.total_steps, *[a.step + 12 for a in w.group()]])
         self.go_on(120, lambda: w.phase in status.TERMINAL)
         if self.right:
