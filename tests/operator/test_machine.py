@@ -103,6 +103,8 @@ class Histories(RuleBasedStateMachine):
         """Pods that were told to go and that nothing was charged for."""
         self.due: dict[str, float] = {}
         """By uid of the pod or name of the node: when it has to be gone."""
+        self.signed: dict[str, float] = {}
+        """The same by what is written on the node, which stays when a silent one is back."""
         self.came: set[str] = set()
         """Pods that are or were on a node that has to be gone."""
         self.cut: set[str] = set()
@@ -147,12 +149,14 @@ class Histories(RuleBasedStateMachine):
             self.due[uid] = min(self.due.get(uid, EVER), self.w.now + seconds)
         event(name, *args, **more)
 
-    def happens_to_node(self, name, seconds, event, *args):
+    def happens_to_node(self, name, seconds, event, *args, sign=True):
         if name is None:
             return
-        node = self.w.pod(name).node
+        node, end = self.w.pod(name).node, self.w.now + seconds
         self.told |= {p.name for p in self.w.alive if p.node == node}
-        self.due[node] = min(self.due.get(node, EVER), self.w.now + seconds)
+        self.due[node] = min(self.due.get(node, EVER), end)
+        if sign:
+            self.signed[node] = min(self.signed.get(node, EVER), end)
         event(name, *args)
 
     def is_taken_away(self, name, event, *args):
@@ -243,6 +247,7 @@ class Histories(RuleBasedStateMachine):
     def nodes_are_well_again(self):
         self.w.nodes = {name: {"spec": {}, "status": {}} for name in self.w.nodes}
         self.due = {name: at for name, at in self.due.items() if name not in self.w.nodes}
+        self.signed.clear()
 
     @rule(number=pick)
     def node_goes(self, number):
@@ -252,19 +257,21 @@ class Histories(RuleBasedStateMachine):
     def machine_dies(self, number):
         """First the pods that stay lose contact, and only much later somebody says why."""
         name = self.a_placed_pod(number)
-        self.happens_to_node(name, EVER, self.w.die_unnoticed)
+        self.happens_to_node(name, EVER, self.w.die_unnoticed, sign=False)
         for agent in self.w.group():
             self.happens_to(agent.pod.name, self.w.fall)
 
     @rule(number=pick)
     def machine_falls_silent(self, number):
         """It has lost its power, or its network: nobody tells, and no connection breaks."""
-        self.happens_to_node(self.a_placed_pod(number), EVER, self.w.die_unnoticed)
+        name = self.a_placed_pod(number)
+        self.happens_to_node(name, EVER, self.w.die_unnoticed, sign=False)
 
     @rule()
     def machines_are_back(self):
         """Only their network was away, or they stood still."""
-        self.due = {name: at for name, at in self.due.items() if name not in self.w.dead}
+        kept = {name: at for name, at in self.due.items() if name not in self.w.dead}
+        self.due = kept | {n: at for n, at in self.signed.items() if n in self.w.dead}
         self.w.dead.clear()
 
     @rule(blind=st.booleans(), tell=st.booleans())
@@ -276,7 +283,8 @@ class Histories(RuleBasedStateMachine):
     def dead_machines_are_noticed(self):
         for pod in self.w.alive:
             if pod.node in self.w.dead and pod.node in self.w.nodes:
-                self.happens_to_node(pod.name, 0, self.w.taint, UNREACHABLE)
+                self.signed.setdefault(pod.node, EVER)  # as long as it may only be the way to it
+                self.happens_to_node(pod.name, 0, self.w.taint, UNREACHABLE, sign=False)
 
     @rule(number=pick)
     def node_comes(self, number):
