@@ -411,8 +411,8 @@ def _form(
                 again = max(observed.listening_since + REANNOUNCE - now, 0.1)
             return Decision(waiting=f"{names} to join", requeue=again)
     if len(ready) < least:
-        have = f"more pods: {len(ready)} of at least {least} have joined"
-        return Decision(waiting=have, requeue=5.0)
+        # Whoever comes is an event: time alone changes nothing any more, for days perhaps.
+        return Decision(waiting=f"more pods: {len(ready)} of at least {least} have joined")
     members = tuple(
         Member(
             pod=pod.name,

@@ -10,8 +10,9 @@ until nothing more comes; then nothing happens for a while, and nothing is what 
 
 The last line is JSON, for each number of jobs: `calls_per_job` until all pods exist (at most 12 and
 the 4 pods), `settled_calls_per_job` until it is quiet, `writes_per_job_minute` and
-`lists_per_minute` at rest (both 0), `jobs_per_s` until all pods exist, `cpu_s_per_job` for that,
-`rest_cpu_percent` of one core, `rss_mb`, and `p99_reconcile_s` over all reconciles.
+`lists_per_minute` at rest (both 0), `looks_per_job_minute` (reconciles at rest, without a call),
+`jobs_per_s` until all pods exist, `cpu_s_per_job` for that, `rest_cpu_percent` of one core,
+`rss_mb`, and `p99_reconcile_s` over all reconciles.
 """
 
 import argparse
@@ -41,6 +42,7 @@ PATIENCE = 300.0
 CRD = Path(__file__).parents[2] / "crds" / "trainingjob.yaml"
 JOBS = "/apis/rekindle.dev/v1alpha1/namespaces/default/trainingjobs"
 BUCKET = re.compile(r'rekindle_reconcile_seconds_bucket\{le="([^"]+)"\} ([\d.e+]+)')
+COUNT = re.compile(r"rekindle_reconcile_seconds_count ([\d.e+]+)")
 
 
 class CountingServer(ApiServer):
@@ -160,15 +162,21 @@ async def measure(jobs: int, rest: float) -> dict:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(60):
                 await until(quiet, "")
+
+        async def reconciles():
+            async with session.get(f"{metrics}/metrics") as answer:
+                page = await answer.text()
+            return page, float(COUNT.search(page)[1])
+
         started = dict(calls)
         settled, start_cpu = total(calls) - total(calls, "watch"), sum(seen.cpu_times()[:2]) - cpu
         calls.clear()
+        _, looks = await reconciles()
         cpu, began = sum(seen.cpu_times()[:2]), time.monotonic()
         await asyncio.sleep(rest)
         minutes = (time.monotonic() - began) / 60
         rest_cpu = sum(seen.cpu_times()[:2]) - cpu
-        async with session.get(f"{metrics}/metrics") as answer:
-            page = await answer.text()
+        page, end = await reconciles()
         print(f"{jobs} jobs: start {started}; rest {dict(calls)}", flush=True)
         return {
             "calls_per_job": round(until_pods / jobs, 2),
@@ -177,6 +185,7 @@ async def measure(jobs: int, rest: float) -> dict:
                 total(calls, "POST", "PATCH", "PUT", "DELETE") / jobs / minutes, 3
             ),
             "lists_per_minute": round(total(calls, "LIST") / minutes, 2),
+            "looks_per_job_minute": round((end - looks) / jobs / minutes, 2),
             "jobs_per_s": round(jobs / took, 1),
             "cpu_s_per_job": round(start_cpu / jobs, 4),
             "rest_cpu_percent": round(100 * rest_cpu / (minutes * 60), 2),

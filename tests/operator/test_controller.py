@@ -815,6 +815,8 @@ def test_trouble_that_could_be_told_is_tried_again_at_once_and_then_more_rarely(
 
     async def scenario():
         async with Operator(cluster) as operator:
+            await operator.until(lambda: cluster.status.get("phase"))
+            operator.controller.wake(KEY)
             await operator.until(lambda: len(pauses) == 4)
             await operator.until(lambda: reconciled(cluster)["status"] == "True")
             # The second one is the first that is told, and an API server that takes it answers.
