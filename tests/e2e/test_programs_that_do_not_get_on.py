@@ -74,7 +74,7 @@ def test_a_notice_during_a_slow_save_is_obeyed_in_time(submit, eventually):
 def log_if_any(job, pod):
     """What a pod has written; nothing while it starts."""
     try:
-        return log(job, pod)
+        return log(job, pod) or ""
     except ApiException:
         return ""
 

@@ -54,7 +54,9 @@ def test_a_volume_that_cannot_be_mounted_is_named_by_the_events_of_its_pod(submi
         {"name": "scripts", "configMap": {"name": "scripts"}},
         {"name": "data", "configMap": {"name": "nobody-made-this"}},
     ]
-    job = submit("mount", pod={"volumes": volumes}, replicas=1)
+    mounts = [{"name": v["name"], "mountPath": f"/{v['name']}"} for v in volumes]
+    container = {"volumeMounts": mounts}
+    job = submit("mount", container=container, pod={"volumes": volumes}, replicas=1)
 
     def told(status):
         found = {c["type"]: c for c in status.get("conditions") or ()}

@@ -3,15 +3,15 @@
 from rekindle_local.client import Manifest
 from rekindle_local.kubelet.environment import Sources
 from rekindle_local.kubelet.host import Host
-from rekindle_local.kubelet.volumes import VolumeError, claim_name
+from rekindle_local.kubelet.volumes import VolumeError, claim_name, mounted
 
 CLAIM = "PersistentVolumeClaim"
 
 
 async def bound_volumes(host: Host, namespace: str, pod: Manifest) -> Sources:
-    """The PersistentVolume of every claim that a pod names; raises VolumeError."""
+    """The PersistentVolume of every claim that a pod mounts; raises VolumeError."""
     found: dict[tuple[str, str], Manifest | None] = {}
-    for volume in pod["spec"].get("volumes") or ():
+    for volume in mounted(pod):
         name = claim_name(pod, volume)
         if name is None:
             continue

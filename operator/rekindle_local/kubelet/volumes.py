@@ -48,10 +48,18 @@ class File:
     mode: int
 
 
+def mounted(pod: Manifest) -> list[Manifest]:
+    """The volumes that a container mounts; a kubelet does not even look at the others."""
+    spec = pod["spec"]
+    containers = [*(spec.get("initContainers") or ()), *(spec.get("containers") or ())]
+    names = {mount["name"] for one in containers for mount in one.get("volumeMounts") or ()}
+    return [volume for volume in spec.get("volumes") or () if volume["name"] in names]
+
+
 def references(pod: Manifest) -> set[tuple[str, str]]:
-    """Every secret and config map the pod's volumes name, as (kind, name)."""
+    """Every secret and config map that the pod's mounted volumes name, as (kind, name)."""
     found: set[tuple[str, str]] = set()
-    for volume in pod["spec"].get("volumes") or ():
+    for volume in mounted(pod):
         if secret := volume.get("secret"):
             found.add(("Secret", secret["secretName"]))
         if config := volume.get("configMap"):
@@ -181,8 +189,8 @@ class PodVolumes:
         self._paths: dict[str, Path] = {}
 
     def setup(self, sources: Sources, placement: Placement) -> None:
-        """Create every volume with its files; raises VolumeError and can be called again."""
-        for volume in self._pod["spec"].get("volumes") or ():
+        """Create what is mounted, with its files; raises VolumeError and can be called again."""
+        for volume in mounted(self._pod):
             name = volume["name"]
             try:
                 content = files(self._pod, volume, sources, placement)
@@ -202,7 +210,7 @@ class PodVolumes:
 
     def refresh(self, sources: Sources, placement: Placement) -> None:
         """Write what has changed in secrets and config maps since; raises VolumeError."""
-        for volume in self._pod["spec"].get("volumes") or ():
+        for volume in mounted(self._pod):
             if not volume.keys() & {"secret", "configMap", "projected"}:
                 continue
             for file in files(self._pod, volume, sources, placement):
@@ -261,7 +269,7 @@ class PodVolumes:
     def limits(self) -> Mapping[str, tuple[Path, Fraction, str]]:
         """Volumes with a sizeLimit: where, how many bytes, and the limit as written."""
         found = {}
-        for volume in self._pod["spec"].get("volumes") or ():
+        for volume in mounted(self._pod):
             limit = (volume.get("emptyDir") or {}).get("sizeLimit")
             if limit and volume["name"] in self._paths and parse_quantity(limit) > 0:
                 found[volume["name"]] = (

@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from rekindle_local.kubelet.environment import Placement
-from rekindle_local.kubelet.volumes import PodVolumes, VolumeError, files
+from rekindle_local.kubelet.volumes import PodVolumes, VolumeError, files, references
 
 PLACE = Placement(pod_ip="127.0.1.2", host_ip="127.0.1.1", allocatable={"memory": "1Gi"})
 SOURCES = {
@@ -17,10 +17,12 @@ SOURCES = {
 }
 
 
-def pod(*volumes, **container):
+def pod(*volumes, **more):
+    mounts = [{"name": volume["name"], "mountPath": f"/{volume['name']}"} for volume in volumes]
+    container = {"name": "c", "volumeMounts": mounts, **more}
     return {
         "metadata": {"name": "p", "namespace": "d", "uid": "u", "labels": {"l": "v"}},
-        "spec": {"containers": [{"name": "c", **container}], "volumes": list(volumes)},
+        "spec": {"containers": [container], "volumes": list(volumes)},
     }
 
 
@@ -92,6 +94,19 @@ def test_what_is_missing_is_told_with_the_volume(volume, said, tmp_path):
         volumes.setup(SOURCES, PLACE)
     assert str(refused.value).startswith('MountVolume.SetUp failed for volume "v" : ')
     assert said in str(refused.value)
+
+
+def test_a_volume_that_no_container_mounts_is_not_even_looked_at(tmp_path):
+    body = pod({"name": "v", "configMap": {"name": "none"}}, volumeMounts=[])
+    volumes = PodVolumes(body, tmp_path, "never-")
+    assert references(body) == set()
+    volumes.setup(SOURCES, PLACE)
+    volumes.refresh(SOURCES, PLACE)
+    assert not list(tmp_path.iterdir())
+    body["spec"]["initContainers"] = [{"volumeMounts": [{"name": "v", "mountPath": "/v"}]}]
+    assert references(body) == {("ConfigMap", "none")}
+    with pytest.raises(VolumeError):
+        volumes.setup(SOURCES, PLACE)
 
 
 def test_a_service_account_token_names_the_pod_and_says_that_it_is_not_signed():
