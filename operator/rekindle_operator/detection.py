@@ -80,13 +80,13 @@ def detect(
     inside = {m.uid for m in current.members} if current else set()
     # Who is in this round has survived what ended an earlier one, and can be lost all the same.
     past = [i for i in known if current and 0 < i.round < current.number]
-    on_the_way = {name for i in past if i.open for name in i.victims}
     named = _named(i for i in known if i not in past)
     # Who fell with others and is lost by itself now is a victim, too.
     fell = {name for i in known if i not in past for name in i.collateral} - {
         name for i in known for name in i.victims
     }
-    of_members, of_others = (named - fell) | on_the_way, named | _named(past)
+    of_members = (named - fell) | _told_on_the_way(current, known, past, fresh=fresh)
+    of_others = named | _named(past)
     lost = [
         pod
         for pod in observed.pods
@@ -208,6 +208,21 @@ def _lost_on_the_way(
             return None
         names.append(member.pod)
     return Detection(victims=tuple(names), of=last, round=current.number) if names else None
+
+
+def _told_on_the_way(
+    current: Round | None, known: Sequence[Incident], past: Sequence[Incident], *, fresh: bool
+) -> set[str]:
+    """Pods of whose loss an incident of an earlier round tells, although they are in this one.
+
+    A round that has ended on the way has no incident of its own. The one that tells of it is over
+    if those that were left have trained in that round for a moment.
+    """
+    if current is None:
+        return set()
+    early = not fresh and all(i.round != current.number for i in known)
+    told = [i for i in past if i.open or (early and i.recovered_in == current.number)]
+    return {name for incident in told for name in incident.victims}
 
 
 def _named(known: Iterable[Incident]) -> set[str]:

@@ -145,10 +145,11 @@ def test_a_second_pod_and_the_operator_die_during_the_recovery(living, site):
     assert stays in living.members()
     lost = [victim for incident in status["incidents"] for victim in incident["victims"]]
     collateral = [pod for incident in status["incidents"] for pod in incident["collateral"]]
-    assert lost.count(first) == 1, status["incidents"]
+    told = json.dumps(status["incidents"], indent=1)
+    assert lost.count(first) == 1, told
     # Part of the first loss, or one of its own, also when its workers had failed for the first.
     told_once = lost.count(second) == 1 or (second in collateral and second not in lost)
-    assert told_once, status["incidents"]
+    assert told_once, told
     assert 1 <= status["restarts"]["total"] - before["restarts"]["total"] <= 2
 
 

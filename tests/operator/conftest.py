@@ -104,6 +104,8 @@ class SimPod:
     kill_at: float | None = None
     """SIGKILL comes then: the kubelet gives a shorter time from when it hears of it."""
     forced: bool = False
+    unlisted: bool = False
+    """Its object is gone, and its processes are not: a kubelet gives them time even then."""
     agent: "SimAgent | None" = None
     removed: bool = False
     read: tuple | None = None
@@ -340,7 +342,7 @@ class World:
 
     @property
     def alive(self):
-        return [p for p in self.pods.values() if not p.over]
+        return [p for p in self.pods.values() if not p.over and not p.unlisted]
 
     def pod(self, name):
         return next(p for p in self.pods.values() if p.name == name)
@@ -550,7 +552,7 @@ class World:
                 continue
             if agent.phase is AgentPhase.WARMING and self.now >= agent.warm_at:
                 agent.phase = AgentPhase.WAITING
-            if self.up and not agent.quiet:
+            if self.answers(agent):
                 self.obey(agent)
         self.save()
         for pod in list(self.pods.values()):
@@ -562,8 +564,12 @@ class World:
                 self.fall(pod.name)  # nobody is there to save with
             if agent.notice and agent.phase is not AgentPhase.RUNNING:
                 self.leave(agent)
-            elif self.up and not agent.quiet:
+            elif self.answers(agent):
                 self.hear(agent)
+
+    def answers(self, agent):
+        """Whether an operator talks with this one; not with a pod that is no object any more."""
+        return self.up and not agent.quiet and not agent.pod.unlisted
 
     def obey(self, agent):
         order, offered = self.directives.get(agent.pod.uid), self.round
@@ -639,8 +645,7 @@ class World:
 
     def hurries(self, agent):
         """A notice is answered at once while nobody coordinates, else when time is nearly up."""
-        alone = not self.up or agent.quiet
-        return agent.notice and (alone or self.now >= agent.leave_by)
+        return agent.notice and (not self.answers(agent) or self.now >= agent.leave_by)
 
     def leave(self, agent):
         """A pod that was told to go and has no running workers."""
@@ -653,7 +658,7 @@ class World:
         words = agent.outcome if own else Outcome(cause="Saved", code=code, message="leaves")
         agent.phase = AgentPhase.LEAVING
         agent.outcome = replace(words, code=code)
-        if self.up and not agent.quiet:
+        if self.answers(agent):
             self.hear(agent)
         self.exit(agent.pod, code, agent.outcome)
 
@@ -749,6 +754,21 @@ class World:
     def vanish(self, name):
         """The object is gone in one go, as after a forced deletion by somebody."""
         self._delete(self.pod(name), 0)
+        return self
+
+    def vanish_first(self, name, seconds):
+        """The same, and its processes are told to go by SIGTERM and killed so much later.
+
+        What has been shown to its agent until then, a round that it is in, that does."""
+        pod = self.pod(name)
+        if pod.agent is None or pod.kill_at is not None:
+            return self.vanish(name)
+        if self.answers(pod.agent) and not self.unreachable(pod):
+            self.obey(pod.agent)
+        if self.up:
+            self.gone.append(pod.parsed())
+        pod.unlisted, pod.kill_at = True, self.now + seconds
+        pod.agent.notice, pod.agent.leave_by = "SIGTERM", pod.kill_at - MARGIN
         return self
 
     def tell(self, name, source, seconds=GRACE):
@@ -923,8 +943,11 @@ class World:
     # The operator.
 
     def observed(self):
-        pods = [pod.parsed() for pod in self.pods.values()]
-        known = {*self.pods, *(m.uid for m in (self.round.members if self.round else ()))}
+        pods = [pod.parsed() for pod in self.pods.values() if not pod.unlisted]
+        known = {
+            *(pod.uid for pod in pods),
+            *(m.uid for m in (self.round.members if self.round else ())),
+        }
         self.reports = {u: a for u, a in self.reports.items() if u in known}
         self.known = {
             name: self.node(name, body)
@@ -1039,9 +1062,10 @@ class World:
         if self.refuses:
             self.refused = f"pod {name}: {self.refuses}"
             return
-        if any(p.name == name for p in self.pods.values()):
+        listed = [p for p in self.pods.values() if not p.unlisted]
+        if any(p.name == name for p in listed):
             return  # AlreadyExists
-        if self.quota is not None and len(self.pods) >= self.quota:
+        if self.quota is not None and len(listed) >= self.quota:
             self.hindered = f"pod {name} cannot be created: API server: 403 exceeded quota: gpus"
             return
         self.uids += 1

@@ -217,6 +217,11 @@ class Histories(RuleBasedStateMachine):
     def vanish(self, number):
         self.is_taken_away(self.a_pod(number), self.w.vanish)
 
+    @rule(number=pick, seconds=st.sampled_from([2, 30]))
+    def object_vanishes_first(self, number, seconds):
+        """Deleted by force, and the kubelet gives the processes time all the same."""
+        self.is_taken_away(self.a_pod(number, running=True), self.w.vanish_first, seconds)
+
     @rule(number=pick, grace=st.sampled_from([5, 30]))
     def delete(self, number, grace):
         self.happens_to(self.a_pod(number), self.w.delete, grace, seconds=grace)

@@ -33,6 +33,27 @@ def test_pods_that_are_killed_at_once_and_seen_one_after_the_other_are_one_incid
     assert w.restarts == (0, 1, 0)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["it lives", "it dies again"])
+def test_who_is_deleted_by_force_and_trains_on_for_a_moment_is_told_once(world, again):
+    """A kubelet gives the processes time, and the next round may train in that."""
+    w = world(elastic={"minReplicas": 2}).start().train(3).cut("digits-0")
+    w.tick()
+    assert w.members == ["digits-1", "digits-2"], "a round is formed in between"
+    w.obey(w.pod("digits-2").agent)
+    w.vanish_first("digits-1", 30).tick()
+    assert told(w) == [("PodLost", ["digits-0", "digits-1"], [])]
+    w.hold_saves, w.late = True, {0: w.now + 20, 1: w.now + 20}
+    w.stop_operator().run(3)
+    assert [agent.pod.name for agent in w.group()] == ["digits-1", "digits-2"]
+    w.restart_operator().run(3)
+    w.hold_saves = False
+    if again:
+        w.restart_operator()
+    w.until(lambda: len(w.members) == 3 and w.training())
+    assert told(w) == [("PodLost", ["digits-0", "digits-1"], [])]
+    assert w.restarts == (0, 1, 0)
+
+
 def test_who_was_in_the_next_round_and_is_killed_then_is_an_event_of_its_own(world):
     w = world().start().train(3).kill("digits-0").settle()
     assert w.group()
