@@ -104,7 +104,7 @@ def test_a_platform_says_by_an_http_call_that_a_pod_has_to_go(living, site):
     port = next(p.container_port for p in pod.spec.containers[0].ports if p.name == "rkd-metrics")
     call = urllib.request.Request(
         f"http://{pod.status.pod_ip}:{port}/v1/notice",
-        data=json.dumps({"seconds": 60, "reason": "rack 7 moves"}).encode(),
+        data=json.dumps({"seconds": 180, "reason": "rack 7 moves"}).encode(),
         headers={"Authorization": f"Bearer {token}"},
         method="POST",
     )
