@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from rekindle.checkpoint import CommitRef, Store, manifest
+from rekindle.checkpoint import CommitRef, Saver, Store, manifest
 
 FROZEN = ("model.backbone", "model.odd")
 
@@ -90,6 +90,57 @@ def test_what_was_never_committed_is_not_referred_to(store, savers, same, faulty
     assert {e.key.split("/")[1] for e in store.read(store.commits()[0]).objects} == {
         "000000000002-00000001"
     }
+
+
+def wider(step):
+    return {"model": {**model(step)["model"], "backbone": torch.zeros(1001)}}
+
+
+def whole_numbers(step):
+    return {"model": {**model(step)["model"], "backbone": torch.zeros(1000, dtype=torch.int32)}}
+
+
+def renamed(step):
+    tensors = model(step)["model"]
+    return {"model": {"trunk": tensors["backbone"], "odd": tensors["odd"]}}
+
+
+@pytest.mark.parametrize(
+    ("state", "frozen"),
+    [
+        (wider, FROZEN),
+        (whole_numbers, FROZEN),
+        (renamed, ("model.trunk", "model.odd")),
+    ],
+    ids=["another shape", "another type of the same size", "another name"],
+)
+def test_what_is_not_the_same_tensor_is_not_referred_to(store, savers, same, state, frozen):
+    (saver,) = savers(store, world_size=1, keep_latest=9)
+    saver.save(1, model(1), frozen=FROZEN, wait=True)
+    (other,) = savers(store, fence=2, base=store.commits()[0], world_size=1, keep_latest=9)
+    other.save(2, state(2), frozen=frozen, wait=True)
+    other._drain(float("inf"))
+    newest = store.commits()[0]
+    assert newest.step == 2
+    assert same(store.restore()[0].state, state(2))
+    assert sum(s.size for s in store.objects.list(manifest.data_prefix(newest))) > 4000
+
+
+def test_chunks_of_another_size_are_not_compared(store, savers, same):
+    (saver,) = savers(store, world_size=1, keep_latest=9)
+    saver.save(1, model(1), frozen=FROZEN, wait=True)
+    base = store.commits()[0]
+    other = Saver(
+        store, lease_fence=2, base=base, rank=0, world_size=1, chunk_bytes=512, keep_latest=9
+    )
+    try:
+        other.save(2, model(2), frozen=FROZEN, wait=True)
+        other._drain(float("inf"))
+    finally:
+        other.close(timeout=10)
+    newest = store.commits()[0]
+    assert same(store.restore()[0].state, model(2))
+    assert {e.key.split("/")[1] for e in store.read(newest).objects} == {str(newest)}
 
 
 def test_a_frozen_name_that_does_not_exist_is_refused(store, savers):

@@ -238,6 +238,39 @@ def test_what_is_no_commit_is_refused(raw):
         read_commit(raw, REF)
 
 
+@pytest.mark.parametrize("text", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_no_number_in_json_is_refused(text):
+    body = b'{"version":1,"kind":"commit","created":%s}' % text.encode()
+    sealed = body[:-1] + b',"sha256":"%s"}' % hashlib.sha256(body).hexdigest().encode()
+    with pytest.raises(ManifestError, match=f"{text} is not JSON"):
+        read_commit(sealed, REF)
+
+
+def test_a_document_is_never_longer_than_it_may_be(monkeypatch):
+    raw = commit_bytes(COMMIT)
+    monkeypatch.setattr(manifest, "MAX_DOCUMENT", len(raw))
+    assert read_commit(commit_bytes(COMMIT), REF) == COMMIT
+    monkeypatch.setattr(manifest, "MAX_DOCUMENT", len(raw) - 1)
+    with pytest.raises(ValueError, match=f"would have {len(raw)} bytes, at most {len(raw) - 1}"):
+        commit_bytes(COMMIT)
+    with pytest.raises(ManifestError, match=f"longer than {len(raw) - 1} bytes"):
+        read_commit(raw, REF)
+
+
+def test_a_packed_document_with_damage_inside_is_refused():
+    packed = bytearray(gzip.compress(bytes(range(256)) * 4))
+    packed[10] |= 0x06  # a block of the kind that there is none of
+    with pytest.raises(ManifestError, match="damaged gzip"):
+        read_commit(bytes(packed), REF)
+
+
+def test_the_part_of_another_rank_is_refused():
+    raw = part_bytes(part(0))
+    assert read_part(raw, REF, 0).rank == 0
+    with pytest.raises(ManifestError, match="is 0, but the key says 1"):
+        read_part(raw, REF, 1)
+
+
 def test_deep_nesting_is_refused():
     body = b'{"version":1,"kind":"commit","tree":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
     sealed = body[:-1] + b',"sha256":"%s"}' % hashlib.sha256(body).hexdigest().encode()

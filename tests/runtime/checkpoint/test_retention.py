@@ -186,3 +186,11 @@ def test_deleting_is_stable_and_rules_only_add(commits, policy, pins, extra):
     assert kept(left, policy, pins) == stays, "a second clean-up must find nothing"
     assert stays <= kept(commits, policy, pins | {extra})
     assert stays <= kept(commits, replace(policy, latest=policy.latest + 1), pins)
+
+
+@settings(max_examples=200)
+@given(candidates_, policies_, policies_)
+def test_two_policies_together_keep_what_either_keeps(commits, one, other):
+    both = one.also(other)
+    assert kept(commits, both) >= kept(commits, one) | kept(commits, other)
+    assert set(both.best) == set(other.also(one).best) == {*one.best, *other.best}

@@ -2,14 +2,16 @@
 
 import itertools
 import threading
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from botocore.exceptions import ClientError
 from botocore.httpchecksum import AwsChunkedWrapper
 from botocore.retries import standard
 
 from rekindle.checkpoint import s3
-from rekindle.checkpoint.objects import Unreachable
+from rekindle.checkpoint.objects import AccessDenied, Unreachable
 from rekindle.checkpoint.s3 import S3Objects
 
 pytestmark = pytest.mark.servers
@@ -153,3 +155,66 @@ def test_parts_whose_upload_fails_are_abandoned(endpoint, bucket, monkeypatch):
         objects.put("big", bytearray(12 * 2**20))
     assert objects.abandon_uploads("", older_than=0) == 0
     assert objects.list("") == []
+
+
+def test_a_long_list_comes_in_pages(endpoint, bucket, monkeypatch):
+    objects = S3Objects(bucket, "run", endpoint_url=endpoint)
+    for name in "abcde":
+        objects.put(f"data/{name}", b"x")
+    real = objects._client.list_objects_v2
+    pages = []
+
+    def two_at_a_time(**arguments):
+        pages.append(arguments.get("ContinuationToken"))
+        return real(**arguments, MaxKeys=2)
+
+    monkeypatch.setattr(objects._client, "list_objects_v2", two_at_a_time)
+    assert [stat.key for stat in objects.list("data/")] == [f"data/{name}" for name in "abcde"]
+    assert len(pages) == 3
+
+
+def test_uploads_that_were_left_are_looked_for_on_all_pages(endpoint, bucket, monkeypatch):
+    objects = S3Objects(bucket, "run", endpoint_url=endpoint)
+    long_ago, now = datetime.now(UTC) - timedelta(days=2), datetime.now(UTC)
+    pages = {
+        None: [("run/data/old", long_ago), ("run/data/new", now)],
+        "more": [("run/data/kept", long_ago), ("run/data/last", long_ago)],
+    }
+    aborted = []
+
+    def answer(**arguments):
+        mark = arguments.get("UploadIdMarker")
+        rows = [{"Key": key, "UploadId": key, "Initiated": at} for key, at in pages[mark]]
+        next_page = {"IsTruncated": True, "NextKeyMarker": "k", "NextUploadIdMarker": "more"}
+        return {"Uploads": rows, **({} if mark else next_page)}
+
+    monkeypatch.setattr(objects._client, "list_multipart_uploads", answer)
+    monkeypatch.setattr(
+        objects._client, "abort_multipart_upload", lambda **given: aborted.append(given["Key"])
+    )
+    count = objects.abandon_uploads("data/", older_than=3600, only=lambda key: "kept" not in key)
+    assert (count, aborted) == (2, ["run/data/old", "run/data/last"])
+
+
+def test_an_endpoint_without_the_call_for_many_gets_one_delete_for_each(
+    endpoint, bucket, monkeypatch
+):
+    objects = S3Objects(bucket, "run", endpoint_url=endpoint)
+    for name in "abc":
+        objects.put(name, b"x")
+
+    def refuse(**_):
+        words = {"Error": {"Code": "NotImplemented", "Message": "no such call"}}
+        raise ClientError({**words, "ResponseMetadata": {"HTTPStatusCode": 501}}, "DeleteObjects")
+
+    monkeypatch.setattr(objects._client, "delete_objects", refuse)
+    objects.delete_many(["a", "b"])
+    assert [stat.key for stat in objects.list("")] == ["c"]
+
+
+def test_one_object_of_many_that_may_not_be_deleted_is_told(endpoint, bucket, monkeypatch):
+    objects = S3Objects(bucket, "run", endpoint_url=endpoint)
+    found = {"Key": "run/data/b", "Code": "AccessDenied", "Message": "not yours"}
+    monkeypatch.setattr(objects._client, "delete_objects", lambda **_: {"Errors": [found]})
+    with pytest.raises(AccessDenied, match=r"DeleteObjects .*run/data/b.*not yours"):
+        objects.delete_many(["data/a", "data/b"])

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from rekindle.checkpoint import CommitRef, IntegrityError, Store, VersionError, manifest
-from rekindle.checkpoint.objects import AccessDenied, StoreError
+from rekindle.checkpoint.objects import AccessDenied, NotFound, PreconditionFailed, StoreError
 
 pytestmark = pytest.mark.servers
 
@@ -113,6 +113,74 @@ def test_a_damaged_commit_document_falls_back_too(store, savers, save, state, sa
     restored, skipped = store.restore()
     assert same(restored.state, state(1))
     assert "its own SHA-256 differs" in skipped[0].reason
+
+
+def test_where_an_attempt_began_that_nobody_can_read_all_below_it_counts(
+    store, savers, save, state, same, tmp_path
+):
+    """Else a run whose newest attempt is damaged throughout would have no checkpoint left."""
+    first = savers(store)
+    for step in (1, 2):
+        save(first, step)
+    old = store.commits()[0]
+    save(savers(store, fence=2, base=old), 3)
+    (tmp_path / "run" / manifest.commit_key(CommitRef(step=3, fence=2))).write_bytes(b"{}")
+    fresh = Store.open(f"file://{tmp_path}/run")  # nothing is remembered
+    assert [(r.step, r.fence) for r in fresh.line()] == [(3, 2), (2, 1), (1, 1)]
+    found, _ = fresh.restore()
+    assert same(found.state, state(2))
+
+
+def test_a_part_that_is_gone_and_one_that_comes_back_well_at_the_second_look(
+    store, savers, save, monkeypatch
+):
+    save(savers(store), 1)
+    commit = store.read(store.commits()[0])
+    key, real = manifest.part_key(commit.ref, 1), store.objects.get
+    answers = [b"cut short"]
+
+    def once(asked, *rest, **more):
+        return answers.pop() if asked == key and answers else real(asked, *rest, **more)
+
+    monkeypatch.setattr(store.objects, "get", once)
+    assert store.load(commit, rank=1).rank_state is not None
+    assert not answers
+    monkeypatch.undo()
+    store.objects.delete(key)
+    with pytest.raises(IntegrityError, match=f"object {key} is missing"):
+        store.load(commit, rank=1)
+
+
+def test_who_always_finds_somebody_faster_gives_up_and_says_so(store, monkeypatch):
+    monkeypatch.setattr("rekindle.checkpoint.store.time.sleep", lambda _: None)
+
+    def taken(key, *_, **__):
+        raise PreconditionFailed(key)
+
+    monkeypatch.setattr(store.objects, "put", taken)
+    with pytest.raises(StoreError, match="100 other attempts took the lease first"):
+        store.acquire(owner="x")
+
+
+def test_a_pin_that_others_change_all_the_time_and_one_of_nothing(store, savers, save, monkeypatch):
+    save(savers(store), 1)
+    ref = store.commits()[0]
+    store.pin(ref, name="keep")
+    assert store.pins()["keep"].ref == ref
+    with pytest.raises(NotFound):
+        store.pin(CommitRef(step=9, fence=9), name="nothing")
+    assert set(store.pins()) == {"keep"}, "a pin of nothing keeps nothing"
+    path = manifest.pin_key("damaged")
+    store.objects.put(path, b"{}")
+    with pytest.raises(manifest.ManifestError, match="damaged"):
+        store.pins()
+
+    def taken(key, *_, **__):
+        raise PreconditionFailed(key)
+
+    monkeypatch.setattr(store.objects, "put", taken)
+    with pytest.raises(StoreError, match="10 others changed the pin first"):
+        store.pin(ref, name="keep")
 
 
 def test_a_damaged_part_is_found_by_its_rank(store, savers, save, tmp_path):
