@@ -72,6 +72,18 @@ def test_who_fell_with_a_pod_and_is_killed_then_is_a_victim_too(world):
     assert w.restarts == (0, 1, 0)
 
 
+def test_a_pod_that_ends_because_of_its_peer_after_the_incident_is_collateral_of_it(world):
+    w = world(nodes=3, **MIN3).start().train(3)
+    w.nodes.pop(w.pod("digits-1").node)
+    w.until(lambda: w.losses)
+    assert told(w) == [("NodeLost", ["digits-1"], [])]
+    w.fall("digits-2")
+    w.exit(w.pod("digits-2"), 1, w.pod("digits-2").agent.outcome)
+    w.run(1)
+    assert told(w) == [("NodeLost", ["digits-1"], ["digits-2"])]
+    assert w.restarts == (0, 1, 0)
+
+
 def test_a_pod_that_ends_because_of_its_peer_stays_collateral(world):
     w = world(nodes=3, **MIN3).start().train(3).fall("digits-2").run(1)
     w.nodes.pop(w.pod("digits-1").node)

@@ -36,6 +36,7 @@ CLAIM = {"persistentVolumeClaim": {"claimName": "ckpt"}}
         ({}, dict(uri="s3://bucket/run2"), False),
         ({}, dict(endpoint="http://minio:9000"), False),
         (dict(endpoint="http://minio:9000"), dict(endpoint="http://minio:9000/"), True),
+        (dict(uri="gs://bucket/run"), dict(uri="gs://bucket/run"), False),
         # A path alone says nothing: each pod may have a disk of its own there.
         (dict(uri="file:///ckpt/run"), dict(uri="file:///ckpt/run"), False),
         (
