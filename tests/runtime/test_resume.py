@@ -8,6 +8,7 @@ import torch
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
+from rekindle.outcome import Damaged
 from rekindle.saving.persistence import Session
 
 
@@ -46,6 +47,17 @@ def test_a_preempted_run_resumes_bit_equal(fit, whole, tmp_path, stop):
     assert first["used"] + second["used"] == expected["used"]
     assert second["metrics"] == expected["metrics"]
     assert audit(newest(tmp_path / "run").meta).exact
+
+
+def test_a_run_whose_checkpoints_are_all_marked_as_damaged_does_not_begin_again(fit, tmp_path):
+    fit(**ACCUMULATING, stop_at=5)
+    store = Store.open(str(tmp_path / "run"))
+    for ref in store.commits():
+        store.quarantine(ref, "its bytes have changed")
+    with pytest.raises(Damaged) as ended:
+        fit(**ACCUMULATING)
+    assert "R16 no good checkpoint is left" in str(ended.value.__cause__)
+    assert not store.commits(), "nothing was trained from the beginning"
 
 
 @pytest.mark.processes

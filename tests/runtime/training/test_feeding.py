@@ -7,6 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
+from rekindle.checkpoint.file import FileObjects
+from rekindle.checkpoint.objects import StoreError
 
 N = 53
 
@@ -207,3 +209,32 @@ def test_an_order_that_depends_on_anything_else_is_found_out_on_resume(tmp_path)
 
     with pytest.raises(rk.RequirementError, match="R12 the order function gives other samples"):
         resumed(tmp_path, data=ordered(moody))
+
+
+def test_an_order_that_cannot_be_recorded_costs_the_audit_only(tmp_path, monkeypatch, capsys):
+    expected, weights = fit(tmp_path / "whole", data=ordered(rotated))
+    put = FileObjects.put
+
+    def full(self, key, *rest, **more):
+        if key.startswith("order/"):
+            raise StoreError("no space is left")
+        return put(self, key, *rest, **more)
+
+    monkeypatch.setattr(FileObjects, "put", full)
+    found, same = fit(tmp_path / "run", data=ordered(rotated))
+    assert found.batches == expected.batches
+    assert torch.equal(same, weights)
+    said = capsys.readouterr().out
+    assert "the order of the data cannot be recorded for an audit: no space is left" in said
+
+
+class Empty(rk.ShardedStream):
+    num_shards = 2
+
+    def open(self, shard, state):
+        return iter(())
+
+
+def test_a_stream_without_a_single_sample_is_named(tmp_path):
+    with pytest.raises(ValueError, match="Empty gave no samples for a step of epoch 0"):
+        rk.Trainer(max_epochs=1, root=tmp_path).fit(Net(), DataLoader(Empty(), batch_size=4))

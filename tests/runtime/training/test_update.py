@@ -80,3 +80,14 @@ def test_a_zero_grad_of_its_own_is_called(where):
         optimizer.zero_grad = lambda: calls.append("instance")
     updating(optimizer)._clear(None)
     assert calls == [where]
+
+
+def test_with_several_ranks_a_parameter_belongs_to_one_optimizer():
+    net = network()
+    first, second = (torch.optim.SGD(net[at].parameters(), 0.1) for at in (0, 2))
+    apart = Update(Optimization(optimizers=(first, second), schedulers=()), automatic=False)
+    apart.sum_over_ranks(list(net.parameters()), first=True)
+    second.add_param_group({"params": [net[0].weight]})
+    shared = Update(Optimization(optimizers=(first, second), schedulers=()), automatic=False)
+    with pytest.raises(ValueError, match="two optimizers share a parameter"):
+        shared.sum_over_ranks(list(net.parameters()), first=True)
