@@ -1,5 +1,6 @@
 """After five minutes of any waiting state, nothing that people look at is empty or wrong."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -276,27 +277,65 @@ AT_REST = [s[0] for s in STATES if s[1] != "Running"]
 """Whoever trains is heard of all the time."""
 
 
+@pytest.fixture(scope="module")
+def rested():
+    """A world that has been in a state for minutes; tests look at it, and change nothing."""
+    known = {}
+
+    def find(world, state):
+        if state not in known:
+            known[state] = state(world).run(MINUTES, pace=5.0)
+        return known[state]
+
+    return find
+
+
+def plan_after(w, seconds, *, speaking=False):
+    """What is decided so much later, when nothing has happened; or agents still report."""
+    observed, now = w.observed(), w.now + seconds
+    if speaking:
+        agents = {u: replace(a, seen_at=a.seen_at + seconds) for u, a in observed.agents.items()}
+        observed = replace(observed, agents=agents)
+    access = Access(token="t", url="http://rekindle:8430")
+    return reconcile(w.job, w.status, replace(observed, now=now), access=access, now=now)
+
+
 @pytest.mark.parametrize("state", AT_REST, ids=lambda state: state.__name__)
-def test_nothing_that_is_told_changes_by_time_alone(world, state):
+def test_nothing_that_is_told_changes_by_time_alone(world, rested, state):
     """A status that said for how long would be written anew at each look, by all that wait."""
-    w = state(world)
-    w.run(MINUTES, pace=5.0)
-    observed, looks = w.observed(), 0
+    w, looks = rested(world, state), 0
     for seconds in (0.1, 1.0, 4.7, 61.3, 600.1):
-        now = w.now + seconds
-        later = reconcile(
-            w.job,
-            w.status,
-            replace(observed, now=now),
-            access=Access(token="t", url="http://rekindle:8430"),
-            now=now,
-        )
-        made = later.create and not observed.hindered
+        later = plan_after(w, seconds)
+        made = later.create and not w.hindered
         if made or later.delete or later.publish or later.events:
             break  # it was time for something to happen
         looks += 1
         assert merge_patch(w.status, dict(later.status)).keys() <= statuswriter.CLOCKS
     assert looks
+
+
+@pytest.mark.parametrize("state", AT_REST, ids=lambda state: state.__name__)
+def test_whoever_waits_is_looked_at_when_time_brings_something_and_else_rarely(
+    world, rested, state
+):
+    """Events tell of all else; a look at each of 500 jobs every few seconds is a core for nothing.
+
+    What keeps pods from being created is tried again by whoever creates them, at paces of its own.
+    """
+    w = rested(world, state)
+
+    def brings(seconds):
+        later = plan_after(w, seconds, speaking=True)
+        made = later.create and not w.hindered
+        changed = merge_patch(w.status, dict(later.status)).keys()
+        changed -= {*statuswriter.CLOCKS, "progress"}  # which says when agents have reported last
+        return bool(made or later.delete or later.publish or later.events or changed)
+
+    wakes = plan_after(w, 0.0, speaking=True).requeue or math.inf
+    for seconds in (0.1, 1.0, 4.7, 9.9, 29.0, 61.3, 299.0, 600.1):
+        if seconds < wakes:
+            assert not brings(seconds), f"due after {seconds} s, looked at after {wakes} s"
+    assert wakes >= 10 or brings(wakes), f"looked at every {wakes} s for nothing"
 
 
 def test_a_sidecar_that_dies_beside_a_training_job_is_told_and_stops_nothing(world):
