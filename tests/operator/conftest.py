@@ -759,7 +759,8 @@ class World:
     def vanish_first(self, name, seconds):
         """The same, and its processes are told to go by SIGTERM and killed so much later.
 
-        What has been shown to its agent until then, a round that it is in, that does."""
+        What has been shown to its agent until then, a round that it is in, that does.
+        """
         pod = self.pod(name)
         if pod.agent is None or pod.kill_at is not None:
             return self.vanish(name)

@@ -184,13 +184,14 @@ class PodVolumes:
 
     def __init__(self, pod: Manifest, root: Path, memory_prefix: str) -> None:
         self._pod = pod
+        self._volumes = mounted(pod)
         self._root = root
         self._memory_prefix = memory_prefix
         self._paths: dict[str, Path] = {}
 
     def setup(self, sources: Sources, placement: Placement) -> None:
         """Create what is mounted, with its files; raises VolumeError and can be called again."""
-        for volume in mounted(self._pod):
+        for volume in self._volumes:
             name = volume["name"]
             try:
                 content = files(self._pod, volume, sources, placement)
@@ -210,7 +211,7 @@ class PodVolumes:
 
     def refresh(self, sources: Sources, placement: Placement) -> None:
         """Write what has changed in secrets and config maps since; raises VolumeError."""
-        for volume in mounted(self._pod):
+        for volume in self._volumes:
             if not volume.keys() & {"secret", "configMap", "projected"}:
                 continue
             for file in files(self._pod, volume, sources, placement):
@@ -269,7 +270,7 @@ class PodVolumes:
     def limits(self) -> Mapping[str, tuple[Path, Fraction, str]]:
         """Volumes with a sizeLimit: where, how many bytes, and the limit as written."""
         found = {}
-        for volume in mounted(self._pod):
+        for volume in self._volumes:
             limit = (volume.get("emptyDir") or {}).get("sizeLimit")
             if limit and volume["name"] in self._paths and parse_quantity(limit) > 0:
                 found[volume["name"]] = (

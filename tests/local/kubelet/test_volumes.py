@@ -106,7 +106,7 @@ def test_a_volume_that_no_container_mounts_is_not_even_looked_at(tmp_path):
     body["spec"]["initContainers"] = [{"volumeMounts": [{"name": "v", "mountPath": "/v"}]}]
     assert references(body) == {("ConfigMap", "none")}
     with pytest.raises(VolumeError):
-        volumes.setup(SOURCES, PLACE)
+        PodVolumes(body, tmp_path, "never-").setup(SOURCES, PLACE)
 
 
 def test_a_service_account_token_names_the_pod_and_says_that_it_is_not_signed():
