@@ -1,0 +1,119 @@
+"""What Lightning documents, run by the installed Lightning and by us: the outcomes are the same.
+
+Each function in `behaviours/` is one: ``name(pl, folder)`` gets `lightning.pytorch` and then
+`rekindle.pytorch`, runs a script with it in a folder of its own and returns what can be seen of it.
+ Its docstring says in one line what is documented. Those in a module's ``REFUSED`` are refused
+by us, in the words that stand there.
+"""
+
+import importlib
+import importlib.util
+import math
+import os
+import random
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
+
+HERE = Path(__file__).parent
+
+
+def modules():
+    for path in sorted((HERE / "behaviours").glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"behaviours_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield path.stem, module
+
+
+def behaviours():
+    found = []
+    for area, module in modules():
+        refused = getattr(module, "REFUSED", {})
+        own = {
+            name: value
+            for name, value in vars(module).items()
+            if getattr(value, "__module__", None) == module.__name__
+            and not name.startswith("_")
+            and callable(value)
+        }
+        assert set(refused) <= set(own), f"{area}: REFUSED names what is not there"
+        found += [(area, name, value, refused.get(name)) for name, value in own.items()]
+    return found
+
+
+FOUND = behaviours()
+
+
+@pytest.mark.parametrize(
+    ("run", "refused"), [pytest.param(f, r, id=f"{area}-{name}") for area, name, f, r in FOUND]
+)
+def test_it_is_alike_or_refused(run, refused, tmp_path, monkeypatch):
+    expected = outcome(run, "lightning.pytorch", tmp_path / "lightning", monkeypatch)
+    if refused is not None:
+        with pytest.raises(Exception, match=refused):
+            outcome(run, "rekindle.pytorch", tmp_path / "rekindle", monkeypatch)
+        return
+    found = outcome(run, "rekindle.pytorch", tmp_path / "rekindle", monkeypatch)
+    assert expected is not None, "a behaviour returns what can be seen of it"
+    assert same(found, expected), f"here {found}\nLightning {expected}"
+
+
+def outcome(run, package, folder, monkeypatch):
+    """What a script shows with a package, in a folder of its own."""
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    before = dict(os.environ)
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return plain(run(importlib.import_module(package), folder))
+        finally:
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
+            os.environ.update(before)
+            torch.use_deterministic_algorithms(False)
+
+
+def plain(value):
+    """Tensors and arrays as numbers, sets in order, paths as texts."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(plain(item) for item in value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a behaviour returns plain values, not {type(value).__name__}")
+
+
+def same(one, other):
+    """Equal, numbers to a millionth: sums may be formed in another order."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, float) and isinstance(other, float | int):
+        both = math.isnan(one) and math.isnan(other)
+        return both or math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)
+    return type(one) is type(other) and one == other
+
+
+def test_a_difference_is_seen():
+    assert same({"a": [1.0, "x"]}, {"a": [1.0 + 1e-9, "x"]})
+    for one, other in (([1], [1, 2]), ({"a": 1}, {"b": 1}), (1.0, 1.01), ("a", "b"), (True, 1)):
+        assert not same(one, other)
