@@ -2,7 +2,7 @@
 
 Each function in `behaviours/` is one: ``name(pl, folder)`` gets `lightning.pytorch` and then
 `rekindle.pytorch`, runs a script with it in a folder of its own and returns what can be seen of it.
- Its docstring says in one line what is documented. Those in a module's ``REFUSED`` are refused
+Its docstring says in one line what is documented. Those in a module's ``REFUSED`` are refused
 by us, in the words that stand there.
 """
 
