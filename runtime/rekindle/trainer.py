@@ -222,6 +222,7 @@ class Trainer:
         val_dataloaders: Any = None,
         datamodule: DataModule | None = None,
         ckpt_path: "str | os.PathLike[str] | None" = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Train until `max_epochs` or `max_steps`, from the newest checkpoint if there is one.
 
@@ -229,6 +230,7 @@ class Trainer:
         `ModelCheckpoint`), ``"hpc"`` (the newest one saved because of a preemption), the URI or
         directory of a run, one of its commit objects, or ``<run>/<alias>.ckpt``. A run that has
         been begun so goes on from its own newest checkpoint when the same call is made again.
+        `weights_only` changes nothing, here and below: no checkpoint is ever read as a program.
 
         A run that was complete before is left as it is. Raises `Preempted` (a `SystemExit`) once
         state is saved because the job has to move, `Damaged` when no checkpoint is usable.
@@ -296,50 +298,65 @@ class Trainer:
         self,
         model: Module | None = None,
         dataloaders: Any = None,
-        datamodule: DataModule | None = None,
         ckpt_path: "str | os.PathLike[str] | None" = None,
-    ) -> dict[str, float]:
-        """Run the validation loop once and return its metrics, reduced over all processes.
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run the validation loop once; one mapping of metrics for each loader.
 
-        With a `ckpt_path` (see `fit`) the model gets that checkpoint's weights first.
+        They are reduced over all processes. With a `ckpt_path` (see `fit`) the model gets that
+        checkpoint's weights first. With `verbose` they are also printed.
         """
-        found = self._alone("validate", model, dataloaders, datamodule, ckpt_path)
-        self._console.say("validate: " + "  ".join(f"{n} {v:.4f}" for n, v in found.items()))
-        return dict(found)
+        return self._measure("validate", model, dataloaders, datamodule, ckpt_path, verbose)
 
     def test(
         self,
         model: Module | None = None,
         dataloaders: Any = None,
-        datamodule: DataModule | None = None,
         ckpt_path: "str | os.PathLike[str] | None" = None,
-    ) -> dict[str, float]:
-        """Run the test loop once and return its metrics, reduced over all processes.
+        verbose: bool = True,
+        datamodule: DataModule | None = None,
+        weights_only: bool | None = None,
+    ) -> list[dict[str, float]]:
+        """Run the test loop once; one mapping of metrics for each loader, as `validate` has it.
 
         Every sample counts once on any number of processes. Without `test_step` or test data,
         those of the validation serve, with a warning.
         """
-        found = self._alone("test", model, dataloaders, datamodule, ckpt_path)
-        self._console.say("test: " + "  ".join(f"{n} {v:.4f}" for n, v in found.items()))
-        return dict(found)
+        return self._measure("test", model, dataloaders, datamodule, ckpt_path, verbose)
 
     def predict(
         self,
         model: Module | None = None,
         dataloaders: Any = None,
         datamodule: DataModule | None = None,
-        return_predictions: bool = True,
+        return_predictions: bool | None = None,
         ckpt_path: "str | os.PathLike[str] | None" = None,
+        weights_only: bool | None = None,
     ) -> list[Any] | None:
         """What `predict_step` returns for each batch, in the order of the data, on the CPU.
 
         Every process gets all of it; with `return_predictions=False` nothing is kept, and
         callbacks see each batch's output on the process that made it.
         """
-        found = self._alone(
-            "predict", model, dataloaders, datamodule, ckpt_path, collect=return_predictions
-        )
+        collect = return_predictions is not False
+        found = self._alone("predict", model, dataloaders, datamodule, ckpt_path, collect=collect)
         return None if found is None else list(found)
+
+    def _measure(
+        self,
+        stage: Stage,
+        model: Module | None,
+        loaders: Any,
+        datamodule: DataModule | None,
+        ckpt_path: "str | os.PathLike[str] | None",
+        verbose: bool,
+    ) -> list[dict[str, float]]:
+        found: list[dict[str, float]] = self._alone(stage, model, loaders, datamodule, ckpt_path)
+        for values in found if verbose else ():
+            self._console.say(f"{stage}: " + "  ".join(f"{n} {v:.4f}" for n, v in values.items()))
+        return found
 
     def _alone(
         self,
@@ -380,7 +397,8 @@ class Trainer:
                         collect=collect,
                     )
                     if stage != "predict":
-                        journal.record(found, step=self.global_step, epoch=self.current_epoch)
+                        values = {name: v for each in found for name, v in each.items()}
+                        journal.record(values, step=self.global_step, epoch=self.current_epoch)
                 self._logged = journal.state()
             self.lifecycle.move("done")
         except BaseException as error:

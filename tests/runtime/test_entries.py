@@ -54,18 +54,18 @@ def trainer(tmp_path, **flags):
 
 
 def test_test_counts_every_sample_once(tmp_path):
-    values = trainer(tmp_path).test(Proven(), DataLoader(DATA, 4))
+    (values,) = trainer(tmp_path).test(Proven(), DataLoader(DATA, 4))
     assert values == {"mean": pytest.approx(9.0)}
 
 
 def test_a_limit_of_test_batches_is_kept(tmp_path):
-    values = trainer(tmp_path, limit_test_batches=1).test(Proven(), DataLoader(DATA, 4))
+    (values,) = trainer(tmp_path, limit_test_batches=1).test(Proven(), DataLoader(DATA, 4))
     assert values == {"mean": pytest.approx(3.0)}
 
 
 def test_validation_stands_in_for_a_test_and_says_so(tmp_path):
     with pytest.warns(UserWarning, match="uses val") as said:
-        values = trainer(tmp_path).test(Net(), Data())
+        (values,) = trainer(tmp_path).test(Net(), Data())
     assert values == {"mean": pytest.approx(4.5)}
     first, second = sorted(str(one.message) for one in said)
     assert "Data has no test_dataloader: test() uses val_dataloader, so the numbers are" in first
@@ -126,7 +126,7 @@ def test_a_fit_without_arguments_given_again_is_evaluated_as_it_was(tmp_path):
     data, runner = Data(), trainer(tmp_path)
     runner.fit(Proven(), data)
     with pytest.warns(UserWarning, match="no test_dataloader"):
-        assert runner.test() == {"mean": pytest.approx(9.0)}
+        assert runner.test() == [{"mean": pytest.approx(9.0)}]
     assert data.stages == ["fit", "test"]
 
 

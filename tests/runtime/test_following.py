@@ -39,7 +39,7 @@ def test_checkpoints_are_validated_beside_training_with_the_same_result(training
     seen = {}
     for uri in rk.follow(root, poll_seconds=0.01):
         assert len(rk.Store.open(str(root)).pins()) == 1
-        found = trainer.validate(here["Net"](norm=True), data, ckpt_path=uri)
+        (found,) = trainer.validate(here["Net"](norm=True), data, ckpt_path=uri)
         if not seen:
             assert training.is_alive()
             (tmp_path / "go").touch()

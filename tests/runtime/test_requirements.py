@@ -65,9 +65,10 @@ def test_r6_names_a_bad_metric(tmp_path, name, value, message):
 
 
 def test_r6_looks_into_what_validation_step_returns(tmp_path):
-    message = refused(rk.RequirementError, tmp_path, Net(returned={"a": {3: 1.0}}))
+    output = rk.StepOutput(metrics={"a": {3: 1.0}})
+    message = refused(rk.RequirementError, tmp_path, Net(returned=output))
     assert message == "R6 metric key 3 (int) is not a string"
-    trainer = fit(tmp_path, Net(returned={"a": {"b": 1.0}}))
+    trainer = fit(tmp_path, Net(returned=rk.StepOutput(metrics={"a": {"b": 1.0}})))
     assert trainer.callback_metrics["a/b"] == 1.0
 
 

@@ -114,7 +114,7 @@ def test_a_model_is_rebuilt_with_its_arguments(tmp_path):
 def test_test_without_a_model_means_the_best_checkpoint(run, capsys):
     runner, _ = fit(run)
     with pytest.warns(UserWarning, match="no test_step"):
-        values = runner.test(dataloaders=DataLoader(DATA, 8))
+        (values,) = runner.test(dataloaders=DataLoader(DATA, 8))
     assert values == {"val/distance": 0.0}
     assert f"weights of step 4 from {run}" in capsys.readouterr().out
 

@@ -38,7 +38,8 @@ class Net(rk.Module):
         logits = self.net(batch[0])
         self.accuracy(logits, batch[1])
         self.log("val/accuracy", self.accuracy)
-        return {"val": {"loss": nn.functional.cross_entropy(logits, batch[1])}}
+        loss = nn.functional.cross_entropy(logits, batch[1])
+        return rk.StepOutput(metrics={"val": {"loss": loss}})
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
@@ -106,7 +107,7 @@ def test_values_are_reduced_as_torchmetrics_reduces_them(tmp_path):
 def test_validate_gives_the_metrics_of_the_last_validation(tmp_path):
     model = Net()
     trainer = fit(model, tmp_path)
-    values = trainer.validate(model, DataLoader(DATA, 5))
+    (values,) = trainer.validate(model, DataLoader(DATA, 5))
     expected = float(trainer.callback_metrics["val/loss"])
     assert values["val/loss"] == pytest.approx(expected)
     assert trainer.global_step == 10

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What `training_step` may return instead of the loss alone."""
+    """What `training_step` may return instead of the loss alone, and other steps for its metrics.
 
-    loss: torch.Tensor
-    """Scalar with a gradient: the mean over the batch."""
-    metrics: dict[str, torch.Tensor | float] = field(default_factory=dict)
-    """Logged as if each one had been given to `self.log`."""
+    Other returned values are only handed to hooks.
+    """
+
+    loss: torch.Tensor | None = None
+    """Scalar with a gradient: the mean over the batch. Only `training_step` must give it."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Logged as if each one had been given to `self.log`; names of nested ones are joined by /."""
 
 
 class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
@@ -56,7 +59,7 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
         )
 
     def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        """Compute metrics and give them to `self.log`; a returned mapping is logged too."""
+        """Compute metrics and give them to `self.log`, or return them as a `StepOutput`."""
         raise NotImplementedError(
             f"R1 {type(self).__name__} has no validation_step(self, batch, batch_idx). Define it, "
             f"or give no validation data."

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from rekindle.data.loader import to_device
 from rekindle.logs import Logs, Phase, check_value, flattened, means
 from rekindle.model import metrics
-from rekindle.model.module import Module
+from rekindle.model.module import Module, StepOutput
 from rekindle.model.precision import mover
 from rekindle.phase import State
 from rekindle.randomness import seed_validation
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from rekindle.trainer import Trainer
 
+_CPU = torch.device("cpu")
 _CUT = object()
 _PLACES = ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")
 _DURING: dict[str, State] = {
@@ -94,9 +95,10 @@ def evaluate(
                 for hook in around["batch_start"]:
                     hook(trainer, module, data, index)
                 output = _called(validation_step, data, index, autocast)
-                for name, value in flattened(output).items():
-                    check_value(name, value)
-                    logs.note(name, value, False, False, True, None)
+                if isinstance(output, StepOutput):
+                    for name, value in flattened(output.metrics).items():
+                        check_value(name, value)
+                        logs.note(name, value, False, False, True, None)
                 for hook in around["batch_end"]:
                     hook(trainer, module, output, data, index)
         for hook in around["epoch_end"]:
@@ -154,6 +156,7 @@ def predict(
     """
     move = mover(trainer.flags.precision, world.device)
     found: list[tuple[int, Any]] = []
+    here = world.device.type == "cpu"
     with _evaluating(trainer, module, logs, "predict"), torch.no_grad():
         for hook in (*hooks.on_predict_start, *hooks.on_predict_epoch_start):
             hook(trainer, module)
@@ -176,7 +179,7 @@ def predict(
                 for hook in hooks.on_predict_batch_end:
                     hook(trainer, module, output, batch, index)
                 if collect:
-                    found.append((index, to_device(output, torch.device("cpu"))))
+                    found.append((index, output if here else to_device(output, _CPU)))
         for hook in (*hooks.on_predict_epoch_end, *hooks.on_predict_end):
             hook(trainer, module)
     if not collect:

@@ -237,7 +237,7 @@ def loss_of(output: Any, module: nn.Module) -> torch.Tensor:
     """The loss in what `training_step` returned; R1 for anything else."""
     if isinstance(output, torch.Tensor):
         return output
-    if isinstance(output, StepOutput):
+    if isinstance(output, StepOutput) and output.loss is not None:
         return output.loss
     if isinstance(output, dict) and isinstance(output.get("loss"), torch.Tensor):
         loss: torch.Tensor = output["loss"]

@@ -39,7 +39,10 @@ def run_alone(
     ckpt_path: str | None = None,
     collect: bool = True,
 ) -> Any:
-    """Metrics by name, or for ``predict`` the predictions (None unless `collect`); collective."""
+    """Metrics by name for each loader, or for ``predict`` what it gave (None unless `collect`).
+
+    Metrics that were logged with ``logger=False`` are left to callbacks. Collective.
+    """
     flags, logs = trainer.flags, Logs(module)
     world = copies(flags, world)
     _, source = load(module, datamodule, {"evaluation": loaders}, world, flags, stage)
@@ -74,7 +77,7 @@ def run_alone(
             inference=flags.inference_mode,
         )
     else:
-        found = evaluate(
+        values = evaluate(
             trainer=trainer,
             module=module,
             hooks=hooks,
@@ -90,6 +93,8 @@ def run_alone(
             stage="test" if stage == "test" else "validation",
             inference=flags.inference_mode,
         )
+        private = logs.private()
+        found = [{name: v for name, v in (values or {}).items() if name not in private}]
     for hook in hooks.teardown:
         hook(trainer, module, stage)
     if datamodule is not None:

@@ -89,7 +89,7 @@ def main(task):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            result["test"] = trainer.test(model, data)
+            (result["test"],) = trainer.test(model, data)
             found = trainer.predict(model, data)
             result["predictions"] = torch.cat(found).flatten().tolist()
             if task.get("fit"):

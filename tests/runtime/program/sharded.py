@@ -135,7 +135,7 @@ def train(task, reading):
         model, DataLoader(data, task.get("batch_size", 2), shuffle=True), DataLoader(data, 5)
     )
     whole = [getattr(p.detach(), "full_tensor", p.detach)() for p in model.parameters()]
-    tested = trainer.validate(model, DataLoader(data, 5)) if task.get("validate") else {}
+    tested = trainer.validate(model, DataLoader(data, 5))[0] if task.get("validate") else {}
     return {
         "root": task["root"],
         "step": trainer.global_step,
