@@ -112,6 +112,8 @@ class Flags:
     profiler: Any = None
     """As given; see `rekindle.profilers.profiler.chosen`."""
     root: str = DEFAULT_ROOT
+    fit_number: int = 1
+    """Which call of `fit` with this root it is; see `saving.runs`."""
     store: Mapping[str, str] = field(default_factory=dict)
     """What the script says of the store, by the names in `STORE`."""
     data: DataOptions = field(default_factory=DataOptions)

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from rekindle.checkpoint import Best, Commit, CommitRef, IntegrityError, Restored, Store
 from rekindle.checkpoint.manifest import pin_of, ref_of
 from rekindle.checkpoint.objects import NotFound
-from rekindle.checkpoint.retention import best, candidate
+from rekindle.checkpoint.retention import best, candidate, run_of
 from rekindle.contract import (
     ENV_CHECKPOINT_ADDRESSING,
     ENV_CHECKPOINT_COMMIT,
@@ -149,6 +149,11 @@ def choose(store: Store, target: Target, rule: Best | None) -> list[CommitRef]:
             raise FileNotFoundError(_lost("pin", target, pins))
         return [pins[target.name].ref]
     commits = _all(store)
+    if target.kind in {"best", "hpc"} and commits:
+        # Of the run that was there last; one before it has its own.
+        newest = store.line()
+        run = next((run_of(c.meta) for c in commits if c.ref in newest[:1]), None)
+        commits = [c for c in commits if run is None or run_of(c.meta) == run]
     if target.kind == "best":
         if rule is None:
             raise ValueError(

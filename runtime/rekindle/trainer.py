@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,7 +41,7 @@ from rekindle.ranks.consensus import Notice
 from rekindle.ranks.control import ControlPage, announce
 from rekindle.ranks.distributed import World, join
 from rekindle.requirement import RequirementError
-from rekindle.saving import policy
+from rekindle.saving import policy, runs
 from rekindle.saving.persistence import FLUSH_SECONDS, Session
 from rekindle.strategies import Strategy
 from rekindle.training import feeding, state
@@ -161,7 +162,8 @@ class Trainer:
         tensors made in inference mode cannot be trained with.
 
         `root` (or `default_root_dir`) is a directory or an ``s3://`` URL; `resume` is ``auto`` (go
-        on from what is there), ``must`` or ``never``. `checkpoint_every` is an `Every`, or
+        on with what was interrupted, begin anew after what has ended), ``must`` (go on, whatever
+        has changed) or ``never``. `checkpoint_every` is an `Every`, or
         ``"auto"``: as often as the measured cost of a save and the rate of failures suggest, at
         most 1 % of the time. The last step is always saved.
 
@@ -210,6 +212,8 @@ class Trainer:
         self._run: Run | None = None
         self._planned: int | None = None
         self._session: Session | None = None
+        self._identity: runs.Identity | None = None
+        """What the fit that begins is known by; None for one that saves nothing."""
         self._recalled = False
         """Whether the run that begins has been found in the memory of its pods."""
         self._logged: list[dict[str, Any]] = []
@@ -224,7 +228,11 @@ class Trainer:
         ckpt_path: "str | os.PathLike[str] | None" = None,
         weights_only: bool | None = None,
     ) -> None:
-        """Train until `max_epochs` or `max_steps`, from the newest checkpoint if there is one.
+        """Train until `max_epochs` or `max_steps`; a run that was interrupted goes on.
+
+        A script may call this many times, with one trainer or with several: the n-th call with one
+        root has its checkpoints in ``<root>/fits/<n>``, the first in the root itself, and each goes
+        on from its own when the script is started again; see `rekindle.saving.runs`.
 
         `ckpt_path` says where to begin instead: ``"last"``, ``"best"`` (of the first
         `ModelCheckpoint`), ``"hpc"`` (the newest one saved because of a preemption), the URI or
@@ -237,6 +245,9 @@ class Trainer:
         """
         datamodule, train_data = _separate(train_dataloaders, datamodule)
         self.lifecycle.begin("fit")
+        if self.flags.enable_checkpointing:
+            number = runs.next_number(policy.base(self.flags)[0])
+            self.flags = replace(self.flags, fit_number=number)
         page = ControlPage.from_environment()
         lastword.watch(page, self._outcome)
         notice = Notice(page)
@@ -260,7 +271,10 @@ class Trainer:
                     start_from=None if ckpt_path is None else os.fspath(ckpt_path),
                 )
                 if run.done:
-                    self._console.say(f"training is complete already: step {run.step}")
+                    self._console.say(
+                        f"training is complete already: step {run.step} of "
+                        f"{policy.root(self.flags)[0]} is the result of this fit"
+                    )
                     if run.session is not None and run.session.lease.pending:
                         # It is in memory, and nobody knows yet whether it was committed.
                         finish(run)
@@ -377,6 +391,10 @@ class Trainer:
             raise ValueError(f"{stage}() got no model and there was no fit(): give one")
         if datamodule is None and loaders is None:
             datamodule = self.datamodule
+        if self._run is None and self.flags.enable_checkpointing:
+            # A word means the newest fit, which another trainer has made.
+            number = runs.number_of(policy.base(self.flags)[0])
+            self.flags = replace(self.flags, fit_number=number)
         self.lifecycle.begin(stage)
         page = ControlPage.from_environment()
         hooks = Hooks([*self.callbacks, PassProgress()], model)
@@ -469,6 +487,7 @@ class Trainer:
         """Leave word of the error, and let a save in flight end; no collective (R24)."""
         run = self._run
         if isinstance(error, Preempted):
+            runs.failed()
             self.lifecycle.move("failed")
             if run is not None and run.session is not None:
                 run.session.failed(error, run.step)
@@ -488,7 +507,7 @@ class Trainer:
     def _after(self) -> Attempt:
         """What loggers are told when a pass follows a fit, or stands alone."""
         return Attempt(
-            root=self.default_root_dir,
+            root=policy.root(self.flags)[0],
             step=self.global_step,
             resumed=bool(self._logged),
             repeats=False,
@@ -574,8 +593,8 @@ class Trainer:
 
     @property
     def default_root_dir(self) -> str:
-        """Where the run's checkpoints go: an absolute path or an ``s3://`` URL."""
-        return policy.root(self.flags)[0]
+        """The root of the script's runs: an absolute path or an ``s3://`` URL."""
+        return policy.base(self.flags)[0]
 
     @property
     def log_every_n_steps(self) -> int:

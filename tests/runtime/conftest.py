@@ -52,6 +52,21 @@ def _one_thread():
 
 
 @pytest.fixture(autouse=True)
+def _each_fit_stands_for_a_start_of_its_script(request, monkeypatch):
+    """Tests call `fit` again where a process would be started again; those of scripts do not."""
+    from rekindle.saving import runs
+
+    runs.forget()
+    if "one_script" not in request.keywords:
+
+        def first(root):
+            runs.forget()
+            return 1
+
+        monkeypatch.setattr(runs, "next_number", first)
+
+
+@pytest.fixture(autouse=True)
 def _no_lease_is_left():
     """However a run ends, it renews its lease no more: that would shut out everybody else."""
     before = set(threading.enumerate())

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle import randomness
-from rekindle.checkpoint import Store
 from rekindle.data.loader import Reader, Share, Source, to_device
 from rekindle.data.order import GlobalOrder
 from rekindle.model import optimizers
 from rekindle.model.precision import autocast
-from rekindle.saving.policy import root, store_options
+from rekindle.saving.which_run import begun as begun_in
 from rekindle.training.preflight import loss_of
 
 if TYPE_CHECKING:
@@ -76,7 +75,8 @@ def begun(trainer: "Trainer") -> bool:
     found, error = False, None
     if world.first and flags.enable_checkpointing and flags.resume != "never":
         try:
-            found = bool(Store.open(root(flags)[0], **store_options(flags)).commits())
+            assert trainer._identity is not None, "set before any hook"
+            found = begun_in(flags, trainer._identity)
         except Exception as failure:
             error = failure
     world.agree(error)

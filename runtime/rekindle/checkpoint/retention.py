@@ -9,12 +9,16 @@ A checkpoint stays when any rule wants it, so rules only ever add:
 - `every`: every step that is a multiple of it, for ever;
 - `hourly`: the last one of each of the newest hours in which any was written;
 - pins, which people set by hand;
+- the end of every run that another one has followed in the same place;
 - the newest good one and the one that this attempt resumed from, whatever the policy says: there is
   always one that is known to load.
 
 Only `latest` asks whether a commit is on the live line. The other rules name what a checkpoint
 holds, and a line loses its older part when retention takes the one checkpoint that linked it to the
 rest: what a user asked to keep for ever must not depend on that.
+
+A place may hold several runs, one after the other: a script that is started anew begins anew. Each
+has its own best ones.
 
 `hourly` is the only rule that looks at a clock, the writer's. A clock that jumps makes it keep
 other checkpoints, never fewer of the other rules.
@@ -96,6 +100,10 @@ class Candidate:
     good: bool = True
     """Neither marked as damaged nor unreadable."""
     on_line: bool = True
+    run: str = ""
+    """Which run it is of, where a place has seen several."""
+    finished: bool = False
+    """Whether it is the end of its run."""
     borrowed: frozenset[str] = frozenset()
     """Keys of objects in groups of other checkpoints that this one needs."""
 
@@ -109,8 +117,17 @@ def candidate(commit: Commit, *, good: bool, on_line: bool) -> Candidate:
         measured=measured_of(commit.meta),
         good=good,
         on_line=on_line,
+        run=run_of(commit.meta),
+        finished=commit.meta.get("finished") is True,
         borrowed=frozenset(e.key for e in commit.objects if ref_of(e.key) != commit.ref),
     )
+
+
+def run_of(meta: Mapping[str, Any]) -> str:
+    """The number of the script that wrote it; empty where no meta tells."""
+    found = meta.get("run")
+    script = found.get("script") if isinstance(found, Mapping) else None
+    return script if isinstance(script, str) else ""
 
 
 def metrics_of(meta: Mapping[str, Any]) -> dict[str, float]:
@@ -146,7 +163,11 @@ def kept(
     good = [one for one in ordered if one.good]
     found = {one.ref for one in ordered if one.ref in pins or one.ref == restored}
     found |= {one.ref for one in _latest(ordered, policy.latest)}
-    found |= {one.ref for rule in policy.best for one in _best(good, rule)}
+    runs: dict[str, list[Candidate]] = {}
+    for one in good:
+        runs.setdefault(one.run, []).append(one)
+    found |= {one.ref for rule in policy.best for own in runs.values() for one in _best(own, rule)}
+    found |= {one.ref for one in good if one.finished and one.run != good[0].run}
     if policy.every is not None:
         found |= {one.ref for one in good if one.ref.step % policy.every == 0}
     found |= {one.ref for one in _hourly(good, policy.hourly)}

@@ -39,19 +39,19 @@ def who() -> Holder:
 
     People know a job by its name; that another cluster's has the same makes it no attempt of this.
     """
-    here, uid = Holder.here(os.environ, _job()), os.environ.get(ENV_JOB_UID)
-    return replace(here, job=f"{here.job} {uid}") if _job() and uid else here
+    here, uid = Holder.here(os.environ, job()), os.environ.get(ENV_JOB_UID)
+    return replace(here, job=f"{here.job} {uid}") if job() and uid else here
 
 
 def patience(*, shown: bool) -> float:
     """How many seconds this process waits for somebody else; ``shown``: its agent can tell that."""
-    return math.inf if shown and _job() else PATIENCE
+    return math.inf if shown and job() else PATIENCE
 
 
-def _job() -> str:
+def job() -> str:
     """The name of the operator's job that this process works for; empty when it is for none."""
-    job, namespace = os.environ.get(ENV_JOB, ""), os.environ.get(ENV_NAMESPACE, "")
-    return f"TrainingJob {namespace}/{job}" if job and namespace else ""
+    name, namespace = os.environ.get(ENV_JOB, ""), os.environ.get(ENV_NAMESPACE, "")
+    return f"TrainingJob {namespace}/{name}" if name and namespace else ""
 
 
 class Gate:

@@ -21,10 +21,17 @@ from rekindle.contract import (
 )
 from rekindle.flags import Every, Flags, check_store_option
 from rekindle.resolving import JOBS_STORE, jobs_options, whole
+from rekindle.saving.runs import place_of
 
 
 def root(flags: Flags) -> tuple[str, str | None]:
-    """The checkpoint URI of this run, and a line of notice when it is not the script's own."""
+    """Where this fit's checkpoints are, and a line of notice when that is not the script's own."""
+    where, notice = base(flags)
+    return place_of(where, flags.fit_number), notice
+
+
+def base(flags: Flags) -> tuple[str, str | None]:
+    """The same for the root, which all fits of a script may have in common."""
     # A relative path means the directory that the script was started in.
     wanted = whole(flags.root)
     job = os.environ.get(ENV_CHECKPOINT_URI)

@@ -9,7 +9,7 @@ exchanged before anybody acts on it.
 import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from rekindle.checkpoint.objects import NotFound
 from rekindle.checkpoint.retention import Best
 from rekindle.ranks.distributed import World
 from rekindle.resolving import Target, choose, whole
+from rekindle.saving import runs
 from rekindle.saving.lease import SharedLease
 from rekindle.saving.recall import Recalled
 
@@ -47,6 +48,8 @@ class Found:
     """Of the copy in memory that it is; None for a commit."""
     origin: str | None = None
     """The `ckpt_path` that was asked for, or that the copy in memory goes back to."""
+    again: bool = False
+    """Whether it is the end of another run, whose wish to stop does not count for this one."""
 
     def attempt(self, fence: int) -> int:
         """A number that no attempt before has had, or 0 for a run that begins."""
@@ -83,11 +86,24 @@ class Candidates:
     lease: SharedLease
     into: Room | None = None
 
+    def newest_meta(self) -> Mapping[str, Any] | None:
+        """The meta of the run's newest commit that can be read; on rank 0."""
+        adopt(self.lease.store, fence=self.lease.fence)
+        return self.newest_of(self.lease.store)
+
+    @staticmethod
+    def newest_of(store: Store) -> Mapping[str, Any] | None:
+        """The same of any store, as it is."""
+        for ref in store.commits():
+            with contextlib.suppress(IntegrityError, NotFound):
+                return store.read(ref).meta
+        return None
+
     def newest(self, resume: str) -> Found:
         """Load the newest checkpoint that is good on every rank."""
         if resume == "never":
             return Found()
-        self._settle()
+        self.settle()
         damaged: list[tuple[CommitRef, str]] = []
         for ref in self._listed():
             restored, reason = self._load(ref, self.lease.store)
@@ -106,19 +122,22 @@ class Candidates:
             raise ValueError(f"resume='must', but there is no checkpoint in {self.lease.uri}")
         return Found()
 
-    def named(self, resume: str, target: Target, rule: Best | None) -> Found:
+    def named(
+        self, resume: str, target: Target, rule: Best | None, own_run: runs.Identity | None = None
+    ) -> Found:
         """Load what a `ckpt_path` means.
 
         A run that has begun so before goes on from its own newest checkpoint instead: the same
         command is run again after every preemption, and must not throw away what was done since.
+        Once such a run has ended, a new start of the script means the `ckpt_path` again.
         """
         own = whole(target.uri) == whole(self.lease.uri)
-        self._settle()
+        self.settle()
         error: Exception | None = None
-        goes_on, refs = False, []
+        goes_on, refs, again = False, [], not own
         if self.world.first:
             try:
-                goes_on = (own and target.kind == "last") or self._begun_from(target.text)
+                goes_on, again = self._begun_from(target, own_run, own=own)
                 if not goes_on:
                     store = self.lease.store if own else self._other(target)
                     refs = choose(store, target, rule)
@@ -127,10 +146,10 @@ class Candidates:
             except Exception as failure:
                 error = failure
         self.world.agree(error)
-        goes_on, refs = self.world.share((goes_on, refs))
+        goes_on, refs, again = self.world.share((goes_on, refs, again))
         if goes_on:
             found = self.newest("must" if resume == "must" else "auto")
-            return replace(found, origin=target.text)
+            return replace(found, origin=target.text, again=again)
         store = self.lease.store if own else self._other(target)
         damaged: list[tuple[CommitRef, str]] = []
         for ref in refs:
@@ -142,6 +161,7 @@ class Candidates:
                     foreign=not own,
                     source=_named(self.lease.uri if own else store.uri, ref),
                     origin=target.text,
+                    again=again,
                 )
             if reason is not None:
                 damaged.append((ref, reason))
@@ -153,7 +173,7 @@ class Candidates:
 
     def before(self, step: int) -> Found:
         """Load the newest good checkpoint of `step` or before; nothing when there is none."""
-        self._settle()
+        self.settle()
         damaged: list[tuple[CommitRef, str]] = []
         for ref in self._listed():
             if ref.step > step:
@@ -166,22 +186,29 @@ class Candidates:
                 damaged.append((ref, reason))
         return Found()
 
-    def _settle(self) -> None:
-        # What a worker that was here before has left in memory may be about to become the newest.
+    def settle(self) -> None:
+        """Let what a worker that was here before has left in memory become the newest."""
         flush.wait(self.lease.store.uri)
         self.world.barrier()
 
     def _other(self, target: Target) -> Store:
         return Store.open(whole(target.uri), **self.lease.options)
 
-    def _begun_from(self, text: str) -> bool:
-        store = self.lease.store
-        refs = store.commits()
-        if not refs:
-            return False
-        with contextlib.suppress(IntegrityError, NotFound):
-            return store.read(refs[0]).meta.get("started_from") == text
-        return False
+    def _begun_from(
+        self, target: Target, run: runs.Identity | None, *, own: bool
+    ) -> tuple[bool, bool]:
+        """Whether to go on from the newest commit, and whether that is the end of another run."""
+        meta = self.newest_meta()
+        if meta is None:
+            goes_on = own and target.kind == "last"
+            return goes_on, not goes_on
+        saved = meta.get("run")
+        same = run is None or not isinstance(saved, Mapping) or saved["script"] == run.script
+        ended = bool(meta.get("finished")) and not same
+        if own and target.kind == "last":
+            return True, ended
+        goes_on = meta.get("started_from") == target.text and not ended
+        return goes_on, not goes_on
 
     def _listed(self) -> list[CommitRef]:
         """The run's own commits, newest first."""

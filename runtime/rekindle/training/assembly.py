@@ -35,7 +35,7 @@ from rekindle.ranks.heartbeat import Heartbeat
 from rekindle.ranks.lanesum import LaneSum
 from rekindle.requirement import RequirementError
 from rekindle.resolving import locate, whole
-from rekindle.saving import policy
+from rekindle.saving import policy, runs, which_run
 from rekindle.saving.persistence import Session
 from rekindle.saving.restore import Found
 from rekindle.strategies.statistics import synchronised
@@ -91,6 +91,8 @@ def assemble(
     if session is not None:
         trainer.save_by(session)
     hooks = Hooks(trainer.callbacks, module)
+    # Before anything else: callbacks may write to hyperparameters what they find.
+    identity = trainer._identity = None if session is None else runs.identity(module, datamodule)
     shared: list[str] = []
     if not hooks.on_load_checkpoint:
         # Hooks may keep what they are shown, while the memory is written to again.
@@ -122,9 +124,10 @@ def assemble(
     mark = _mark(train_source, flags, world, found)
     if session is not None and found is None:
         session.lease.take()
-    if session is not None and world.first:
+    if session is not None and identity is not None:
+        identity = which_run.identify(world, session.lease, flags, identity, found)
         _, notice_line = policy.root(flags)
-        if notice_line is not None:
+        if notice_line is not None and flags.fit_number == 1:
             console.say(notice_line)
     copies = placement.copies(flags, world)
     if world.first and flags.enable_model_summary:
@@ -137,8 +140,20 @@ def assemble(
         placement.place(module, flags, world, console)
         if session is not None:
             session.into = lambda stored: state.shares(module, trainer.callbacks, stored)
-    if found is None:
-        found = _find(session, flags, start_from, console)
+    if session is not None and identity is not None:
+        decision = which_run.decide(session.candidates, identity, found, flags, begun_from)
+        if decision is not None and decision.line is not None:
+            console.say(decision.line)
+        if decision is not None and decision.new_script:
+            identity = which_run.begin_anew(world, session.lease, flags, identity)
+        if decision is not None and not decision.goes_on:
+            found = Found()
+        elif found is None:
+            found = _find(session, flags, start_from, console, identity)
+            if decision is not None:
+                found = replace(found, again=decision.again)
+    elif found is None:
+        found = _find(session, flags, start_from, console, identity)
     _check_ours(found)
     if not optimizers.automatic(module):
         _check_manual(flags)
@@ -245,6 +260,7 @@ def assemble(
         loader=() if stream is not None else build(train_source, sampler, cursor.seed),
         validation=dealt(validation_source, flags.limit_val_batches, copies, cursor.seed),
         journal=Journal(trainer.loggers, world, console.say),
+        identity=identity,
         datamodule=datamodule,
         feed=feeding.feed_of(datamodule, stream),
     )
@@ -255,7 +271,7 @@ def assemble(
     attempt = 0 if session is None else found.attempt(session.lease.fence)
     randomness.seed_start(cursor.seed, world.rank, attempt)
     if found.restored is not None:
-        state.apply(run, found.restored)
+        state.apply(run, found.restored, again=found.again)
     feeding.note(run)
     if found.restored is not None and not same_data(cursor, found.restored.meta):
         feeding.turn(run, found.restored.meta)
@@ -306,7 +322,13 @@ def _mark(source: Source, flags: Flags, world: World, found: Found | None) -> st
     return fingerprint(source, flags.seed) if source.samples else ""
 
 
-def _find(session: Session | None, flags: Flags, start_from: str | None, console: Console) -> Found:
+def _find(
+    session: Session | None,
+    flags: Flags,
+    start_from: str | None,
+    console: Console,
+    identity: runs.Identity | None,
+) -> Found:
     """What to begin from; collective."""
     start_from = start_from or flags.start
     if session is None:
@@ -323,11 +345,11 @@ def _find(session: Session | None, flags: Flags, start_from: str | None, console
         raise ValueError(f"ckpt_path={start_from!r} and resume='never' exclude each other")
     target = locate(
         start_from,
-        root=session.lease.uri,
+        root=which_run.place_of(session.candidates.world, session.lease, flags, start_from),
         script_root=whole(flags.root),
         options=session.lease.options,
     )
-    found = session.candidates.named(flags.resume, target, policy.best_rule(flags))
+    found = session.candidates.named(flags.resume, target, policy.best_rule(flags), identity)
     if found.restored is None:
         console.say(
             f"ckpt_path={start_from!r}: there is no checkpoint in {session.lease.uri} yet, "
@@ -566,7 +588,7 @@ def _open_loggers(run: Run, found: Found) -> None:
     restored = found.restored
     run.journal.begin(
         Attempt(
-            root=run.trainer.default_root_dir,
+            root=policy.root(run.flags)[0],
             step=run.step,
             resumed=restored is not None,
             now=lambda: run.step,

@@ -32,6 +32,7 @@ from rekindle.ranks.gradients import GradientSum
 from rekindle.ranks.heartbeat import Heartbeat
 from rekindle.ranks.lanesum import LaneSum
 from rekindle.saving.persistence import Session
+from rekindle.saving.runs import Identity
 from rekindle.telemetry import Meter
 from rekindle.training.batching import Sharing
 from rekindle.training.hooks import Hooks
@@ -114,6 +115,8 @@ class Run:
     loader: Iterable[Batch]
     validation: Validation | None
     journal: Journal
+    identity: Identity | None = None
+    """What this fit is known by; None for one that saves nothing."""
     datamodule: Any = None
     feed: Feed = field(default_factory=Feed)
     ledger: Ledger = field(default_factory=Ledger)

@@ -14,7 +14,8 @@ from rekindle.model.module import Module
 from rekindle.model.precision import autocast, convert
 from rekindle.ranks.distributed import World
 from rekindle.resolving import choose, first_good, locate, whole
-from rekindle.saving.policy import best_rule, root, store_options
+from rekindle.saving.policy import base, best_rule, store_options
+from rekindle.saving.which_run import newest_place
 from rekindle.telemetry import Meter
 from rekindle.training.evaluation import evaluate, predict
 from rekindle.training.hooks import Hooks
@@ -106,11 +107,13 @@ def _load_weights(trainer: "Trainer", module: Module, ckpt_path: str, world: Wor
     """Give the module the weights that a `ckpt_path` means; collective."""
     flags = trainer.flags
     options = store_options(flags)
-    uri, _ = root(flags)
+    uri, _ = base(flags)
     error: Exception | None = None
     refs, where = [], uri
     if world.first:
         try:
+            if ckpt_path in ("last", "best", "hpc"):
+                uri = newest_place(uri, flags.fit_number, options)
             target = locate(ckpt_path, root=uri, script_root=whole(flags.root), options=options)
             where = whole(target.uri)
             refs = choose(Store.open(where, **options), target, best_rule(flags))

@@ -99,6 +99,7 @@ def collect(
         "finished": finished,
         "preempted": preempted,
         "started_from": None if run.session is None else run.session.origin,
+        "run": None if run.identity is None else run.identity.to_json(),
         "save_seconds": None if run.session is None else run.session.save_seconds,
         "hyper_parameters": {
             "module": dict(module.hparams),
@@ -119,8 +120,11 @@ def frozen(run: Run) -> list[str]:
     ]
 
 
-def apply(run: Run, restored: Restored) -> None:
-    """Bring a run back to a checkpoint; raises R11 or R23 when the program is another one."""
+def apply(run: Run, restored: Restored, *, again: bool = False) -> None:
+    """Bring a run back to a checkpoint; raises R11 or R23 when the program is another one.
+
+    `again`: it is the end of another run, and that this one wished to stop does not count.
+    """
     state, step = restored.state, int(restored.meta["step"])
     for hook in run.hooks.on_load_checkpoint:
         hook(run.trainer, run.module, state)
@@ -142,7 +146,7 @@ def apply(run: Run, restored: Restored) -> None:
     run.productive = float(loop["productive_seconds"])
     run.stall = float(loop["stall_seconds"])
     run.validating = bool(loop["validating"])
-    run.stopped = bool(loop["stopped"])
+    run.stopped = bool(loop["stopped"]) and not again
     run.elapsed = float(loop.get("elapsed_seconds", 0.0))
     # What was saved is the same on all ranks, so they agree without a word.
     run.expired = run.flags.max_time is not None and run.elapsed >= run.flags.max_time

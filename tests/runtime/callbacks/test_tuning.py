@@ -139,7 +139,7 @@ def test_of_a_run_that_lies_in_memory_the_store_is_asked_nothing(fit, large, mon
     memory = HostMemory.create()
     monkeypatch.setenv(ENV_MEMORY, ",".join(map(str, memory._fds)))
     fit(BatchSizeFinder(init_val=1), model=large, stop=4)
-    monkeypatch.setattr(trial, "Store", None)
+    monkeypatch.setattr(trial, "begun_in", None)
     finder = BatchSizeFinder(init_val=1)
     assert fit(finder, model=large).global_step == 9
     assert finder.optimal_batch_size == 8

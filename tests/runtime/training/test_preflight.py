@@ -177,7 +177,7 @@ def test_r11_refuses_another_model_on_resume(tmp_path):
     stored = {"enable_checkpointing": True, "root": tmp_path / "run"}
     fit(**stored)
     with pytest.raises(rk.RequirementError, match="R11 .* missing in checkpoint: head.bias, head"):
-        fit(Bigger(), max_steps=4, **stored)
+        fit(Bigger(), max_steps=4, resume="must", **stored)
 
 
 @pytest.mark.parametrize(
