@@ -11,10 +11,13 @@ did not.
 Each name becomes a *slot* when it is first seen: there, once, its key, shape and options are
 checked (R6). Slots of training and of validation are kept apart.
 
-Over ranks, every value is a pair (sum, weight); pairs are gathered as they are, so ranks may know
-different names, and a rank without a share of the data simply adds nothing.
+Over ranks, every value is a part (sum, weight, reduction); parts are gathered as they are, so ranks
+may know different names, and a rank without a share of the data simply adds nothing. With the
+reductions ``sum``, ``max`` and ``min`` the first number is what they gave so far.
 """
 
+import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -25,14 +28,33 @@ from rekindle.model import metrics
 from rekindle.requirement import RequirementError
 
 Phase = Literal["train", "validation", "test", "predict"]
-Pairs = dict[str, tuple[float, float]]
-"""Name -> (weighted sum, weight)."""
-StepPairs = dict[str, tuple[int, float, float]]
-"""Name -> (step, weighted sum, weight)."""
+Reduction = Literal["mean", "sum", "max", "min"]
+Part = tuple[float, float, Reduction]
+"""What was reduced so far (the weighted sum, for a mean), its weight, and how to go on."""
+Pairs = dict[str, Part]
+StepPairs = dict[str, tuple[int, Part]]
+"""Name -> step, and its part."""
 
 RESERVED = frozenset({"epoch", "step", "time"})
 """Names that reports use themselves."""
+SUFFIX = "/dataloader_idx_"
+"""What stands between a name and the number of the loader that the values are of."""
 _FOLD = 64
+_REDUCTIONS: dict[str, Reduction] = {
+    "mean": "mean",
+    "avg": "mean",
+    "sum": "sum",
+    "max": "max",
+    "min": "min",
+}
+_KNOWN = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)
+# What is not a number stays one, as in torch.
+_JOIN: dict[Reduction, Callable[[float, float], float]] = {
+    "mean": operator.add,
+    "sum": operator.add,
+    "max": lambda one, other: one if math.isnan(one) or one >= other else other,
+    "min": lambda one, other: one if math.isnan(one) or one <= other else other,
+}
 
 
 @dataclass(slots=True)
@@ -47,6 +69,9 @@ class Slot:
     """Whether loggers get it."""
     metric: str | None
     """Path of the torchmetrics object that is logged, when it is one."""
+    reduce: Reduction = "mean"
+    suffix: str = ""
+    """Which of several loaders the values are of, in the reported names."""
     pending: list[torch.Tensor] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     total: float | torch.Tensor = 0.0
@@ -62,14 +87,33 @@ class Slot:
         if not self.pending:
             return
         stacked = torch.stack(self.pending).reshape(-1)
-        if stacked.device.type == "cpu":
+        if self.reduce != "mean":
+            for value in stacked.tolist():
+                self.add(value, 1.0)
+        elif stacked.device.type == "cpu":
             for value, weight in zip(stacked.tolist(), self.weights, strict=True):
                 self.total += value * weight
         else:
             weights = torch.tensor(self.weights, dtype=torch.float64, device=stacked.device)
             self.total = self.total + (stacked.double() * weights).sum()
-        self.weight += sum(self.weights)
+        if self.reduce == "mean":
+            self.weight += sum(self.weights)
         self.pending, self.weights = [], []
+
+    def add(self, value: float, weight: float) -> None:
+        """Take one more number into the running value."""
+        part = (value * weight if self.reduce == "mean" else value, weight, self.reduce)
+        self.total, self.weight, _ = joined(self.part, part)
+
+    @property
+    def part(self) -> Part:
+        """The running value."""
+        return float(self.total), self.weight, self.reduce
+
+    def named(self, ending: str) -> str:
+        """The reported name of a value per step or epoch: both are told apart if there are both."""
+        forked = f"_{ending}" if self.on_step and self.on_epoch else ""
+        return f"{self.name}{forked}{self.suffix}"
 
 
 class Logs:
@@ -91,6 +135,8 @@ class Logs:
         """Whether hooks at the end of an epoch run, where values belong to the epoch."""
         self.batch_size = 1
         """Samples in the batch that runs; set by the loop."""
+        self.loader: int | None = None
+        """Which of several loaders the batch is of; None when there is one."""
 
     def enter(self, phase: Phase) -> None:
         """From here on, values belong to `phase`."""
@@ -106,11 +152,21 @@ class Logs:
         on_epoch: bool | None,
         batch_size: int | None,
         logger: bool = True,
+        reduce_fx: Any = "mean",
+        each_loader: bool = True,
+        metric_attribute: str | None = None,
     ) -> None:
         """Keep a value (hot path)."""
-        slot = self._slots.get(name)
+        key = name
+        if self.loader is not None and each_loader:
+            key = f"{name}{SUFFIX}{self.loader}"
+        slot = self._slots.get(key)
         if slot is None:
-            slot = self._admit(name, value, prog_bar, on_step, on_epoch, logger)
+            slot = self._admit(name, value, on_step, on_epoch, metric_attribute)
+            slot.prog_bar, slot.logger = prog_bar, logger
+            slot.reduce = reduction(name, reduce_fx)
+            slot.suffix = key[len(name) :]
+            self._slots[key] = slot
         weight = self.batch_size if batch_size is None else batch_size
         if slot.metric is not None:
             slot.used = True
@@ -135,22 +191,27 @@ class Logs:
                     slot.fold()
             else:
                 slot.fold()
-                slot.total += float(value) * weight
-                slot.weight += weight
+                if slot.reduce == "mean":
+                    slot.total += float(value) * weight
+                    slot.weight += weight
+                else:
+                    slot.add(float(value), weight)
 
     def _admit(
         self,
         name: str,
         value: Any,
-        prog_bar: bool,
         on_step: bool | None,
         on_epoch: bool | None,
-        logger: bool,
+        metric_attribute: str | None,
     ) -> Slot:
         check_key(name)
         path = None
         if metrics.is_metric(value):
-            paths = [p for p, metric in metrics.owned(self._module).items() if metric is value]
+            owned = metrics.owned(self._module)
+            paths = [p for p, metric in owned.items() if metric is value]
+            if metric_attribute in owned:
+                paths = [metric_attribute]
             if not paths:
                 raise RequirementError(
                     f"R6 metric {name!r} is a {type(value).__name__} that the module does not own; "
@@ -163,18 +224,16 @@ class Logs:
         # A torchmetrics object is a running value: reporting it per step is opt-in.
         step = (training and path is None) if on_step is None else on_step
         epoch = (not training or path is not None) if on_epoch is None else on_epoch
-        if self.phase != "train":
-            step, epoch = False, True
         if not step and not epoch:
             raise RequirementError(
                 f"R6 metric {name!r} is logged with on_step=False and on_epoch=False: nothing "
                 f"would be reported. Set one of them."
             )
-        slot = Slot(
-            name=name, on_step=step, on_epoch=epoch, prog_bar=prog_bar, logger=logger, metric=path
+        if self.phase != "train":
+            step, epoch = False, True
+        return Slot(
+            name=name, on_step=step, on_epoch=epoch, prog_bar=False, logger=True, metric=path
         )
-        self._slots[name] = slot
-        return slot
 
     def take_steps(self, since: int, more: Sequence[tuple[str, Any, float]] = ()) -> StepPairs:
         """The values of the newest step of each name that was logged in step `since` or later.
@@ -182,21 +241,23 @@ class Logs:
         The one place where a device is waited for: all values come over in one copy. `more` are
         values (name, value, weight) of the step that ran last.
         """
-        found = [(name, self.step, value, weight) for name, value, weight in more]
+        found: list[tuple[str, int, Any, float, Reduction]] = [
+            (name, self.step, value, weight, "mean") for name, value, weight in more
+        ]
         for slot in self._by_phase["train"].values():
             if not slot.on_step or slot.step < since:
                 continue
-            name = f"{slot.name}_step" if slot.on_epoch else slot.name
-            found += [(name, slot.step, value, weight) for value, weight in slot.recent]
-        tensors = [value for *_, value, _ in found if isinstance(value, torch.Tensor)]
+            name, how = slot.named("step"), slot.reduce
+            found += [(name, slot.step, value, weight, how) for value, weight in slot.recent]
+        tensors = [value for _, _, value, _, _ in found if isinstance(value, torch.Tensor)]
         read = iter(
             torch.stack([t.double().reshape(()) for t in tensors]).tolist() if tensors else ()
         )
         pairs: StepPairs = {}
-        for name, step, value, weight in found:
+        for name, step, value, weight, how in found:
             number = next(read) if isinstance(value, torch.Tensor) else float(value)
-            _, total, weights = pairs.get(name, (step, 0.0, 0.0))
-            pairs[name] = (step, total + number * weight, weights + weight)
+            part: Part = (number * weight if how == "mean" else number, weight, how)
+            pairs[name] = (step, joined(pairs[name][1], part) if name in pairs else part)
         return pairs
 
     def epoch_pairs(self, phase: Phase) -> Pairs:
@@ -205,14 +266,13 @@ class Logs:
         for slot in self._by_phase[phase].values():
             slot.fold()
             if slot.on_epoch and slot.metric is None and slot.weight:
-                name = f"{slot.name}_epoch" if slot.on_step else slot.name
-                pairs[name] = (float(slot.total), slot.weight)
+                pairs[slot.named("epoch")] = slot.part
         return pairs
 
     def epoch_metrics(self, phase: Phase) -> dict[str, str]:
         """Name -> path of the torchmetrics objects that were logged in a phase."""
         return {
-            f"{slot.name}_epoch" if slot.on_step else slot.name: slot.metric
+            slot.named("epoch"): slot.metric
             for slot in self._by_phase[phase].values()
             if slot.metric is not None and slot.on_epoch and slot.used
         }
@@ -237,7 +297,7 @@ class Logs:
             for slots in self._by_phase.values()
             for slot in slots.values()
             if chosen(slot)
-            for name in (slot.name, f"{slot.name}_step", f"{slot.name}_epoch")
+            for name in (slot.name + slot.suffix, slot.named("step"), slot.named("epoch"))
         }
 
     def state(self) -> dict[str, dict[str, Any]]:
@@ -253,6 +313,7 @@ class Logs:
                     "prog_bar": slot.prog_bar,
                     "logger": slot.logger,
                     "metric": slot.metric,
+                    "reduce": slot.reduce,
                 }
         return found
 
@@ -267,6 +328,7 @@ class Logs:
                 prog_bar=values["prog_bar"],
                 logger=values.get("logger", True),
                 metric=values["metric"],
+                reduce=values.get("reduce", "mean"),
                 total=values["total"],
                 weight=values["weight"],
                 used=values["metric"] is not None,
@@ -315,25 +377,49 @@ def flattened(values: object, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def reduction(name: str, given: object) -> Reduction:
+    """What `log(reduce_fx=)` means: a name, or a function that is known by one."""
+    text = given if isinstance(given, str) else getattr(given, "__name__", "")
+    chosen = _REDUCTIONS.get(text.lower())
+    if chosen is None or not (isinstance(given, str) or given in _KNOWN):
+        raise RequirementError(
+            f"R6 metric {name!r}: reduce_fx={given!r} is not known; allowed are 'mean', 'sum', "
+            f"'max' and 'min', and torch's functions of these names. For another reduction log a "
+            f"torchmetrics.Metric."
+        )
+    return chosen
+
+
+def joined(one: Part, other: Part) -> Part:
+    """Two parts of one value together."""
+    if not one[1]:
+        return other
+    if not other[1]:
+        return one
+    join = _JOIN[other[2]]
+    return join(one[0], other[0]), one[1] + other[1], other[2]
+
+
 def means(parts: Sequence[Pairs]) -> dict[str, float]:
-    """Weighted means over all ranks' pairs, names in order of first appearance."""
+    """The values over all ranks' parts, names in order of first appearance."""
     totals: Pairs = {}
     for part in parts:
-        for name, (total, weight) in part.items():
-            old_total, old_weight = totals.get(name, (0.0, 0.0))
-            totals[name] = (old_total + total, old_weight + weight)
-    return {name: total / weight for name, (total, weight) in totals.items() if weight}
+        for name, own in part.items():
+            totals[name] = joined(totals[name], own) if name in totals else own
+    return {
+        name: total / weight if how == "mean" else total
+        for name, (total, weight, how) in totals.items()
+        if weight
+    }
 
 
 def newest(parts: Sequence[StepPairs]) -> dict[str, float]:
     """Weighted means over the ranks that took part in each name's newest step."""
     last: dict[str, int] = {}
     for part in parts:
-        for name, (step, _, _) in part.items():
+        for name, (step, _) in part.items():
             last[name] = max(step, last.get(name, step))
-    return means(
-        [{n: (t, w) for n, (step, t, w) in part.items() if step == last[n]} for part in parts]
-    )
+    return means([{n: p for n, (step, p) in part.items() if step == last[n]} for part in parts])
 
 
 def merged(parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -341,9 +427,12 @@ def merged(parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, An
     found: dict[str, dict[str, Any]] = {}
     for part in parts:
         for name, values in part.items():
-            if name in found:
-                found[name]["total"] += values["total"]
-                found[name]["weight"] += values["weight"]
-            else:
+            if name not in found:
                 found[name] = dict(values)
+                continue
+            both: list[Part] = [
+                (each["total"], each["weight"], each.get("reduce", "mean"))
+                for each in (found[name], values)
+            ]
+            found[name]["total"], found[name]["weight"], _ = joined(*both)
     return found

@@ -62,7 +62,9 @@ def test_values_of_an_older_report_are_not_reported_again():
 
 
 def test_ranks_may_log_different_names():
-    assert means([{"a": (2.0, 2.0)}, {"b": (9.0, 3.0), "a": (4.0, 1.0)}]) == {"a": 2.0, "b": 3.0}
+    assert means(
+        [{"a": (2.0, 2.0, "mean")}, {"b": (9.0, 3.0, "mean"), "a": (4.0, 1.0, "mean")}]
+    ) == {"a": 2.0, "b": 3.0}
 
 
 def test_with_step_and_epoch_names_get_suffixes():
@@ -77,8 +79,8 @@ def test_phases_keep_their_values_apart():
     note(book, "loss", 1.0, on_epoch=True, on_step=False)
     book.enter("validation")
     note(book, "loss", 3.0)
-    assert book.epoch_pairs("train") == {"loss": (1.0, 1.0)}
-    assert book.epoch_pairs("validation") == {"loss": (3.0, 1.0)}
+    assert book.epoch_pairs("train") == {"loss": (1.0, 1.0, "mean")}
+    assert book.epoch_pairs("validation") == {"loss": (3.0, 1.0, "mean")}
     book.clear("validation")
     assert book.epoch_pairs("validation") == {}
 
@@ -93,7 +95,7 @@ def test_a_running_epoch_survives_a_restart_on_any_number_of_ranks():
         parts.append(book.state())
     book, _ = logs()
     book.restore(merged(parts))
-    assert book.epoch_pairs("train") == {"loss_epoch": (3.0, 3.0)}
+    assert book.epoch_pairs("train") == {"loss_epoch": (3.0, 3.0, "mean")}
     assert book.epoch_metrics("train") == {"mean": "metric"}
 
 
@@ -137,3 +139,49 @@ def test_noting_a_tensor_does_not_read_it(monkeypatch):
         note(book, "loss", value, on_epoch=True)
     with pytest.raises(AssertionError, match="hot path"):
         book.take_steps(0)
+
+
+@pytest.mark.parametrize(
+    ("reduce_fx", "whole"),
+    [("sum", 21.0), ("max", 6.0), ("min", 0.0), (torch.max, 6.0), (sum, 21.0), ("avg", 3.0)],
+)
+def test_a_reduction_is_the_same_over_ranks_folds_and_a_restart(reduce_fx, whole):
+    parts = []
+    for rank in range(2):
+        book, _ = logs()
+        for value in range(7)[rank::2]:
+            note(book, "x", torch.tensor(float(value)), on_epoch=True, logger=True, how=reduce_fx)
+            if value % 3 == 0:
+                book.restore(book.state())
+        parts.append(book)
+    assert means([book.epoch_pairs("train") for book in parts]) == {"x_epoch": whole}
+    again, _ = logs()
+    again.restore(merged([book.state() for book in parts]))
+    assert means([again.epoch_pairs("train")]) == {"x_epoch": whole}
+
+
+def test_a_reduction_that_is_not_known_is_refused():
+    with pytest.raises(RequirementError, match="R6 metric 'x': reduce_fx=.* allowed are 'mean'"):
+        note(logs()[0], "x", 1.0, logger=True, how="median")
+
+
+def test_the_largest_of_something_that_is_no_number_is_none():
+    for values in ([float("nan"), 1.0], [1.0, float("nan")]):
+        book, _ = logs()
+        for value in values:
+            note(book, "x", value, on_step=False, on_epoch=True, logger=True, how="max")
+        assert means([book.epoch_pairs("train")])["x"] != 1.0
+
+
+def test_values_of_several_loaders_are_told_apart():
+    book, _ = logs()
+    book.enter("test")
+    for loader in (0, 1):
+        book.loader = loader
+        note(book, "x", float(loader))
+        note(book, "all", float(loader), logger=True, how="mean", each=False)
+    assert means([book.epoch_pairs("test")]) == {
+        "x/dataloader_idx_0": 0.0,
+        "all": 0.5,
+        "x/dataloader_idx_1": 1.0,
+    }

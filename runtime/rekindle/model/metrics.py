@@ -32,6 +32,17 @@ def is_metric(value: object) -> bool:
     return torchmetrics is not None and torchmetrics.Metric in type(value).__mro__
 
 
+def entries(values: Any) -> Iterable[tuple[str, Any]]:
+    """Name and value of each entry of a mapping, or of a collection of metrics."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is not None and torchmetrics.MetricCollection in type(values).__mro__:
+        # Not copies: these are the metrics that the module owns, under their full names.
+        found: Iterable[tuple[str, Any]] = values.items(keep_base=False, copy_state=False)
+        return found
+    pairs: Iterable[tuple[str, Any]] = values.items()
+    return pairs
+
+
 def owned(module: nn.Module) -> dict[str, Any]:
     """Path -> metric, for every metric inside the module."""
     if "torchmetrics" not in sys.modules:

@@ -7,12 +7,14 @@ user's code right below the loop.
 
 import os
 import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 from torch import nn
 
+from rekindle.model import metrics
 from rekindle.model.hyperparameters import HyperparametersMixin, Recorded
 from rekindle.model.manual import Manual
 
@@ -33,6 +35,19 @@ class StepOutput:
     """Scalar with a gradient: the mean over the batch. Only `training_step` must give it."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """Logged as if each one had been given to `self.log`; names of nested ones are joined by /."""
+
+
+def refuse_logging(name: str, *, enable_graph: bool) -> NoReturn:
+    """Say what to do instead of what `log` cannot do."""
+    if enable_graph:
+        raise ValueError(
+            f"log({name!r}, enable_graph=True) is not supported: what is logged is never "
+            f"differentiated. Keep the tensor in an attribute if you need its gradient."
+        )
+    raise ValueError(
+        f"log({name!r}, sync_dist_group=...) is not supported: values are reduced over all ranks. "
+        f"Reduce the value over your group first, then log it."
+    )
 
 
 class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
@@ -185,31 +200,52 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
         name: str,
         value: Any,
         prog_bar: bool = False,
-        logger: bool = True,
-        *,
+        logger: bool | None = None,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
-        sync_dist: bool = True,
+        reduce_fx: "str | Callable[[Any], Any]" = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
         batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
     ) -> None:
         """Note a scalar or a `torchmetrics.Metric`. Costs no synchronisation with the device.
 
         In training the default is `on_step`, in validation `on_epoch`; with both, the names get the
         suffixes ``_step`` and ``_epoch``. An epoch value is the mean over all samples of all ranks,
         weighted by `batch_size` (by default the true size of the batch); a step value the mean over
-        the step. Values are always reduced over all ranks; `sync_dist=False` is refused, because
-        there is nothing that it would save. With `logger` False the trainer's loggers do not get
-        the value.
+        the step. `reduce_fx` says what else to take: ``sum``, ``max`` or ``min`` over the batches.
+        With several loaders the name gets the loader's number, unless `add_dataloader_idx` is
+        False. With `logger` False the trainer's loggers do not get the value.
+
+        Values are reduced over all ranks whatever `sync_dist` says, because that costs nothing per
+        step; with `rank_zero_only` they are those of rank 0. Refused are `sync_dist_group`, and
+        `enable_graph`, as what is logged is never differentiated.
         """
         logs = self._logs
-        if logs is not None:
-            logs.note(name, value, prog_bar, on_step, on_epoch, batch_size, logger)
         # Without a trainer there is nobody to log to; the module stays usable on its own.
-        if not sync_dist:
-            raise ValueError(
-                f"log({name!r}, sync_dist=False): values are always reduced over ranks, at no cost "
-                f"per step. Remove the argument."
-            )
+        if logs is None:
+            return
+        if enable_graph or sync_dist_group is not None or rank_zero_only:
+            if enable_graph or sync_dist_group is not None:
+                refuse_logging(name, enable_graph=enable_graph)
+            if not self.trainer.is_global_zero:
+                return
+        logs.note(
+            name,
+            value,
+            prog_bar,
+            on_step,
+            on_epoch,
+            batch_size,
+            logger is not False,
+            reduce_fx,
+            add_dataloader_idx,
+            metric_attribute,
+        )
 
     @property
     def logger(self) -> "Logger | None":
@@ -221,10 +257,38 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
         """The trainer's loggers."""
         return self.trainer.loggers
 
-    def log_dict(self, values: dict[str, Any], prog_bar: bool = False, **options: Any) -> None:
-        """Log each entry; see `log`."""
-        for name, value in values.items():
-            self.log(name, value, prog_bar, **options)
+    def log_dict(
+        self,
+        dictionary: "Mapping[str, Any]",
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: "str | Callable[[Any], Any]" = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """Log each entry of a mapping or of a `torchmetrics.MetricCollection`; see `log`."""
+        for name, value in metrics.entries(dictionary):
+            self.log(
+                name,
+                value,
+                prog_bar,
+                logger,
+                on_step,
+                on_epoch,
+                reduce_fx,
+                enable_graph,
+                sync_dist,
+                sync_dist_group,
+                add_dataloader_idx,
+                batch_size,
+                rank_zero_only=rank_zero_only,
+            )
 
     def setup(self, stage: str) -> None:
         """Before anything else; `stage` is ``fit``, ``validate``, ``test`` or ``predict``."""
