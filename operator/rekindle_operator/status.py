@@ -248,13 +248,17 @@ def goodput(record: Record, now: float) -> dict[str, Any] | None:
     productive and stall are counted by the trainer and travel with its checkpoints, so that steps
     that were lost are not in them; pending is the time before a first step; rework that of lost
     steps; what remains is the price of restarts. Where a program that is not ours trains, nobody
-    has counted what was productive: only what is known is told then, and no ratio.
+    has counted what was productive: only what is known is told then, and no ratio. Nor of one that
+    has succeeded before anybody could see it train.
     """
     if record.start_time is None:
         return None
     end = record.completion_time or record.suspended_at or now
     total = max(0.0, end - record.start_time - record.suspended_seconds)
     progress = record.progress or Progress()
+    unseen = record.first_step_at is None and record.phase == SUCCEEDED
+    if unseen and not progress.productive_seconds:
+        return {"percent": "unknown", "lost": {"restart": round(record.restart_seconds, 3)}}
     if record.first_step_at is not None and not progress.productive_seconds:
         pending = min(record.pending(end), total)
         since = min((i.at - i.silent for i in record.open_incidents), default=end)

@@ -105,6 +105,17 @@ def test_it_scales_suspends_and_ends_like_any_other(world):
     assert w.restarts == (0, 0, 0)
 
 
+def test_of_a_success_that_nobody_saw_train_no_goodput_is_told(world):
+    w = plain(world)
+    w.trains = False
+    w.settle()
+    for name in list(w.members):
+        w.finish(name)
+    w.run(20)
+    assert w.phase == "Succeeded"
+    assert w.status["goodput"] == {"percent": "unknown", "lost": {"restart": 0.0}}
+
+
 def test_an_error_before_it_ever_ran_is_not_retried(world):
     w = plain(world)
     w.trains = False
