@@ -5,12 +5,14 @@ settings are kept, order and sharding are its own (see `rekindle.data.order`). S
 written as for one process, and knows nothing about ranks or resuming.
 """
 
-from typing import Any
+import os
+from typing import Any, Self
 
-from rekindle.model.hyperparameters import HyperparametersMixin, Recorded
+from rekindle.model import loading
+from rekindle.model.hyperparameters import HyperparametersMixin
 
 
-class DataModule(HyperparametersMixin, metaclass=Recorded):
+class DataModule(HyperparametersMixin):
     """Base class of data modules. Define `train_dataloader` at least."""
 
     prepare_data_per_node: bool = False
@@ -27,6 +29,23 @@ class DataModule(HyperparametersMixin, metaclass=Recorded):
             f"R10 {type(self).__name__} has no attribute {name!r}: datasets are made in "
             f"setup(stage), which comes before any loader. The trainer calls it; without one, call "
             f"setup('fit') first."
+        )
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: "str | os.PathLike[str]",
+        map_location: Any = None,
+        hparams_file: "str | os.PathLike[str] | None" = None,
+        weights_only: bool | None = None,
+        **override: Any,
+    ) -> Self:
+        """A new instance with the arguments that a checkpoint has stored, and its state.
+
+        `override` goes over the stored arguments; the rest is as in the module's method.
+        """
+        return loading.datamodule(
+            cls, checkpoint_path, hparams_file=hparams_file, override=override
         )
 
     def prepare_data(self) -> None:

@@ -15,11 +15,8 @@ import argparse
 import io
 import json
 import os
-import pickle
-import re
 import socket
 import sys
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,12 +24,7 @@ import torch
 
 from rekindle import dcp
 from rekindle.checkpoint import EncodingError, InvalidLocation, SaveError, Saver, Store, StoreError
-
-_GLOBAL = re.compile(r"GLOBAL ([\w.<>]+)|Unsupported class ([\w.<>]+)|operand ([\w.<>]+)")
-
-
-class Refused(Exception):
-    """The file cannot be imported; the message says why and what to do."""
+from rekindle.lightningfile import OWN, Refused, load
 
 
 def read(source: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -53,41 +45,20 @@ def _file(source: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     with open(source, "rb") as file:
         if file.read(8)[1:8] == b"\x00\x00\x00\x00\x00\x00\x00" or source.endswith(".safetensors"):
             raise Refused(f"{source} is a safetensors file; load it and save it with a Saver.")
-    value = _load(source, source, mmap=zipfile.is_zipfile(source))
+    value = load(source, source)
     lightning = isinstance(value, dict) and "pytorch-lightning_version" in value
     return ("Lightning" if lightning else "torch.save"), *_arrange(value)
 
 
 def _stream(stream: io.BytesIO, what: str) -> Any:
-    return _load(stream, what, mmap=False)
-
-
-def _load(source: str | io.BytesIO, what: str, *, mmap: bool) -> Any:
-    try:
-        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError:
-        raise
-    except pickle.UnpicklingError as error:
-        match = _GLOBAL.search(str(error))
-        name = next(filter(None, match.groups()), "") if match else ""
-        if name:
-            raise Refused(
-                f"{what} needs {name}, which is code and not data; it was not run. Where you trust "
-                f"the file, load it and save the tensors and plain values again: "
-                f"torch.save(checkpoint['state_dict'], ...)."
-            ) from None
-        raise Refused(f"{what} is not a file of torch.save: {_first(error)}") from None
-    except Exception as error:  # a damaged or hostile file can raise anything
-        raise Refused(f"{what} cannot be read: {type(error).__name__}: {_first(error)}") from None
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+    return load(stream, what, mmap=False)
 
 
 def _arrange(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """State and meta of what a file held: the weights under `model`, the rest as it was."""
     state: dict[str, Any]
+    if isinstance(value, dict):
+        value = {key: part for key, part in value.items() if key != OWN}
     if not isinstance(value, dict):
         state = {"model": {"value": value}}
     elif "state_dict" in value and "model" not in value:

@@ -226,14 +226,6 @@ def test_hyperparameters_are_the_constructors_arguments():
     model.hparams.width = 10
     assert dict(model.hparams) == {"width": 10}
 
-    class Bad(Net):
-        def __init__(self, layer):
-            super().__init__()
-            self.save_hyperparameters()
-
-    with pytest.raises(TypeError, match=r"hyperparameter Bad\(layer=\) is a Linear"):
-        Bad(nn.Linear(1, 1))
-
 
 def test_submodules_keep_their_own_mode_over_a_validation(tmp_path):
     modes = []

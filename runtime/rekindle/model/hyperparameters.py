@@ -1,131 +1,241 @@
 """`save_hyperparameters()`: the arguments that an object was made with.
 
-The metaclass binds the arguments before ``__init__`` runs, so nothing has to look into stack
-frames. Only values that JSON can hold are kept: they are written into checkpoints and read back by
-machines that do not have the script's classes.
+They are read from the frames of the constructors that run: of the class and of its bases, whichever
+of them asks. A value that was changed before is kept as it then is, an argument of a class wins
+over the one of the same name that it passes to its base, and ``**kwargs`` count by their names.
+
+`hparams` holds the values themselves. Into a checkpoint goes what `describing` makes of them, and
+`arguments` turns that into the arguments of a constructor again.
 """
 
+import contextlib
+import copy
+import csv
 import inspect
-from collections.abc import Iterator, MutableMapping
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from torch import nn
 
-class Recorded(type):
-    """Metaclass that keeps the arguments of the constructor call."""
+from rekindle.model.describing import describe, missing, recall
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make an instance, noting the arguments by name first."""
-        instance: Any = object.__new__(cls)  # type: ignore[arg-type]
-        # Not setattr(): nn.Module's own refuses before its __init__ has run.
-        object.__setattr__(instance, "_constructor_arguments", _bind(cls, args, kwargs))
-        instance.__init__(*args, **kwargs)
-        return instance
+_GIVEN: ContextVar[dict[str, Any] | None] = ContextVar("given_hyperparameters", default=None)
 
 
-def _bind(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(vars(_owner(cls))["__init__"])
-    try:
-        bound = signature.bind(None, *args, **kwargs)
-    except TypeError:
-        # The constructor itself raises the better message a moment later.
-        return {}
-    bound.apply_defaults()
-    named = dict(list(bound.arguments.items())[1:])
-    for name, parameter in signature.parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(named.pop(name, {}))
-        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
-            named.pop(name, None)
-    return named
-
-
-def _owner(cls: type) -> type:
-    return next(base for base in cls.__mro__ if "__init__" in vars(base))
-
-
-class Hyperparameters(MutableMapping[str, Any]):
-    """Arguments by name: a mapping whose keys are attributes too."""
-
-    def __init__(self, values: dict[str, Any]) -> None:
-        object.__setattr__(self, "_values", dict(values))
-
-    def __getitem__(self, key: str) -> Any:
-        return self._values[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._values[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._values[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+class AttributeDict(dict[str, Any]):
+    """A dict whose keys are attributes too."""
 
     def __getattr__(self, name: str) -> Any:
-        values = self.__dict__.get("_values", {})
-        if name in values:
-            return values[name]
-        raise AttributeError(
-            f"there is no hyperparameter {name!r}; known are {', '.join(values) or 'none'}"
-        )
+        try:
+            return self[name]
+        except KeyError:
+            known = ", ".join(map(str, self)) or "none"
+            raise AttributeError(
+                f"there is no hyperparameter {name!r}; known are {known}"
+            ) from None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self._values[name] = value
+        self[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        del self[name]
 
     def __repr__(self) -> str:
-        return f"Hyperparameters({self._values!r})"
+        width = max((len(str(key)) for key in self), default=0) + 3
+        named = [(f'"{key}":', self[key]) for key in sorted(self)]
+        return "\n".join(f"{name:{width}s} {value}" for name, value in named)
+
+
+@contextlib.contextmanager
+def given(values: Mapping[str, Any], **about: Any) -> Iterator[None]:
+    """Objects that are made inside keep these as their arguments, whatever they are made with."""
+    token = _GIVEN.set({**values, **about})
+    try:
+        yield
+    finally:
+        _GIVEN.reset(token)
 
 
 class HyperparametersMixin:
     """Gives a class `save_hyperparameters` and `hparams`."""
 
-    _constructor_arguments: dict[str, Any]
+    _hparams: Any
+    _hparams_initial: Any
+    _hparams_name: str | None = None
+    _log_hyperparams: bool = True
 
-    def save_hyperparameters(self, *names: str, ignore: tuple[str, ...] | list[str] = ()) -> None:
-        """Keep the constructor's arguments (all, or those named) as `hparams`.
+    def save_hyperparameters(
+        self,
+        *args: Any,
+        ignore: Sequence[str] | str | None = None,
+        frame: FrameType | None = None,
+        logger: bool = True,
+    ) -> None:
+        """Keep the constructor's arguments as `hparams`: all, those named, or one mapping given.
 
-        Raises TypeError naming the argument that a checkpoint cannot hold.
+        `ignore` leaves names out, also those that a base class has saved; `frame` is where to look
+        for the arguments, by default the caller's. With `logger` False the loggers do not get them.
+        Raises TypeError for a name that is no argument, and ValueError for a single value that is
+        no mapping or Namespace.
         """
-        arguments = self.__dict__.get("_constructor_arguments", {})
-        missing = [name for name in names if name not in arguments]
-        if missing:
-            raise TypeError(
-                f"save_hyperparameters({missing[0]!r}): {type(self).__name__} takes no such "
-                f"argument; it has {', '.join(arguments)}"
-            )
-        chosen = {
-            name: value
-            for name, value in arguments.items()
-            if (not names or name in names) and name not in ignore
-        }
-        for name, value in chosen.items():
-            _check(value, f"{type(self).__name__}({name}=)")
-        object.__setattr__(self, "_hparams", Hyperparameters(chosen))
+        self._log_hyperparams = logger
+        if len(args) == 1 and not args[0]:
+            return
+        arguments = _GIVEN.get()
+        if arguments is None:
+            frame = frame or getattr(inspect.currentframe(), "f_back", None)
+            arguments = _arguments(self, frame)
+        left = [ignore] if isinstance(ignore, str) else list(ignore or ())
+        arguments = {name: value for name, value in arguments.items() if name not in left}
+        containers = [one for one in args if not isinstance(one, str)]
+        if len(containers) == 1:
+            chosen: Any = containers[0]
+            self._hparams_name = next((n for n, v in arguments.items() if v is chosen), None)
+        elif not args:
+            chosen = arguments
+            self._hparams_name = "kwargs" if arguments else None
+        else:
+            unknown = [one for one in args if one not in arguments]
+            if unknown:
+                raise TypeError(
+                    f"save_hyperparameters({unknown[0]!r}): {type(self).__name__} takes no such "
+                    f"argument; it has {', '.join(arguments) or 'none'}"
+                )
+            chosen = {name: arguments[name] for name in args}
+            self._hparams_name = "kwargs"
+        self._set_hparams(chosen)
+        for name in left:
+            self._hparams.pop(name, None)
+        values = {name: _copied(value) for name, value in dict(self._hparams).items()}
+        object.__setattr__(self, "_hparams_initial", AttributeDict(values))
+
+    def _set_hparams(self, chosen: Any) -> None:
+        found = _container(chosen)
+        if isinstance(found, AttributeDict) and isinstance(self.hparams, dict):
+            self.hparams.update(found)
+        else:
+            # object.__setattr__: nn.Module's own refuses before its __init__ has run.
+            object.__setattr__(self, "_hparams", found)
 
     @property
-    def hparams(self) -> Hyperparameters:
-        """The saved arguments; empty before `save_hyperparameters`."""
+    def hparams(self) -> Any:
+        """The saved arguments, to be read and changed; empty before `save_hyperparameters`."""
         if "_hparams" not in self.__dict__:
-            object.__setattr__(self, "_hparams", Hyperparameters({}))
-        found: Hyperparameters = self.__dict__["_hparams"]
-        return found
+            object.__setattr__(self, "_hparams", AttributeDict())
+        return self.__dict__["_hparams"]
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """A copy of the arguments as they were when they were saved."""
+        values = self.__dict__.get("_hparams_initial", {})
+        return AttributeDict({name: _copied(value) for name, value in values.items()})
 
 
-def _check(value: object, name: str) -> None:
-    if value is None or isinstance(value, bool | int | float | str):
-        return
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _check(item, f"{name}[{index}]")
-        return
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check(item, f"{name}[{key!r}]")
-        return
-    raise TypeError(
-        f"hyperparameter {name} is a {type(value).__name__}, which JSON cannot hold; leave it out: "
-        f"save_hyperparameters(ignore=[...])"
-    )
+def described(owner: Any) -> dict[str, Any]:
+    """What a checkpoint holds of an object's hyperparameters: plain values by name."""
+    return {
+        str(name): describe(value) for name, value in dict(getattr(owner, "hparams", {})).items()
+    }
+
+
+def recalled(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters that a checkpoint holds, with `Missing` for what it only describes."""
+    return {name: recall(value) for name, value in stored.items()}
+
+
+def arguments(
+    cls: type, saved: Mapping[str, Any], name: str | None, override: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What to make an object with, from the hyperparameters of a checkpoint and what is given.
+
+    `name` is the argument that held all of them as one, if there was one. Raises TypeError naming
+    the argument that the checkpoint could only describe.
+    """
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]
+    names = [
+        p.name for p in list(parameters)[1:] if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    values = {**saved, **override}
+    if name and name in names:
+        values = {name: AttributeDict(values), **override}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        values = {key: value for key, value in values.items() if key in names}
+    for key, value in values.items():
+        lost = missing(value)
+        if lost is not None:
+            raise TypeError(
+                f"{cls.__name__}({key}=) was {lost!r}, which a checkpoint describes and cannot "
+                f"hold; give it: {cls.__name__}.load_from_checkpoint(path, {key}=...)"
+            )
+    return values
+
+
+def from_file(path: str) -> dict[str, Any]:
+    """The hyperparameters in a file: ``.yaml``, ``.yml`` or a ``.csv`` of keys and values."""
+    kind = Path(path).suffix.lower()
+    if kind in (".yaml", ".yml"):
+        import yaml
+
+        return dict(yaml.safe_load(Path(path).read_text()) or {})
+    if kind != ".csv":
+        raise ValueError(f"hparams_file={path!r} must end with .yaml, .yml or .csv")
+    with open(path, newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    return {key: _value(text) for key, text in rows}
+
+
+def _value(text: str) -> Any:
+    if text in ("True", "False", "None"):
+        return {"True": True, "False": False, "None": None}[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _arguments(owner: Any, frame: FrameType | None) -> dict[str, Any]:
+    """The arguments of the constructors of `owner` that run; those of the outermost one win."""
+    if is_dataclass(owner):
+        return {each.name: getattr(owner, each.name) for each in fields(owner) if each.init}
+    found: list[dict[str, Any]] = []
+    while frame is not None:
+        info = inspect.getargvalues(frame)
+        constructs = frame.f_code.co_name == "__init__" and bool(info.args)
+        if constructs and info.locals.get(info.args[0]) is owner:
+            named = {name: info.locals[name] for name in info.args[1:] if name in info.locals}
+            if info.keywords:
+                named |= info.locals.get(info.keywords, {})
+            found.append(named)
+        elif found:
+            break
+        frame = frame.f_back
+    return {name: value for named in found for name, value in named.items()}
+
+
+def _container(chosen: Any) -> Any:
+    if isinstance(chosen, Namespace):
+        return AttributeDict(vars(chosen))
+    if isinstance(chosen, dict):
+        return AttributeDict(chosen)
+    if isinstance(chosen, MutableMapping):
+        return chosen
+    advice = "give a dict, a Namespace, or names of arguments"
+    if is_dataclass(chosen):
+        advice = "give dataclasses.asdict(...), or no argument to keep it as one value"
+    raise ValueError(f"save_hyperparameters got a {type(chosen).__name__}; {advice}")
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        # A lock, a generator: there is but one of it.
+        return value

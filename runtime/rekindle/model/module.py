@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import torch
 from torch import nn
 
-from rekindle.model import metrics
-from rekindle.model.hyperparameters import HyperparametersMixin, Recorded
+from rekindle.model import loading, metrics
+from rekindle.model.hyperparameters import HyperparametersMixin
 from rekindle.model.manual import Manual
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def refuse_logging(name: str, *, enable_graph: bool) -> NoReturn:
     )
 
 
-class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
+class Module(HyperparametersMixin, Manual, nn.Module):
     """Base class of models. Define `training_step` and `configure_optimizers` at least.
 
     The hooks without a trainer argument are those of `rekindle.Callback` under the same names; its
@@ -117,43 +117,37 @@ class Module(HyperparametersMixin, Manual, nn.Module, metaclass=Recorded):
         """Another name of `prepare_data`."""
 
     @classmethod
-    def from_checkpoint(
-        cls,
-        path: "str | os.PathLike[str]",
-        *,
-        strict: bool = True,
-        map_location: "str | torch.device | None" = None,
-        **override: Any,
-    ) -> Self:
-        """A new instance with the weights of a checkpoint; see `Trainer.fit` for forms of `path`.
-
-        Its arguments are those that `save_hyperparameters` has stored, with `override` over them.
-        The class is the one this is called on, never one that the checkpoint names, and nothing in
-        a checkpoint is run. Raises FileNotFoundError, or R16 when the checkpoint is damaged, and
-        TypeError for an argument that is stored nowhere.
-        """
-        from rekindle import resolving
-        from rekindle.model import deferred
-
-        restored = resolving.read(path)
-        saved = dict(restored.meta.get("hyper_parameters", {}).get("module", {}))
-        made: Self = cls(**{**saved, **override})
-        deferred.configure(made, torch.device("cpu"))
-        made.load_state_dict(dict(restored.state["model"]), strict=strict)
-        return made if map_location is None else made.to(map_location)
-
-    @classmethod
     def load_from_checkpoint(
         cls,
         checkpoint_path: "str | os.PathLike[str]",
-        map_location: "str | torch.device | None" = None,
-        strict: bool = True,
+        map_location: Any = None,
+        hparams_file: "str | os.PathLike[str] | None" = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
         **override: Any,
     ) -> Self:
-        """Another name of `from_checkpoint`."""
-        return cls.from_checkpoint(
-            checkpoint_path, strict=strict, map_location=map_location, **override
+        """A new instance with the weights of a checkpoint; see `Trainer.fit` for forms of the path.
+
+        Files that Lightning or `Trainer.save_checkpoint` wrote are taken as well. Arguments are
+        those that `save_hyperparameters` has stored (or `hparams_file` says), with `override` over
+        them. The class is the one this is called on, and nothing in a checkpoint is run, whatever
+        `weights_only` says. `strict` False leaves alone what only one of the two has; None is as
+        `strict_loading` says. Raises FileNotFoundError, or R16 when the checkpoint is damaged, and
+        TypeError for an argument that is stored nowhere.
+        """
+        return loading.module(
+            cls,
+            checkpoint_path,
+            map_location=map_location,
+            hparams_file=hparams_file,
+            strict=strict,
+            override=override,
         )
+
+    @classmethod
+    def from_checkpoint(cls, path: "str | os.PathLike[str]", **options: Any) -> Self:
+        """Another name of `load_from_checkpoint`."""
+        return cls.load_from_checkpoint(path, **options)
 
     def export(self, uri: "str | os.PathLike[str]", format: str = "safetensors") -> None:
         """Write parameters and buffers to one file, for programs that know nothing of Rekindle.

@@ -595,8 +595,11 @@ def _open_loggers(run: Run, found: Found) -> None:
         ),
         () if restored is None else restored.meta.get("loggers", ()),
     )
-    data = getattr(run.datamodule, "hparams", {})
-    run.journal.describe({**data, **run.module.hparams})
+    told: dict[str, Any] = {}
+    for owner in (run.datamodule, run.module):
+        if getattr(owner, "_log_hyperparams", False):
+            told |= owner.hparams
+    run.journal.describe(told)
 
 
 def sanity_check(run: Run) -> bool:

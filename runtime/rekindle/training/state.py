@@ -26,6 +26,7 @@ from rekindle.checkpoint import CommitRef, Restored, encoding
 from rekindle.checkpoint.manifest import TensorEntry
 from rekindle.checkpoint.tensors import TORCH_DTYPES, flatten, rebuild
 from rekindle.model import metrics, optimizers
+from rekindle.model.hyperparameters import described
 from rekindle.model.optimizers import plain
 from rekindle.ranks.finite import Window
 from rekindle.ranks.gradients import broadcast
@@ -102,9 +103,14 @@ def collect(
         "run": None if run.identity is None else run.identity.to_json(),
         "save_seconds": None if run.session is None else run.session.save_seconds,
         "hyper_parameters": {
-            "module": dict(module.hparams),
-            "datamodule": dict(getattr(run.datamodule, "hparams", {})),
+            "module": described(module),
+            "datamodule": described(run.datamodule),
         },
+        "hparams_names": {
+            "module": module._hparams_name,
+            "datamodule": getattr(run.datamodule, "_hparams_name", None),
+        },
+        "datamodule_class": type(run.datamodule).__qualname__,
     }
     if run.feed.stream is not None:
         meta["stream"] = run.feed.stream.account(state["stream"])

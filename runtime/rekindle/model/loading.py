@@ -1,0 +1,84 @@
+"""`load_from_checkpoint`: a model or a data module out of a checkpoint, without its run.
+
+A path means a commit of a run, or a file that Lightning or `Trainer.save_checkpoint` wrote. Either
+is looked at under Lightning's keys, so that `on_load_checkpoint` is the same for both.
+"""
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from rekindle import lightningfile, resolving
+from rekindle.model import deferred
+from rekindle.model.describing import recall
+from rekindle.model.hyperparameters import arguments, from_file, recalled
+
+_T = TypeVar("_T")
+_Path = str | os.PathLike[str]
+
+
+def opened(path: _Path) -> dict[str, Any]:
+    """A checkpoint under Lightning's keys; FileNotFoundError, `Refused`, or R16 for damage."""
+    if not lightningfile.is_file(path):
+        restored = resolving.read(path)
+        if "loop" not in restored.state:
+            # Brought into a store from elsewhere: see `rekindle.legacy`.
+            others = {key: value for key, value in restored.state.items() if key != "model"}
+            return {"state_dict": restored.state["model"], **others}
+        return lightningfile.view(restored.state, restored.meta, recalled)
+    found = lightningfile.read(path)
+    stored = lightningfile.meta_of(found).get("hyper_parameters", {})
+    for owner, _, key in lightningfile.HYPERPARAMETERS:
+        for name, theirs in found.get(key, {}).items():
+            # A text in the file may be a class, a path: as it was, unless a hook has changed it.
+            ours = recall(stored.get(owner, {}).get(name))
+            if lightningfile.same(lightningfile.storable(ours), theirs):
+                found[key][name] = ours
+    return found
+
+
+def module(
+    cls: type[_T],
+    path: _Path,
+    *,
+    map_location: Any,
+    hparams_file: _Path | None,
+    strict: bool | None,
+    override: Mapping[str, Any],
+) -> _T:
+    """A module with the weights of a checkpoint; see `Module.load_from_checkpoint`."""
+    found = opened(path)
+    saved = found.get("hyper_parameters", {})
+    if hparams_file is not None:
+        saved = from_file(os.fspath(hparams_file))
+    found["hyper_parameters"] = {**saved, **override}
+    made: Any = cls(**arguments(cls, saved, found.get("hparams_name"), override))
+    strict = getattr(made, "strict_loading", True) if strict is None else strict
+    deferred.configure(made, torch.device("cpu"))
+    made.on_load_checkpoint(found)
+    keys = made.load_state_dict(found["state_dict"], strict=strict)
+    for what, names in (("missing", keys.missing_keys), ("unexpected", keys.unexpected_keys)):
+        if names:
+            warnings.warn(f"{what} in {os.fspath(path)}: {', '.join(names)}", stacklevel=3)
+    if map_location is None or callable(map_location):
+        return made  # type: ignore[no-any-return]
+    if isinstance(map_location, Mapping):
+        map_location = map_location.get("cpu", "cpu")
+    return made.to(map_location)  # type: ignore[no-any-return]
+
+
+def datamodule(
+    cls: type[_T], path: _Path, *, hparams_file: _Path | None, override: Mapping[str, Any]
+) -> _T:
+    """A data module with the arguments and the state that a checkpoint has."""
+    found = opened(path)
+    saved = found.get("datamodule_hyper_parameters", {})
+    if hparams_file is not None:
+        saved = from_file(os.fspath(hparams_file))
+    made: Any = cls(**arguments(cls, saved, found.get("datamodule_hparams_name"), override))
+    if cls.__qualname__ in found:
+        made.load_state_dict(found[cls.__qualname__])
+    return made  # type: ignore[no-any-return]
