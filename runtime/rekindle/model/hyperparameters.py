@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -69,6 +69,15 @@ class HyperparametersMixin:
     _hparams_initial: Any
     _hparams_name: str | None = None
     _log_hyperparams: bool = True
+    _constructor_arguments: dict[str, Any]
+    """What the object was made with, saved or not: it tells one run from another."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note the arguments, by name."""
+        made = super().__new__(cls)
+        # object.__setattr__: nn.Module's own refuses before its __init__ has run.
+        object.__setattr__(made, "_constructor_arguments", _bound(cls, args, kwargs))
+        return made
 
     def save_hyperparameters(
         self,
@@ -120,7 +129,6 @@ class HyperparametersMixin:
         if isinstance(found, AttributeDict) and isinstance(self.hparams, dict):
             self.hparams.update(found)
         else:
-            # object.__setattr__: nn.Module's own refuses before its __init__ has run.
             object.__setattr__(self, "_hparams", found)
 
     @property
@@ -216,6 +224,24 @@ def _arguments(owner: Any, frame: FrameType | None) -> dict[str, Any]:
             break
         frame = frame.f_back
     return {name: value for named in found for name, value in named.items()}
+
+
+def _bound(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    owner = next(base for base in cls.__mro__ if "__init__" in vars(base))
+    signature = inspect.signature(vars(owner)["__init__"])
+    try:
+        bound = signature.bind(None, *args, **kwargs)
+    except TypeError:
+        # The constructor itself raises the better message a moment later; a copy gets its own.
+        return {}
+    bound.apply_defaults()
+    named = dict(list(bound.arguments.items())[1:])
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(named.pop(name, {}))
+        elif parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+            named.pop(name, None)
+    return named
 
 
 def _container(chosen: Any) -> Any:
