@@ -481,6 +481,8 @@ class Trainer:
                     at=time.time(),
                 )
             )
+        if run.page is not None:
+            run.page.fit_ended()
         self.lifecycle.move("done")
 
     def _fail(self, error: BaseException, page: ControlPage | None) -> None:

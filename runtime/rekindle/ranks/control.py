@@ -10,6 +10,10 @@ Each word has one writer (the agent, or the pod's first worker) and is aligned, 
 old or the new value, never half of one. Values that belong together may be one step apart; nothing
 rests on them being from the same instant.
 
+A script may fit several times. The page counts them as one training: what fits before this one have
+done in this process is added to whatever a fit says, so that steps never fall back while nothing
+is lost.
+
 Files beside the page in the round's private directory (``REKINDLE_RUN_DIR``):
 ``outcome-{rank}.json``, which a failing worker leaves behind, ``restored.json`` and others. All are
 written to a temporary name and renamed, so they are there whole or not at all.
@@ -21,6 +25,7 @@ import math
 import mmap
 import os
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -66,12 +71,27 @@ _AWAITED = 26  # 1: a trainer has been made, and will attach to this page
 METRICS_FILE = "metrics.json"
 
 
+@dataclass(slots=True)
+class _Past:
+    """What fits of this process have done that have ended."""
+
+    steps: int = 0
+    samples: int = 0
+    productive: float = 0.0
+    stall: float = 0.0
+
+
+_pasts: dict[Path, _Past] = {}
+"""By the directory of the page."""
+
+
 class ControlPage:
     """One side's view of the page. Created by the agent, opened by workers."""
 
     def __init__(self, directory: Path, *, create: bool = False) -> None:
         """Map the page of a round's directory; raises OSError when there is none."""
         self.directory = directory
+        self._past = _pasts.setdefault(directory, _Past())
         path = directory / PAGE_NAME
         if create:
             path.write_bytes(bytes(PAGE_SIZE))
@@ -245,27 +265,34 @@ class ControlPage:
 
         State is back in place by then.
         """
+        past = self._past
         self._floats[_RESTORED] = time.monotonic()
         self._ints[_EPOCH] = epoch
-        self._floats[_PRODUCTIVE] = productive
-        self._floats[_STALL] = stall
-        self._ints[_STEP] = step
-        self._ints[_SAMPLES] = samples
-        self._ints[_TOTAL_STEPS] = -1 if total_steps is None else total_steps
+        self._floats[_PRODUCTIVE] = past.productive + productive
+        self._floats[_STALL] = past.stall + stall
+        self._ints[_STEP] = past.steps + step
+        self._ints[_SAMPLES] = past.samples + samples
+        self._ints[_TOTAL_STEPS] = -1 if total_steps is None else past.steps + total_steps
 
     def step_done(
         self, *, step: int, epoch: int, samples: int, productive: float, stall: float
     ) -> None:
         """Announce a completed optimizer step (hot path: six stores and a look)."""
-        ints, floats = self._ints, self._floats
+        ints, floats, past = self._ints, self._floats, self._past
         ints[_EPOCH] = epoch
-        ints[_SAMPLES] = samples
-        floats[_PRODUCTIVE] = productive
-        floats[_STALL] = stall
+        ints[_SAMPLES] = past.samples + samples
+        floats[_PRODUCTIVE] = past.productive + productive
+        floats[_STALL] = past.stall + stall
         if not ints[_ROUND_STEPS]:
             floats[_STEPPED] = time.monotonic()
         ints[_ROUND_STEPS] += 1
-        ints[_STEP] = step
+        ints[_STEP] = past.steps + step
+
+    def fit_ended(self) -> None:
+        """Take what has been announced until now as done, for the fits that follow."""
+        past = self._past
+        past.steps, past.samples = self._ints[_STEP], self._ints[_SAMPLES]
+        past.productive, past.stall = self._floats[_PRODUCTIVE], self._floats[_STALL]
 
     def use(self, useful: int | None, *, least: int | None = None) -> None:
         """Announce of how many workers all have something to do, and how few can go on.
@@ -287,7 +314,7 @@ class ControlPage:
         self._floats[_COMMIT_AT] = at
         if seconds is not None:
             self._floats[_COMMIT_SECONDS] = seconds
-        self._ints[_COMMIT_STEP] = step
+        self._ints[_COMMIT_STEP] = self._past.steps + step
 
     def write_metrics(self, metrics: dict[str, float]) -> None:
         """Leave the newest validation metrics for the agent; a dozen at most travel on."""
@@ -295,10 +322,16 @@ class ControlPage:
 
     def write_outcome(self, outcome: Outcome) -> None:
         """Leave an outcome for the agent, one per worker."""
+        past = self._past.steps
+        if outcome.step is not None:
+            outcome = replace(outcome, step=past + outcome.step)
+        if outcome.checkpoint is not None:
+            outcome = replace(outcome, checkpoint=past + outcome.checkpoint)
         self._write(f"outcome-{outcome.rank or 0}.json", outcome.to_json())
 
     def write_restored(self, restored: Restored) -> None:
         """Leave word of where this round began."""
+        restored = replace(restored, step=self._past.steps + restored.step)
         self._write("restored.json", restored.to_json())
 
     def write_waits(self, words: str | None) -> None:
@@ -307,7 +340,8 @@ class ControlPage:
 
     def write_rollback(self, rollback: Rollback) -> None:
         """Leave word that training went back by itself."""
-        self._write("rollback.json", rollback.to_json())
+        at, to = self._past.steps + rollback.at_step, self._past.steps + rollback.to_step
+        self._write("rollback.json", replace(rollback, at_step=at, to_step=to).to_json())
 
     def _write(self, name: str, document: dict[str, object]) -> None:
         temporary = self.directory / f".{name}.{os.getpid()}"

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from rekindle.contract import Outcome, Restored
+from rekindle.contract import Cause, Outcome, Restored
 from rekindle.ranks.control import ControlPage
 
 
@@ -44,6 +44,30 @@ def test_progress_reaches_the_agent(sides):
     assert (progress.productive_seconds, progress.stall_seconds) == (1.5, 0.25)
     assert (progress.loss, progress.metrics) == (0.5, {"val/loss": 0.25})
     assert agent.checkpoint("s3://b/r").step == 11
+
+
+def test_the_fits_of_a_script_are_told_as_one_training(tmp_path):
+    agent = ControlPage(tmp_path, create=True)
+    first = ControlPage(tmp_path)
+    first.begin(step=0, samples=0, total_steps=10)
+    first.step_done(step=10, epoch=1, samples=40, productive=2.0, stall=0.5)
+    first.fit_ended()
+    # The second has another page object, as every call of fit has, and goes on from a checkpoint.
+    second = ControlPage(tmp_path)
+    second.begin(step=3, samples=12, total_steps=20, productive=1.0, stall=0.0)
+    second.write_restored(Restored(step=3, source="s3://bucket/run/fits/2"))
+    assert (agent.progress().step, agent.progress().total_steps) == (13, 30)
+    assert agent.restored().step == 13
+    second.step_done(step=4, epoch=0, samples=16, productive=1.5, stall=0.25)
+    second.committed(step=4, at=7.0)
+    progress = agent.progress()
+    assert (progress.step, progress.samples, progress.round_steps) == (14, 56, 2)
+    assert (progress.productive_seconds, progress.stall_seconds) == (3.5, 0.75)
+    assert agent.checkpoint("").step == 14
+    second.write_outcome(
+        Outcome(cause=Cause.USER_ERROR, code=1, message="no", step=4, checkpoint=4, rank=0, at=1.0)
+    )
+    assert [(found.step, found.checkpoint) for found in agent.outcomes()] == [(14, 14)]
 
 
 def test_documents_reach_the_agent(sides):
