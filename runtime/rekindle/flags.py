@@ -8,6 +8,7 @@ ignored costs a night of training.
 import difflib
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -40,7 +41,38 @@ STORE: Mapping[str, tuple[str, ...]] = {
 
 _URL = re.compile(r"^https?://[^/\s]+(/\S*)?$")
 _ACCELERATORS = {"auto": "auto", "cpu": "cpu", "gpu": "gpu", "cuda": "gpu", "mps": "mps"}
+_DEFAULTS: Mapping[str, Any] = {
+    "precision": "32-true",
+    "gradient_clip_algorithm": "norm",
+    "limit_train_batches": 1.0,
+    "limit_val_batches": 1.0,
+    "limit_test_batches": 1.0,
+    "limit_predict_batches": 1.0,
+    "log_every_n_steps": 50,
+    "num_sanity_val_steps": 2,
+    "enable_checkpointing": True,
+    "enable_model_summary": True,
+    "enable_progress_bar": True,
+}
+"""What None means, for flags of which it is no value of their own."""
+_BAREBONES: Mapping[str, Any] = {
+    "enable_checkpointing": False,
+    "enable_model_summary": False,
+    "enable_progress_bar": False,
+    "logger": False,
+    "log_every_n_steps": 0,
+    "num_sanity_val_steps": 0,
+    "fast_dev_run": False,
+    "detect_anomaly": False,
+    "profiler": None,
+}
+"""What `barebones` makes of flags that cost time."""
+NEVER = sys.maxsize
+"""As many steps as no run has."""
+_EPOCHS = 1000
+"""How many there are when nothing says when training ends."""
 _SWITCHES = (
+    "enable_autolog_hparams",
     "preflight",
     "sync_batchnorm",
     "detect_anomaly",
@@ -139,7 +171,9 @@ class Flags:
     keep_latest: int = 3
     enable_checkpointing: bool = True
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
-    devices: int | Literal["auto"] = "auto"
+    devices: int | Literal["auto", "all"] = "auto"
+    device_ids: tuple[int, ...] | None = None
+    """Which GPUs, where they were listed."""
     num_nodes: int = 1
     sync_batchnorm: bool = False
     deterministic: bool | Literal["warn"] | None = None
@@ -154,6 +188,8 @@ class Flags:
     inference_mode: bool = True
     enable_model_summary: bool = True
     enable_progress_bar: bool = True
+    enable_autolog_hparams: bool = True
+    barebones: bool = False
 
 
 def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
@@ -172,14 +208,20 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
             f"Trainer(root={root!r}, default_root_dir={alias!r}): both name the same thing, "
             f"give one of them"
         )
-    ends = ("max_epochs", "max_steps", "max_samples", "max_tokens", "min_epochs", "min_steps")
-    for name in ends:
+    ends = ("max_epochs", "max_steps", "max_samples", "max_tokens", "max_time")
+    if values["max_steps"] == -1:
+        values["max_steps"] = None
+    # A callback may hold a limit of its own, so this is decided when those are known.
+    endless = all(values[name] is None for name in ends)
+    for name in (*ends[:-1], "min_epochs", "min_steps"):
         # -1 is how scripts written for other trainers say "no limit".
         if values[name] == -1:
             values[name] = None
         _integer(values, name, minimum=0, optional=True)
     values["max_time"] = seconds_of(values["max_time"])
     _synonyms(values)
+    _barebones(values)
+    values |= {name: default for name, default in _DEFAULTS.items() if values[name] is None}
     _plugins(values)
     _refuse(values)
     for name in _SWITCHES:
@@ -190,8 +232,9 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     _integer(values, "accumulate_grad_batches", minimum=1)
     _integer(values, "check_val_every_n_epoch", minimum=1, optional=True)
     _integer(values, "seed", minimum=None)
-    for name in ("log_every_n_steps", "keep_latest"):
-        _integer(values, name, minimum=1)
+    _integer(values, "log_every_n_steps", minimum=0)
+    values["log_every_n_steps"] = values["log_every_n_steps"] or NEVER
+    _integer(values, "keep_latest", minimum=1)
     _integer(values, "num_sanity_val_steps", minimum=-1)
     for stage in ("train", "val", "test", "predict"):
         _amount(values, f"limit_{stage}_batches")
@@ -204,12 +247,15 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
         )
     if values["benchmark"] not in (None, True, False):
         raise ValueError(f"benchmark={values['benchmark']!r} must be True, False or None")
+    if isinstance(values["val_check_interval"], str | timedelta | Mapping):
+        raise ValueError(
+            f"val_check_interval={values['val_check_interval']!r}: validations fall on the same "
+            f"steps however often a run is interrupted, so they cannot go by the clock. Give a "
+            f"number of batches, or a share of the epoch"
+        )
     if values["val_check_interval"] is not None:
         _amount(values, "val_check_interval", zero=False)
-    clip = values["gradient_clip_val"]
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-        raise ValueError(f"gradient_clip_val={clip!r} must be a number above 0, or None")
-    _choice(values, "gradient_clip_algorithm", {"norm": "norm", "value": "value"})
+    _clipping(values)
     policies = {name: name for name in ("stop", "skip", "rollback")}
     _choice(values, "nonfinite", {**policies, None: None})
     if isinstance(values["resume"], str | os.PathLike) and "/" in str(values["resume"]):
@@ -223,10 +269,9 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
             f"ROCm) or 'mps'"
         )
     _choice(values, "accelerator", _ACCELERATORS)
-    devices = os.environ.get(ENV_DEVICES) or values["devices"]
-    values["devices"] = int(devices) if str(devices).isdecimal() else devices
-    if values["devices"] != "auto":
-        _integer(values, "devices", minimum=1)
+    values["devices"], values["device_ids"] = _devices(
+        os.environ.get(ENV_DEVICES) or values["devices"]
+    )
     every = values["checkpoint_every"]
     if every is not None and every != "auto" and not isinstance(every, Every):
         raise TypeError(
@@ -261,6 +306,8 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     places = [callback.root for callback in values["callbacks"]]
     limits = [values["max_time"], *(callback.max_seconds for callback in values["callbacks"])]
     values["max_time"] = min((one for one in limits if one is not None), default=None)
+    if endless and values["max_time"] is None and values["max_epochs"] is None:
+        values["max_epochs"] = _EPOCHS
     values["root"] = str(next((r for r in (root, alias, *places) if r is not None), DEFAULT_ROOT))
     return Flags(**values)
 
@@ -354,6 +401,9 @@ def _amount(
         return
     if type(value) is float and 0.0 <= value <= 1.0 and (zero or value > 0):
         return
+    if type(value) is float and value > 1 and value.is_integer():
+        values[name] = int(value)
+        return
     raise ValueError(
         f"{called or name}={value!r} must be a number of batches (integer) or a share of them "
         f"(float from 0.0 to 1.0)"
@@ -365,7 +415,7 @@ def _synonyms(values: dict[str, Any]) -> None:
     for short, name, default in (
         ("device", "accelerator", "auto"),
         ("overfit", "overfit_batches", 0.0),
-        ("log_every", "log_every_n_steps", 50),
+        ("log_every", "log_every_n_steps", None),
     ):
         value = values.pop(short)
         if value is None:
@@ -410,6 +460,8 @@ def _refuse(values: dict[str, Any]) -> None:
     answers = {
         "plugins": "the strategy is strategy=, the dtype policy precision=, and the cluster is "
         "whatever started the processes",
+        "model_registry": "there is no registry of models; upload what Module.export or "
+        "Trainer.save_checkpoint writes",
     }
     for name, answer in answers.items():
         if values.pop(name) not in (None, [], ()):
@@ -419,6 +471,52 @@ def _refuse(values: dict[str, Any]) -> None:
             "use_distributed_sampler=False is not supported: the trainer deals out the samples, "
             "which is what makes a resume exact. Give the whole dataset and remove the flag."
         )
+
+
+def _barebones(values: dict[str, Any]) -> None:
+    """Leave out what costs time; ValueError for a flag that asks for it."""
+    if values["barebones"] is not True:
+        return
+    for name, without in _BAREBONES.items():
+        if values[name] not in (None, without, False, 0):
+            raise ValueError(
+                f"Trainer(barebones=True, {name}={values[name]!r}): it costs time, and barebones "
+                f"leaves it out. Remove one of them."
+            )
+        values[name] = without
+
+
+def _clipping(values: dict[str, Any]) -> None:
+    """`gradient_clip_val` and its algorithm; nothing is clipped to 0 or less."""
+    clip, algorithm = values["gradient_clip_val"], values["gradient_clip_algorithm"]
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float)):
+        raise TypeError(f"gradient_clip_val={clip!r} must be a number, or None")
+    values["gradient_clip_val"] = clip if clip is not None and clip > 0 else None
+    name = getattr(algorithm, "value", algorithm)
+    values["gradient_clip_algorithm"] = name.lower() if isinstance(name, str) else name
+    _choice(values, "gradient_clip_algorithm", {"norm": "norm", "value": "value"})
+
+
+def _devices(given: object) -> tuple[Any, tuple[int, ...] | None]:
+    """How many devices, and which ones if they are listed; ValueError for anything else."""
+    listed = given
+    if isinstance(given, str):
+        text = given.strip()
+        if text in ("auto", "-1"):
+            return ("auto" if text == "auto" else "all"), None
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        if parts and all(part.isdecimal() for part in parts):
+            listed = [int(part) for part in parts] if "," in text else int(text)
+    if type(listed) is int and (listed == -1 or listed >= 1):
+        return ("all" if listed == -1 else listed), None
+    if isinstance(listed, list | tuple | range):
+        ids = tuple(listed)
+        if ids and len(set(ids)) == len(ids) and all(type(n) is int and n >= 0 for n in ids):
+            return len(ids), ids
+    raise ValueError(
+        f"devices={given!r} must be a number of devices (integer of at least 1), a list of GPUs "
+        f"such as [0, 1] or '0,1', -1 for all, or 'auto'"
+    )
 
 
 def _trial(values: dict[str, Any]) -> None:
@@ -450,14 +548,6 @@ def _trial(values: dict[str, Any]) -> None:
             "num_sanity_val_steps": 0,
             "enable_checkpointing": False,
             "log_every_n_steps": 1,
-        }
-    if values.pop("barebones"):
-        values |= {
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "detect_anomaly": False,
-            "num_sanity_val_steps": 0,
         }
 
 

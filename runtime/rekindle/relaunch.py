@@ -16,12 +16,19 @@ from typing import NoReturn
 import torch
 
 
+def startable() -> bool:
+    """Whether this is a script or a module that could be started again."""
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if hasattr(sys, "ps1") or sys.flags.interactive or file is None:
+        return False
+    return "ipykernel" not in sys.modules and not os.environ.get("PYTEST_CURRENT_TEST")
+
+
 def command(devices: int) -> list[str]:
     """What starts this program on so many processes; ValueError when that cannot be known."""
     main = sys.modules["__main__"]
     file, spec = getattr(main, "__file__", None), getattr(main, "__spec__", None)
-    unknown = hasattr(sys, "ps1") or sys.flags.interactive or file is None
-    if unknown or "ipykernel" in sys.modules or os.environ.get("PYTEST_CURRENT_TEST"):
+    if not startable():
         raise ValueError(
             f"devices={devices}, but this process was started alone, and not from a script that "
             f"could be started again. Start the script with `torchrun --nproc-per-node {devices} "

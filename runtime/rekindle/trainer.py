@@ -79,9 +79,9 @@ class Trainer:
         global_batch_size: int | None = None,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        gradient_clip_algorithm: str | None = None,
         nonfinite: Literal["stop", "skip", "rollback"] | None = "stop",
-        precision: "str | int | MixedPrecision" = "32-true",
+        precision: "str | int | MixedPrecision | None" = None,
         callbacks: "list[Callback | str] | Callback | str | None" = None,
         logger: "Logger | Sequence[Logger | str] | str | bool | None" = None,
         profiler: "Profiler | str | None" = None,
@@ -92,26 +92,26 @@ class Trainer:
         reload_dataloaders_every_n_epochs: int = 0,
         resume: Literal["auto", "must", "never"] = "auto",
         seed: int = 0,
-        log_every_n_steps: int = 50,
+        log_every_n_steps: int | None = None,
         log_every: int | None = None,
         check_val_every_n_epoch: int | None = 1,
         val_check_interval: int | float | None = None,
         val_every: Every | None = None,
-        num_sanity_val_steps: int = 2,
-        limit_train_batches: int | float = 1.0,
-        limit_val_batches: int | float = 1.0,
-        limit_test_batches: int | float = 1.0,
-        limit_predict_batches: int | float = 1.0,
+        num_sanity_val_steps: int | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
         fast_dev_run: bool | int = False,
         overfit_batches: int | float = 0.0,
         overfit: int | float | None = None,
         preflight: bool = True,
         checkpoint_every: Every | Literal["auto"] | None = None,
         keep_latest: int = 3,
-        enable_checkpointing: bool = True,
+        enable_checkpointing: bool | None = None,
         accelerator: str = "auto",
         device: str | None = None,
-        devices: int | str = "auto",
+        devices: "int | str | Sequence[int]" = "auto",
         num_nodes: int = 1,
         strategy: "str | Strategy" = "auto",
         mesh: "Mapping[str, int] | None" = None,
@@ -125,8 +125,10 @@ class Trainer:
         inference_mode: bool = True,
         plugins: "MixedPrecision | Sequence[MixedPrecision] | None" = None,
         barebones: bool = False,
-        enable_model_summary: bool = True,
-        enable_progress_bar: bool = True,
+        enable_model_summary: bool | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_autolog_hparams: bool = True,
+        model_registry: str | None = None,
         **unknown: Any,
     ) -> None:
         """Check the flags; nothing is started yet.
@@ -147,12 +149,22 @@ class Trainer:
 
         Limits count batches of the whole dataset, whatever the number of processes.
 
+        `devices` is a number of processes on this machine, a list of GPUs (``[0, 1]`` or
+        ``"0,1"``), or -1 for all of them; ``"auto"`` is all of them where a script was started
+        alone that can be started again, one otherwise. A launcher's or a job's number always wins.
+
+        What is None has the default that Lightning documents: 32-bit precision, a line every 50
+        steps (0: none before the end), two batches of a sanity check, checkpoints, a summary and a
+        progress bar. Only `logger` is none: a job shows its metrics without. `barebones` leaves out
+        all of these and `self.log`, and refuses a flag that asks for one. A `gradient_clip_val` of
+        0 clips nothing. With `enable_autolog_hparams=False` loggers get no hyperparameters.
+
         Training ends at the first of `max_epochs`, `max_steps`, `max_samples` or `max_tokens` (at
         the end of the step that reaches it; the dataset's attribute `tokens` says how many a sample
         has, one number or one for each) and `max_time` (wall time in `fit`, over all attempts);
-        `should_stop` is heeded once `min_epochs` and `min_steps` are reached. `micro_batch` is what
-        one pass takes, by default the loader's `batch_size`; ``"auto"`` halves it until it fits the
-        device.
+        without any of them after 1000 epochs, with ``max_epochs=-1`` never. `should_stop` is heeded
+        once `min_epochs` and `min_steps` are reached. `micro_batch` is what one pass takes, by
+        default the loader's `batch_size`; ``"auto"`` halves it until it fits the device.
 
         `fast_dev_run` goes through one batch (or so many) of each loop and stores nothing;
         `overfit_batches` trains on the same first batches, unshuffled; `preflight=False` leaves
@@ -447,7 +459,7 @@ class Trainer:
     def _begin(self, model: Module, datamodule: Any) -> World:
         self.module, self.datamodule = model, datamodule
         flags = self.flags
-        self.world = join(flags.accelerator, flags.devices, flags.num_nodes)
+        self.world = join(flags.accelerator, flags.devices, flags.num_nodes, flags.device_ids)
         self._console = Console(first=self.world.first, progress=flags.enable_progress_bar)
         asked = flags.devices if isinstance(flags.devices, int) else None
         if asked is not None and asked * flags.num_nodes != self.world.size:
@@ -601,7 +613,8 @@ class Trainer:
     @property
     def log_every_n_steps(self) -> int:
         """The flag."""
-        return self.flags.log_every_n_steps
+        every = self.flags.log_every_n_steps
+        return 0 if every == checked.NEVER else every
 
     @property
     def samples(self) -> int:

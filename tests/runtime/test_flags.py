@@ -22,7 +22,6 @@ def test_an_unknown_flag_is_answered_with_the_closest_one():
         ({"max_steps": 1.5}, "max_steps=1.5"),
         ({"global_batch_size": 0}, "global_batch_size=0"),
         ({"accumulate_grad_batches": 0}, "at least 1"),
-        ({"gradient_clip_val": 0}, "gradient_clip_val=0"),
         ({"gradient_clip_algorithm": "max"}, "allowed are 'norm', 'value'"),
         ({"precision": "8-mixed"}, "precision='8-mixed'"),
         ({"precision": "int8"}, "precision='int8' is not supported: int8 holds no gradients"),
@@ -75,7 +74,66 @@ def test_the_job_wins_over_the_script(monkeypatch):
 
 
 def test_minus_one_means_no_limit():
-    assert Trainer(max_epochs=-1, max_steps=9).max_epochs is None
+    assert Trainer(max_epochs=-1, max_steps=9).flags.max_epochs is None
+    assert Trainer(max_epochs=-1).flags.max_epochs is None
+
+
+def test_without_a_limit_there_are_a_thousand_epochs():
+    assert Trainer().flags.max_epochs == 1000
+    assert Trainer(max_steps=3).flags.max_epochs is None
+    assert Trainer(max_time="00:01:00:00").flags.max_epochs is None
+    assert Trainer(fast_dev_run=True).flags.max_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "ids"),
+    [
+        (2, 2, None),
+        ("2", 2, None),
+        ([0], 1, (0,)),
+        ([1, 3], 2, (1, 3)),
+        ("0,", 1, (0,)),
+        ("1, 3", 2, (1, 3)),
+        (-1, "all", None),
+        ("-1", "all", None),
+        ("auto", "auto", None),
+    ],
+)
+def test_devices_are_a_number_a_list_or_all(given, count, ids):
+    flags = Trainer(devices=given).flags
+    assert (flags.devices, flags.device_ids) == (count, ids)
+
+
+@pytest.mark.parametrize("bad", [0, -2, "0", [], [0, 0], [-1], "a", 1.5, None])
+def test_other_devices_are_refused(bad):
+    with pytest.raises(ValueError, match=r"devices=.* must be a number of devices"):
+        Trainer(devices=bad)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        {"enable_checkpointing": True},
+        {"logger": True},
+        {"enable_progress_bar": True},
+        {"enable_model_summary": True},
+        {"num_sanity_val_steps": 2},
+        {"log_every_n_steps": 50},
+        {"fast_dev_run": True},
+        {"detect_anomaly": True},
+        {"profiler": "simple"},
+    ],
+)
+def test_barebones_refuses_what_costs_time(flag):
+    with pytest.raises(ValueError, match=f"barebones=True, {next(iter(flag))}="):
+        Trainer(barebones=True, **flag)
+
+
+def test_nothing_is_clipped_to_nothing():
+    assert Trainer(gradient_clip_val=0).flags.gradient_clip_val is None
+    assert Trainer(gradient_clip_val=0.5, gradient_clip_algorithm="VALUE").flags
+    with pytest.raises(TypeError, match="gradient_clip_val='1'"):
+        Trainer(gradient_clip_val="1")
 
 
 def test_both_names_of_the_root_work():

@@ -32,7 +32,7 @@ class DeviceStats(Callback):
     ) -> None:
         """Log, once per log interval."""
         step = trainer.global_step
-        if step == self._seen or step % trainer.log_every_n_steps:
+        if step == self._seen or step % trainer.flags.log_every_n_steps:
             return
         self._seen = step
         device = pl_module.device

@@ -80,7 +80,7 @@ class ThroughputMonitor(Callback):
     ) -> None:
         """Log, once per log interval."""
         step = trainer.global_step
-        if step != self._seen and step % trainer.log_every_n_steps == 0:
+        if step != self._seen and step % trainer.flags.log_every_n_steps == 0:
             self._seen = step
             self._log(trainer, pl_module)
 

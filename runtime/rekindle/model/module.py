@@ -170,6 +170,8 @@ class Module(HyperparametersMixin, Manual, nn.Module):
 
     def attach(self, trainer: "Trainer | None", logs: "Logs | None") -> None:
         """Connect with the trainer that is about to run this module, or with none."""
+        if trainer is not None and trainer.flags.barebones:
+            logs = None
         # object.__setattr__: nn.Module's own walks over parameters and modules first.
         object.__setattr__(self, "_trainer", weakref.ref(trainer) if trainer else None)
         object.__setattr__(self, "_logs", logs)

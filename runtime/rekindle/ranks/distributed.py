@@ -14,6 +14,7 @@ collectives always take two, and a round that comes up says a dozen things.
 import os
 import pickle
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -21,7 +22,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from rekindle.relaunch import relaunch
+from rekindle.relaunch import relaunch, startable
 from rekindle.requirement import Failure, RequirementError, code_of, passes
 
 TIMEOUT = timedelta(minutes=10)
@@ -137,11 +138,17 @@ def _headline(error: Exception) -> str:
     return text if code_of(text) else f"{type(error).__name__}: {text}"
 
 
-def join(accelerator: str, devices: int | str, num_nodes: int = 1) -> World:
+def join(
+    accelerator: str,
+    devices: int | str,
+    num_nodes: int = 1,
+    device_ids: "Sequence[int] | None" = None,
+) -> World:
     """Join the process group that the environment describes; idempotent within a process.
 
     A script that was started alone and asks for several processes is started anew in all of them.
-    Raises ValueError when that is not possible.
+    Raises ValueError when that is not possible; ``"auto"`` is one process then. `device_ids` are
+    the GPUs to use, one for each process of this machine.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -152,9 +159,14 @@ def join(accelerator: str, devices: int | str, num_nodes: int = 1) -> World:
             f"num_nodes={num_nodes}, but this process was started alone. Start the script on every "
             f"node with `torchrun --nnodes {num_nodes} ... script.py`, or as a TrainingJob."
         )
+    if alone and devices in ("all", "auto"):
+        devices = _gpus(accelerator, must=devices == "all")
     if alone and isinstance(devices, int) and devices > 1:
         relaunch(accelerator, devices)
-    device = _device(accelerator, local_rank)
+    if device_ids is not None and local_rank < len(device_ids):
+        device = _device(accelerator, device_ids[local_rank])
+    else:
+        device = _device(accelerator, local_rank)
     if "WORLD_SIZE" not in os.environ or size == 1:
         return World(rank=0, size=1, local_rank=local_rank, device=device, control=None)
     if not dist.is_initialized():
@@ -169,7 +181,15 @@ def join(accelerator: str, devices: int | str, num_nodes: int = 1) -> World:
     )
 
 
-def _device(accelerator: str, local_rank: int) -> torch.device:
+def _gpus(accelerator: str, *, must: bool) -> int:
+    """How many processes make use of all GPUs; one where this program cannot be started again."""
+    if accelerator not in ("auto", "gpu") or not torch.cuda.is_available():
+        return 1
+    count = torch.cuda.device_count()
+    return count if must or startable() else min(count, 1)
+
+
+def _device(accelerator: str, index: int) -> torch.device:
     with warnings.catch_warnings():
         # On a machine without a driver, asking is answered with a warning.
         warnings.simplefilter("ignore")
@@ -187,7 +207,12 @@ def _device(accelerator: str, local_rank: int) -> torch.device:
         return torch.device("mps")
     if accelerator == "cpu" or not available:
         return torch.device("cpu")
-    device = torch.device("cuda", local_rank)
+    if index >= torch.cuda.device_count():
+        raise ValueError(
+            f"GPU {index} is asked for, but torch sees {torch.cuda.device_count()} here. Change "
+            f"devices=."
+        )
+    device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
 

@@ -79,12 +79,6 @@ def assemble(
 ) -> Run:
     """Make the run, restored from its newest good checkpoint; collective."""
     flags = trainer.flags
-    names = ("max_epochs", "max_steps", "max_samples", "max_tokens", "max_time")
-    if all(getattr(flags, name) is None for name in names):
-        raise ValueError(
-            "Trainer needs max_epochs= or max_steps= (or max_samples=, max_tokens=, max_time=) to "
-            "know when fit() is done"
-        )
     if page is not None and world.local_rank == 0:
         page.attach()
     session = Session(flags, world, page) if flags.enable_checkpointing else None
@@ -599,7 +593,8 @@ def _open_loggers(run: Run, found: Found) -> None:
     for owner in (run.datamodule, run.module):
         if getattr(owner, "_log_hyperparams", False):
             told |= owner.hparams
-    run.journal.describe(told)
+    if run.flags.enable_autolog_hparams:
+        run.journal.describe(told)
 
 
 def sanity_check(run: Run) -> bool:

@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 import torch
-from small import QUIET, loader, regression
+from small import QUIET, loader, regression, weights
 
 
 def _trainer(pl, folder, **options):
@@ -238,3 +238,216 @@ def log_refuses_a_metric_of_nobody(pl, folder):
 REFUSED = {
     "enable_graph_keeps_the_graph": "enable_graph=True.* is not supported: .*Keep the tensor",
 }
+
+
+def clipping_to_zero_clips_nothing(pl, folder):
+    """`gradient_clip_val=0` is no clipping."""
+    model = regression(pl)()
+    _trainer(pl, folder, gradient_clip_val=0).fit(model, loader())
+    return weights(model)
+
+
+def clipping_by_value(pl, folder):
+    """`gradient_clip_algorithm="value"` clips each element."""
+    model = regression(pl)()
+    options = {"gradient_clip_val": 0.1, "gradient_clip_algorithm": "value"}
+    _trainer(pl, folder, **options).fit(model, loader())
+    return weights(model)
+
+
+def clipping_by_norm_is_the_default(pl, folder):
+    """A `gradient_clip_val` alone bounds the norm of all gradients."""
+    model = regression(pl)()
+    _trainer(pl, folder, gradient_clip_val=0.1).fit(model, loader())
+    return weights(model)
+
+
+def an_unknown_clipping_is_refused(pl, folder):
+    """Algorithms are norm and value."""
+    with pytest.raises(Exception, match="gradient_clip_algorithm"):
+        _trainer(pl, folder, gradient_clip_algorithm="max")
+    return True
+
+
+def devices_may_be_a_text(pl, folder):
+    """`devices="1"` and `devices="auto"` are one process on a CPU."""
+    found = []
+    for devices in ("1", "auto", 1):
+        trainer = _trainer(pl, folder, devices=devices)
+        trainer.fit(regression(pl)(), loader())
+        found.append((trainer.world_size, trainer.global_step))
+    return found
+
+
+def an_unknown_accelerator_is_refused(pl, folder):
+    """Names that are none are an error."""
+    with pytest.raises(Exception, match="accelerator"):
+        _trainer(pl, folder, accelerator="abacus")
+    return True
+
+
+def an_unknown_strategy_is_refused(pl, folder):
+    """Names that are none are an error."""
+    with pytest.raises(Exception, match="strategy"):
+        _trainer(pl, folder, strategy="tower")
+    return True
+
+
+def an_unknown_precision_is_refused(pl, folder):
+    """Names that are none are an error."""
+    with pytest.raises(Exception, match="precision"):
+        _trainer(pl, folder, precision="3-true")
+    return True
+
+
+def an_unknown_argument_is_refused(pl, folder):
+    """The trainer has no argument that it does not know."""
+    with pytest.raises(TypeError, match="max_epoch"):
+        _trainer(pl, folder, max_epoch=3)
+    return True
+
+
+def double_precision_computes_in_double(pl, folder):
+    """`precision="64-true"` makes parameters and batches float64."""
+    seen = []
+
+    class Seen(regression(pl)):
+        def training_step(self, batch, batch_idx):
+            seen.append((str(batch[0].dtype), str(self.layer.weight.dtype)))
+            return self.loss(batch)
+
+    _trainer(pl, folder, precision=64).fit(Seen(), loader(2))
+    return seen
+
+
+def mixed_precision_runs_under_autocast(pl, folder):
+    """`precision="bf16-mixed"` keeps float32 weights and computes in bfloat16."""
+    seen = []
+
+    class Seen(regression(pl)):
+        def training_step(self, batch, batch_idx):
+            seen.append((str(self(batch[0]).dtype), str(self.layer.weight.dtype)))
+            return self.loss(batch)
+
+    _trainer(pl, folder, precision="bf16-mixed").fit(Seen(), loader(2))
+    return seen
+
+
+def limits_may_be_whole_floats(pl, folder):
+    """A limit of 2.0 is two batches, 0.5 half of them, 0 none."""
+    found = []
+    for limit in (2.0, 0.5, 3, 1.0):
+        trainer = _trainer(pl, folder / str(limit), limit_train_batches=limit)
+        trainer.fit(regression(pl)(), loader(12))
+        found.append(trainer.global_step)
+    return found
+
+
+def bad_limits_are_refused(pl, folder):
+    """A limit is a share or a whole number."""
+    for limit in (1.5, -1):
+        with pytest.raises(Exception, match="limit_train_batches"):
+            _trainer(pl, folder, limit_train_batches=limit)
+    return True
+
+
+def fast_dev_run_takes_one_batch_of_each(pl, folder):
+    """`fast_dev_run=True` goes through one batch of training and of validation."""
+    seen = []
+
+    class Seen(regression(pl)):
+        def training_step(self, batch, batch_idx):
+            seen.append("train")
+            return self.loss(batch)
+
+        def validation_step(self, batch, batch_idx):
+            seen.append("validate")
+
+    trainer = _trainer(pl, folder, max_epochs=5, fast_dev_run=True)
+    trainer.fit(Seen(), loader(), loader())
+    return seen, trainer.global_step
+
+
+def overfitting_repeats_the_same_batches(pl, folder):
+    """`overfit_batches` trains on the first batches, unshuffled, in each epoch."""
+    seen = []
+
+    class Seen(regression(pl)):
+        def training_step(self, batch, batch_idx):
+            seen.append(batch[0][0, 0])
+            return self.loss(batch)
+
+    _trainer(pl, folder, max_epochs=2, overfit_batches=2).fit(Seen(), loader(shuffle=True))
+    return seen[:2] == seen[2:], len(seen)
+
+
+def barebones_logs_nothing(pl, folder):
+    """`barebones=True` trains, and `self.log` does nothing."""
+    trainer = pl.Trainer(barebones=True, max_epochs=1, accelerator="cpu", default_root_dir=folder)
+    model = regression(pl)()
+    trainer.fit(model, loader())
+    return weights(model), dict(trainer.callback_metrics)
+
+
+def barebones_refuses_what_costs_time(pl, folder):
+    """A flag that asks for what `barebones` leaves out is an error that names both."""
+    for flag in ("enable_checkpointing", "logger", "enable_progress_bar", "detect_anomaly"):
+        with pytest.raises(ValueError, match=f"barebones=True, {flag}="):
+            pl.Trainer(barebones=True, **{flag: True})
+    return True
+
+
+def anomalies_are_detected(pl, folder):
+    """`detect_anomaly=True` finds the operation whose gradient is not a number."""
+
+    class Broken(regression(pl)):
+        def training_step(self, batch, batch_idx):
+            return torch.sqrt(self.loss(batch) * 0.0).sum() * 0.0
+
+    with pytest.raises(RuntimeError, match="nan values"):
+        _trainer(pl, folder, detect_anomaly=True).fit(Broken(), loader())
+    return torch.is_anomaly_enabled()
+
+
+def deterministic_algorithms_are_switched_on(pl, folder):
+    """`deterministic=True` has torch refuse other algorithms while it trains."""
+    seen = []
+
+    class Seen(regression(pl)):
+        def training_step(self, batch, batch_idx):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            return self.loss(batch)
+
+    _trainer(pl, folder, deterministic=True).fit(Seen(), loader(2))
+    return seen
+
+
+def without_limits_there_are_a_thousand_epochs(pl, folder):
+    """Neither `max_epochs` nor `max_steps` means 1000 epochs; training can be stopped before."""
+
+    class Stopping(regression(pl)):
+        def on_train_epoch_end(self):
+            self.trainer.should_stop = self.trainer.current_epoch == 1
+
+    options = {**QUIET, "default_root_dir": folder}
+    trainer = pl.Trainer(**options)
+    trainer.fit(Stopping(), loader())
+    return trainer.max_epochs, trainer.global_step
+
+
+def no_sanity_check_when_it_is_switched_off(pl, folder):
+    """`num_sanity_val_steps` bounds the validation before training; -1 is all of it."""
+    found = []
+    for steps in (0, 1, -1):
+
+        class Seen(regression(pl)):
+            checks = 0
+
+            def validation_step(self, batch, batch_idx):
+                self.checks += self.trainer.sanity_checking
+
+        model = Seen()
+        options = {"num_sanity_val_steps": steps, "max_epochs": 1}
+        _trainer(pl, folder / str(steps), **options).fit(model, loader(), loader())
+        found.append(model.checks)
+    return found

@@ -91,7 +91,7 @@ def test_a_printed_configuration_means_the_same_when_it_is_read(tmp_path):
     config = read([path])
     printed = yaml.safe_load(yaml.safe_dump(document(config)))
     assert printed["model"]["hidden"] == 4
-    assert printed["trainer"]["log_every_n_steps"] == 50
+    assert printed["trainer"]["accumulate_grad_batches"] == 1
     path.write_text(yaml.safe_dump(printed))
     again = read([path])
     assert document(again) == document(config)

@@ -193,11 +193,6 @@ def test_a_store_that_cannot_be_used_stops_before_training(root, message):
         fit(enable_checkpointing=True, root=root)
 
 
-def test_fit_needs_a_limit():
-    with pytest.raises(ValueError, match="needs max_epochs= or max_steps="):
-        fit(max_steps=None)
-
-
 def test_several_devices_need_a_launcher():
     with pytest.raises(ValueError, match="torchrun --nproc-per-node 2"):
         fit(devices=2)
