@@ -85,7 +85,7 @@ __all__ = [
 ]
 
 
-_PACKAGES = ("callbacks", "loggers", "profilers", "strategies")
+_PACKAGES = ("callbacks", "loggers", "profilers", "pytorch", "strategies")
 """Importing these is free as well, so ``rekindle.callbacks.Timer`` works without an import."""
 
 

@@ -262,6 +262,9 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
         values["start"], values["resume"] = os.fspath(values["resume"]), "auto"
     _choice(values, "resume", {"auto": "auto", "must": "must", "never": "never"})
     values["precision"] = dtypes.parse(values["precision"])
+    named_by = getattr(values["accelerator"], "name", None)
+    if callable(named_by):
+        values["accelerator"] = named_by()
     values["accelerator"] = os.environ.get(ENV_ACCELERATOR) or values["accelerator"]
     if values["accelerator"] in ("tpu", "ipu", "hpu"):
         raise ValueError(

@@ -29,6 +29,8 @@ steps.
 
 import _random
 import ctypes
+import logging
+import os
 import random
 import sys
 from functools import lru_cache
@@ -43,6 +45,8 @@ EARLY = 64
 """Steps of a run in which ranks agree before the next step on what one of them has noted."""
 LONGEST = 16
 """Steps that may lie between two words of the ranks to each other after that (see consensus)."""
+_SEEDS = (1 << 32) - 1
+"""The largest seed that NumPy takes."""
 _BY_STEP, _BY_LANE = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95
 """Odd, and not close to any ratio of small numbers, in their lower halves as well."""
 
@@ -93,9 +97,28 @@ def seed_all(value: int) -> None:
         _watch.fresh = _watch.words()
 
 
-def seed_everything(seed: int) -> int:
-    """Seed all generators, for what a script draws before `fit`: initial weights, splits."""
-    seed_all(mixed(seed))
+def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
+    """Seed all generators, for what a script draws before `fit`: initial weights, splits.
+
+    Without a seed that of the environment's ``PL_GLOBAL_SEED`` is taken, else 0. Returns it, and
+    leaves it there for processes that are started from here. Loader workers draw by sample in any
+    case (`workers` is not needed); a seed that is used says so unless `verbose` is False.
+    """
+    if seed is None:
+        given = os.environ.get("PL_GLOBAL_SEED", "0")
+        try:
+            seed = int(given)
+        except ValueError:
+            raise ValueError(f"PL_GLOBAL_SEED={given!r} must be an integer") from None
+    seed = int(seed)
+    if not 0 <= seed <= _SEEDS:
+        raise ValueError(f"seed_everything({seed}): a seed is from 0 to {_SEEDS}, as NumPy's are")
+    if verbose:
+        logging.getLogger(__name__).info("Seed set to %d", seed)
+    os.environ["PL_GLOBAL_SEED"] = str(seed)
+    os.environ["PL_SEED_WORKERS"] = str(int(workers))
+    torch.manual_seed(seed)
+    seed_all(seed)
     return seed
 
 

@@ -23,9 +23,10 @@ import rekindle as L
 def test_the_packages_of_lightning_are_ours(package, names):
     from importlib import import_module
 
-    alias = import_module(f"rekindle.pytorch.{package}")
-    assert alias is import_module(f"rekindle.{package}") is getattr(L, package)
-    assert all(callable(getattr(alias, name)) for name in names)
+    alias, own = import_module(f"rekindle.pytorch.{package}"), import_module(f"rekindle.{package}")
+    assert own is getattr(L, package)
+    assert alias is getattr(L.pytorch, package)
+    assert all(getattr(alias, name) is getattr(own, name) for name in [*names, *own.__all__])
 
 
 def test_the_main_names_are_there_under_both_spellings():
@@ -35,8 +36,9 @@ def test_the_main_names_are_there_under_both_spellings():
     assert L.LightningDataModule is L.DataModule is pl.LightningDataModule
     assert (pl.Trainer, pl.Callback) == (L.Trainer, L.Callback)
     assert "Trainer" in dir(pl)
-    with pytest.raises(AttributeError, match="no attribute 'LightningCLI'"):
-        _ = pl.LightningCLI
+    assert pl.Every is L.Every
+    with pytest.raises(AttributeError, match="no attribute 'LightningCli'"):
+        _ = pl.LightningCli
 
 
 @pytest.mark.processes

@@ -1,31 +1,24 @@
 """The names of `lightning.pytorch`, so that only the first word of an import has to change.
 
 ``from lightning.pytorch.callbacks import ModelCheckpoint`` becomes ``from
-rekindle.pytorch.callbacks import ModelCheckpoint``. Each package in here *is* the one of the same
-name in `rekindle`, not a copy: a class has one identity, however it was imported.
+rekindle.pytorch.callbacks import ModelCheckpoint``, and so for every module that Lightning has. A
+class has one identity, however it was imported. `names` says where each name lives, `namespace`
+makes the modules.
 """
 
-import sys
+from typing import TYPE_CHECKING
 
-import rekindle
-from rekindle import callbacks, loggers, profilers, strategies
+from rekindle.pytorch.namespace import attributes, install
 
-__all__ = ["callbacks", "loggers", "profilers", "strategies"]
+if TYPE_CHECKING:
+    from rekindle import Callback as Callback
+    from rekindle import LightningDataModule as LightningDataModule
+    from rekindle import LightningModule as LightningModule
+    from rekindle import Trainer as Trainer
+    from rekindle import seed_everything as seed_everything
 
-for _name, _package in (
-    ("callbacks", callbacks),
-    ("loggers", loggers),
-    ("profilers", profilers),
-    ("strategies", strategies),
-):
-    sys.modules[f"{__name__}.{_name}"] = _package
+__version__ = "2.6.6"
+"""The release of Lightning whose meaning these names have."""
 
-
-def __getattr__(name: str) -> object:
-    if name.startswith("__"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(rekindle, name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *rekindle.__all__})
+install()
+__all__, __getattr__, __dir__ = attributes(__name__)
