@@ -4,6 +4,7 @@
 
     prepare_data                         (rank 0 only)
     setup("fit")
+    train_dataloader; val_dataloader
     configure_optimizers
     if there is a checkpoint:
         on_load_checkpoint; load_state_dict
@@ -116,6 +117,12 @@ class Callback:
         """The output of a batch of `predict`, if it is known already; it is not computed then."""
         return None
 
+    def data_found(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """`fit` has its training data, and nothing was made of them yet; collective.
+
+        The last moment to change ``trainer.train_source``.
+        """
+
     def settle(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Training has reached its end: the last moment for `Trainer.roll_back`.
 
@@ -194,12 +201,23 @@ class Callback:
         """After the last validation batch, before its metrics are reduced."""
 
     def on_validation_batch_start(
-        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Before `validation_step`."""
 
     def on_validation_batch_end(
-        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """After `validation_step`."""
 
@@ -216,12 +234,23 @@ class Callback:
         """After the last batch, before its metrics are reduced."""
 
     def on_test_batch_start(
-        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Before `test_step`."""
 
     def on_test_batch_end(
-        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """After `test_step`; `outputs` is what it returned."""
 
@@ -238,12 +267,23 @@ class Callback:
         """After the last batch."""
 
     def on_predict_batch_start(
-        self, trainer: "Trainer", pl_module: "Module", batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Before `predict_step`."""
 
     def on_predict_batch_end(
-        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """After `predict_step`; `outputs` is what it returned."""
 

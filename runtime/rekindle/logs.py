@@ -436,3 +436,12 @@ def merged(parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, An
             ]
             found[name]["total"], found[name]["weight"], _ = joined(*both)
     return found
+
+
+def by_loader(values: dict[str, float], count: int) -> list[dict[str, float]]:
+    """The values of each of several loaders, with those that belong to none in all of them."""
+    owners = {name: name.rpartition(SUFFIX)[2] for name in values if SUFFIX in name}
+    return [
+        {name: v for name, v in values.items() if owners.get(name, str(n)) == str(n)}
+        for n in range(count)
+    ]

@@ -314,7 +314,8 @@ class Trainer:
             self._close_loggers(notice.seconds_left, sys.exc_info()[1])
             if self._run is not None:
                 workerend.close(self._run.loader)
-                workerend.close(getattr(self._run.validation, "loader", None))
+                if self._run.validation is not None:
+                    self._run.validation.close()
             reading.close()
             notice.close()
             model.attach(None, None)

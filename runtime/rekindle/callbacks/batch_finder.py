@@ -48,10 +48,11 @@ def largest(trainer: "Trainer", module: "Module", source: Source, search: Search
 
     Raises ValueError when not even `init_val` fits, and for data that has no length.
     """
-    if source.streamed:
+    if source.streamed or source.whole:
+        what = "a stream" if source.streamed else "whole batches"
         raise ValueError(
-            f"batch size search needs a dataset with a length; {type(source.dataset).__name__} is "
-            f"a stream. Give the batch size."
+            f"batch size search needs a dataset with a length and single samples; "
+            f"{type(source.dataset).__name__} is {what}. Give the batch size."
         )
     fits, limit, size = 0, source.samples + 1, min(search.init_val, source.samples)
     for _ in range(search.max_trials):
@@ -114,10 +115,10 @@ class BatchSizeFinder(Callback):
         self.optimal_batch_size: int | None = None
         """The size, once it is known."""
 
-    def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
+    def data_found(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Look, before the position in the data is made; collective."""
         source, world = trainer.train_source, trainer.world
-        if stage != "fit" or source is None or world is None or begun(trainer):
+        if source is None or world is None or begun(trainer):
             return
         found = largest(trainer, pl_module, source, self._search)
         if (whole := trainer.flags.global_batch_size) is not None:

@@ -91,7 +91,13 @@ class PredictionWriter(Callback):
         return (output,) if kept == self._ids else None
 
     def on_predict_batch_end(
-        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Write one file; TypeError for an output that is no nest of tensors and plain values."""
         arrays: dict[str, Any] = {}

@@ -33,7 +33,13 @@ class PassProgress(Callback):
         self._last = time.perf_counter()
 
     def on_validation_batch_end(
-        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Draw now and then."""
         now = time.perf_counter()

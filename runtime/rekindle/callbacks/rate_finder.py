@@ -151,10 +151,10 @@ class LearningRateFinder(Callback):
         """The curve, when the test was made in this process."""
         self.suggested: float | None = None
 
-    def setup(self, trainer: "Trainer", pl_module: "Module", stage: str) -> None:
+    def data_found(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Make the test, before `configure_optimizers`; collective."""
         source = trainer.train_source
-        if stage != "fit" or source is None or begun(trainer):
+        if source is None or begun(trainer):
             return
         self.optimal_lr, self.suggested = suggest(
             trainer, pl_module, source, self._sweep, name=self._name

@@ -6,8 +6,16 @@
   workers, over any number of restarts; weights bit-equal as long as the number of processes stays.
 - ``bitwise``: weights bit-equal on any number of processes too. Gradients are kept per micro-batch
   and added in one fixed order, which costs memory and traffic (see `rekindle.ranks.lanesum`).
-- ``relaxed``: also data whose position cannot be stored: what an epoch had read before a stop is
-  read again, so every sample is used at least once.
+- ``approximate``: also data whose position cannot be stored (iterables and streams without a
+  state, samplers that give another order each time). After an interruption the epoch is read again
+  from its start and what was used is passed over: exact if the data come in the same order again;
+  if not, some samples of that epoch repeat and others are missing.
+- ``relaxed``: such data are not read twice. What an epoch had used before a stop is used again, so
+  every sample is used at least once.
+
+Who says nothing gets ``order``, and outside of a job ``approximate`` for data that can do no
+better, with a line that says so. In a job, whose interruptions are certain, that has to be asked
+for.
 
 ``on_change`` says what to do when the dataset is another one than the checkpoint's (R12): ``fail``
 (default), or ``restart-epoch``: the epoch that was interrupted begins anew on the new data, which
@@ -19,11 +27,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Guarantee = Literal["order", "bitwise", "relaxed"]
+Guarantee = Literal["order", "bitwise", "approximate", "relaxed"]
 OnChange = Literal["fail", "restart-epoch"]
 
 _ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "guarantee": ("order", "bitwise", "relaxed"),
+    "guarantee": ("order", "bitwise", "approximate", "relaxed"),
     "on_change": ("fail", "restart-epoch"),
 }
 
@@ -34,12 +42,20 @@ class DataOptions:
 
     guarantee: Guarantee = "order"
     on_change: OnChange = "fail"
+    said: bool = True
+    """Whether the script has named the guarantee."""
+
+    def of(self, loose: str | None, *, in_job: bool) -> Guarantee | None:
+        """The guarantee for data that are `loose` for this reason; None: refuse them."""
+        if loose is None or self.guarantee in ("approximate", "relaxed"):
+            return self.guarantee
+        return None if self.said or in_job else "approximate"
 
 
 def parse(given: object) -> DataOptions:
     """Check the flag; raises TypeError or ValueError naming the option and what is allowed."""
     if given is None:
-        return DataOptions()
+        return DataOptions(said=False)
     if isinstance(given, DataOptions):
         return given
     if not isinstance(given, Mapping):
@@ -55,4 +71,4 @@ def parse(given: object) -> DataOptions:
         if value not in _ALLOWED[name]:
             allowed = ", ".join(map(repr, _ALLOWED[name]))
             raise ValueError(f"data[{name!r}]={value!r} is not known; allowed are {allowed}")
-    return DataOptions(**given)
+    return DataOptions(**given, said="guarantee" in given)

@@ -1,9 +1,10 @@
 """Reading batches in the order that `rekindle.data.order` has decided.
 
-A script's `DataLoader` is taken apart: dataset, batch size, shuffle flag, collate function and
-worker settings are kept, and put together again around a sampler that yields whole lanes of this
-rank. So a plain DataLoader still does the reading, with any number of stateless workers: the number
-may differ between two attempts, and what was prefetched is no part of any state.
+A script's `DataLoader` is taken apart (see `apart`): dataset, batch size, shuffle flag, collate
+function and worker settings are kept, and put together again around a sampler that yields whole
+lanes of this rank. So a plain DataLoader still does the reading, with any number of stateless
+workers: the number may differ between two attempts, and what was prefetched is no part of any
+state.
 
 Before each sample is read, the generators are seeded from ``(seed, epoch, sample id)``;
 augmentation is then a property of the sample, whoever reads it. Datasets that cannot draw (a
@@ -23,30 +24,18 @@ from copy import copy
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from torch.utils.data.dataloader import default_collate, default_convert
-from torch.utils.data.distributed import DistributedSampler
 
 from rekindle.data import workerend
-from rekindle.data.draws import Custom, Draw, Ids, Weighted
-from rekindle.data.loaderconfig import LoaderConfig, OrderFunction
+from rekindle.data.draws import Draw, Ids
+from rekindle.data.iterated import Iterated
 from rekindle.data.order import ENDLESS, Cursor
 from rekindle.randomness import mixed, seed_all, seed_sample, watch
-from rekindle.requirement import RequirementError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +53,15 @@ class Source:
     """Makes the order from the run's seed, where it is neither shuffled nor sequential."""
     positions: int | None = None
     """Samples of an epoch, when the script wants fewer than there are."""
+    given: Any = None
+    """What the script gave."""
+    loose: str | None = None
+    """Why a resume cannot return to every position, for people; None where it can."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether the items of the dataset are batches already."""
+        return isinstance(self.collate, Whole)
 
     @property
     def streamed(self) -> bool:
@@ -86,152 +84,24 @@ class Source:
         return whole + (1 if rest and not self.drop_last else 0)
 
 
-def take_apart(loader: object, role: Literal["train", "validation"]) -> Source:
-    """Keep what describes the data and its reading; refuses what has an order of its own."""
-    if isinstance(loader, tuple) and len(loader) == 2 and isinstance(loader[1], LoaderConfig):
-        return _configured(loader[0], loader[1], role)
-    if isinstance(loader, Dataset) and not isinstance(loader, DataLoader):
-        loader = DataLoader(loader, shuffle=role == "train")
-    if not isinstance(loader, DataLoader):
-        raise TypeError(
-            f"the {role} data is a {type(loader).__name__}; give a torch.utils.data.DataLoader, or "
-            f"(dataset, rekindle.LoaderConfig(batch_size=...))"
-        )
-    dataset = loader.dataset
-    _check_stream(dataset, role, loader.drop_last)
-    if loader.batch_size is None and loader.batch_sampler is not None:
-        raise TypeError(
-            f"the {role} DataLoader has a batch_sampler: batches are cut by the trainer, give "
-            f"batch_size=, or batch_size=None for a dataset whose items are batches already"
-        )
-    options: dict[str, Any] = {
-        "num_workers": loader.num_workers,
-        "pin_memory": loader.pin_memory and torch.cuda.is_available(),
-        "timeout": loader.timeout,
-        "worker_init_fn": WorkerStart(loader.worker_init_fn),
-        "persistent_workers": loader.persistent_workers,
-    }
-    if loader.num_workers:
-        options["prefetch_factor"] = loader.prefetch_factor
-        options["multiprocessing_context"] = loader.multiprocessing_context
-    sampler: Any = loader.sampler
-    if type(sampler) is SubsetRandomSampler:
-        dataset = Subset(dataset, [int(index) for index in sampler.indices])
-    return Source(
-        dataset=dataset,
-        batch_size=loader.batch_size or 1,
-        shuffle=not isinstance(dataset, IterableDataset)
-        and _shuffled(sampler, role)
-        and role == "train",
-        drop_last=bool(loader.drop_last) and role == "train",
-        collate=loader.collate_fn if loader.batch_size else Whole(loader.collate_fn),
-        options=options,
-        draw=_drawn(sampler),
-        positions=_fewer(sampler),
-    )
+class Batches(Dataset[Any]):
+    """A dataset whose items are whole batches, which may be others in each epoch."""
 
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        raise NotImplementedError
 
-def _check_stream(dataset: object, role: str, drop_last: bool) -> None:
-    if not isinstance(dataset, IterableDataset):
-        return
-    if role != "train":
-        raise RequirementError(
-            f"R12b IterableDataset {type(dataset).__name__} has no length by which the {role} data "
-            f"could be shared out over processes. Give a map-style dataset (with __getitem__ and "
-            f"__len__)."
-        )
-    if drop_last:
-        raise ValueError(
-            f"drop_last=True and the stream {type(dataset).__name__}: a short batch at the end "
-            f"counts with its true size. Remove drop_last."
-        )
+    def batch(self, seed: int, epoch: int, number: int) -> Any:
+        """One of them: a function of these three."""
+        raise NotImplementedError
 
+    def mark(self, seed: int) -> str:
+        """What identifies the data; see `fingerprint`."""
+        raise NotImplementedError
 
-def _shuffled(sampler: Any, role: str) -> bool:
-    """Whether the order is to be shuffled; R12 for samplers that are more than that.
-
-    Of a sampler that is known the order is made anew, with the same meaning and other numbers.
-    """
-    if type(sampler) is SequentialSampler:
-        return False
-    if type(sampler) is DistributedSampler:
-        return bool(sampler.shuffle)
-    if type(sampler) is SubsetRandomSampler:
-        return True
-    advice = "Use shuffle=True or shuffle=False"
-    if type(sampler) is RandomSampler:
-        if sampler.replacement or sampler.num_samples <= len(sampler.data_source):
-            return True
-        advice = "Use replacement=True, or at most as many samples as there are"
-    elif type(sampler) is WeightedRandomSampler:
-        if sampler.replacement and role == "train":
-            return True
-        advice = "Use replacement=True" if role == "train" else "Use shuffle=False"
-    raise RequirementError(
-        f"R12 the {role} DataLoader has a sampler of its own ({type(sampler).__name__}), whose "
-        f"order a resume cannot return to. {advice}; an order of your own is a function of (seed, "
-        f"epoch): (dataset, rekindle.LoaderConfig(batch_size=..., order=function))."
-    )
-
-
-def _drawn(sampler: Any) -> Callable[[int], Draw] | None:
-    if type(sampler) is WeightedRandomSampler:
-        return _constant(Weighted(sampler.weights, sampler.num_samples))
-    if type(sampler) is RandomSampler and sampler.replacement:
-        return _constant(Weighted(np.ones(len(sampler.data_source)), sampler.num_samples))
-    return None
-
-
-def _fewer(sampler: Any) -> int | None:
-    if type(sampler) is RandomSampler and sampler.num_samples < len(sampler.data_source):
-        return sampler.num_samples
-    return None
-
-
-def _configured(dataset: Any, config: LoaderConfig, role: str) -> Source:
-    """The same as for a DataLoader, out of what a script says without one."""
-    options: dict[str, Any] = {
-        "num_workers": config.workers,
-        "pin_memory": config.pin_memory and torch.cuda.is_available(),
-        "timeout": config.timeout,
-        "worker_init_fn": WorkerStart(config.worker_init_fn),
-        "persistent_workers": config.persistent_workers and config.workers > 0,
-    }
-    if config.workers:
-        options["prefetch_factor"] = config.prefetch_factor
-    _check_stream(dataset, role, config.drop_last)
-    order, draw = config.order, None
-    if isinstance(dataset, IterableDataset) and order != "shuffle":
-        raise ValueError(
-            f"LoaderConfig(order={order!r}) is for datasets with a length; the order of a stream "
-            f"is its own"
-        )
-    if role == "train" and config.weights is not None:
-        if len(config.weights) != len(dataset):
-            raise ValueError(
-                f"LoaderConfig has {len(config.weights)} weights for {len(dataset)} samples; give "
-                f"one per sample"
-            )
-        draw = _constant(Weighted(config.weights, config.num_samples))
-    elif role == "train" and callable(order):
-        draw = _asked(order, len(dataset))
-    return Source(
-        dataset=dataset,
-        batch_size=config.batch_size,
-        shuffle=role == "train" and order != "sequential",
-        drop_last=config.drop_last and role == "train",
-        collate=config.collate_fn or default_collate,
-        options=options,
-        draw=draw,
-    )
-
-
-def _constant(draw: Draw) -> Callable[[int], Draw]:
-    return lambda _seed: draw
-
-
-def _asked(function: OrderFunction, n: int) -> Callable[[int], Draw]:
-    return lambda seed: Custom(function, n, seed)
+    def unshuffled(self) -> "Batches":
+        """The same batches in each epoch, in the order of the data where there is one."""
+        raise NotImplementedError
 
 
 class Share(NamedTuple):
@@ -299,16 +169,25 @@ class BatchSampler:
     """Yields this rank's validation batches: batch b belongs to rank b mod W, nothing is padded."""
 
     def __init__(
-        self, samples: int, batch_size: int, batches: int, *, rank: int, world_size: int
+        self,
+        samples: int,
+        batch_size: int,
+        batches: int,
+        *,
+        rank: int,
+        world_size: int,
+        ids: Ids | None = None,
     ) -> None:
+        """`ids`: which samples, where it is not all of them in the order of the data."""
         self._samples, self._size, self._batches = samples, batch_size, batches
-        self._rank, self._world_size = rank, world_size
+        self._rank, self._world_size, self._ids = rank, world_size, ids
 
     def __iter__(self) -> Iterator[Share]:
         for batch in range(self._rank, self._batches, self._world_size):
             start = batch * self._size
             stop = min(start + self._size, self._samples)
-            yield Share(0, np.arange(start, stop, dtype=np.int64))
+            places = np.arange(start, stop, dtype=np.int64)
+            yield Share(0, places if self._ids is None else self._ids[places])
 
 
 class Reader(Dataset[Batch]):
@@ -320,6 +199,7 @@ class Reader(Dataset[Batch]):
         self._seed = seed
         self._tensors = _tensors(source)
         self._ready = _ready(source)
+        self._batches = source.dataset if isinstance(source.dataset, Batches) else None
         self._draws = False
         """Whether reading has drawn from Python's or NumPy's generator; see `randomness.Watch`."""
         # A dataset that fetches many samples at once (as those over a database do) is seeded once
@@ -337,6 +217,10 @@ class Reader(Dataset[Batch]):
 
     def __getitem__(self, share: Share) -> Batch:
         ids = share.ids
+        if self._batches is not None:
+            # These see to their seeds themselves, and have one number per lane.
+            number = int(ids[0])
+            return Batch(ids, self._collate([self._batches.batch(self._seed, share.epoch, number)]))
         if self._tensors is not None:
             tensors, indices = self._tensors
             where = torch.from_numpy(ids if indices is None else indices[ids])
@@ -506,6 +390,11 @@ def describe(value: Any) -> str:
     return type(value).__name__
 
 
+def streams_name(dataset: Any) -> str:
+    """What to call a stream."""
+    return str(dataset) if isinstance(dataset, Iterated) else type(dataset).__qualname__
+
+
 def fingerprint(source: Source, seed: int) -> str:
     """What identifies a dataset, on every rank and on resume: R9 and R12 compare it.
 
@@ -518,8 +407,10 @@ def fingerprint(source: Source, seed: int) -> str:
     own = getattr(dataset, "fingerprint", None)
     if isinstance(own, str):
         return own
+    if isinstance(dataset, Batches):
+        return dataset.mark(seed)
     if source.streamed:
-        text = f"{type(dataset).__qualname__}/{getattr(dataset, 'num_shards', None)}"
+        text = f"{streams_name(dataset)}/{getattr(dataset, 'num_shards', None)}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
     digest = hashlib.sha256(str(samples).encode())
     inner = dataset

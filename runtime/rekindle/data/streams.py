@@ -14,8 +14,8 @@ epoch ends with the first lane, with ``repeat`` never.
 
 An `IterableDataset` with ``state_dict`` and ``load_state_dict`` is one stream for all lanes: every
 rank reads all of it and keeps its own micro-batches, so its state is the same everywhere. Without
-a state, reading begins anew after a restart, which has to be declared
-(``data={"guarantee": "relaxed"}``).
+a state, reading begins anew after a restart; whether what was used is then passed over or used
+again is what ``data["guarantee"]`` says (``approximate`` or ``relaxed``, see `guarantee`).
 """
 
 import copy
@@ -29,6 +29,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from rekindle.data import workerend
 from rekindle.data.draws import Ids
+from rekindle.data.iterated import Iterated
 from rekindle.data.loader import Batch, Source
 from rekindle.data.order import ENDLESS, EpochOrder, Lane, Step
 from rekindle.randomness import seed_sample
@@ -39,6 +40,7 @@ Exhaustion = Literal["drain", "min", "repeat"]
 State = dict[str, Any]
 SHARD = 32
 """Bits for the number of a sample within its shard; ids of samples are ``shard << 32 | number``."""
+_END = object()
 
 
 class ShardedStream(IterableDataset[Any]):
@@ -137,6 +139,8 @@ class _Plan:
     micro: int
     start: int
     """Samples of the epoch before the first batch."""
+    passes_over: bool
+    """Whether a stream without a state is read up to there, and not begun anew."""
 
 
 class _Lane:
@@ -234,12 +238,19 @@ class _WholeReader(IterableDataset[Item]):
         keeper = dataset if hasattr(dataset, "load_state_dict") else None
         if keeper is not None and self._state is not None:
             keeper.load_state_dict(self._state)
+        if isinstance(dataset, Iterated):
+            dataset.set_epoch(plan.epoch)
         samples = iter(dataset)
         if keeper is None and hasattr(samples, "load_state_dict"):
             keeper = samples
             if self._state is not None:
                 keeper.load_state_dict(self._state)
         count = plan.start
+        if keeper is None and plan.passes_over:
+            for number in range(plan.start):
+                seed_sample(plan.seed, plan.epoch, number)
+                if next(samples, _END) is _END:
+                    break
         while True:
             batches = []
             for _ in range(plan.lanes):
@@ -251,7 +262,8 @@ class _WholeReader(IterableDataset[Item]):
                         break
                     batch += found
                     count += 1
-                batches.append((first, batch))
+                short = plan.source.drop_last and len(batch) < plan.micro
+                batches.append((first, [] if short else batch))
             at = None if keeper is None else copy.deepcopy(keeper.state_dict())
             state = {"at": at, "count": count}
             for lane in plan.own:
@@ -296,12 +308,16 @@ class Streaming:
         lanes: int,
         micro: int,
         limit: int = ENDLESS,
+        passes_over: bool = False,
     ) -> None:
         """`limit`: micro-batches after which an epoch ends anyway, at the end of the step.
+
+        `passes_over`: what an epoch has used is read again after a restart, but not used again.
 
         Raises R13 for a stream that cannot fill so many lanes.
         """
         self.source, self.micro, self.limit = source, micro, limit
+        self._passes_over = passes_over
         self._world, self._seed, self._lanes = world, seed, lanes
         self._sharded = isinstance(source.dataset, ShardedStream)
         self._own = tuple(range(world.rank, lanes, world.size))
@@ -421,6 +437,7 @@ class Streaming:
             own=self._own,
             micro=self.micro,
             start=start,
+            passes_over=self._passes_over,
         )
         options = dict(self.source.options)
         workers = options.pop("num_workers")
@@ -494,18 +511,29 @@ def stateful(dataset: Any) -> bool:
         return True
     if hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict"):
         return True
+    if isinstance(dataset, Iterated):
+        # Iterating may be what can be done only once.
+        return False
     # A generator has not begun to run when it is made.
     return hasattr(iter(dataset), "load_state_dict")
 
 
-def refuse_stateless(dataset: Any, *, items: int = 0, seconds: float = 0.0) -> RequirementError:
+def why_loose(source: Source) -> str | None:
+    """Why a resume cannot return to every position of a source; None where it can."""
+    if source.loose is not None or not source.streamed or stateful(source.dataset):
+        return source.loose
+    return f"IterableDataset {type(source.dataset).__name__} has no state_dict"
+
+
+def refuse_loose(why: str, *, items: int = 0, seconds: float = 0.0) -> RequirementError:
     """R12b, with what a resume would cost if an attempt before has shown it."""
     cost = "every item that was read before"
     if items:
         cost = f"{_short(items)} items (~{_duration(seconds)})"
     return RequirementError(
-        f"R12b IterableDataset {type(dataset).__name__} has no state_dict; resume would replay "
-        f"{cost}. Implement ShardedStream or set data.guarantee='relaxed'."
+        f"R12b {why}; resume would replay {cost}. Implement ShardedStream, or set "
+        f"Trainer(data={{'guarantee': 'approximate'}}) (reads them again and passes them over) or "
+        f"'relaxed' (uses them again)."
     )
 
 

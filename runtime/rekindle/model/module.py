@@ -87,7 +87,7 @@ class Module(HyperparametersMixin, Manual, nn.Module):
             f"define validation_step, which test() uses in its place."
         )
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """What `predict` collects: `forward` of the batch, or of its first element."""
         return self(batch[0] if isinstance(batch, list | tuple) else batch)
 
@@ -115,6 +115,22 @@ class Module(HyperparametersMixin, Manual, nn.Module):
 
     def prepare(self) -> None:
         """Another name of `prepare_data`."""
+
+    def train_dataloader(self) -> Any:
+        """The training data, where neither a data module nor an argument of `fit` gives any."""
+        raise NotImplementedError(f"{type(self).__name__} has no train_dataloader(self)")
+
+    def val_dataloader(self) -> Any:
+        """The same for validation: a loader, or several in a list or dict."""
+        raise NotImplementedError(f"{type(self).__name__} has no val_dataloader(self)")
+
+    def test_dataloader(self) -> Any:
+        """The same for `test`."""
+        raise NotImplementedError(f"{type(self).__name__} has no test_dataloader(self)")
+
+    def predict_dataloader(self) -> Any:
+        """The same for `predict`."""
+        raise NotImplementedError(f"{type(self).__name__} has no predict_dataloader(self)")
 
     @classmethod
     def load_from_checkpoint(
@@ -340,10 +356,14 @@ class Module(HyperparametersMixin, Manual, nn.Module):
     def on_validation_epoch_end(self) -> None:
         """See `rekindle.Callback`."""
 
-    def on_validation_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_validation_batch_start(
+        self, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """See `rekindle.Callback`."""
 
-    def on_validation_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_validation_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """See `rekindle.Callback`."""
 
     def on_test_start(self) -> None:
@@ -358,10 +378,12 @@ class Module(HyperparametersMixin, Manual, nn.Module):
     def on_test_epoch_end(self) -> None:
         """See `rekindle.Callback`."""
 
-    def on_test_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_test_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """See `rekindle.Callback`."""
 
-    def on_test_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_test_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """See `rekindle.Callback`."""
 
     def on_predict_start(self) -> None:
@@ -376,10 +398,12 @@ class Module(HyperparametersMixin, Manual, nn.Module):
     def on_predict_epoch_end(self) -> None:
         """See `rekindle.Callback`."""
 
-    def on_predict_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """See `rekindle.Callback`."""
 
-    def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_predict_batch_end(
+        self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """See `rekindle.Callback`."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -187,7 +187,6 @@ INSTEAD: Mapping[str, str] = {
     "ServableModule": "export the model, and serve the export",
     "ServableModuleValidator": "export the model, and serve the export",
     # Utilities.
-    "CombinedLoader": "return a dict or a list of loaders",
     "collect_init_args": "call self.save_hyperparameters()",
     "get_init_args": "call self.save_hyperparameters()",
     "save_hyperparameters": "call self.save_hyperparameters()",

@@ -6,6 +6,7 @@ on. Only then the checkpoint is read, because it decides the global batch and wi
 the processes has to do.
 """
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,14 @@ import torch
 
 from rekindle import randomness
 from rekindle.console import Console
+from rekindle.contract import ENV_JOB
 from rekindle.contract import Restored as RestoredReport
+from rekindle.data.batches import size_of
 from rekindle.data.draws import Draw
-from rekindle.data.loader import LaneSampler, Source, build, fingerprint, limited
+from rekindle.data.iterated import Iterated
+from rekindle.data.loader import Batches, LaneSampler, Source, build, fingerprint, limited
 from rekindle.data.order import ENDLESS, Cursor, Kind
-from rekindle.data.streams import ShardedStream, Streaming, refuse_stateless, stateful
+from rekindle.data.streams import ShardedStream, Streaming, refuse_loose, why_loose
 from rekindle.data.tokens import samples_of
 from rekindle.flags import Flags
 from rekindle.loggers.journal import Journal
@@ -47,6 +51,7 @@ from rekindle.training.hooks import Hooks
 from rekindle.training.hooktimes import HookTimes
 from rekindle.training.lockstep import Lockstep
 from rekindle.training.preflight import (
+    StepFunction,
     check_data,
     check_defined,
     check_example,
@@ -62,6 +67,13 @@ from rekindle.training.update import Update
 
 if TYPE_CHECKING:
     from rekindle.trainer import Trainer
+
+_MEANING = {
+    "approximate": "after an interruption the epoch is read again and what was used is passed "
+    "over; if the data come in another order then, some of them repeat and others are missing",
+    "relaxed": "after an interruption what the epoch had used is used again",
+}
+"""What it means for data whose position cannot be stored."""
 
 
 def assemble(
@@ -98,19 +110,28 @@ def assemble(
         found = session.recall(flags.resume, begun_from, shared=set(shared))
     trainer._recalled = found is not None
     given = {"train": train, "evaluation": validation}
-    train_source, validation_source = load(module, datamodule, given, world, flags, "fit")
+    trainer.train_source = None
+
+    def ready() -> None:
+        for hook in hooks.setup:
+            hook(trainer, module, "fit")
+
+    train_source, validation_source = load(module, datamodule, given, world, flags, "fit", ready)
     if train_source is None:
         raise ValueError(
-            "fit() got no training data: give a DataModule, or fit(model, train_dataloaders=...)"
+            "fit() got no training data: give a DataModule, or fit(model, train_dataloaders=...), "
+            "or define train_dataloader(self) in the module"
         )
     trainer.train_source = train_source
-    for hook in hooks.setup:
-        hook(trainer, module, "fit")
+    for callback in trainer.callbacks:
+        callback.data_found(trainer, module)
     deferred.configure(module, world.device)
     error: Exception | None = None
     try:
         check_example(module, train_source, flags.seed)
-        check_defined(module, validation=validation_source is not None)
+        several = validation_source is not None and validation_source.several
+        check_defined(module, validation=validation_source is not None, several=several)
+        _check_sizes(train_source, flags)
         state.keys(trainer.callbacks)
     except Exception as failure:
         error = failure
@@ -157,7 +178,8 @@ def assemble(
     cursor = _cursor(train_source, chosen, draw, flags, mark, workers, found, console)
     if flags.max_tokens is not None:
         flags = _in_samples(flags.max_tokens, flags, train_source, cursor, draw)
-    stream = _stream(train_source, flags, cursor, copies, found)
+    flags = _promised(train_source, flags, cursor, found, console)
+    stream = _stream(train_source, flags, cursor, copies)
     start = Cursor.from_json({**cursor.to_json(), "epoch": 0, "sample": 0, "before": 0})
     trainer.plan(planned_steps(start, 0, flags))
     if _must_fit(flags, world, module, stream is not None):
@@ -247,8 +269,12 @@ def assemble(
         move=mover(flags.precision, world.device),
         gradients=None,
         autocast=autocast(flags.precision, world.device),
-        training_step=step_function(module, "training_step"),
-        validation_step=step_function(module, "validation_step"),
+        training_step=_counting(step_function(module, "training_step"), train_source, logs),
+        validation_step=step_function(
+            module,
+            "validation_step",
+            several=validation_source is not None and validation_source.several,
+        ),
         cursor=cursor,
         sampler=sampler,
         loader=() if stream is not None else build(train_source, sampler, cursor.seed),
@@ -423,16 +449,49 @@ def _in_samples(
     return replace(flags, max_samples=min(found, default=None))
 
 
-def _stream(
-    source: Source, flags: Flags, cursor: Cursor, world: World, found: Found
-) -> Streaming | None:
-    """The stream that iterable data is read by; R12b if its position cannot be stored."""
-    if not source.streamed:
-        return None
-    if flags.data.guarantee != "relaxed" and not stateful(source.dataset):
+def _promised(
+    source: Source, flags: Flags, cursor: Cursor, found: Found, console: Console
+) -> Flags:
+    """The flags with the guarantee that holds; R12b if the data cannot keep what was asked for."""
+    loose = why_loose(source)
+    guarantee = flags.data.of(loose, in_job=bool(os.environ.get(ENV_JOB)))
+    if guarantee is None:
+        assert loose is not None
         done = found.restored
         seconds = 0.0 if done is None else float(done.state["loop"]["productive_seconds"])
-        raise refuse_stateless(source.dataset, items=cursor.sample, seconds=seconds)
+        raise refuse_loose(loose, items=cursor.sample, seconds=seconds)
+    if loose is not None and flags.enable_checkpointing:
+        console.say(f"{loose}: {_MEANING[guarantee]} (data['guarantee']={guarantee!r})")
+    return replace(flags, data=replace(flags.data, guarantee=guarantee))
+
+
+def _counting(step: StepFunction, source: Source, logs: Logs) -> StepFunction:
+    """The step; where data come in whole batches, what it logs weighs as much as the batch has."""
+    if not source.whole:
+        return step
+
+    def counted(batch: Any, index: int) -> Any:
+        logs.batch_size = size_of(batch)
+        return step(batch, index)
+
+    return counted
+
+
+def _check_sizes(source: Source, flags: Flags) -> None:
+    """Refuse numbers of samples for data that come in whole batches of any size."""
+    ours = isinstance(source.dataset, Batches | Iterated)
+    if ours and (flags.global_batch_size is not None or flags.micro_batch is not None):
+        raise ValueError(
+            "global_batch_size= and micro_batch= count samples; these training data come in whole "
+            "batches, which the trainer does not cut. Use accumulate_grad_batches= for steps of "
+            "several batches."
+        )
+
+
+def _stream(source: Source, flags: Flags, cursor: Cursor, world: World) -> Streaming | None:
+    """The stream that iterable data is read by."""
+    if not source.streamed:
+        return None
     ends = flags.max_steps or flags.max_samples or flags.max_time
     if getattr(source.dataset, "exhaustion", None) == "repeat" and not ends:
         raise ValueError(
@@ -457,6 +516,7 @@ def _stream(
         lanes=cursor.lanes,
         micro=cursor.m,
         limit=limit if isinstance(limit, int) else ENDLESS,
+        passes_over=flags.data.guarantee == "approximate",
     )
 
 

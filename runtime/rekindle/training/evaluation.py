@@ -5,17 +5,22 @@ summed with their true weights. All ranks go through the same number of rounds a
 preemption in each, whether or not they have a batch in it: a long validation must not make a pod
 miss its notice.
 
+Several loaders are read one after the other, each dealt out for itself; what is logged then carries
+the number of the loader in its name.
+
 A validation that is cut short leaves nothing behind: it is run again from its start on resume.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 
+from rekindle.data.batches import size_of
 from rekindle.data.loader import to_device
 from rekindle.logs import Logs, Phase, check_value, flattened, means
 from rekindle.model import metrics
@@ -31,7 +36,7 @@ from rekindle.strategies.sharding import sharded
 from rekindle.telemetry import Meter
 from rekindle.training.hooks import Hooks
 from rekindle.training.preflight import StepFunction
-from rekindle.training.run import Run, Validation
+from rekindle.training.run import Part, Run, Validation
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -40,6 +45,8 @@ if TYPE_CHECKING:
 
 _CPU = torch.device("cpu")
 _CUT = object()
+_LOADER = 40
+"""Bits for the number of a batch, where seeds are made of those of loader and batch."""
 _PLACES = ("start", "end", "epoch_start", "epoch_end", "batch_start", "batch_end")
 _DURING: dict[str, State] = {
     "validation": "validating",
@@ -72,7 +79,6 @@ def evaluate(
     """
     began = time.perf_counter()
     move = mover(trainer.flags.precision, world.device)
-    batches = validation.batches if limit is None else min(limit, validation.batches)
     if world.size > 1:
         broadcast(buffer for buffer in module.buffers() if buffer.numel())
     around = {place: getattr(hooks, f"on_{stage}_{place}") for place in _PLACES}
@@ -81,26 +87,30 @@ def evaluate(
             for hook in around[place]:
                 hook(trainer, module)
         with torch.inference_mode() if inference else torch.no_grad():
-            for index, ids, read in _share(validation, world, batches, poll, module):
-                if read is _CUT:
-                    # Half of a validation must not find its way into the next one.
-                    metrics.reset(module, set(logs.epoch_metrics(stage).values()))
-                    return None
-                data = read if move is None else move(read)
-                if not len(ids):
-                    _untraced(trainer, module, logs, validation_step, data, autocast)
-                    continue
-                logs.batch_size = len(ids)
-                seed_validation(seed, step, index)
-                for hook in around["batch_start"]:
-                    hook(trainer, module, data, index)
-                output = _called(validation_step, data, index, autocast)
-                if isinstance(output, StepOutput):
-                    for name, value in flattened(output.metrics).items():
-                        check_value(name, value)
-                        logs.note(name, value, False, False, True, None)
-                for hook in around["batch_end"]:
-                    hook(trainer, module, output, data, index)
+            for number, part in enumerate(validation.parts):
+                told = (number,) if validation.several else ()
+                logs.loader = number if validation.several else None
+                for index, ids, read in _share(part, world, limit, poll, module):
+                    if read is _CUT:
+                        # Half of a validation must not find its way into the next one.
+                        metrics.reset(module, set(logs.epoch_metrics(stage).values()))
+                        return None
+                    data = read if move is None else move(read)
+                    if not len(ids):
+                        _untraced(trainer, module, logs, validation_step, data, told, autocast)
+                        continue
+                    logs.batch_size = size_of(data) if part.whole else len(ids)
+                    seed_validation(seed, step, number << _LOADER | index)
+                    for hook in around["batch_start"]:
+                        hook(trainer, module, data, index, *told)
+                    output = _called(validation_step, data, index, told, autocast)
+                    if isinstance(output, StepOutput):
+                        for name, value in flattened(output.metrics).items():
+                            check_value(name, value)
+                            logs.note(name, value, False, False, True, None)
+                    for hook in around["batch_end"]:
+                        hook(trainer, module, output, data, index, *told)
+            logs.loader = None
         for hook in around["epoch_end"]:
             hook(trainer, module)
         values = reduce(module, logs, world, stage)
@@ -152,51 +162,65 @@ def predict(
 ) -> list[Any] | None:
     """What `predict_step` gives for each batch, in the order of the data; collective.
 
-    Every rank gets all of it, on the CPU. Without `collect` nothing is kept: hooks have seen it.
+    Of several loaders a list for each. Every rank gets all of it, on the CPU. Without `collect`
+    nothing is kept: hooks have seen it.
     """
     move = mover(trainer.flags.precision, world.device)
-    found: list[tuple[int, Any]] = []
+    found: list[tuple[int, int, Any]] = []
     here = world.device.type == "cpu"
     with _evaluating(trainer, module, logs, "predict"), torch.no_grad():
         for hook in (*hooks.on_predict_start, *hooks.on_predict_epoch_start):
             hook(trainer, module)
         with torch.inference_mode() if inference else torch.no_grad():
-            for index, ids, read in _share(data, world, data.batches, lambda: False, module):
-                batch = read if move is None else move(read)
-                if not len(ids):
-                    _untraced(trainer, module, logs, step, batch, autocast)
-                    continue
-                kept = [one for c in trainer.callbacks if (one := c.predicted(index, ids))]
-                if kept:
+            for number, part in enumerate(data.parts):
+                told = (number,) if data.several else ()
+                for index, ids, read in _share(part, world, None, lambda: False, module):
+                    batch = read if move is None else move(read)
+                    if not len(ids):
+                        _untraced(trainer, module, logs, step, batch, told, autocast)
+                        continue
+                    kept = [one for c in trainer.callbacks if (one := c.predicted(index, ids))]
+                    if kept:
+                        if collect:
+                            found.append((number, index, kept[0][0]))
+                        continue
+                    logs.batch_size = size_of(batch) if part.whole else len(ids)
+                    seed_validation(seed, trainer.global_step, number << _LOADER | index)
+                    for hook in hooks.on_predict_batch_start:
+                        hook(trainer, module, batch, index, *told)
+                    output = _called(step, batch, index, told, autocast)
+                    for hook in hooks.on_predict_batch_end:
+                        hook(trainer, module, output, batch, index, *told)
                     if collect:
-                        found.append((index, kept[0][0]))
-                    continue
-                logs.batch_size = len(ids)
-                seed_validation(seed, trainer.global_step, index)
-                for hook in hooks.on_predict_batch_start:
-                    hook(trainer, module, batch, index)
-                output = _called(step, batch, index, autocast)
-                for hook in hooks.on_predict_batch_end:
-                    hook(trainer, module, output, batch, index)
-                if collect:
-                    found.append((index, output if here else to_device(output, _CPU)))
+                        output = output if here else to_device(output, _CPU)
+                        found.append((number, index, output))
         for hook in (*hooks.on_predict_epoch_end, *hooks.on_predict_end):
             hook(trainer, module)
     if not collect:
         return None
-    parts = world.gather(found)
-    return [output for _, output in sorted(sum(parts, []), key=lambda pair: pair[0])]
+    ordered = sorted(sum(world.gather(found), []), key=lambda one: one[:2])
+    if not data.several:
+        return [output for *_, output in ordered]
+    return [[out for place, _, out in ordered if place == n] for n in range(len(data.parts))]
 
 
 def _share(
-    data: Validation, world: World, batches: int, poll: Callable[[], bool], module: Module
+    part: Part,
+    world: World,
+    limit: int | None,
+    poll: Callable[[], bool],
+    module: Module,
 ) -> Iterator[tuple[int, Any, Any]]:
     """This rank's batches (number, ids, data); the last one is cut short when a poll says so.
 
     Ranks of a sharded module make equally many forward passes: one that has no batch in the last
     round gets one without ids, its own last one or rank 0's.
     """
-    shares = iter(data.loader)
+    if part.batches is None:
+        yield from _share_of_stream(part, world, limit, poll, module)
+        return
+    batches = part.batches if limit is None else min(limit, part.batches)
+    shares = iter(part.loader)
     even, last = sharded(module), None
     if even and batches < world.size:
         own = [next(shares)] if world.rank < batches else []
@@ -213,16 +237,43 @@ def _share(
             yield index, (), last
 
 
+def _share_of_stream(
+    part: Part, world: World, limit: int | None, poll: Callable[[], bool], module: Module
+) -> Iterator[tuple[int, Any, Any]]:
+    """The same where nobody knows how many batches there are: every rank reads all of them.
+
+    A round is as many batches as there are ranks. They agree on whether one of them has a batch in
+    it, because what they read may be of different length, whatever it should be.
+    """
+    limits = [one for one in (part.most, limit) if one is not None]
+    shares, even = islice(part.loader, min(limits, default=None)), sharded(module)
+    first = 0
+    while True:
+        if poll():
+            yield first, None, _CUT
+            return
+        found = list(islice(shares, world.size))
+        mine = found[world.rank] if world.rank < len(found) else None
+        if not (any(world.gather(mine is not None)) if world.size > 1 else found):
+            return
+        if mine is not None:
+            yield first + world.rank, mine.ids, mine.data
+        elif even and found:
+            yield first + world.rank, (), found[0].data
+        first += world.size
+
+
 def _called(
     step: StepFunction,
     batch: Any,
     index: int,
+    told: tuple[int, ...],
     autocast: "AbstractContextManager[object] | None",
 ) -> Any:
     if autocast is None:
-        return step(batch, index)
+        return step(batch, index, *told)
     with autocast:
-        return step(batch, index)
+        return step(batch, index, *told)
 
 
 def _untraced(
@@ -231,12 +282,13 @@ def _untraced(
     logs: Logs,
     step: StepFunction,
     batch: Any,
+    told: tuple[int, ...],
     autocast: "AbstractContextManager[object] | None",
 ) -> None:
     """Run a step for the sake of other ranks: nothing that it logs or counts is kept."""
     kept = metrics.states(module)
     module.attach(trainer, None)
-    _called(step, batch, 0, autocast)
+    _called(step, batch, 0, told, autocast)
     module.attach(trainer, logs)
     metrics.restore(module, kept)
 
@@ -261,6 +313,7 @@ def _evaluating(
     finally:
         for child, mode in modes:
             child.training = mode
+        logs.loader = None
         logs.clear(stage)
         logs.enter(before)
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from rekindle.checkpoint.objects import PreconditionFailed, StoreError
+from rekindle.data.apart import take_apart
 from rekindle.data.draws import marked
-from rekindle.data.loader import Batch, Source, build, fingerprint, take_apart
+from rekindle.data.loader import Batch, Source, build, fingerprint
 from rekindle.data.order import Cursor, Step
 from rekindle.data.streams import Streaming
 from rekindle.model import metrics

@@ -30,12 +30,15 @@ from rekindle.model.module import Module, StepOutput
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
 
-StepFunction = Callable[[Any, int], Any]
+StepFunction = Callable[..., Any]
 """A bound `training_step` or `validation_step`, called with batch and its number."""
 
 
-def step_function(module: Module, name: str) -> StepFunction:
-    """The module's step, callable with (batch, batch_idx); R1 when it takes something else."""
+def step_function(module: Module, name: str, *, several: bool = False) -> StepFunction:
+    """The module's step, callable with (batch, batch_idx); R1 when it takes something else.
+
+    With `several` loaders it is called with the number of the loader too.
+    """
     method = getattr(module, name)
     parameters = inspect.signature(method).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
@@ -51,19 +54,46 @@ def step_function(module: Module, name: str) -> StepFunction:
         for p in parameters
         if p.kind is inspect.Parameter.KEYWORD_ONLY and p.default is inspect.Parameter.empty
     ]
-    if len(required) > 2 or not positional or keyword:
-        listed = ", ".join(p.name for p in parameters)
+    names, most = [p.name for p in positional], 3 if several else 2
+    who = f"{type(module).__name__}.{name}"
+    if several and len(names) < 3 and "dataloader_idx" not in names:
         raise RequirementError(
-            f"R1 {type(module).__name__}.{name} takes ({listed}); it is called with (batch, "
-            f"batch_idx). Change its arguments to these."
+            f"R1 there are several loaders, and {who} has no dataloader_idx argument. Add "
+            f"dataloader_idx=0 to its arguments."
         )
+    if len(required) > most or not positional or keyword:
+        listed = ", ".join(p.name for p in parameters)
+        more = ", dataloader_idx" if several else ""
+        fix = "Change its arguments to these."
+        if not several and any(p.name == "dataloader_idx" for p in required):
+            fix = "There is one loader: remove dataloader_idx, or give it a default: =0."
+        raise RequirementError(
+            f"R1 {who} takes ({listed}); it is called with (batch, batch_idx{more}). {fix}"
+        )
+    if several and "batch_idx" not in names and len(names) < 3:
+        return lambda batch, _index, loader: method(batch, loader)
     if len(positional) == 1:
         return lambda batch, _index: method(batch)
     return method  # type: ignore[no-any-return]
 
 
-def check_defined(module: Module, *, validation: bool) -> None:
-    """R1 for a missing method, before anything is loaded."""
+def check_told(module: Module, stage: str, *, several: bool) -> None:
+    """R1 for a hook around a step that cannot be told which of several loaders a batch is from."""
+    for name in (f"on_{stage}_batch_start", f"on_{stage}_batch_end"):
+        method = getattr(module, name)
+        if not several or getattr(type(module), name) is getattr(Module, name):
+            continue
+        kinds = [p.kind for p in inspect.signature(method).parameters.values()]
+        least = 4 if name.endswith("end") else 3
+        if inspect.Parameter.VAR_POSITIONAL not in kinds and len(kinds) < least:
+            raise RequirementError(
+                f"R1 there are several loaders, and {type(module).__name__}.{name} has no "
+                f"dataloader_idx argument. Add dataloader_idx=0 to its arguments."
+            )
+
+
+def check_defined(module: Module, *, validation: bool, several: bool = False) -> None:
+    """R1 for a missing method, before anything is loaded; `several` loaders to validate with."""
     for name in ["training_step", "configure_optimizers", *["validation_step"] * validation]:
         if getattr(type(module), name) is getattr(Module, name):
             # The base class's own method says what to do.
@@ -73,7 +103,8 @@ def check_defined(module: Module, *, validation: bool) -> None:
                 raise RequirementError(str(error)) from None
     step_function(module, "training_step")
     if validation:
-        step_function(module, "validation_step")
+        step_function(module, "validation_step", several=several)
+        check_told(module, "validation", several=several)
 
 
 def check_data(source: Source, seed: int, world: World, role: str = "training") -> str:

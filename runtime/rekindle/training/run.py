@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle.console import Console, Progress
+from rekindle.data import workerend
 from rekindle.data.ledger import Ledger
 from rekindle.data.loader import Batch, LaneSampler, Source
 from rekindle.data.order import Cursor, Step
@@ -45,12 +46,36 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validation:
-    """The validation data, dealt out: batch b belongs to rank b mod W."""
+class Part:
+    """One loader to evaluate, dealt out: batch b belongs to rank b mod W."""
 
     loader: Iterable[Batch]
-    batches: int
-    """Over all ranks."""
+    """This rank's batches; all of them where nobody knows how many there are."""
+    batches: int | None
+    """Over all ranks; None: nobody knows."""
+    most: int | None = None
+    """The limit where nobody knows."""
+    whole: bool = False
+    """Whether a batch itself has to be asked how many samples it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The data to evaluate: one loader after the other."""
+
+    parts: tuple[Part, ...]
+    several: bool = False
+    """Whether steps and hooks are told which loader a batch is from."""
+
+    @property
+    def batches(self) -> int:
+        """Over all ranks and loaders; a loader that does not say how many it has counts as one."""
+        return sum(1 if part.batches is None else part.batches for part in self.parts)
+
+    def close(self) -> None:
+        """End the workers that loaders keep."""
+        for part in self.parts:
+            workerend.close(part.loader)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,23 +8,35 @@ A script that validates but has no test data can still be tested: the numbers ar
 validation, and that is said once.
 """
 
+import itertools
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import RandomSampler, Subset
 
 from rekindle import cpus, threads
-from rekindle.data.loader import BatchSampler, Source, build, limited, take_apart
+from rekindle.data.apart import Evaluation, take_apart, take_apart_all
+from rekindle.data.batches import ids_of, unshuffled
+from rekindle.data.loader import (
+    Batch,
+    BatchSampler,
+    Source,
+    build,
+    limited,
+    streams_name,
+)
 from rekindle.datamodule import DataModule
 from rekindle.flags import Flags
 from rekindle.model.module import Module
+from rekindle.randomness import seed_sample
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
-from rekindle.training.run import Validation
+from rekindle.training.run import Part, Validation
 
 Stage = Literal["fit", "validate", "test", "predict"]
 
@@ -86,14 +98,16 @@ def load(
     world: World,
     flags: Flags,
     stage: Stage,
-) -> tuple[Source | None, Source | None]:
-    """The training source (only to fit) and the one to evaluate; collective.
+    ready: Callable[[], None] = lambda: None,
+) -> tuple[Source | None, Evaluation | None]:
+    """The training source (only to fit) and what to evaluate; collective.
 
-    `given` holds the loaders that the script passed itself, as ``train`` and ``evaluation``.
+    `given` holds the loaders that the script passed itself, as ``train`` and ``evaluation``. A data
+    module's come before the module's own, which is asked once it is `ready` (after its `setup`).
     """
     prepare(module, datamodule, world)
     error: Exception | None = None
-    sources: tuple[Source | None, Source | None] = (None, None)
+    sources: tuple[Source | None, Evaluation | None] = (None, None)
     try:
         train, evaluation = given.get("train"), given.get("evaluation")
         if datamodule is not None:
@@ -102,13 +116,21 @@ def load(
                 train, evaluation = datamodule.train_dataloader(), datamodule.val_dataloader()
             elif evaluation is None:
                 evaluation = _substituted(datamodule, stage, world)
+        ready()
+        if datamodule is None:
+            if stage == "fit" and train is None:
+                train = _own_loader(module, "train_dataloader")
+            if evaluation is None:
+                name = "val_dataloader" if stage == "fit" else _INSTEAD[stage][0]
+                evaluation = _own_loader(module, name)
         sources = (
-            None if train is None else _micro(take_apart(train, "train"), flags),
-            None if evaluation is None else take_apart(evaluation, "validation"),
+            None if train is None else _micro(_fixed(take_apart(train, "train"), flags), flags),
+            None if evaluation is None else take_apart_all(evaluation),
         )
-        sources = (_workers(sources[0], world), _workers(sources[1], world))
+        sources = (_workers(sources[0], world), _all_workers(sources[1], world))
         if world.first:
             _warn_if_shared(*sources)
+            _warn_of_shuffling(sources[1], stage)
             if stage == "fit":
                 _warn_of_pinning(train, evaluation)
     except Exception as failure:
@@ -117,9 +139,24 @@ def load(
     return sources
 
 
+def _own_loader(module: Module, name: str) -> Any:
+    """What the module's own method of this name gives; None where it has none."""
+    return getattr(module, name)() if _overridden(module, name) else None
+
+
+def _fixed(source: Source, flags: Flags) -> Source:
+    """With `overfit_batches` there is one order for all epochs."""
+    return unshuffled(source) if flags.overfit and not source.streamed else source
+
+
 def _micro(source: Source, flags: Flags) -> Source:
     if not isinstance(flags.micro_batch, int):
         return source
+    if source.whole:
+        raise ValueError(
+            f"micro_batch={flags.micro_batch}: the training data come in whole batches, which the "
+            f"trainer does not cut. Cut them in the script, or give a DataLoader with batch_size="
+        )
     return replace(source, batch_size=flags.micro_batch)
 
 
@@ -138,6 +175,13 @@ def _workers(source: Source | None, world: World) -> Source | None:
             stacklevel=2,
         )
     return replace(source, options={**source.options, "num_workers": count})
+
+
+def _all_workers(data: Evaluation | None, world: World) -> Evaluation | None:
+    if data is None:
+        return None
+    found = [source for one in data.sources if (source := _workers(one, world)) is not None]
+    return replace(data, sources=tuple(found))
 
 
 def _substituted(datamodule: Any, stage: str, world: World) -> Any:
@@ -178,11 +222,11 @@ def _overridden(module: Module, name: str) -> bool:
     return name in vars(module) or getattr(type(module), name) is not getattr(Module, name)
 
 
-def _warn_if_shared(train: Source | None, validation: Source | None) -> None:
+def _warn_if_shared(train: Source | None, validation: Evaluation | None) -> None:
     """Two splits of one dataset object cannot have a transform each."""
-    if train is None or validation is None:
+    if train is None or validation is None or not validation.sources:
         return
-    one, other = _whole(train.dataset), _whole(validation.dataset)
+    one, other = _whole(train.dataset), _whole(validation.sources[0].dataset)
     if one is not other:
         return
     for name in ("transform", "transforms"):
@@ -197,6 +241,19 @@ def _warn_if_shared(train: Source | None, validation: Source | None) -> None:
             stacklevel=2,
         )
         return
+
+
+def _warn_of_shuffling(data: Evaluation | None, stage: str) -> None:
+    """To evaluate, samples are read in the order of the data."""
+    for source in () if data is None else data.sources:
+        if type(getattr(source.given, "sampler", None)) is RandomSampler:
+            name = "val_dataloader" if stage == "fit" else _INSTEAD[stage][0]
+            warnings.warn(
+                f"Your {name} has shuffling enabled (shuffle=True), which has no effect here: "
+                f"samples are evaluated in the order of the data. Turn it off.",
+                stacklevel=2,
+            )
+            return
 
 
 def _warn_of_pinning(*loaders: Any) -> None:
@@ -216,17 +273,57 @@ def _whole(dataset: Any) -> Any:
     return dataset
 
 
-def dealt(source: Source | None, limit: int | float, world: World, seed: int) -> Validation | None:
+def dealt(
+    data: Evaluation | None, limit: int | float, world: World, seed: int
+) -> Validation | None:
     """Data to evaluate, dealt out over the ranks; None when there is none."""
-    if source is None or not source.samples:
+    if data is None or not limit:
         return None
-    batches = limited(limit, source.batches)
-    if not batches:
+    parts = tuple(_part(source, limit, world, seed) for source in data.sources)
+    if not any(part.batches is None or part.batches for part in parts):
         return None
+    return Validation(parts=parts, several=data.several)
+
+
+def _part(source: Source, limit: int | float, world: World, seed: int) -> Part:
+    if source.streamed:
+        if isinstance(limit, float) and limit != 1.0:
+            raise ValueError(
+                f"a limit of {limit} is a share of a length that {streams_name(source.dataset)} "
+                f"does not have; give a number of batches"
+            )
+        most = limit if isinstance(limit, int) else None
+        return Part(loader=Whole(source, seed), batches=None, most=most, whole=True)
+    ids = ids_of(source, seed)
+    samples = source.samples if ids is None else len(ids)
+    whole = source.batches_of(samples)
+    batches = limited(limit, whole)
+    if whole and not batches:
+        raise ValueError(
+            f"a limit of {limit} of {whole} batches is less than one; give at least {1 / whole:.2g}"
+        )
     sampler = BatchSampler(
-        source.samples, source.batch_size, batches, rank=world.rank, world_size=world.size
+        samples, source.batch_size, batches, rank=world.rank, world_size=world.size, ids=ids
     )
-    return Validation(loader=build(source, sampler, seed), batches=batches)
+    return Part(loader=build(source, sampler, seed), batches=batches, whole=source.whole)
+
+
+class Whole:
+    """A stream to evaluate, as every rank reads it: all of it."""
+
+    def __init__(self, source: Source, seed: int) -> None:
+        self._source, self._seed = source, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        # What a stream draws belongs to the place in it, not to the steps in between.
+        found = iter(self._source.dataset)
+        for number in itertools.count():
+            seed_sample(self._seed, 0, number)
+            try:
+                item = next(found)
+            except StopIteration:
+                return
+            yield Batch(np.array([number]), item)
 
 
 def needed(data: Validation | None, stage: Stage) -> Validation:

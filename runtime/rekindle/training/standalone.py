@@ -7,8 +7,11 @@ run again.
 
 from typing import TYPE_CHECKING, Any
 
+from rekindle.callback import Callback
 from rekindle.checkpoint import Store
-from rekindle.logs import Logs
+from rekindle.data.apart import Evaluation
+from rekindle.data.combined import CombinedLoader
+from rekindle.logs import Logs, by_loader
 from rekindle.model import deferred
 from rekindle.model.module import Module
 from rekindle.model.precision import autocast, convert
@@ -20,7 +23,8 @@ from rekindle.telemetry import Meter
 from rekindle.training.evaluation import evaluate, predict
 from rekindle.training.hooks import Hooks
 from rekindle.training.placement import copies
-from rekindle.training.preflight import step_function
+from rekindle.training.preflight import check_told, step_function
+from rekindle.training.run import Validation
 from rekindle.training.sources import Stage, dealt, load, needed, step_name
 from rekindle.training.state import load_model
 
@@ -46,16 +50,22 @@ def run_alone(
     """
     flags, logs = trainer.flags, Logs(module)
     world = copies(flags, world)
-    _, source = load(module, datamodule, {"evaluation": loaders}, world, flags, stage)
+
+    def ready() -> None:
+        for hook in hooks.setup:
+            hook(trainer, module, stage)
+
+    _, source = load(module, datamodule, {"evaluation": loaders}, world, flags, stage, ready)
     limits = {
         "validate": flags.limit_val_batches,
         "test": flags.limit_test_batches,
         "predict": flags.limit_predict_batches,
     }
     data = needed(dealt(source, limits[stage], world, flags.seed), stage)
-    step = step_function(module, step_name(module, stage, world))
-    for hook in hooks.setup:
-        hook(trainer, module, stage)
+    if stage == "predict":
+        _check_predicting(trainer, source, data)
+    step = step_function(module, step_name(module, stage, world), several=data.several)
+    check_told(module, "validation" if stage == "validate" else stage, several=data.several)
     deferred.configure(module, world.device)
     module.to(world.device)
     convert(module, flags.precision, world.device)
@@ -95,12 +105,29 @@ def run_alone(
             inference=flags.inference_mode,
         )
         private = logs.private()
-        found = [{name: v for name, v in (values or {}).items() if name not in private}]
+        shown = {name: v for name, v in (values or {}).items() if name not in private}
+        found = by_loader(shown, len(data.parts)) if data.several else [shown]
     for hook in hooks.teardown:
         hook(trainer, module, stage)
     if datamodule is not None:
         datamodule.teardown(stage)
     return found
+
+
+def _check_predicting(trainer: "Trainer", source: Evaluation | None, data: Validation) -> None:
+    """Refuse what predictions have no order for."""
+    given = None if source is None else source.given
+    if isinstance(given, CombinedLoader) and given.mode != "sequential":
+        raise ValueError(
+            f"predict() takes CombinedLoader(mode='sequential') only, not {given.mode!r}: one "
+            f"loader after the other"
+        )
+    for callback in trainer.callbacks if data.several else ():
+        if type(callback).predicted is not Callback.predicted:
+            raise ValueError(
+                f"{type(callback).__name__} writes the batches of one loader; call predict() once "
+                f"for each"
+            )
 
 
 def _load_weights(trainer: "Trainer", module: Module, ckpt_path: str, world: World) -> None:

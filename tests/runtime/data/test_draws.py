@@ -1,5 +1,7 @@
 """Weighted and custom orders, and what a script's samplers become."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -15,9 +17,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from rekindle import LoaderConfig, RequirementError, split
+from rekindle import LoaderConfig, split
+from rekindle.data.apart import take_apart
 from rekindle.data.draws import Custom, Weighted, read_back
-from rekindle.data.loader import LaneSampler, build, take_apart
+from rekindle.data.loader import LaneSampler, build
 from rekindle.data.loaderconfig import cpus
 from rekindle.data.order import Cursor, GlobalOrder
 
@@ -127,22 +130,78 @@ def test_known_samplers_keep_their_meaning():
 
 
 class Own(Sampler):
+    """Draws from every generator there is, and is told the epoch."""
+
+    def __init__(self):
+        self.own = [torch.Generator(), random.Random(), np.random.RandomState(0)]
+        self.torch, self.python, self.numpy = self.own
+        self.generator = np.random.default_rng()
+        self.epoch = -1
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
     def __iter__(self):
-        return iter([1, 2])
+        draws = [
+            int(torch.randint(1000, ())),
+            random.randrange(1000),
+            int(np.random.randint(1000)),
+            int(torch.randint(1000, (), generator=self.torch)),
+            self.python.randrange(1000),
+            int(self.numpy.randint(1000)),
+            int(self.generator.integers(1000)),
+        ]
+        yield from (draw % 50 for draw in (*draws, self.epoch))
 
 
 @pytest.mark.parametrize(
-    ("sampler", "advice"),
+    "make",
     [
-        (Own(), r"LoaderConfig\(batch_size=..., order=function\)"),
-        (WeightedRandomSampler([1.0] * 50, 20, replacement=False), "Use replacement=True;"),
-        (RandomSampler(DATA, num_samples=70), "at most as many samples as there are"),
+        Own,
+        lambda: WeightedRandomSampler([1.0] * 50, 20, replacement=False),
+        lambda: RandomSampler(DATA, num_samples=70),
+        lambda: [3, 1, 41],
     ],
 )
-def test_a_sampler_that_cannot_be_made_anew_is_refused_with_what_to_use(sampler, advice):
-    with pytest.raises(RequirementError, match=rf"R12 the train .*{type(sampler).__name__}.*") as e:
-        take_apart(DataLoader(DATA, 4, sampler=sampler), "train")
-    assert e.match(advice)
+def test_a_sampler_of_the_scripts_own_gives_the_same_in_any_process_and_not_in_any_epoch(make):
+    torch.manual_seed(1)
+    first = [drawn(DataLoader(DATA, 4, sampler=make()), epoch=epoch) for epoch in (0, 1)]
+    torch.manual_seed(2)
+    again = [drawn(DataLoader(DATA, 4, sampler=make()), epoch=epoch) for epoch in (0, 1)]
+    assert first == again
+    assert (first[0] == first[1]) == isinstance(make(), list)
+
+
+class Counting(Sampler):
+    """Begins elsewhere each time it is asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __iter__(self):
+        self.asked += 1
+        return iter([self.asked, 0])
+
+
+class Growing(Sampler):
+    """Has one more each epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return iter(range(2 + self.epoch))
+
+
+@pytest.mark.parametrize("sampler", [Counting(), Growing()])
+def test_a_sampler_that_cannot_be_asked_again_makes_a_stream_that_says_so(sampler):
+    source = take_apart(DataLoader(DATA, 1, sampler=sampler), "train")
+    assert source.streamed
+    assert source.loose is not None
+    assert "gives another order, or another number, each time it is asked" in source.loose
+    assert getattr(sampler, "asked", 0) == 0, "a copy was asked"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from torch.utils.data import (
     IterableDataset,
     Subset,
     TensorDataset,
-    WeightedRandomSampler,
 )
 
+from rekindle.data.apart import take_apart
 from rekindle.data.loader import (
     BatchSampler,
     LaneSampler,
@@ -20,12 +20,10 @@ from rekindle.data.loader import (
     describe,
     fingerprint,
     limited,
-    take_apart,
     to_device,
 )
 from rekindle.data.order import Cursor
 from rekindle.randomness import seed_lane
-from rekindle.requirement import RequirementError
 
 
 class Noisy(Dataset):
@@ -202,26 +200,16 @@ class Stream(IterableDataset):
         return iter(range(10))
 
 
-@pytest.mark.parametrize(
-    ("loader", "error", "message"),
-    [
-        (
-            DataLoader(Noisy(), sampler=WeightedRandomSampler([1.0] * 50, 50, replacement=False)),
-            RequirementError,
-            "R12 the train DataLoader has a sampler of its own",
-        ),
-        (DataLoader(Noisy(), batch_sampler=[[0, 1]]), TypeError, "has a batch_sampler"),
-        ([1, 2], TypeError, "the train data is a list"),
-    ],
-)
-def test_data_with_an_order_of_its_own_is_refused(loader, error, message):
-    with pytest.raises(error, match=message):
-        take_apart(loader, "train")
+def test_what_cannot_be_iterated_over_is_no_data():
+    with pytest.raises(TypeError, match="the train data is a int; give a torch.utils.data.Data"):
+        take_apart(3, "train")
 
 
-def test_a_stream_has_no_length_to_validate_by():
-    with pytest.raises(RequirementError, match="R12b IterableDataset Stream has no length by"):
-        take_apart(DataLoader(Stream()), "validation")
+def test_a_stream_is_validated_as_it_comes():
+    source = take_apart(DataLoader(Stream()), "validation")
+    assert source.streamed
+    assert source.whole
+    assert source.loose is None
 
 
 def test_a_fingerprint_tells_datasets_apart():

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, IterableDataset
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
-from rekindle.data import loader, streams
+from rekindle.data import streams
+from rekindle.data.apart import take_apart
 from rekindle.ranks.distributed import World
 
 SIZES = [7, 0, 31, 12, 5, 1, 22, 9, 14, 3, 8, 2]
@@ -176,7 +177,7 @@ class Met(World):
 
 def group(data, size, saved):
     """The stream as each of `size` ranks has it."""
-    source = loader.take_apart(DataLoader(data, 4), "train")
+    source = take_apart(DataLoader(data, 4), "train")
     meeting = (threading.Barrier(size, timeout=20), {})
     parts = []
     for rank in range(size):
@@ -245,9 +246,10 @@ def test_a_stream_without_a_state_is_refused_with_what_to_do(tmp_path):
     with pytest.raises(
         rk.RequirementError,
         match=r"R12b IterableDataset Endless has no state_dict; resume would replay every item "
-        r"that was read before. Implement ShardedStream or set data.guarantee='relaxed'.",
+        r"that was read before. Implement ShardedStream, or set Trainer\(data={'guarantee': "
+        r"'approximate'}\)",
     ):
-        fit(tmp_path, Endless())
+        fit(tmp_path, Endless(), data={"guarantee": "order"})
 
 
 def test_a_relaxed_stream_begins_its_epoch_anew_and_says_so(tmp_path):
@@ -266,9 +268,9 @@ def test_a_relaxed_stream_begins_its_epoch_anew_and_says_so(tmp_path):
 def test_a_resume_that_would_replay_says_how_much(tmp_path):
     fit(tmp_path, Endless(), stop=2, data={"guarantee": "relaxed"})
     with pytest.raises(rk.RequirementError, match=r"R12b .* resume would replay 48 items \(~0 s\)"):
-        fit(tmp_path, Endless())
-    said = str(streams.refuse_stateless(Endless(), items=1_240_000, seconds=840))
-    assert "resume would replay 1.2M items (~14 min). Implement ShardedStream or" in said
+        fit(tmp_path, Endless(), data={"guarantee": "order"})
+    said = str(streams.refuse_loose("no state", items=1_240_000, seconds=840))
+    assert "resume would replay 1.2M items (~14 min). Implement ShardedStream, or" in said
 
 
 def test_the_shortest_lane_ends_an_epoch_with_min(tmp_path, capsys):
@@ -358,4 +360,4 @@ def test_bitwise_takes_lanes_that_have_ended(tmp_path):
 )
 def test_what_has_no_meaning_for_a_stream_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
-        loader.take_apart(make(), "train")
+        take_apart(make(), "train")
