@@ -228,8 +228,8 @@ class Job:
         self.wait(there, f"phase {'/'.join(phases)}", seconds=seconds)
         return self.status
 
-    def store(self) -> Store:
-        """Its checkpoints."""
+    def store(self, place: str = "") -> Store:
+        """Its checkpoints, or those of a place below its root."""
         key, secret = self.site.credentials
         environment = {
             "AWS_ACCESS_KEY_ID": key,
@@ -238,7 +238,7 @@ class Job:
         }
         checkpoint = self.get()["spec"]["checkpoint"]
         with mock.patch.dict(os.environ, environment):
-            return Store.open(checkpoint["uri"], endpoint_url=checkpoint["endpointUrl"])
+            return Store.open(checkpoint["uri"] + place, endpoint_url=checkpoint["endpointUrl"])
 
     def whole(self, *, besides: str = "") -> dict[str, Any]:
         """The status once everybody trains, every incident is over and no pod is on its way.

@@ -6,6 +6,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+import torch
 
 from rekindle.checkpoint import Store
 from rekindle.data.ledger import audit
@@ -67,6 +68,29 @@ def test_a_preempted_pod_costs_no_step_and_the_weights_are_those_of_an_undisturb
     assert_exact(disturbed)
     assert weights(disturbed) == weights(undisturbed)
     assert "disturbed-0" in disturbed.why()
+
+
+def test_a_sweep_that_loses_pods_in_several_fits_comes_to_what_it_would_have(submit, site):
+    """A script of three fits; each has its own checkpoints, below those of the first one."""
+    both = {"replicas": 2, "elastic": {"minReplicas": 2}}
+    plain, disturbed = (
+        submit(name, container={"args": ["/scripts/sweep.py", f"--delay={delay}"]}, **both)
+        for name, delay in (("plain-sweep", 0.0), ("sweep", 0.25))
+    )
+    for index, step in ((0, 12), (1, 42), (0, 72)):
+        disturbed.wait_step(step)
+        victim = disturbed.members()[index]
+        site.kill_pod(disturbed.namespace, victim)
+        disturbed.incident(victim)
+    status = disturbed.wait_phase("Succeeded")
+    plain.wait_phase("Succeeded")
+    assert status["restarts"]["user"] == 0
+    for place in ("", "/fits/2", "/fits/3"):
+        ends = [job.store(place) for job in (plain, disturbed)]
+        commits = [store.read(store.commits()[0]) for store in ends]
+        assert [commit.meta["finished"] for commit in commits] == [True, True]
+        models = [s.load(c).state["model"] for s, c in zip(ends, commits, strict=True)]
+        assert all(torch.equal(models[0][name], models[1][name]) for name in models[0]), place
 
 
 @pytest.mark.parametrize("victim", [0, 1])
