@@ -7,6 +7,7 @@ is put into words for the pod's agent before it goes its way.
 """
 
 import contextlib
+import copy
 import os
 import sys
 import time
@@ -252,11 +253,19 @@ class Trainer:
         been begun so goes on from its own newest checkpoint when the same call is made again.
         `weights_only` changes nothing, here and below: no checkpoint is ever read as a program.
 
-        A run that was complete before is left as it is. Raises `Preempted` (a `SystemExit`) once
-        state is saved because the job has to move, `Damaged` when no checkpoint is usable.
+        A run that was complete before is left as it is, and so is what this trainer has trained up
+        to its limits before: each fit needs a trainer, or a `ckpt_path`. Raises `Preempted` (a
+        `SystemExit`) once state is saved because the job has to move, `Damaged` when no checkpoint
+        is usable.
         """
         datamodule, train_data = _separate(train_dataloaders, datamodule)
         self.lifecycle.begin("fit")
+        if ckpt_path is None and self._run is not None and self._run.step:
+            self.lifecycle.move("done")
+            limits = copy.copy(self._run)
+            limits.stopped = False
+            self._console.say(runs.again(limits.step, at_limit=limits.done))
+            return
         if self.flags.enable_checkpointing:
             number = runs.next_number(policy.base(self.flags)[0])
             self.flags = replace(self.flags, fit_number=number)

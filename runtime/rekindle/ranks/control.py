@@ -91,6 +91,8 @@ class ControlPage:
     def __init__(self, directory: Path, *, create: bool = False) -> None:
         """Map the page of a round's directory; raises OSError when there is none."""
         self.directory = directory
+        if create:
+            _pasts.pop(directory, None)
         self._past = _pasts.setdefault(directory, _Past())
         path = directory / PAGE_NAME
         if create:

@@ -174,6 +174,19 @@ def places_before(root: str, number: int) -> list[str]:
     return [place_of(root, n) for n in range(number - 1, 0, -1)]
 
 
+def again(step: int, *, at_limit: bool) -> str:
+    """What a trainer says that has trained before; raises ValueError if it is not at its limits."""
+    if at_limit:
+        return (
+            f"this Trainer has come to its limits at step {step}, so fit() trains nothing; make "
+            f"a Trainer for each fit, or give a later limit and ckpt_path='last'"
+        )
+    raise ValueError(
+        f"this Trainer has trained before, and ended at step {step} before its limits. Make a "
+        f"Trainer for each fit; with ckpt_path='last' it goes on where that one has ended."
+    )
+
+
 # The calls of this process.
 
 _numbers: Counter[str] = Counter()

@@ -80,7 +80,7 @@ def through(value):
         Level.HIGH,
         Config(width=2),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_it_comes_back_as_it_was(value):
     found = through(value)
@@ -115,6 +115,7 @@ def test_arrays_come_back():
         os.system,
         threading.Thread,
     ],
+    ids=lambda value: type(value).__name__,
 )
 def test_the_rest_is_described(value):
     found = through({"a": [value]})

@@ -43,10 +43,10 @@ class Net(rk.Module):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-def loader(part=slice(None)):
+def loader(part=slice(None), shuffle=True):
     generator = torch.Generator().manual_seed(3)
     data = torch.randn(12, 3, generator=generator)[part]
-    return torch.utils.data.DataLoader(data, batch_size=2, shuffle=True)
+    return torch.utils.data.DataLoader(data, batch_size=2, shuffle=shuffle)
 
 
 class World:
@@ -236,7 +236,7 @@ def test_the_end_of_an_earlier_run_and_its_best_stay(world):
         model = Net()
         trainer = world.trainer(callbacks=[rk.callbacks.ModelCheckpoint(monitor="score")])
         model.test_step = lambda batch, batch_idx: None
-        trainer.test(model, loader(), ckpt_path="best")
+        trainer.test(model, loader(shuffle=False), ckpt_path="best")
         return weights(model)
 
     newest = store.read(store.commits()[0])
@@ -305,7 +305,7 @@ def test_a_word_means_the_newest_fit(world):
         world.trainer(max_epochs=2).fit(second, loader())
         tested = Net()
         tested.test_step = lambda batch, batch_idx: None
-        world.trainer().test(tested, loader(), ckpt_path="last")
+        world.trainer().test(tested, loader(shuffle=False), ckpt_path="last")
         return weights(second), weights(tested)
 
     second, tested = world.start(script)
