@@ -16,6 +16,7 @@ ALLOWED = {
     "charts",
     "constraints.txt",
     "crds",
+    "docs",
     "operator",
     "pyproject.toml",
     "runtime",

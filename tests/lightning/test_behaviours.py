@@ -3,7 +3,8 @@
 Each function in `behaviours/` is one: ``name(pl, folder)`` gets `lightning.pytorch` and then
 `rekindle.pytorch`, runs a script with it in a folder of its own and returns what can be seen of it.
 Its docstring says in one line what is documented. Those in a module's ``REFUSED`` are refused
-by us, in the words that stand there.
+by us, in the words that stand there. `docs/lightning.md` is the list, made by this file with
+``REKINDLE_WRITE_DOCS=1``.
 """
 
 import importlib
@@ -11,6 +12,7 @@ import importlib.util
 import math
 import os
 import random
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,6 +24,13 @@ import torch
 lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
 
 HERE = Path(__file__).parent
+TABLE = HERE.parents[1] / "docs" / "lightning.md"
+HEAD = """# Scripts written for Lightning
+
+Only the first word of an import changes: `import rekindle.pytorch as pl`. This table is made from
+`tests/lightning`, where each line is run by the installed Lightning and by Rekindle, and what comes
+out is compared. What is refused is refused with a message that says what to write instead.
+"""
 
 
 def modules():
@@ -117,3 +126,26 @@ def test_a_difference_is_seen():
     assert same({"a": [1.0, "x"]}, {"a": [1.0 + 1e-9, "x"]})
     for one, other in (([1], [1, 2]), ({"a": 1}, {"b": 1}), (1.0, 1.01), ("a", "b"), (True, 1)):
         assert not same(one, other)
+
+
+def test_the_table_in_the_docs_is_of_this_run():
+    if os.environ.get("REKINDLE_WRITE_DOCS"):
+        TABLE.write_text(table())
+    assert TABLE.read_text() == table(), "run: REKINDLE_WRITE_DOCS=1 pytest tests/lightning"
+
+
+def table():
+    lines = [HEAD]
+    alike = sum(refused is None for *_, refused in FOUND)
+    lines.append(f"{len(FOUND)} behaviours: {alike} alike, {len(FOUND) - alike} refused.\n")
+    for area in dict.fromkeys(area for area, *_ in FOUND):
+        lines.append(f"## {area.replace('_', ' ').capitalize()}\n\n| behaviour | |\n|---|---|")
+        for own, name, run, refused in FOUND:
+            if own != area:
+                continue
+            text = " ".join((run.__doc__ or "").split())
+            assert text, f"{area}.{name} has no docstring"
+            words = "alike" if refused is None else "refused: " + re.sub(r"\\(.)", r"\1", refused)
+            lines.append(f"| {text.replace('|', chr(92) + '|')} | {words} |")
+        lines.append("")
+    return "\n".join(lines)
