@@ -37,7 +37,7 @@ JOBS_STORE: Mapping[str, str] = {
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:")
 _OBJECT = re.compile(r"^(.+?)/((?:commit|tag)/[^/]+\.json)$")
-Kind = Literal["last", "best", "hpc", "commit", "pin", "alias"]
+Kind = Literal["last", "best", "hpc", "commit", "pin", "alias", "file"]
 _WORDS: Mapping[str, Kind] = {"last": "last", "best": "best", "hpc": "hpc"}
 
 
@@ -70,8 +70,7 @@ def locate(
     """Find the run that a text is about; looks for runs in the folders of an alias.
 
     `root` is the run's own; `script_root` the one that the script gave, when the job has replaced
-    it: paths below it mean the job's. Raises FileNotFoundError when there is no run to be found,
-    and ValueError for files of other tools.
+    it: paths below it mean the job's. Raises FileNotFoundError when there is no run to be found.
     """
     given = os.fspath(text)
     if given in _WORDS:
@@ -104,11 +103,8 @@ def _below(path: str, root: str) -> str | None:
 def _alias(given: str, path: str, root: str | None, options: Mapping[str, str]) -> Target:
     local = path.removeprefix("file://")
     if os.path.isfile(local):
-        raise ValueError(
-            f"{given} is a file of another tool, which is not loaded directly: it may hold code. "
-            f"Import it once with `rekindle checkpoints import {given} <URI>` (read with "
-            f"weights_only=True) and give that URI."
-        )
+        # Of Lightning's or of ours: whoever reads it says what it holds.
+        return Target(text=given, uri=root or os.path.dirname(local), kind="file", name=local)
     folder, rest = path, ""
     while "/" in folder.partition("://")[2].lstrip("/") or folder.startswith("/"):
         folder, _, last = folder.rpartition("/")
@@ -179,6 +175,10 @@ def choose(store: Store, target: Target, rule: Best | None) -> list[CommitRef]:
     names = {name: c.ref for c in reversed(commits) for name in c.meta.get("aliases", ())}
     # What stands in front of an alias is the dirpath of the callback that gave it.
     fitting = [name for name in names if f"/{target.name}".endswith(f"/{name}")]
+    if not fitting:
+        # Or the folder that nobody has chosen is left out.
+        short = {name.removeprefix("checkpoints/"): name for name in names}
+        fitting = [short[name] for name in short if f"/{target.name}".endswith(f"/{name}")]
     if not fitting:
         raise FileNotFoundError(_lost("alias", target, names))
     return [names[max(fitting, key=len)]]

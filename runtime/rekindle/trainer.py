@@ -45,7 +45,7 @@ from rekindle.requirement import RequirementError
 from rekindle.saving import policy, runs
 from rekindle.saving.persistence import FLUSH_SECONDS, Session
 from rekindle.strategies import Strategy
-from rekindle.training import feeding, state
+from rekindle.training import feeding, savefile, state
 from rekindle.training.assembly import assemble, sanity_check
 from rekindle.training.fitting import explained
 from rekindle.training.hooks import Hooks, blamed
@@ -719,6 +719,16 @@ class Trainer:
     def measured(self) -> "Mapping[str, int]":
         """The step at which each value in `callback_metrics` was taken."""
         return {} if self._run is None else self._run.measured
+
+    def save_checkpoint(
+        self, filepath: "str | os.PathLike[str]", weights_only: bool | None = None
+    ) -> None:
+        """Write a file of the state as it is, which Lightning opens; call it on every rank.
+
+        After `fit` it holds all that `fit(ckpt_path=...)` needs to go on from it; within a hook
+        only weights, optimizers, schedulers and callbacks. See `request_checkpoint` for a commit.
+        """
+        savefile.save(self, filepath, weights_only)
 
     def request_checkpoint(self) -> None:
         """Save before the next step, or at the end; ask on every rank alike, in a hook."""

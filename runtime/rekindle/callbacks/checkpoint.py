@@ -1,17 +1,22 @@
-"""`ModelCheckpoint`: which checkpoints stay, and names for them.
+"""`ModelCheckpoint`: which checkpoints stay, and the files that are made of them.
 
-There is one kind of checkpoint here, the committed state of the run, and every one of them can be
-resumed. So this callback writes nothing of its own: it asks the trainer to save after a validation
-or an epoch, gives the store a retention rule (`Best`) and each checkpoint a readable alias, which
-lives in the commit's meta. A file name with a metric in it would need a rename to change, and a
-slash in a metric's name would make a folder; an alias has neither trouble, and
-``<root>/<alias>.ckpt`` is accepted wherever a path is.
+The state of a run is committed to its store, and every commit can be resumed. This callback asks
+for commits, gives the store a retention rule (`Best`), and has `saving.files` write each one that
+it keeps as a file that Lightning opens: `best_model_path`, `last_model_path`. A file is there once
+its commit is, at the latest when `fit` returns; its name is also an alias of the commit, which
+``<root>/<alias>.ckpt`` finds where there are no files, below an ``s3://`` root.
+
+Names are decided when a hook asks, and belong to the state: whichever files were there before the
+run began, and those it has itself, have a say in ``-v1``, so a resume comes to the same ones.
 """
 
 import os
 import re
+import time
 import warnings
+from collections.abc import Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -19,19 +24,29 @@ import torch
 from rekindle.callback import Callback
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import Every
+from rekindle.saving.files import Job
 from rekindle.saving.policy import root as root_of
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
-_FIELD = re.compile(r"\{([^{}:]+)(:[^{}]*)?\}")
+_FIELD = re.compile(r"\{([^{}:]*)(:[^{}]*)?\}")
 _ALL = 1 << 31
-_COUNTERS = ("epoch", "step")
 
 
-class ModelCheckpoint(Callback):
+class Checkpoint(Callback):
+    """Base class of callbacks that save: `Trainer.checkpoint_callbacks` are these."""
+
+
+class ModelCheckpoint(Checkpoint):
     """Keep the best `save_top_k` checkpoints of the run, by a logged metric."""
+
+    CHECKPOINT_JOIN_CHAR = "-"
+    CHECKPOINT_EQUALS_CHAR = "="
+    CHECKPOINT_NAME_LAST = "last"
+    FILE_EXTENSION = ".ckpt"
+    STARTING_VERSION = 1
 
     # What it remembers is bookkeeping over checkpoints that exist anyway.
     optional = True
@@ -52,15 +67,17 @@ class ModelCheckpoint(Callback):
         train_time_interval: timedelta | None = None,
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
+        enable_version_counter: bool = True,
     ) -> None:
         """Check the arguments.
 
-        `save_top_k` is -1 for all and 0 for none; the newest checkpoints stay besides the best
-        ones, as many as ``Trainer(keep_latest=...)`` says, and ``last.ckpt`` always means the
-        newest good one, with or without `save_last`. `filename` may hold ``{epoch}``, ``{step}``
-        and ``{name:format}`` of any logged metric. At most one of `every_n_train_steps`,
+        `save_top_k` is -1 for all and 0 for none; the newest commits stay besides the best ones, as
+        many as ``Trainer(keep_latest=...)`` says. `filename` may hold ``{epoch}``, ``{step}`` and
+        ``{name:format}`` of any logged metric. At most one of `every_n_train_steps`,
         `train_time_interval` and `every_n_epochs` may be given; the default is every epoch.
-        `dirpath` is the run's root when the trainer names none, else a part of the alias.
+        Files go to `dirpath`, which is the run's root as well when the trainer names none; by
+        default to ``checkpoints`` below the logger's folder or the root. `save_weights_only` is
+        about the files: the run's own state is always whole.
         """
         if mode not in ("min", "max"):
             raise ValueError(f"ModelCheckpoint(mode={mode!r}): allowed are 'min' and 'max'")
@@ -85,45 +102,65 @@ class ModelCheckpoint(Callback):
         ):
             if value is not None and (type(value) is not int or value < 0):
                 raise ValueError(f"ModelCheckpoint({name}={value!r}): need an integer, 0 for never")
-        self.dirpath = self.root = None if dirpath is None else os.fspath(dirpath)
-        self.filename = filename or "{epoch}-{step}"
+        where = None if dirpath is None else os.fspath(dirpath)
+        if where is not None and "://" not in where:
+            where = os.path.realpath(os.path.expanduser(where))
+        self.dirpath = self.root = where
+        self.filename = filename
         self.monitor, self.mode, self.save_top_k = monitor, mode, save_top_k
         self.verbose, self.save_last = verbose, save_last
+        self.save_on_exception, self.save_weights_only = save_on_exception, save_weights_only
         self.auto_insert_metric_name = auto_insert_metric_name
+        self.current_score: torch.Tensor | None = None
+        """Of the newest one that was kept."""
         self.best_k_models: dict[str, torch.Tensor] = {}
         """Path -> score of the best ones so far."""
         self.best_model_path = ""
         self.best_model_score: torch.Tensor | None = None
+        self.kth_best_model_path = ""
+        self.kth_value = torch.tensor(torch.inf if mode == "min" else -torch.inf)
         self.last_model_path = ""
-        self._steps = every_n_train_steps or 0
-        if not self._steps:
-            self.idle = (ModelCheckpoint.on_before_zero_grad,)
-        self._interval = train_time_interval
-        self._epochs = 1 if given == [None] * 3 else every_n_epochs or 0
-        self._at_epoch_end = save_on_train_epoch_end
-        self._asked = (-1, 0)
-        self._scored = -1
+        self._every_n_train_steps = every_n_train_steps or 0
+        self._train_time_interval = train_time_interval
+        self._every_n_epochs = 1 if given == [None] * 3 else every_n_epochs or 0
+        self._save_on_train_epoch_end = save_on_train_epoch_end
+        self._enable_version_counter = enable_version_counter
+        if not self._every_n_train_steps:
+            self.idle = (ModelCheckpoint.on_train_batch_end,)
+        self._last_global_step_saved = 0
+        self._last_checkpoint_saved = ""
+        self._deferred = False
+        """Whether a save waits for the validation that measures its metric."""
         self._validated = False
-        self._notes = []
-        if save_weights_only:
-            self._notes.append("save_weights_only=True): the full state is saved, for resuming")
-        if save_on_exception:
-            self._notes.append(
-                "save_on_exception=True): an error flushes the newest snapshot, as always"
-            )
-        metrics = [name for name, _ in _FIELD.findall(self.filename) if name not in _COUNTERS]
-        if metrics:
-            warnings.warn(
-                f"ModelCheckpoint(filename={filename!r}): the text of {', '.join(metrics)} does "
-                f"not enter the name of any object; it is an alias, and '<root>/<alias>.ckpt' is "
-                f"accepted wherever a checkpoint's path is.",
-                stacklevel=2,
-            )
+        self._saved_at = 0.0
+        """Seconds of training at the newest save by the clock."""
+        self._given_dirpath = where
+        self._taken: list[str] | None = None
+        """Files that were in the folder before the run began."""
+        self._files: dict[str, int] = {}
+        """Files of this run -> the step that each is of."""
+        self._gone: list[str] = []
+        """Files that go with the next commit."""
+        self._links: dict[str, str] = {}
+        self._pending: dict[str, Any] = {}
+        """Alias -> what is said of it, of the commit that was asked for."""
+
+    @property
+    def every_n_epochs(self) -> int | None:
+        """How many epochs lie between two saves; 0 when epochs have no say."""
+        return self._every_n_epochs
 
     @property
     def state_key(self) -> str:
-        """Two of these may watch two metrics."""
-        return f"{type(self).__qualname__}({self.monitor}, {self.mode}, {self.filename})"
+        """Two of these may differ in what they watch and when they save."""
+        named = {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "every_n_train_steps": self._every_n_train_steps,
+            "every_n_epochs": self._every_n_epochs,
+            "train_time_interval": self._train_time_interval,
+        }
+        return f"{type(self).__qualname__}{named!r}"
 
     def keeps(self) -> Retention | None:
         """The rule for the store."""
@@ -134,128 +171,371 @@ class ModelCheckpoint(Callback):
         count = _ALL if self.save_top_k < 0 else self.save_top_k
         return Retention(latest=1, best=(Best(metric=self.monitor, mode=self.mode, count=count),))
 
+    # When.
+
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Say what is done otherwise, and let a clock's wish go through the ranks' consensus."""
-        for note in self._notes:
-            trainer.print(f"ModelCheckpoint({note}")
-        run = trainer._run
-        if self._interval is None or run is None or run.session is None:
+        """Find the folder, and make anew what an attempt before could not write."""
+        run, world = trainer._run, trainer.world
+        assert world is not None
+        folder = self._given_dirpath or _folder(trainer)
+        before = []
+        if world.first and folder is not None and os.path.isdir(folder):
+            before = [os.path.join(folder, name) for name in os.listdir(folder)]
+        folder, before = world.share((folder, before))
+        if self._taken is None:
+            self.dirpath, self._taken = folder, before
+        if run is None or run.session is None:
             return
-        cadence, seconds = run.session.cadence, self._interval.total_seconds()
+        if world.first and self._files and self._has_files:
+            by_step: dict[int, dict[str, bool]] = {}
+            for path, step in self._files.items():
+                by_step.setdefault(step, {})[path] = self.save_weights_only
+            for step, paths in by_step.items():
+                run.session.files.plan(Job(step=step, write=paths, repair=True))
+            gone, links = tuple(self._gone), dict(self._links)
+            run.session.files.plan(Job(step=-1, links=links, remove=gone, repair=True))
+        self._by_clock(trainer)
+
+    def _by_clock(self, trainer: "Trainer") -> None:
+        """Let a clock's wish go through the ranks' consensus."""
+        run = trainer._run
+        if self._train_time_interval is None or run is None or run.session is None:
+            return
+        cadence, seconds = run.session.cadence, self._train_time_interval.total_seconds()
         every = cadence.every
         if every is None:
-            cadence.every = Every(seconds=seconds)
+            cadence.every = Every(seconds=max(seconds, 1e-6))
         elif isinstance(every, Every):
             seconds = min(seconds, every.seconds or seconds)
-            cadence.every = Every(steps=every.steps, seconds=seconds)
+            cadence.every = Every(steps=every.steps, seconds=max(seconds, 1e-6))
         else:
             trainer.print("ModelCheckpoint(train_time_interval=): checkpoint_every='auto' decides")
 
-    def on_before_zero_grad(
-        self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """`every_n_train_steps`; the step that runs is not counted yet."""
-        if self._steps and (trainer.global_step + 1) % self._steps == 0:
-            self._asked = (trainer.global_step + 1, trainer.current_epoch)
-            trainer.request_checkpoint()
+        """`every_n_train_steps`."""
+        if not self._every_n_train_steps or trainer.global_step % self._every_n_train_steps:
+            return
+        if self._skips(trainer):
+            return
+        measured = self.monitor is None or self.monitor in trainer.callback_metrics
+        run = trainer._run
+        comes = run is not None and run.validation_due and not self._at_epoch_end(trainer)
+        if not measured or (self.monitor is not None and comes):
+            # What is there is of a validation before, or not there at all.
+            self._deferred = True
+            return
+        self._save(trainer)
 
     def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Save what was just measured."""
         if trainer.sanity_checking:
             return
         self._validated = True
-        if self._at_epoch_end is not True:
-            self._ask(trainer)
+        if self._skips(trainer) or self._at_epoch_end(trainer):
+            return
+        if self._deferred:
+            self._deferred = False
+            self._save(trainer)
+        else:
+            self._save_epoch(trainer)
 
     def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Save the epoch; raises ValueError when nobody logs the metric."""
+        """Save the epoch; raises ValueError when a validation has run and not logged the metric."""
+        if not self._skips(trainer) and self._at_epoch_end(trainer):
+            self._save_epoch(trainer)
+
+    def on_exception(
+        self, trainer: "Trainer", pl_module: "Module", exception: BaseException
+    ) -> None:
+        """`save_on_exception`: a file of the state as it is; no other rank is asked."""
+        if self.save_on_exception and trainer.is_global_zero and not self._skips(trainer):
+            path = self._name(trainer, _values(trainer), self.filename, "")
+            trainer.save_checkpoint(path, self.save_weights_only)
+
+    def _save_epoch(self, trainer: "Trainer") -> None:
+        if self._every_n_epochs and (trainer.current_epoch + 1) % self._every_n_epochs == 0:
+            self._save_best(trainer)
+        if self._last_global_step_saved == trainer.global_step:
+            self._save_last(trainer)
+
+    def _save(self, trainer: "Trainer") -> None:
+        self._save_best(trainer)
+        self._save_last(trainer)
+
+    def _skips(self, trainer: "Trainer") -> bool:
         run = trainer._run
-        measures = self._validated or run is None or run.validation is None
-        if self.monitor is not None and measures and self.monitor not in trainer.callback_metrics:
+        return (
+            run is None
+            or run.session is None
+            or trainer.sanity_checking
+            or trainer.global_step == self._last_global_step_saved
+        )
+
+    def _at_epoch_end(self, trainer: "Trainer") -> bool:
+        """Whether the end of an epoch saves, and not a validation."""
+        if self._save_on_train_epoch_end is not None:
+            return self._save_on_train_epoch_end
+        flags, run = trainer.flags, trainer._run
+        if flags.check_val_every_n_epoch != 1:
+            return False
+        if run is None or run.validation is None or not run.validation.batches:
+            return True
+        return flags.val_check_interval is None or flags.val_check_interval == 1.0
+
+    # What.
+
+    def _save_best(self, trainer: "Trainer") -> None:
+        if not self.save_top_k:
+            return
+        values = _values(trainer)
+        if self.monitor is None:
+            previous = self.best_model_path
+            path = self._name(trainer, values, self.filename, previous)
+            self.best_model_path = path
+            self._keep(trainer, path, values)
+            if self.save_top_k == 1 and previous and previous != path:
+                self._drop(previous)
+            return
+        if self.monitor not in values:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise ValueError(
+            text = (
                 f"ModelCheckpoint(monitor={self.monitor!r}): no such metric was logged; known are "
                 f"{known}"
             )
-        if self._at_epoch_end is not False:
-            self._ask(trainer)
+            if self._validated:
+                raise ValueError(text)
+            warnings.warn(text, stacklevel=2)
+            return
+        current = torch.as_tensor(values[self.monitor])
+        if self.check_monitor_top_k(trainer, current):
+            self._update(trainer, current, values)
+        elif self.verbose:
+            trainer.print(f"step {values['step']}: {self.monitor} was not in top {self.save_top_k}")
 
-    def _ask(self, trainer: "Trainer") -> None:
-        if self._epochs and (trainer.current_epoch + 1) % self._epochs == 0:
-            self._asked = (trainer.global_step, trainer.current_epoch)
-            trainer.request_checkpoint()
+    def check_monitor_top_k(self, trainer: "Trainer", current: torch.Tensor | None = None) -> bool:
+        """Whether a value is one of the best `save_top_k` so far."""
+        if current is None:
+            return False
+        if self.save_top_k < 0 or len(self.best_k_models) < self.save_top_k:
+            return True
+        kth = self.best_k_models[self.kth_best_model_path]
+        return bool(current < kth if self.mode == "min" else current > kth)
+
+    def _update(self, trainer: "Trainer", current: torch.Tensor, values: Mapping[str, Any]) -> None:
+        k = len(self.best_k_models) + 1 if self.save_top_k < 0 else self.save_top_k
+        out = ""
+        if len(self.best_k_models) == k:
+            out = self.kth_best_model_path
+            self.best_k_models.pop(out)
+        if torch.isnan(current):
+            # A value that is no number is the worst one.
+            current = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        path = self._name(trainer, values, self.filename, out)
+        self.current_score = self.best_k_models[path] = current
+        self._rank(k)
+        if self.verbose:
+            trainer.print(f"{self.monitor} {float(current):.5g} is one of the best {k}: {path}")
+        self._keep(trainer, path, values)
+        if out and out != path:
+            self._drop(out)
+
+    def _rank(self, k: int) -> None:
+        best, worst = (min, max) if self.mode == "min" else (max, min)
+        score = {path: float(value) for path, value in self.best_k_models.items()}
+        if len(score) == k:
+            self.kth_best_model_path = worst(score, key=score.__getitem__)
+            self.kth_value = self.best_k_models[self.kth_best_model_path]
+        self.best_model_path = best(score, key=score.__getitem__)
+        self.best_model_score = self.best_k_models[self.best_model_path]
+
+    def _save_last(self, trainer: "Trainer") -> None:
+        if not self.save_last:
+            return
+        values, previous = _values(trainer), self.last_model_path
+        path = self._name(trainer, values, self.CHECKPOINT_NAME_LAST, previous)
+        self.last_model_path = path
+        target = self._last_checkpoint_saved
+        if self.save_last == "link" and target and self.save_top_k and target != path:
+            self._links[path] = target
+            self._pending.setdefault(self._alias(trainer, path), {})
+        else:
+            self._keep(trainer, path, values)
+        if previous and previous != path:
+            self._links.pop(previous, None)
+            self._drop(previous)
+
+    def _keep(self, trainer: "Trainer", path: str, values: Mapping[str, Any]) -> None:
+        about = {}
+        if self.monitor in values:
+            score = float(values[str(self.monitor)])
+            about = {"monitor": self.monitor, "mode": self.mode, "score": score}
+        self._pending[self._alias(trainer, path)] = about
+        self._files[path] = self._last_global_step_saved = trainer.global_step
+        if Path(path).stem.partition("-")[0] != self.CHECKPOINT_NAME_LAST:
+            self._last_checkpoint_saved = path
+        trainer.request_checkpoint()
+
+    def _drop(self, path: str) -> None:
+        self._files.pop(path, None)
+        if self.dirpath is not None and Path(self.dirpath) in Path(path).parents:
+            self._gone.append(path)
 
     def aliases(self, trainer: "Trainer") -> dict[str, dict[str, Any]]:
-        """The rendered name, when this checkpoint is one that this callback has asked for."""
-        step, epoch = self._asked
-        if step != trainer.global_step or not step:
-            return {}
-        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        try:
-            name = self.format_checkpoint_name({**values, "epoch": epoch, "step": step})
-        except KeyError:
-            # Before the first validation there is no such value, and a wrong one would mislead.
-            return {}
-        where, _ = root_of(trainer.flags)
-        if self.dirpath is not None and os.path.abspath(self.dirpath) != where:
-            inside = os.path.relpath(os.path.abspath(self.dirpath), where)
-            name = name if inside.startswith("..") else f"{inside}/{name}"
-        path = f"{where.rstrip('/')}/{name}.ckpt"
-        self.last_model_path = path
-        self._score(path, values, trainer)
-        if self.monitor not in values:
-            return {name: {}}
-        about = {"monitor": self.monitor, "mode": self.mode, "score": values[self.monitor]}
-        return {name: about}
+        """The names of the commit that is about to be saved, when it was asked for here."""
+        run, interval = trainer._run, self._train_time_interval
+        if interval is not None and run is not None and not self._skips(trainer):
+            elapsed = run.world.share(run.elapsed + time.monotonic() - run.began)
+            if elapsed - self._saved_at >= interval.total_seconds():
+                self._saved_at = elapsed
+                self._save(trainer)
+        named, self._pending = self._pending, {}
+        if named and run is not None and run.session is not None:
+            self._plan(trainer, run.session.files)
+        return named
 
-    def format_checkpoint_name(self, metrics: dict[str, Any]) -> str:
-        """`filename` with the values in it; raises KeyError for a metric that is missing."""
+    def _plan(self, trainer: "Trainer", files: Any) -> None:
+        step = trainer.global_step
+        here = {p: self.save_weights_only for p, s in self._files.items() if s == step}
+        links = {p: to for p, to in self._links.items() if self._files.get(to) == step}
+        gone = tuple(p for p in self._gone if p not in here)
+        if self._has_files and trainer.is_global_zero:
+            files.plan(Job(step=step, write=here, links=links, remove=gone))
+        self._gone = list(gone)[-4:]
+
+    # Names.
+
+    @property
+    def _has_files(self) -> bool:
+        return self.dirpath is not None and "://" not in self.dirpath
+
+    def format_checkpoint_name(
+        self,
+        metrics: Mapping[str, Any],
+        filename: str | None = None,
+        ver: int | None = None,
+        prefix: str | None = None,
+    ) -> str:
+        """The path of a file; a metric that is missing counts as 0."""
+        join = self.CHECKPOINT_JOIN_CHAR
+        template = filename or self.filename or f"{{epoch}}{join}{{step}}"
 
         def value(found: "re.Match[str]") -> str:
             name, how = found[1], (found[2] or ":")[1:]
-            text = format(metrics[name], how)
-            return f"{name}={text}" if self.auto_insert_metric_name else text
+            text = format(_number(metrics.get(name, 0)), how)
+            equals = self.CHECKPOINT_EQUALS_CHAR
+            return f"{name}{equals}{text}" if self.auto_insert_metric_name else text
 
-        return _FIELD.sub(value, self.filename)
+        name = _FIELD.sub(value, template)
+        parts = [prefix, name, None if ver is None else f"v{ver}"]
+        name = join.join(part for part in parts if part is not None) + self.FILE_EXTENSION
+        return os.path.join(self.dirpath, name) if self.dirpath else name
 
-    def _score(self, path: str, values: dict[str, float], trainer: "Trainer") -> None:
-        if self.monitor is None:
-            self.best_model_path = path
-            return
-        measured = trainer.measured.get(self.monitor, -1)
-        if self.monitor not in values or measured == self._scored:
-            return
-        self._scored = measured
-        sign = 1.0 if self.mode == "min" else -1.0
-        scores = {p: float(s) for p, s in self.best_k_models.items()} | {path: values[self.monitor]}
-        # A value that is no number is never the best one.
-        usable = [p for p in reversed(scores) if scores[p] == scores[p]]
-        ranked = sorted(usable, key=lambda p: sign * scores[p])
-        if self.save_top_k > 0:
-            ranked = ranked[: self.save_top_k]
-        self.best_k_models = {p: torch.tensor(scores[p]) for p in ranked}
-        if ranked and ranked[0] != self.best_model_path:
-            self.best_model_path = ranked[0]
-            self.best_model_score = self.best_k_models[ranked[0]]
-            if self.verbose:
-                trainer.print(f"best {self.monitor} so far {scores[ranked[0]]:.5g}: {ranked[0]}")
+    def _name(
+        self, trainer: "Trainer", values: Mapping[str, Any], template: str | None, own: str
+    ) -> str:
+        path, version = self.format_checkpoint_name(values, template), self.STARTING_VERSION
+        taken = set(self._taken or ())
+        for other in trainer.callbacks:
+            if isinstance(other, ModelCheckpoint):
+                taken |= {*other._files, *other._links}
+        while self._enable_version_counter and path in taken and path != own:
+            path = self.format_checkpoint_name(values, template, ver=version)
+            version += 1
+        return path
+
+    def _alias(self, trainer: "Trainer", path: str) -> str:
+        where, _ = root_of(trainer.flags)
+        inside = os.path.relpath(path, where) if "://" not in path else path.removeprefix(where)
+        name = os.path.basename(path) if inside.startswith("..") else inside.lstrip("/")
+        return name.removesuffix(self.FILE_EXTENSION)
+
+    def to_yaml(self, filepath: "str | os.PathLike[str] | None" = None) -> None:
+        """Write paths and scores of the best ones to a YAML file."""
+        import yaml
+
+        path = Path(filepath or os.path.join(self.dirpath or "", "best_k_models.yaml"))
+        scores = {name: float(score) for name, score in self.best_k_models.items()}
+        path.write_text(yaml.dump(scores))
+
+    # State.
 
     def state_dict(self) -> dict[str, Any]:
-        """The best ones so far."""
+        """The best ones so far, and the files that there are."""
+
+        def number(score: torch.Tensor | None) -> float | None:
+            return None if score is None else float(score)
+
         return {
-            "best_k_models": {path: float(score) for path, score in self.best_k_models.items()},
+            "monitor": self.monitor,
+            "best_model_score": number(self.best_model_score),
             "best_model_path": self.best_model_path,
+            "current_score": number(self.current_score),
+            "dirpath": self.dirpath,
+            "best_k_models": {path: float(score) for path, score in self.best_k_models.items()},
+            "kth_best_model_path": self.kth_best_model_path,
+            "kth_value": float(self.kth_value),
             "last_model_path": self.last_model_path,
-            "asked": list(self._asked),
-            "scored": self._scored,
+            "saved": [self._last_global_step_saved, self._last_checkpoint_saved, self._saved_at],
+            "deferred": self._deferred,
+            "validated": self._validated,
+            "files": dict(self._files),
+            "links": dict(self._links),
+            "gone": list(self._gone),
+            "taken": self._taken,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        saved = state_dict["best_k_models"]
-        self.best_k_models = {path: torch.tensor(score) for path, score in saved.items()}
+
+        def tensor(score: float | None) -> torch.Tensor | None:
+            return None if score is None else torch.as_tensor(score)
+
         self.best_model_path = state_dict["best_model_path"]
-        self.best_model_score = self.best_k_models.get(self.best_model_path)
+        moved = self._given_dirpath not in (None, state_dict["dirpath"])
+        if moved or "files" not in state_dict:
+            # Other files in another folder: what is best so far is all that holds there.
+            return
+        self.dirpath = state_dict["dirpath"]
+        saved = state_dict["best_k_models"]
+        self.best_k_models = {path: torch.as_tensor(score) for path, score in saved.items()}
+        self.best_model_score = tensor(state_dict["best_model_score"])
+        self.current_score = tensor(state_dict["current_score"])
+        self.kth_best_model_path = state_dict["kth_best_model_path"]
+        self.kth_value = torch.as_tensor(state_dict["kth_value"])
         self.last_model_path = state_dict["last_model_path"]
-        step, epoch = state_dict["asked"]
-        self._asked, self._scored = (step, epoch), state_dict["scored"]
+        step, path, seconds = state_dict["saved"]
+        self._last_global_step_saved, self._last_checkpoint_saved = step, path
+        self._saved_at = seconds
+        self._deferred, self._validated = state_dict["deferred"], state_dict["validated"]
+        # A run that goes back in its own process has files of steps that never were.
+        stale = [path for path in self._files if path not in state_dict["files"]]
+        self._files, self._links = dict(state_dict["files"]), dict(state_dict["links"])
+        self._gone = [*state_dict["gone"], *stale]
+        self._taken, self._pending = state_dict["taken"], {}
+
+
+def _folder(trainer: "Trainer") -> str | None:
+    """Where files go that are told no place; None when there is no folder for them."""
+    for logger in trainer.loggers[:1]:
+        if logger.log_dir and "://" not in logger.log_dir:
+            return os.path.join(os.path.abspath(logger.log_dir), "checkpoints")
+    root = trainer.default_root_dir
+    return f"{root.rstrip('/')}/checkpoints"
+
+
+def _values(trainer: "Trainer") -> dict[str, Any]:
+    """What names may hold."""
+    values: dict[str, Any] = dict(trainer.callback_metrics)
+    run, epoch = trainer._run, trainer.current_epoch
+    if run is not None and run.step and not run.cursor.sample:
+        # Between two epochs: what there is belongs to the one that has ended.
+        epoch -= 1
+    for name, own in (("epoch", epoch), ("step", trainer.global_step)):
+        values[name] = int(values[name]) if name in values else own
+    return values
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value

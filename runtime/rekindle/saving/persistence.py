@@ -28,6 +28,7 @@ from rekindle.ranks.control import ControlPage
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
 from rekindle.saving.cadence import Cadence
+from rekindle.saving.files import Files
 from rekindle.saving.grace import Grace
 from rekindle.saving.keeping import Keeper
 from rekindle.saving.lease import SharedLease
@@ -65,6 +66,8 @@ class Session:
         """The `ckpt_path` that this run's line of checkpoints was begun with."""
         self.save_seconds: float | None = None
         """What the newest save has taken, in this attempt or in the one before."""
+        self.files = Files(lambda: self.lease.store, lambda text: print(text, file=sys.stderr))
+        """Copies of commits under paths; rank 0's are written."""
         self._world, self._page = world, page
         self._retention = retention(flags)
         self._grace = Grace()
@@ -255,6 +258,7 @@ class Session:
 
     def _committed(self, ref: CommitRef, seconds: float, size: int) -> None:
         """Called from the saver's thread."""
+        self.files.committed(ref)
         if self.keeper is not None:
             self.keeper.note(ref)
         self.cadence.committed(seconds)
@@ -327,6 +331,8 @@ class Session:
         """
         try:
             self._end_of_failed(error, step)
+            # What is not written by then is made anew when the run goes on.
+            self.files.settle(_PEER_SECONDS)
         finally:
             self.lease.leave()
 
@@ -346,6 +352,7 @@ class Session:
     def end(self, timeout: float) -> None:
         """The run is through: let the save in flight end, and give up the right to write."""
         self.close(timeout)
+        self.files.settle()
         self.lease.release()
 
     def close(self, timeout: float) -> bool:

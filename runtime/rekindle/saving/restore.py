@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from rekindle import lightningfile
 from rekindle.checkpoint import CommitRef, IntegrityError, Restored, Store, StoreError, flush
 from rekindle.checkpoint.adoption import adopt
 from rekindle.checkpoint.hostcopy import Label
@@ -131,14 +132,14 @@ class Candidates:
         command is run again after every preemption, and must not throw away what was done since.
         Once such a run has ended, a new start of the script means the `ckpt_path` again.
         """
-        own = whole(target.uri) == whole(self.lease.uri)
+        own = target.kind != "file" and whole(target.uri) == whole(self.lease.uri)
         self.settle()
         error: Exception | None = None
         goes_on, refs, again = False, [], not own
         if self.world.first:
             try:
                 goes_on, again = self._begun_from(target, own_run, own=own)
-                if not goes_on:
+                if not goes_on and target.kind != "file":
                     store = self.lease.store if own else self._other(target)
                     refs = choose(store, target, rule)
                     if not refs:
@@ -150,6 +151,8 @@ class Candidates:
         if goes_on:
             found = self.newest("must" if resume == "must" else "auto")
             return replace(found, origin=target.text, again=again)
+        if target.kind == "file":
+            return self._file(target)
         store = self.lease.store if own else self._other(target)
         damaged: list[tuple[CommitRef, str]] = []
         for ref in refs:
@@ -169,6 +172,26 @@ class Candidates:
         raise IntegrityError(
             f"R16 what ckpt_path={target.text!r} means is damaged or gone: {bad} Choose another "
             f"checkpoint, or ckpt_path='last'."
+        )
+
+    def _file(self, target: Target) -> Found:
+        """What a file of ours holds; ValueError for one that does not say where training was."""
+        error: Exception | None = None
+        restored: Restored | None = None
+        try:
+            restored = lightningfile.state_of(lightningfile.read(target.name))
+            if restored is None:
+                raise ValueError(
+                    f"ckpt_path={target.text!r} is a file of weights that does not say which "
+                    f"samples were used, so training cannot go on from it exactly. Begin with its "
+                    f"weights: "
+                    f"Model.load_from_checkpoint({target.text!r}), then fit without ckpt_path."
+                )
+        except Exception as failure:
+            error = failure
+        self.world.agree(error)
+        return Found(
+            restored=restored, foreign=True, source=target.name, origin=target.text, again=True
         )
 
     def before(self, step: int) -> Found:

@@ -341,6 +341,8 @@ def finish(run: Run) -> None:
                 raise
             run.console.say(f"last checkpoint, step {run.step}: {error}")
         else:
+            if run.session is not None:
+                run.session.files.settle()
             return
 
 

@@ -11,8 +11,10 @@ from rekindle.callback import Callback
 from rekindle.checkpoint import Store
 from rekindle.data.apart import Evaluation
 from rekindle.data.combined import CombinedLoader
+from rekindle.lightningfile import read, view
 from rekindle.logs import Logs, by_loader
 from rekindle.model import deferred
+from rekindle.model.hyperparameters import recalled
 from rekindle.model.module import Module
 from rekindle.model.precision import autocast, convert
 from rekindle.ranks.distributed import World
@@ -71,7 +73,7 @@ def run_alone(
     convert(module, flags.precision, world.device)
     module.attach(trainer, logs)
     if ckpt_path is not None:
-        _load_weights(trainer, module, ckpt_path, world)
+        _load_weights(trainer, module, ckpt_path, world, hooks)
     found: Any
     if stage == "predict":
         found = predict(
@@ -130,7 +132,9 @@ def _check_predicting(trainer: "Trainer", source: Evaluation | None, data: Valid
             )
 
 
-def _load_weights(trainer: "Trainer", module: Module, ckpt_path: str, world: World) -> None:
+def _load_weights(
+    trainer: "Trainer", module: Module, ckpt_path: str, world: World, hooks: Hooks
+) -> None:
     """Give the module the weights that a `ckpt_path` means; collective."""
     flags = trainer.flags
     options = store_options(flags)
@@ -142,19 +146,26 @@ def _load_weights(trainer: "Trainer", module: Module, ckpt_path: str, world: Wor
             if ckpt_path in ("last", "best", "hpc"):
                 uri = newest_place(uri, flags.fit_number, options)
             target = locate(ckpt_path, root=uri, script_root=whole(flags.root), options=options)
-            where = whole(target.uri)
-            refs = choose(Store.open(where, **options), target, best_rule(flags))
-            if not refs:
+            where = target.name if target.kind == "file" else whole(target.uri)
+            if target.kind != "file":
+                refs = choose(Store.open(where, **options), target, best_rule(flags))
+            if not refs and target.kind != "file":
                 raise FileNotFoundError(f"ckpt_path={ckpt_path!r}: no checkpoint in {where}")
         except Exception as failure:
             error = failure
     world.agree(error)
     refs, where = world.share((refs, where))
     try:
-        store = Store.open(where, **options)
-        restored = first_good(store, refs, trainer.print)
-        load_model(module, restored.state["model"], restored.ref.step)
-        trainer.print(f"weights of step {restored.ref.step} from {where}")
+        if refs:
+            restored = first_good(Store.open(where, **options), refs, trainer.print)
+            found = view(restored.state, restored.meta, recalled)
+        else:
+            found = read(where)
+        for hook in hooks.on_load_checkpoint:
+            hook(trainer, module, found)
+        step = found.get("global_step", 0)
+        load_model(module, found["state_dict"], step)
+        trainer.print(f"weights of step {step} from {where}")
     except Exception as failure:
         error = failure
     world.agree(error)

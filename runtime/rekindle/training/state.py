@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from rekindle import logs, randomness
+from rekindle import lightningfile, logs, randomness
 from rekindle.callback import Callback
 from rekindle.checkpoint import CommitRef, Restored, encoding
 from rekindle.checkpoint.manifest import TensorEntry
 from rekindle.checkpoint.tensors import TORCH_DTYPES, flatten, rebuild
 from rekindle.model import metrics, optimizers
-from rekindle.model.hyperparameters import described
+from rekindle.model.hyperparameters import described, recalled
 from rekindle.model.optimizers import plain
 from rekindle.ranks.finite import Window
 from rekindle.ranks.gradients import broadcast
@@ -82,8 +82,6 @@ def collect(
         state["datamodule"] = run.datamodule.state_dict()
     if run.feed.stream is not None:
         state["stream"] = run.feed.stream.saved()
-    for hook in run.hooks.on_save_checkpoint:
-        hook(run.trainer, module, state)
     meta = {
         "step": run.step,
         "epoch": run.cursor.epoch,
@@ -114,6 +112,15 @@ def collect(
     }
     if run.feed.stream is not None:
         meta["stream"] = run.feed.stream.account(state["stream"])
+    if run.hooks.on_save_checkpoint:
+        shown = lightningfile.view(state, meta, recalled)
+        before = lightningfile.copied(shown)
+        for hook in run.hooks.on_save_checkpoint:
+            hook(run.trainer, module, shown)
+        # What a hook says of callbacks is their state; weights stay whole, whatever it removes.
+        state["callbacks"] = before["callbacks"] = shown.get("callbacks", {})
+        if changed := lightningfile.changes(before, shown):
+            state["hooks"] = changed
     return state, rank_state, meta
 
 
@@ -132,12 +139,18 @@ def apply(run: Run, restored: Restored, *, again: bool = False) -> None:
     `again`: it is the end of another run, and that this one wished to stop does not count.
     """
     state, step = restored.state, int(restored.meta["step"])
-    for hook in run.hooks.on_load_checkpoint:
-        hook(run.trainer, run.module, state)
+    anew: dict[str, Any] = {}
+    if run.hooks.on_load_checkpoint:
+        state, anew = _shown(run, restored)
     same_size = restored.world_size == run.world.size
     own: dict[str, Any] | None = restored.rank_state if same_size else None
     load_model(run.module, state["model"], step)
-    optimizers.restore_all(run.optimization.optimizers, run.module, state["optimizers"], step)
+    own_optimizers = run.optimization.optimizers
+    if "optimizer_states" in anew:
+        for optimizer, one in zip(own_optimizers, anew["optimizer_states"], strict=False):
+            optimizer.load_state_dict(one)
+    else:
+        optimizers.restore_all(own_optimizers, run.module, state["optimizers"], step)
     run.update.restore(state["loop"]["update"], step)
     schedulers = run.optimization.schedulers
     if len(state["schedulers"]) != len(schedulers):
@@ -187,6 +200,44 @@ def apply(run: Run, restored: Restored, *, again: bool = False) -> None:
     run.measured.update(restored.meta.get("measured", {}))
 
 
+def _shown(run: Run, restored: Restored) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state as hooks want it, and under Lightning's keys what they have put in its place.
+
+    What a hook left out of the checkpoint when it was saved is in the state all the same.
+    """
+    shown = lightningfile.view(restored.state, restored.meta, recalled)
+    before = lightningfile.copied(shown)
+    for hook in run.hooks.on_load_checkpoint:
+        hook(run.trainer, run.module, shown)
+    changed = lightningfile.changes(before, shown)
+    state = dict(restored.state)
+    if not changed:
+        return state, {}
+    keys = {*changed.get("set", {}), *(path[0] for path in changed.get("removed", ()))}
+    if "loops" in keys:
+        raise ValueError(
+            "on_load_checkpoint has changed checkpoint['loops'], which says nothing here: the "
+            "place in training and data is exact. To begin anew with these weights, use "
+            "load_from_checkpoint and fit without ckpt_path."
+        )
+    named = {
+        "state_dict": dict(state["model"]),
+        "callbacks": lightningfile.copied(state["callbacks"]),
+    }
+    data = restored.meta.get("datamodule_class", "")
+    if "datamodule" in state:
+        named[data] = lightningfile.copied(state["datamodule"])
+    lightningfile.change(named, changed)
+    state |= {"model": named["state_dict"], "callbacks": named.get("callbacks", {})}
+    if data in keys:
+        state["datamodule"] = named.get(data, {})
+    if "lr_schedulers" in keys:
+        fresh = [spec.scheduler.state_dict() for spec in run.optimization.schedulers]
+        given = shown.get("lr_schedulers", [])
+        state["schedulers"] = [*given, *fresh[len(given) :]]
+    return state, {k: shown.get(k, []) for k in ("optimizer_states",) if k in keys}
+
+
 def shares(
     module: nn.Module, callbacks: list[Callback], stored: Sequence[TensorEntry]
 ) -> dict[str, torch.Tensor]:
@@ -231,6 +282,9 @@ def load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
     mine = {plain(name): value for name, value in module.state_dict().items()}
     missing = sorted(set(mine) - set(saved))
     surplus = sorted(set(saved) - set(mine))
+    if getattr(module, "strict_loading", True) is False:
+        missing, surplus = [], []
+        mine = {name: value for name, value in mine.items() if name in saved}
     if missing or surplus:
         parts = []
         if missing:
@@ -248,7 +302,8 @@ def load_model(module: nn.Module, saved: Mapping[str, Any], step: int) -> None:
                 f"model's has {list(value.shape)}. Use the same model, or resume='never'."
             )
     module.load_state_dict(
-        {original[name]: like(saved[name], value) for name, value in mine.items()}
+        {original[name]: like(saved[name], value) for name, value in mine.items()},
+        strict=len(mine) == len(original),
     )
 
 

@@ -68,7 +68,16 @@ def net():
 def fit(data, tmp_path):
     """Train for three epochs of five steps with these callbacks; gives the trainer."""
 
-    def run(*callbacks, stop=None, root="run", model=None, validation=True, shuffle=True, **flags):
+    def run(
+        *callbacks,
+        stop=None,
+        root="run",
+        model=None,
+        validation=True,
+        shuffle=True,
+        start=None,
+        **flags,
+    ):
         rk.seed_everything(1)
         model = (model or Net)()
         trainer = rk.Trainer(
@@ -86,7 +95,7 @@ def fit(data, tmp_path):
         train, val = data
         loaders = DataLoader(train, 4, shuffle=shuffle), DataLoader(val, 4) if validation else None
         if stop is None:
-            trainer.fit(model, *loaders)
+            trainer.fit(model, *loaders, ckpt_path=start)
         else:
             with pytest.raises(rk.Preempted):
                 trainer.fit(model, *loaders)

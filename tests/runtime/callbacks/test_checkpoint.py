@@ -1,6 +1,7 @@
 from datetime import timedelta
 
 import pytest
+import torch
 
 from rekindle import Callback, Every, Store
 from rekindle.callbacks import ModelCheckpoint
@@ -26,10 +27,9 @@ class Scores(Callback):
 
 
 def best(**arguments):
-    with pytest.warns(UserWarning, match="the text of val/f1 does not enter the name"):
-        return ModelCheckpoint(
-            monitor="val/f1", mode="max", filename="{epoch}-{val/f1:.3f}", **arguments
-        )
+    return ModelCheckpoint(
+        monitor="val/f1", mode="max", filename="{epoch}-{val/f1:.3f}", **arguments
+    )
 
 
 def test_the_best_checkpoints_stay_under_readable_names(fit, tmp_path):
@@ -38,13 +38,13 @@ def test_the_best_checkpoints_stay_under_readable_names(fit, tmp_path):
     found = commits(tmp_path)
     assert sorted(found) == [5, 15, 20]
     about = {"monitor": "val/f1", "mode": "max", "score": pytest.approx(0.9)}
-    assert found[5]["aliases"] == {"epoch=0-val/f1=0.900": about}
-    assert callback.best_model_path == f"{tmp_path}/run/epoch=0-val/f1=0.900.ckpt"
+    assert found[5]["aliases"] == {"checkpoints/epoch=0-val/f1=0.900": about}
+    assert callback.best_model_path == f"{tmp_path}/run/checkpoints/epoch=0-val/f1=0.900.ckpt"
     assert float(callback.best_model_score) == pytest.approx(0.9)
     assert list(callback.best_k_models) == [
-        f"{tmp_path}/run/epoch={e}-val/f1={s}.ckpt" for e, s in ((0, "0.900"), (2, "0.800"))
+        f"{tmp_path}/run/checkpoints/epoch={e}-val/f1={s}.ckpt"
+        for e, s in ((0, "0.900"), (2, "0.800"))
     ]
-    assert callback.last_model_path.endswith("epoch=3-val/f1=0.300.ckpt")
 
 
 def test_the_best_checkpoints_stay_after_three_preemptions(fit, tmp_path):
@@ -70,7 +70,12 @@ def test_names_follow_the_template(fit, tmp_path):
     plain = ModelCheckpoint(every_n_train_steps=4, auto_insert_metric_name=False)
     fit(plain, keep_latest=9)
     named = {step: list(meta["aliases"]) for step, meta in commits(tmp_path).items()}
-    assert named == {4: ["0-4"], 8: ["1-8"], 12: ["2-12"], 15: []}
+    assert named == {
+        4: ["checkpoints/0-4"],
+        8: ["checkpoints/1-8"],
+        12: ["checkpoints/2-12"],
+        15: [],
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,8 +110,8 @@ def test_a_folder_within_the_root_is_part_of_the_name(fit, tmp_path):
     callback = ModelCheckpoint(dirpath=tmp_path / "run" / "best")
     fit(callback, max_epochs=1)
     assert list(commits(tmp_path)[5]["aliases"]) == ["best/epoch=0-step=5"]
-    assert callback.last_model_path == f"{tmp_path}/run/best/epoch=0-step=5.ckpt"
-    assert not (tmp_path / "run" / "best").exists()
+    assert callback.best_model_path == f"{tmp_path}/run/best/epoch=0-step=5.ckpt"
+    assert (tmp_path / "run" / "best" / "epoch=0-step=5.ckpt").is_file()
 
 
 def test_a_metric_that_nobody_logs_is_named(fit):
@@ -129,11 +134,66 @@ def test_bad_arguments_are_named(arguments, message):
         ModelCheckpoint(**arguments)
 
 
-def test_what_is_done_otherwise_is_said(fit, capsys):
-    fit(ModelCheckpoint(save_weights_only=True, save_on_exception=True), max_epochs=1)
-    said = capsys.readouterr()
-    assert "the full state is saved" in said.out + said.err
-    assert "an error flushes the newest snapshot" in said.out + said.err
+@pytest.mark.parametrize("stop", [2, 5, 7, 12])
+def test_files_of_an_interrupted_run_are_those_of_a_plain_one(fit, tmp_path, stop):
+    def callbacks(folder):
+        last = ModelCheckpoint(folder, filename="{epoch}", save_last=True)
+        return [
+            last,
+            ModelCheckpoint(folder, monitor="val/loss", save_top_k=2, filename="{epoch}"),
+            ModelCheckpoint(folder, every_n_train_steps=4, save_top_k=-1),
+        ]
+
+    plain = callbacks(tmp_path / "plain")
+    fit(*plain, root="one")
+    fit(*callbacks(tmp_path / "cut"), root="two", stop=stop)
+    cut = callbacks(tmp_path / "cut")
+    fit(*cut, root="two")
+    names = [sorted(p.name for p in (tmp_path / d).glob("*.ckpt")) for d in ("plain", "cut")]
+    assert names[0] == names[1]
+    assert "epoch=2-v1.ckpt" in names[0]
+    for name in names[0]:
+        one, two = (
+            torch.load(tmp_path / d / name, weights_only=True)["state_dict"]
+            for d in ("plain", "cut")
+        )
+        assert all(torch.equal(one[key], two[key]) for key in one)
+    for one, two in zip(plain, cut, strict=True):
+        assert one.best_model_path.replace("plain", "cut") == two.best_model_path
+        assert one.last_model_path.replace("plain", "cut") == two.last_model_path
+
+
+def test_files_that_were_not_written_are_made_anew(fit, tmp_path):
+    folder = tmp_path / "files"
+
+    def callback():
+        return ModelCheckpoint(folder, save_last="link", save_top_k=-1, filename="{epoch}")
+
+    # Two epochs are done; their files are lost, and one that was to go has stayed.
+    fit(callback(), stop=11)
+    before = (folder / "epoch=0.ckpt").read_bytes()
+    for path in folder.glob("*.ckpt"):
+        path.unlink()
+    fit(callback())
+    names = sorted(path.name for path in folder.glob("*.ckpt"))
+    assert names == ["epoch=0.ckpt", "epoch=1.ckpt", "epoch=2.ckpt", "last.ckpt"]
+    assert len((folder / "epoch=0.ckpt").read_bytes()) == len(before)
+    assert (folder / "last.ckpt").readlink().name == "epoch=2.ckpt"
+
+
+def test_a_file_that_cannot_be_written_costs_the_run_nothing(fit, tmp_path, capfd):
+    (tmp_path / "files").write_text("no folder")
+    trainer = fit(ModelCheckpoint(tmp_path / "files"), max_epochs=1)
+    assert trainer.global_step == 5
+    assert "epoch=0-step=5.ckpt: not written: " in capfd.readouterr().err
+
+
+def test_training_goes_on_from_a_file_exactly(fit, tmp_path, same):
+    callback = ModelCheckpoint(tmp_path / "files", every_n_train_steps=7)
+    plain = fit(callback, root="one", max_epochs=2)
+    found = fit(root="two", max_epochs=2, start=callback.best_model_path)
+    assert found.global_step == 10
+    assert same(plain, found)
 
 
 def test_its_folder_is_the_root_when_the_trainer_names_none(tmp_path):

@@ -51,16 +51,17 @@ def test_a_callback_has_no_hook_in_every_step_that_it_does_not_need():
     stepwise = [callbacks.LearningRateMonitor(), callbacks.BatchSizeSchedule({9: 4}, "step")]
     hooks = Hooks([*stepwise, callbacks.ModelCheckpoint(every_n_train_steps=2)], Module())
     assert len(hooks.on_before_optimizer_step) == 1
-    assert len(hooks.on_before_zero_grad) == 2
+    assert len(hooks.on_before_zero_grad) == 1
+    assert len(hooks.on_train_batch_end) == 1
 
 
 def test_a_hook_that_a_subclass_has_overridden_runs_where_its_own_class_needs_none(fit):
     steps = []
 
     class Mine(ModelCheckpoint):
-        def on_before_zero_grad(self, trainer, pl_module, optimizer):
-            super().on_before_zero_grad(trainer, pl_module, optimizer)
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
             steps.append(trainer.global_step)
 
     fit(Mine(), max_epochs=1)
-    assert steps == [0, 1, 2, 3, 4]
+    assert steps == [1, 2, 3, 4, 5]

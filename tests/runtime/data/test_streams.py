@@ -106,8 +106,8 @@ class Stop(rk.Callback):
     def __init__(self, at):
         self.at = at
 
-    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
-        checkpoint["loop"]["stopped"] = False
+    def on_fit_start(self, trainer, pl_module):
+        trainer.should_stop = False
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         trainer.should_stop = trainer.global_step + 1 == self.at

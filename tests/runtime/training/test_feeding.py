@@ -126,9 +126,6 @@ def resumed(root, *callbacks, **flags):
         def on_fit_start(self, trainer, pl_module):
             trainer.should_stop = False
 
-        def on_load_checkpoint(self, trainer, pl_module, checkpoint):
-            checkpoint["loop"]["stopped"] = False
-
     return fit(root, *callbacks, GoOn(), **flags)
 
 
