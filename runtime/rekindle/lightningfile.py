@@ -179,16 +179,21 @@ def _changed(
     return found
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two trees are equal; tensors only if they are one."""
+def same(one: Any, other: Any, *, by_value: bool = False) -> bool:
+    """Whether two trees are equal; tensors only if they are one, or `by_value`."""
     if one is other:
         return True
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and by_value:
+        return one.dtype == other.dtype and torch.equal(one, other)
     if type(one) is not type(other) or isinstance(one, torch.Tensor):
         return False
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(
+            same(one[key], other[key], by_value=by_value) for key in one
+        )
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
+        pairs = zip(one, other, strict=False)
+        return len(one) == len(other) and all(same(a, b, by_value=by_value) for a, b in pairs)
     try:
         return bool(one == other)
     except (TypeError, ValueError, RuntimeError):

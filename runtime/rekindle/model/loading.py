@@ -35,7 +35,7 @@ def opened(path: _Path) -> dict[str, Any]:
         for name, theirs in found.get(key, {}).items():
             # A text in the file may be a class, a path: as it was, unless a hook has changed it.
             ours = recall(stored.get(owner, {}).get(name))
-            if lightningfile.same(lightningfile.storable(ours), theirs):
+            if lightningfile.same(lightningfile.storable(ours), theirs, by_value=True):
                 found[key][name] = ours
     return found
 
