@@ -157,6 +157,9 @@ class Flags:
     log_every_n_steps: int = 50
     check_val_every_n_epoch: int | None = 1
     val_check_interval: int | float | None = None
+    """Batches, or a share of an epoch's."""
+    val_every_steps: int | None = None
+    """Optimizer steps between two validations, over all epochs; None: the flags above say."""
     num_sanity_val_steps: int = 2
     limit_train_batches: int | float = 1.0
     limit_val_batches: int | float = 1.0
@@ -247,14 +250,7 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
         )
     if values["benchmark"] not in (None, True, False):
         raise ValueError(f"benchmark={values['benchmark']!r} must be True, False or None")
-    if isinstance(values["val_check_interval"], str | timedelta | Mapping):
-        raise ValueError(
-            f"val_check_interval={values['val_check_interval']!r}: validations fall on the same "
-            f"steps however often a run is interrupted, so they cannot go by the clock. Give a "
-            f"number of batches, or a share of the epoch"
-        )
-    if values["val_check_interval"] is not None:
-        _amount(values, "val_check_interval", zero=False)
+    _interval(values)
     _clipping(values)
     policies = {name: name for name in ("stop", "skip", "rollback")}
     _choice(values, "nonfinite", {**policies, None: None})
@@ -413,6 +409,25 @@ def _amount(
     )
 
 
+def _interval(values: dict[str, Any]) -> None:
+    """`val_check_interval`: batches or a share of them, not a time."""
+    interval = values["val_check_interval"]
+    if interval is None:
+        return
+    if isinstance(interval, str | timedelta | Mapping):
+        raise ValueError(
+            f"val_check_interval={interval!r}: validations fall on the same steps however often a "
+            f"run is interrupted, so they cannot go by the clock; give a number of batches, or a "
+            f"share of the epoch's"
+        )
+    _amount(values, "val_check_interval", zero=False)
+    if values["check_val_every_n_epoch"] is None and isinstance(interval, float):
+        raise ValueError(
+            f"val_check_interval={interval} is a share of an epoch, and "
+            f"check_val_every_n_epoch=None counts batches over all epochs; give an integer"
+        )
+
+
 def _synonyms(values: dict[str, Any]) -> None:
     """Shorter names; giving both is refused."""
     for short, name, default in (
@@ -430,6 +445,7 @@ def _synonyms(values: dict[str, Any]) -> None:
             )
         values[name] = value
     every = values.pop("val_every")
+    values["val_every_steps"] = None
     if every is None:
         return
     if not isinstance(every, Every) or every.steps is None or every.seconds is not None:
@@ -439,7 +455,7 @@ def _synonyms(values: dict[str, Any]) -> None:
         )
     if values["val_check_interval"] is not None:
         raise ValueError("give val_every= or val_check_interval=, not both")
-    values["val_check_interval"], values["check_val_every_n_epoch"] = every.steps, None
+    values["val_every_steps"] = every.steps
 
 
 def _plugins(values: dict[str, Any]) -> None:
@@ -544,9 +560,9 @@ def _trial(values: dict[str, Any]) -> None:
             "max_time": None,
             "min_epochs": None,
             "min_steps": None,
-            "accumulate_grad_batches": 1,
             "global_batch_size": None,
             "val_check_interval": None,
+            "val_every_steps": None,
             "check_val_every_n_epoch": 1,
             "num_sanity_val_steps": 0,
             "enable_checkpointing": False,

@@ -37,6 +37,8 @@ StepPairs = dict[str, tuple[int, Part]]
 
 RESERVED = frozenset({"epoch", "step", "time"})
 """Names that reports use themselves."""
+_FORK = "\0"
+"""Stands between a name and ``step`` or ``epoch`` where a value has both; no user can log it."""
 SUFFIX = "/dataloader_idx_"
 """What stands between a name and the number of the loader that the values are of."""
 _FOLD = 64
@@ -81,6 +83,10 @@ class Slot:
     """Values of the newest step that had any."""
     used: bool = False
     """Whether a metric was logged since the last reduction."""
+    forked: bool = False
+    """Whether it was logged per step and per epoch, which have names of their own then."""
+    told: float = 0.0
+    """How much of the weight is in a value that all ranks have already."""
 
     def fold(self) -> None:
         """Add what is pending to the running sum, in order."""
@@ -100,6 +106,11 @@ class Slot:
             self.weight += sum(self.weights)
         self.pending, self.weights = [], []
 
+    def folded(self) -> bool:
+        """Whether there is a running value, with nothing pending any more."""
+        self.fold()
+        return self.on_epoch and self.metric is None and bool(self.weight)
+
     def add(self, value: float, weight: float) -> None:
         """Take one more number into the running value."""
         part = (value * weight if self.reduce == "mean" else value, weight, self.reduce)
@@ -111,8 +122,8 @@ class Slot:
         return float(self.total), self.weight, self.reduce
 
     def named(self, ending: str) -> str:
-        """The reported name of a value per step or epoch: both are told apart if there are both."""
-        forked = f"_{ending}" if self.on_step and self.on_epoch else ""
+        """The name of a value per step or epoch, for `plain` and `reported` to take apart."""
+        forked = f"{_FORK}{ending}" if self.forked else ""
         return f"{self.name}{forked}{self.suffix}"
 
 
@@ -131,6 +142,10 @@ class Logs:
         self._slots = self._by_phase["train"]
         self.step = 0
         """The optimizer step that runs; set by the loop."""
+        self.begun = 0
+        """The first step of this epoch; set by the loop."""
+        self.alone = True
+        """Whether this rank's values are those of all ranks."""
         self.between = False
         """Whether hooks at the end of an epoch run, where values belong to the epoch."""
         self.batch_size = 1
@@ -229,10 +244,17 @@ class Logs:
                 f"R6 metric {name!r} is logged with on_step=False and on_epoch=False: nothing "
                 f"would be reported. Set one of them."
             )
+        forked = step and epoch
         if self.phase != "train":
             step, epoch = False, True
         return Slot(
-            name=name, on_step=step, on_epoch=epoch, prog_bar=False, logger=True, metric=path
+            name=name,
+            on_step=step,
+            on_epoch=epoch,
+            prog_bar=False,
+            logger=True,
+            metric=path,
+            forked=forked,
         )
 
     def take_steps(self, since: int, more: Sequence[tuple[str, Any, float]] = ()) -> StepPairs:
@@ -249,13 +271,9 @@ class Logs:
                 continue
             name, how = slot.named("step"), slot.reduce
             found += [(name, slot.step, value, weight, how) for value, weight in slot.recent]
-        tensors = [value for _, _, value, _, _ in found if isinstance(value, torch.Tensor)]
-        read = iter(
-            torch.stack([t.double().reshape(()) for t in tensors]).tolist() if tensors else ()
-        )
+        numbers = _read([value for _, _, value, _, _ in found])
         pairs: StepPairs = {}
-        for name, step, value, weight, how in found:
-            number = next(read) if isinstance(value, torch.Tensor) else float(value)
+        for (name, step, _, weight, how), number in zip(found, numbers, strict=True):
             part: Part = (number * weight if how == "mean" else number, weight, how)
             pairs[name] = (step, joined(pairs[name][1], part) if name in pairs else part)
         return pairs
@@ -264,8 +282,7 @@ class Logs:
         """The running sums of a phase's epoch values."""
         pairs: Pairs = {}
         for slot in self._by_phase[phase].values():
-            slot.fold()
-            if slot.on_epoch and slot.metric is None and slot.weight:
+            if slot.folded():
                 pairs[slot.named("epoch")] = slot.part
         return pairs
 
@@ -277,11 +294,39 @@ class Logs:
             if slot.metric is not None and slot.on_epoch and slot.used
         }
 
+    def now(self) -> dict[str, float]:
+        """What can be read of the values that were noted; waits for the device, not for ranks.
+
+        In training the newest step values of this epoch, as this rank has them. At the end of an
+        epoch its values so far, where they are not those of many ranks.
+        """
+        if not self.between:
+            return newest([self.take_steps(self.begun)]) if self.phase == "train" else {}
+        slots = self._slots.values()
+        pairs = {s.named("epoch"): s.part for s in slots if s.folded() and s.weight != s.told}
+        values = means([pairs])
+        if self.alone:
+            owned = metrics.owned(self._module)
+            for name, path in self.epoch_metrics(self.phase).items():
+                values[name] = metrics.value_of(owned[path])
+        return values
+
+    def tell(self, phase: Phase) -> None:
+        """All ranks have the values of a phase's epoch so far."""
+        for slot in self._by_phase[phase].values():
+            slot.told = slot.weight
+
+    def about(self, name: str) -> tuple[bool, bool]:
+        """Whether a plain name is for the progress bar, and whether it is for loggers."""
+        slots = (self._slots, *self._by_phase.values())
+        found = next((own[name] for own in slots if name in own), None)
+        return (False, True) if found is None else (found.prog_bar, found.logger)
+
     def clear(self, phase: Phase) -> None:
         """Begin a new epoch of a phase."""
         for slot in self._by_phase[phase].values():
             slot.pending, slot.weights, slot.total, slot.weight = [], [], 0.0, 0.0
-            slot.used = False
+            slot.used, slot.told = False, 0.0
 
     def prog_bar(self) -> set[str]:
         """Reported names that were logged with `prog_bar`."""
@@ -297,42 +342,73 @@ class Logs:
             for slots in self._by_phase.values()
             for slot in slots.values()
             if chosen(slot)
-            for name in (slot.name + slot.suffix, slot.named("step"), slot.named("epoch"))
+            for ending in ("step", "epoch")
+            for name in (slot.name + slot.suffix, reported(slot.named(ending)))
         }
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """The running epoch values of training, as plain values."""
-        found = {}
+        """The running epoch values of training and its newest step values, as plain values."""
+        found: dict[str, dict[str, Any]] = {}
         for name, slot in self._by_phase["train"].items():
             slot.fold()
-            if slot.on_epoch and (slot.weight or slot.used):
-                found[name] = {
-                    "total": float(slot.total),
-                    "weight": float(slot.weight),
-                    "on_step": slot.on_step,
-                    "prog_bar": slot.prog_bar,
-                    "logger": slot.logger,
-                    "metric": slot.metric,
-                    "reduce": slot.reduce,
-                }
+            running = slot.on_epoch and (slot.weight or slot.used)
+            if not running and not slot.recent:
+                continue
+            found[name] = {
+                "total": float(slot.total),
+                "weight": float(slot.weight),
+                "on_step": slot.on_step,
+                "on_epoch": slot.on_epoch,
+                "prog_bar": slot.prog_bar,
+                "logger": slot.logger,
+                "metric": slot.metric,
+                "used": slot.used,
+                "reduce": slot.reduce,
+                "step": slot.step,
+                "recent": [[value, weight] for value, weight in slot.recent],
+            }
+        noted = [pair for values in found.values() for pair in values["recent"]]
+        for pair, number in zip(noted, _read([value for value, _ in noted]), strict=True):
+            pair[0] = number
         return found
 
     def restore(self, saved: dict[str, dict[str, Any]]) -> None:
         """Go on from saved running values."""
         self._by_phase["train"].clear()
         for name, values in saved.items():
+            on_step, on_epoch = values["on_step"], values.get("on_epoch", True)
             self._by_phase["train"][name] = Slot(
                 name=name,
-                on_step=values["on_step"],
-                on_epoch=True,
+                on_step=on_step,
+                on_epoch=on_epoch,
                 prog_bar=values["prog_bar"],
                 logger=values.get("logger", True),
                 metric=values["metric"],
                 reduce=values.get("reduce", "mean"),
                 total=values["total"],
                 weight=values["weight"],
-                used=values["metric"] is not None,
+                used=values.get("used", values["metric"] is not None),
+                forked=on_step and on_epoch,
+                step=values.get("step", -1),
+                recent=[(value, weight) for value, weight in values.get("recent", ())],
             )
+
+
+def _read(values: Sequence[Any]) -> list[float]:
+    """Numbers, brought over from the device in one copy."""
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    read = iter(torch.stack([t.double().reshape(()) for t in tensors]).tolist() if tensors else ())
+    return [next(read) if isinstance(v, torch.Tensor) else float(v) for v in values]
+
+
+def plain(name: str) -> str:
+    """The name that a value was logged under."""
+    return name.replace(f"{_FORK}step", "").replace(f"{_FORK}epoch", "")
+
+
+def reported(name: str) -> str:
+    """The name that loggers get a value under, with ``_step`` or ``_epoch`` if it has both."""
+    return name.replace(_FORK, "_")
 
 
 def check_key(name: object) -> None:
@@ -435,6 +511,13 @@ def merged(parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, An
                 for each in (found[name], values)
             ]
             found[name]["total"], found[name]["weight"], _ = joined(*both)
+            found[name]["used"] = found[name].get("used") or values.get("used", False)
+            ours, theirs = (each.get("step", -1) for each in (found[name], values))
+            if theirs > ours:
+                found[name]["step"], found[name]["recent"] = theirs, values["recent"]
+            elif theirs == ours:
+                recent = [*found[name].get("recent", ()), *values.get("recent", ())]
+                found[name]["recent"] = recent
     return found
 
 

@@ -32,6 +32,7 @@ from rekindle.flags import Every, Flags
 from rekindle.loggers.journal import Journal
 from rekindle.loggers.journal import chosen as chosen_loggers
 from rekindle.loggers.logger import Attempt
+from rekindle.measures import Measures
 from rekindle.model.module import Module
 from rekindle.model.precision import MixedPrecision
 from rekindle.outcome import Damaged, Preempted, classify
@@ -141,8 +142,10 @@ class Trainer:
         processes do more micro-batches each; for more of them micro-batches are cut where nothing
         forbids it (see `training.batching`).
 
-        `val_check_interval` counts optimizer steps within the epoch (a share of the epoch as
-        float), or over all epochs with `check_val_every_n_epoch=None`.
+        `val_check_interval` counts training batches within the epoch (a share of them as float), or
+        over all epochs with `check_val_every_n_epoch=None`; a batch is one on each process that the
+        job wants. What falls between two optimizer steps comes after the first of them.
+        `val_every=Every(steps=...)` counts optimizer steps.
         `nonfinite` says what happens when a gradient is not finite (R20): ``stop`` with an error
         before the optimizer uses it, ``skip`` the samples of that step, ``rollback`` to the newest
         checkpoint and skip them, None to let it pass; see `ranks.finite`. With 16-bit precision
@@ -163,9 +166,10 @@ class Trainer:
         Training ends at the first of `max_epochs`, `max_steps`, `max_samples` or `max_tokens` (at
         the end of the step that reaches it; the dataset's attribute `tokens` says how many a sample
         has, one number or one for each) and `max_time` (wall time in `fit`, over all attempts);
-        without any of them after 1000 epochs, with ``max_epochs=-1`` never. `should_stop` is heeded
-        once `min_epochs` and `min_steps` are reached. `micro_batch` is what one pass takes, by
-        default the loader's `batch_size`; ``"auto"`` halves it until it fits the device.
+        without any of them after 1000 epochs, with ``max_epochs=-1`` never. `max_time` and
+        `should_stop` are heeded once `min_epochs` and `min_steps` are reached. An epoch that is
+        ended early has its hooks, and counts. `micro_batch` is what one pass takes, by default the
+        loader's `batch_size`; ``"auto"`` halves it until it fits the device.
 
         `fast_dev_run` goes through one batch (or so many) of each loop and stores nothing;
         `overfit_batches` trains on the same first batches, unshuffled; `preflight=False` leaves
@@ -211,8 +215,8 @@ class Trainer:
         self.profiler: Profiler = chosen_profiler(profiler)
         if profiler is not None:
             self.callbacks = [*self.callbacks, self.profiler]
-        self.callback_metrics: dict[str, torch.Tensor] = {}
-        """Newest reduced value of every logged name."""
+        self.measures = Measures()
+        """What was logged, as callbacks, loggers and bars see it."""
         self.datamodule: Any = None
         self.module: Module | None = None
         announce()
@@ -291,11 +295,12 @@ class Trainer:
                     console=self._console,
                     start_from=None if ckpt_path is None else os.fspath(ckpt_path),
                 )
-                if run.done:
+                if run.done and not run.validating:
                     self._console.say(
                         f"training is complete already: step {run.step} of "
                         f"{policy.root(self.flags)[0]} is the result of this fit"
                     )
+                    run.closed = 0 < run.cursor.sample < run.cursor.length
                     if run.session is not None and run.session.lease.pending:
                         # It is in memory, and nobody knows yet whether it was committed.
                         finish(run)
@@ -599,6 +604,25 @@ class Trainer:
         feeding.resize(self._run, global_batch=global_batch_size, micro=micro_batch)
 
     @property
+    def accumulate_grad_batches(self) -> int:
+        """Batches of an optimizer step, now."""
+        run = self._run
+        return self.flags.accumulate_grad_batches if run is None else run.cursor.accumulate
+
+    @accumulate_grad_batches.setter
+    def accumulate_grad_batches(self, count: int) -> None:
+        """Set it as `set_batch_size` is called; it is kept after every resume."""
+        if type(count) is not int or count < 1:
+            raise ValueError(
+                f"Trainer.accumulate_grad_batches={count!r} must be an integer of at least 1"
+            )
+        if self._run is None:
+            self.flags = replace(self.flags, accumulate_grad_batches=count)
+            return
+        cursor = self._run.cursor
+        self.set_batch_size(global_batch_size=cursor.G // cursor.accumulate * count)
+
+    @property
     def console(self) -> Console:
         """Rank 0's voice, and its progress bar."""
         return self._console
@@ -642,23 +666,23 @@ class Trainer:
 
     @property
     def global_step(self) -> int:
-        """Optimizer steps done in the surviving timeline."""
-        return 0 if self._run is None else self._run.step
+        """Optimizer steps done in the surviving timeline, those of all optimizers."""
+        return 0 if self._run is None else self._run.optimizer_steps
 
     @property
     def current_epoch(self) -> int:
-        """Epoch that is running, 0-based."""
-        return 0 if self._run is None else self._run.cursor.epoch
+        """Epoch that is running, 0-based; at the end of training the number of epochs."""
+        return 0 if self._run is None else self._run.cursor.epoch + self._run.closed
 
     @property
-    def max_epochs(self) -> int | None:
-        """The flag."""
-        return self.flags.max_epochs
+    def max_epochs(self) -> int:
+        """The flag; -1 without a limit."""
+        return -1 if self.flags.max_epochs is None else self.flags.max_epochs
 
     @property
-    def max_steps(self) -> int | None:
-        """The flag."""
-        return self.flags.max_steps
+    def max_steps(self) -> int:
+        """The flag; -1 without a limit."""
+        return -1 if self.flags.max_steps is None else self.flags.max_steps
 
     @property
     def estimated_stepping_batches(self) -> int | None:
@@ -716,9 +740,28 @@ class Trainer:
         self._console.say(f"{reason}; training ends at step {self.global_step}")
 
     @property
+    def callback_metrics(self) -> dict[str, torch.Tensor]:
+        """Newest value of every logged name, by the name itself and with its suffixes.
+
+        Values that were noted since the last report are read now, which waits for the device; with
+        several processes they are this one's own until they are reported.
+        """
+        return self.measures.read().callback
+
+    @property
+    def logged_metrics(self) -> dict[str, torch.Tensor]:
+        """Newest value of every name that loggers get; see `callback_metrics`."""
+        return self.measures.read().logged
+
+    @property
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """Newest value of every name that was logged with ``prog_bar=True``."""
+        return self.measures.read().bar
+
+    @property
     def measured(self) -> "Mapping[str, int]":
         """The step at which each value in `callback_metrics` was taken."""
-        return {} if self._run is None else self._run.measured
+        return self.measures.steps
 
     def save_checkpoint(
         self, filepath: "str | os.PathLike[str]", weights_only: bool | None = None

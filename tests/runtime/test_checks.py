@@ -112,15 +112,15 @@ def test_the_tightest_quota_counts(tmp_path, monkeypatch):
         ),
         (
             {"val_check_interval": 5, "check_val_every_n_epoch": None},
-            "R8 resumed at step 7; next validation at step 10 (every 5 steps).",
+            "R8 resumed at step 7; next validation at step 10 (every 5 batches).",
         ),
         (
             {"val_check_interval": 0.5},
-            "R8 resumed at step 7; next validation at step 9 (every 3 steps of an epoch).",
+            "R8 resumed at step 7; next validation at step 9 (every 3 batches of an epoch).",
         ),
         (
             {"val_check_interval": 4},
-            "R8 resumed at step 7; next validation at step 10 (every 4 steps of an epoch).",
+            "R8 resumed at step 7; next validation at step 10 (every 4 batches of an epoch).",
         ),
     ],
 )

@@ -31,6 +31,11 @@ def test_an_unknown_flag_is_answered_with_the_closest_one():
         ({"seed": "x"}, "seed='x' must be an integer"),
         ({"limit_train_batches": 1.5}, "limit_train_batches=1.5"),
         ({"val_check_interval": 0}, "val_check_interval=0"),
+        ({"val_check_interval": "00:01:00:00"}, "cannot go by the clock; give a number of batches"),
+        (
+            {"val_check_interval": 0.5, "check_val_every_n_epoch": None},
+            "counts batches over all epochs; give an integer",
+        ),
         ({"accelerator": "tpu"}, "'tpu' is not supported; use 'cpu', 'gpu'"),
         ({"accelerator": "npu"}, "allowed are 'auto', 'cpu'"),
         ({"devices": 0}, "devices=0"),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rekindle.logs import Logs, flattened, means, merged, newest
+from rekindle.logs import Logs, flattened, means, merged, newest, plain, reported
 from rekindle.requirement import RequirementError
 
 
@@ -15,6 +15,11 @@ def logs():
     module = torch.nn.Module()
     module.metric = mean_metric()
     return Logs(module), module
+
+
+def named(values):
+    """By the names that people see."""
+    return {reported(name): value for name, value in values.items()}
 
 
 def note(book, name, value, **options):
@@ -41,7 +46,7 @@ def test_where_values_are_folded_does_not_change_the_sum():
             note(book, "v", value, on_epoch=True)
             if index % cut == 0:
                 book.state()
-        sums.append(book.epoch_pairs("train")["v_epoch"])
+        sums.append(named(book.epoch_pairs("train"))["v_epoch"])
     assert len(set(sums)) == 1
 
 
@@ -70,8 +75,9 @@ def test_ranks_may_log_different_names():
 def test_with_step_and_epoch_names_get_suffixes():
     book, _ = logs()
     note(book, "loss", 1.0, on_step=True, on_epoch=True)
-    assert list(book.take_steps(0)) == ["loss_step"]
-    assert list(book.epoch_pairs("train")) == ["loss_epoch"]
+    assert list(named(book.take_steps(0))) == ["loss_step"]
+    assert list(named(book.epoch_pairs("train"))) == ["loss_epoch"]
+    assert {plain(name) for name in (*book.take_steps(0), *book.epoch_pairs("train"))} == {"loss"}
 
 
 def test_phases_keep_their_values_apart():
@@ -95,7 +101,7 @@ def test_a_running_epoch_survives_a_restart_on_any_number_of_ranks():
         parts.append(book.state())
     book, _ = logs()
     book.restore(merged(parts))
-    assert book.epoch_pairs("train") == {"loss_epoch": (3.0, 3.0, "mean")}
+    assert named(book.epoch_pairs("train")) == {"loss_epoch": (3.0, 3.0, "mean")}
     assert book.epoch_metrics("train") == {"mean": "metric"}
 
 
@@ -154,10 +160,10 @@ def test_a_reduction_is_the_same_over_ranks_folds_and_a_restart(reduce_fx, whole
             if value % 3 == 0:
                 book.restore(book.state())
         parts.append(book)
-    assert means([book.epoch_pairs("train") for book in parts]) == {"x_epoch": whole}
+    assert named(means([book.epoch_pairs("train") for book in parts])) == {"x_epoch": whole}
     again, _ = logs()
     again.restore(merged([book.state() for book in parts]))
-    assert means([again.epoch_pairs("train")]) == {"x_epoch": whole}
+    assert named(means([again.epoch_pairs("train")])) == {"x_epoch": whole}
 
 
 def test_a_reduction_that_is_not_known_is_refused():

@@ -207,7 +207,7 @@ class SWA(Callback):
     def _first(self, trainer: "Trainer") -> int:
         if not isinstance(self.start, float):
             return self.start
-        if trainer.max_epochs is None:
+        if trainer.max_epochs < 0:
             raise ValueError(
                 f"SWA(swa_epoch_start={self.start}) is a share of all epochs: give the number of "
                 f"the first epoch, or Trainer(max_epochs=...)"

@@ -63,34 +63,26 @@ class GradientAccumulationScheduler(Callback):
     other number of processes.
     """
 
+    # The size in force is in the data cursor.
+    optional = True
+
     def __init__(self, scheduling: Mapping[int, int]) -> None:
         self.scheduling = _checked("GradientAccumulationScheduler", scheduling)
-        self._unit: int | None = None
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Take the unit; raises ValueError beside another way to say the same."""
-        flags, run = trainer.flags, trainer._run
+        """Raises ValueError beside another way to say the same."""
+        flags = trainer.flags
         if flags.accumulate_grad_batches != 1 or flags.global_batch_size is not None:
             raise ValueError(
                 "GradientAccumulationScheduler needs accumulate_grad_batches=1 and no "
                 "global_batch_size: it decides itself"
             )
-        if self._unit is None and run is not None:
-            self._unit = run.cursor.m * run.workers
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Set the size of this epoch."""
+        """Set the count of this epoch."""
         count = _in_force(self.scheduling, trainer.current_epoch)
-        if count is not None and self._unit is not None:
-            trainer.set_batch_size(global_batch_size=count * self._unit)
-
-    def state_dict(self) -> dict[str, int | None]:
-        """The unit, which belongs to the run and not to this attempt."""
-        return {"unit": self._unit}
-
-    def load_state_dict(self, state_dict: dict[str, int | None]) -> None:
-        """Keep it."""
-        self._unit = state_dict["unit"]
+        if count is not None:
+            trainer.accumulate_grad_batches = count
 
 
 def _checked(name: str, schedule: Mapping[int, int]) -> dict[int, int]:

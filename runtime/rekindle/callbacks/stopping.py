@@ -80,7 +80,7 @@ class EarlyStopping(Callback):
         self._validated = True
         measured = trainer.callback_metrics.get(self.monitor) is not self._before
         if measured and self._at_epoch_end is not True:
-            self._check(trainer, trainer.global_step)
+            self._check(trainer, trainer.measured.get(self.monitor, -1))
 
     def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Judge a metric of training; raises ValueError when nobody logs it (`strict`)."""

@@ -212,6 +212,11 @@ class Cursor:
     itself says something else."""
     script_G: int | None = None
     """The flag `global_batch_size` when G was chosen."""
+    accumulate: int = -1
+    """Batches of a step, as the script counts them: one on each process that the job wants makes
+    one; -1: every micro-batch is one."""
+    batches_before: int = -1
+    """Batches in the epochs before this one; -1: that many times those of this one."""
     cut: int | None = None
     """Samples per lane where lanes of m are too few for the processes; no part of what is saved."""
 
@@ -230,6 +235,11 @@ class Cursor:
             object.__setattr__(self, "steps", -(-self.sample // self.G))
         if self.before < 0:
             object.__setattr__(self, "before", self.epoch * self.length if self.epoch else 0)
+        if self.accumulate < 1:
+            object.__setattr__(self, "accumulate", self.G // self.m)
+        if self.batches_before < 0:
+            past = self.epoch * self.batches_per_epoch if self.epoch else 0
+            object.__setattr__(self, "batches_before", past)
 
     @property
     def micro(self) -> int:
@@ -272,6 +282,21 @@ class Cursor:
         return -(-self.length // self.G)
 
     @property
+    def batches(self) -> int:
+        """Batches used in this epoch."""
+        return -(-self.sample * self.accumulate // self.G)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in a whole epoch of today's sizes."""
+        return -(-self.length * self.accumulate // self.G)
+
+    @property
+    def next_batches(self) -> int:
+        """Batches that will be used in this epoch after the next step."""
+        return -(-min(self.sample + self.G, self.length) * self.accumulate // self.G)
+
+    @property
     def steps_left(self) -> int:
         """Optimizer steps to the end of this epoch."""
         return -(-(self.length - self.sample) // self.G)
@@ -293,14 +318,25 @@ class Cursor:
         return moved
 
     def resized(self, *, G: int, m: int) -> Self:
-        """The same position with another global batch and micro-batch."""
-        return replace(self, G=G, m=m, cut=None)
+        """The same position with another global batch and micro-batch.
+
+        A batch stays what it was in micro-batches, so a larger step has more of them.
+        """
+        accumulate = max(1, G * self.m * self.accumulate // (self.G * m))
+        return replace(self, G=G, m=m, cut=None, accumulate=accumulate)
 
     def next_epoch(self) -> Self:
         """The cursor at the start of the next epoch."""
         length = ENDLESS if self.order == "stream" else self.length
-        used = self.before + self.sample
-        return replace(self, epoch=self.epoch + 1, sample=0, steps=0, before=used, length=length)
+        return replace(
+            self,
+            epoch=self.epoch + 1,
+            sample=0,
+            steps=0,
+            before=self.before + self.sample,
+            batches_before=self.batches_before + self.batches,
+            length=length,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, which are the same on any number of processes."""

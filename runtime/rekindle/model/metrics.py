@@ -98,6 +98,31 @@ def merged(module: nn.Module, parts: Sequence[States]) -> States:
     return found
 
 
+Held = tuple[Any, dict[str, Any], int, Any]
+"""A metric, its states, how often it was updated, and what it has computed."""
+
+
+def held(metrics: Iterable[Any]) -> list[Held]:
+    """The metrics with what they are now, as long as nothing is added to it in place."""
+    return [(m, dict(m.metric_state), m._update_count, m._computed) for m in metrics]
+
+
+def put_back(kept: Iterable[Held], *, computed: bool = False) -> None:
+    """Give metrics the states that they had; what they have `computed` since stays, or not."""
+    for metric, states, count, value in kept:
+        for name, state in states.items():
+            setattr(metric, name, state)
+        metric._update_count = count
+        if computed:
+            metric._computed = value
+
+
+def forget(metrics: Iterable[Any]) -> None:
+    """Have metrics compute anew when they are asked."""
+    for metric in metrics:
+        metric._computed = None
+
+
 def sum_over_ranks(metrics: Sequence[Any], all_reduce: Callable[[torch.Tensor], Any]) -> set[int]:
     """Bring the states of those metrics that consist of sums together, in one call of `all_reduce`.
 

@@ -28,7 +28,11 @@ _FORMS = (
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerSpec:
-    """When a learning-rate scheduler steps, and on what."""
+    """When a learning-rate scheduler steps, and on what.
+
+    `frequency` counts epochs, or with ``interval="step"`` batches of the epoch after which an
+    optimizer step comes.
+    """
 
     scheduler: Any
     interval: Literal["epoch", "step"] = "epoch"
@@ -77,16 +81,6 @@ class Optimization:
 
     optimizers: tuple[torch.optim.Optimizer, ...]
     schedulers: tuple[SchedulerSpec, ...] = ()
-
-    @property
-    def by_step(self) -> tuple[SchedulerSpec, ...]:
-        """Schedulers that step with the optimizer."""
-        return tuple(s for s in self.schedulers if s.interval == "step")
-
-    @property
-    def by_epoch(self) -> tuple[SchedulerSpec, ...]:
-        """Schedulers that step at the end of an epoch."""
-        return tuple(s for s in self.schedulers if s.interval == "epoch")
 
 
 def automatic(module: Module) -> bool:

@@ -91,6 +91,8 @@ def assemble(
 ) -> Run:
     """Make the run, restored from its newest good checkpoint; collective."""
     flags = trainer.flags
+    if not flags.limit_train_batches:
+        flags = replace(flags, max_steps=0, limit_train_batches=1.0)
     if page is not None and world.local_rank == 0:
         page.attach()
     session = Session(flags, world, page) if flags.enable_checkpointing else None
@@ -123,6 +125,7 @@ def assemble(
             "or define train_dataloader(self) in the module"
         )
     trainer.train_source = train_source
+    flags = replace(flags, accumulate_grad_batches=trainer.flags.accumulate_grad_batches)
     for callback in trainer.callbacks:
         callback.data_found(trainer, module)
     deferred.configure(module, world.device)
@@ -284,6 +287,9 @@ def assemble(
         datamodule=datamodule,
         feed=feeding.feed_of(datamodule, stream),
     )
+    run.check_cadence()
+    logs.alone = copies.size == 1
+    trainer.measures.follow(logs)
     module.attach(trainer, logs)
     module.own_update(update, tuple(spec.scheduler for spec in optimization.schedulers))
     trainer.watch(run)
@@ -567,6 +573,7 @@ def _cursor(
         draw="" if draw is None else draw.mark,
         script_m=micro,
         script_G=asked,
+        accumulate=max(1, batch // (chosen * workers)),
     )
     if found.restored is None:
         return fresh
@@ -588,13 +595,15 @@ def _cursor(
             m=saved.m,
             script_m=saved.script_m,
             script_G=saved.script_G,
+            accumulate=saved.accumulate,
+            batches_before=saved.batches_before + saved.batches,
         )
     # What a schedule has made of the sizes stays, unless the script itself has changed.
     kept = saved.G if asked == saved.script_G else asked or saved.G
     if kept != saved.G:
         console.say(f"global_batch_size changes from {saved.G} to {kept} at step {step}")
     size = saved.m if micro == saved.script_m else micro
-    cursor = replace(saved, G=kept, m=size, script_m=micro, script_G=asked)
+    cursor = replace(saved.resized(G=kept, m=size), script_m=micro, script_G=asked)
     if flags.seed != saved.seed:
         console.say(f"seed stays {saved.seed}, as the checkpoint of step {step} has it")
     return cursor
@@ -629,8 +638,7 @@ def _announce(run: Run, found: Found) -> None:
             productive=run.productive,
             stall=run.stall,
         )
-        if run.trainer.callback_metrics:
-            metrics = run.trainer.callback_metrics
+        if metrics := run.trainer.measures.callback:
             run.page.write_metrics({name: float(value) for name, value in metrics.items()})
         run.page.write_restored(
             RestoredReport(step=run.step, source=found.source, skipped=found.skipped)
@@ -665,7 +673,7 @@ def sanity_check(run: Run) -> bool:
     for hook in run.hooks.on_sanity_check_start:
         hook(run.trainer, run.module)
     values = validate(run, run.validation, limit=None if limit < 0 else limit)
-    run.trainer.callback_metrics.clear()
+    run.trainer.measures.clear()
     for hook in run.hooks.on_sanity_check_end:
         hook(run.trainer, run.module)
     return values is not None

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from rekindle.data.batches import size_of
 from rekindle.data.loader import to_device
-from rekindle.logs import Logs, Phase, check_value, flattened, means
+from rekindle.logs import Logs, Phase, check_value, flattened, means, reported
 from rekindle.model import metrics
 from rekindle.model.module import Module, StepOutput
 from rekindle.model.precision import mover
@@ -111,10 +111,15 @@ def evaluate(
                     for hook in around["batch_end"]:
                         hook(trainer, module, output, data, index, *told)
             logs.loader = None
-        for hook in around["epoch_end"]:
-            hook(trainer, module)
+        logs.between = True
+        if around["epoch_end"]:
+            if world.size > 1:
+                trainer.measures.take(reduce(module, logs, world, stage, keep=True), step)
+            for hook in around["epoch_end"]:
+                hook(trainer, module)
         values = reduce(module, logs, world, stage)
-        trainer.callback_metrics.update({n: torch.tensor(v) for n, v in values.items()})
+        logs.between = False
+        trainer.measures.take(values, step)
         for hook in around["end"]:
             hook(trainer, module)
     meter.phase(stage, time.perf_counter() - began)
@@ -318,8 +323,10 @@ def _evaluating(
         logs.enter(before)
 
 
-def reduce(module: Module, logs: Logs, world: World, phase: Phase) -> dict[str, float]:
-    """The epoch values of a phase over all ranks; empties their sums. Collective."""
+def reduce(
+    module: Module, logs: Logs, world: World, phase: Phase, *, keep: bool = False
+) -> dict[str, float]:
+    """The epoch values of a phase over all ranks; empties sums unless `keep`. Collective."""
     own: tuple[Any, dict[str, str]] = (logs.epoch_pairs(phase), logs.epoch_metrics(phase))
     parts = world.gather(own)
     values = means([pairs for pairs, _ in parts])
@@ -328,14 +335,21 @@ def reduce(module: Module, logs: Logs, world: World, phase: Phase) -> dict[str, 
         paths |= named
     owned = metrics.owned(module) if paths else {}
     summed: set[int] = set()
+    logged = [owned[path] for path in sorted(set(paths.values()))]
+    kept = metrics.held(logged) if keep else ()
     if world.size > 1 and paths:
-        logged = [owned[path] for path in sorted(set(paths.values()))]
+        # A hook may have looked at them on one rank only.
+        metrics.forget(logged)
         summed = metrics.sum_over_ranks(logged, dist.all_reduce)
     for name, path in paths.items():
         try:
             values[name] = metrics.value_of(owned[path], summed=id(owned[path]) in summed)
         except ValueError as error:
-            raise RequirementError(f"R6 metric {name!r}: {error}.") from error
+            raise RequirementError(f"R6 metric {reported(name)!r}: {error}.") from error
+    if keep:
+        metrics.put_back(kept)
+        logs.tell(phase)
+        return values
     metrics.reset(module, set(paths.values()))
     logs.clear(phase)
     return values

@@ -9,7 +9,7 @@ steps, where all of it belongs together; a step that was cut short by a crash ne
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -19,8 +19,10 @@ import torch
 from rekindle.checkpoint import SaveError
 from rekindle.data.loader import Batch
 from rekindle.data.order import Step
-from rekindle.logs import flattened, newest
+from rekindle.logs import flattened, newest, reported
+from rekindle.model import metrics
 from rekindle.model.module import StepOutput
+from rekindle.model.optimizers import SchedulerSpec
 from rekindle.ranks.consensus import obey
 from rekindle.ranks.heartbeat import Activity
 from rekindle.telemetry import CHECKPOINT_ERRORS
@@ -50,9 +52,13 @@ def train(run: Run) -> None:
         hook(trainer, module)
     run.seeds.start()
     run.heart.begin(run.step)
+    take = stepping(run) if run.update.automatic else partial(take_manual_step, run)
+    plateaus = [spec for spec in run.update.plateaus if spec.interval == "step"]
     if run.validating:
         validate(run)
-    take = stepping(run) if run.update.automatic else partial(take_manual_step, run)
+        judge(run, plateaus)
+        if run.done:
+            leave_epoch(run)
     while not run.done:
         for hook in hooks.on_train_epoch_start:
             hook(trainer, module)
@@ -66,7 +72,8 @@ def train(run: Run) -> None:
                 leave(run)
             if run.consensus.end:
                 run.expired = True
-                break
+                if run.done:
+                    break
             if run.consensus.back:
                 run.back = late(run)
             if run.back is not None:
@@ -89,17 +96,11 @@ def train(run: Run) -> None:
                 report(run)
             if run.validation_due and (run.step > done or run.flags.val_check_interval is None):
                 validate(run)
+            if plateaus and run.step > done:
+                judge(run, plateaus)
             if run.done:
                 break
-        run.heart.enter(Activity.BETWEEN)
-        if run.cursor.sample >= run.cursor.length:
-            end_epoch(run)
-        if run.done:
-            for callback in trainer.callbacks:
-                callback.settle(trainer, module)
-            if run.back is not None:
-                # What was wrong with the last steps is put right before they become the result.
-                go_back(run, run.back)
+        leave_epoch(run)
     report(run, last=True)
     for hook in hooks.on_train_end:
         hook(trainer, module)
@@ -192,19 +193,58 @@ def _first(run: Run, batch: object, index: int) -> object:
     return output
 
 
+def leave_epoch(run: Run) -> None:
+    """After the steps of an epoch, all of them or those until training has ended."""
+    trainer, module = run.trainer, run.module
+    run.heart.enter(Activity.BETWEEN)
+    if run.cursor.sample >= run.cursor.length:
+        end_epoch(run)
+    elif run.done and run.cursor.sample and not run.closed:
+        if run.validation_due and run.validated != run.step:
+            validate(run)
+        # Who raises the limit goes on in this epoch, so nothing of it is lost by its end.
+        logs, states = run.logs.state(), metrics.states(module)
+        end_epoch(run)
+        run.logs.restore(logs)
+        metrics.restore(module, states)
+    if run.done:
+        for callback in trainer.callbacks:
+            callback.settle(trainer, module)
+        if run.back is not None:
+            # What was wrong with the last steps is put right before they become the result.
+            go_back(run, run.back)
+
+
 def end_epoch(run: Run) -> None:
-    """Reduce the epoch's metrics, step the schedulers, and move on to the next epoch."""
-    trainer, module, logs = run.trainer, run.module, run.logs
-    _publish(run, reduce(module, logs, run.world, "train"))
-    if run.hooks.on_train_epoch_end:
-        logs.between = True
-        for hook in run.hooks.on_train_epoch_end:
+    """Reduce the epoch's metrics, step the schedulers that wait for them, and move on."""
+    trainer, module, logs, hooks = run.trainer, run.module, run.logs, run.hooks
+    run.look()
+    logs.between = True
+    if hooks.on_train_epoch_end:
+        if run.world.size > 1:
+            publish(run, reduce(module, logs, run.world, "train", keep=True))
+        for hook in hooks.on_train_epoch_end:
             hook(trainer, module)
-        logs.between = False
-        _publish(run, reduce(module, logs, run.world, "train"))
-    for spec in run.update.by_epoch:
-        spec.step(run.cursor.epoch + 1, trainer.callback_metrics)
+    values = reduce(module, logs, run.world, "train")
+    logs.between, logs.begun = False, run.step
+    publish(run, values)
+    run.record(values)
+    if run.cursor.sample < run.cursor.length:
+        run.closed = True
+        return
+    for spec in run.update.plateaus:
+        if spec.interval == "epoch":
+            spec.step(run.cursor.epoch + 1, trainer.callback_metrics)
     run.cursor = run.cursor.next_epoch()
+
+
+def judge(run: Run, plateaus: Sequence[SchedulerSpec]) -> None:
+    """Step schedulers on a metric by steps: on what all ranks have, after the validation."""
+    count = run.cursor.batches
+    for spec in plateaus:
+        if count % spec.frequency == 0:
+            run.look()
+            spec.step(count, run.trainer.measures.callback)
 
 
 def validate(run: Run) -> None:
@@ -213,27 +253,29 @@ def validate(run: Run) -> None:
         run.validating = False
         return
     run.validating = True
+    run.look()
     values = evaluation.validate(run, run.validation)
     if values is None:
         leave(run)
-    run.validating = False
+    run.validating, run.validated = False, run.step
     if run.session is not None and run.session.keeper is not None:
         run.session.keeper.passed(run.validation.batches // run.world.size)
-    _publish(run, values)
-    run.console.say(f"step {run.step}: " + ("  ".join(f"{n} {v:.4f}" for n, v in values.items())))
+    publish(run, values)
+    run.record(values)
+    told = "  ".join(f"{reported(name)} {value:.4f}" for name, value in values.items())
+    run.console.say(f"step {run.step}: {told}")
 
 
-def _publish(run: Run, values: dict[str, float]) -> None:
+def publish(run: Run, values: dict[str, float]) -> None:
     """Make reduced values visible: to callbacks, to the agent, to Prometheus."""
     if not values:
         return
-    run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in values.items()})
-    run.measured.update(dict.fromkeys(values, run.step))
-    run.meter.metrics(values)
-    run.record(values)
+    measures = run.trainer.measures
+    measures.take(values, run.step)
+    run.meter.metrics({reported(name): value for name, value in values.items()})
     if run.page is not None and run.world.local_rank == 0:
-        metrics = run.trainer.callback_metrics
-        run.page.write_metrics({name: float(value) for name, value in metrics.items()})
+        shown = {name: float(value) for name, value in measures.callback.items()}
+        run.page.write_metrics(shown)
 
 
 def report(run: Run, *, last: bool = False) -> None:
@@ -252,18 +294,21 @@ def report(run: Run, *, last: bool = False) -> None:
     now = time.perf_counter()
     rate = (run.step - run.reported) * run.cursor.G / max(1e-9, now - run.reported_at)
     run.reported, run.reported_at = run.step, now
-    run.trainer.callback_metrics.update({name: torch.tensor(v) for name, v in found.items()})
-    run.measured.update(dict.fromkeys(found, run.step))
+    measures = run.trainer.measures
+    # At the end of training, callbacks have seen the newest values in the end of the epoch.
+    shown = {n: v for n, v in found.items() if not last or reported(n) not in measures.callback}
+    measures.take(shown, run.step)
     run.heart.busy(run.meter.busy_seconds)
     line = run.hook_times.complaint(run.meter.step_seconds)
     if line is not None:
         run.console.say(line)
     run.meter.flush(step=run.step, epoch=run.cursor.epoch, loss=loss)
-    run.meter.metrics(found)
+    run.meter.metrics({reported(name): value for name, value in found.items()})
     run.record(found)
     if run.page is not None and run.world.local_rank == 0:
         run.page.observe(loss=loss, samples_per_second=rate)
-    shown = {name: value for name, value in found.items() if name in run.logs.prog_bar()}
+    bar = run.logs.prog_bar()
+    shown = {name: v for key, v in found.items() if (name := reported(key)) in bar}
     seen = replace(run.progress(), rate=rate, loss=loss, values=shown)
     run.console.progress(seen, now, last=last)
     run.meter.phase("log", time.perf_counter() - now)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,7 +21,7 @@ from rekindle.data.order import Cursor, Step
 from rekindle.data.streams import Streaming
 from rekindle.flags import Flags
 from rekindle.loggers.journal import Journal
-from rekindle.logs import Logs
+from rekindle.logs import Logs, newest, reported
 from rekindle.model.module import Module
 from rekindle.model.optimizers import Optimization
 from rekindle.randomness import LaneSeeds
@@ -155,6 +155,10 @@ class Run:
     """Whether a validation was begun after the newest step and has not ended."""
     stopped: bool = False
     """Whether something asked to end before the limits."""
+    validated: int = -1
+    """The step after which this process has validated last."""
+    closed: bool = False
+    """Whether the epoch that the run ended in was ended within it."""
     unchecked: bool = True
     """Whether the first batch of this process is still to come (R1, R2)."""
     elapsed: float = 0.0
@@ -162,8 +166,8 @@ class Run:
     began: float = field(default_factory=time.monotonic)
     expired: bool = False
     """Whether `max_time` has passed, as all ranks have agreed."""
-    measured: dict[str, int] = field(default_factory=dict)
-    """The step at which each value in `trainer.callback_metrics` was taken."""
+    looked: int = -1
+    """The step whose values all ranks have shown to callbacks."""
     back: Back | None = None
     """Where to go back to before the next step."""
     skipped: list[Window] = field(default_factory=list)
@@ -180,40 +184,67 @@ class Run:
     def done(self) -> bool:
         """Whether training is complete."""
         flags = self.flags
-        if self.stopped and not (
-            (flags.min_steps is not None and self.step < flags.min_steps)
-            or (flags.min_epochs is not None and self.cursor.epoch < flags.min_epochs)
-        ):
+        if (self.stopped or self.expired) and self.enough:
             return True
         return (
-            self.expired
-            or (flags.max_samples is not None and self.samples >= flags.max_samples)
-            or (flags.max_steps is not None and self.step >= flags.max_steps)
+            (flags.max_samples is not None and self.samples >= flags.max_samples)
+            or (flags.max_steps is not None and self.optimizer_steps >= flags.max_steps)
             or (flags.max_epochs is not None and self.cursor.epoch >= flags.max_epochs)
         )
+
+    @property
+    def enough(self) -> bool:
+        """Whether a wish to end may be heeded: `min_steps` and `min_epochs` are reached."""
+        flags = self.flags
+        return not (
+            (flags.min_steps is not None and self.optimizer_steps < flags.min_steps)
+            or (flags.min_epochs is not None and self.cursor.epoch < flags.min_epochs)
+        )
+
+    @property
+    def optimizer_steps(self) -> int:
+        """What limits are compared with: in manual optimization each optimizer's steps count."""
+        return self.step if self.update.automatic else sum(self.update.attempts)
 
     def next_validation(self) -> tuple[int, str] | None:
         """The step after which the next validation is due, and how often there is one (R8)."""
         if self.validation is None or not self.validation.batches:
             return None
-        cursor, flags = self.cursor, self.flags
-        interval, epochs = flags.val_check_interval, flags.check_val_every_n_epoch
-        if isinstance(interval, float):
-            interval = max(1, int(cursor.steps_per_epoch * interval))
-        if interval is not None and epochs is None:
-            return (self.step // interval + 1) * interval, f"every {interval} steps"
-        every = epochs or 1
-        told = "at the end of every epoch" if every == 1 else f"at the end of every {every}th epoch"
-        if interval is not None:
-            told = f"every {interval} steps of {'an' if every == 1 else f'every {every}th'} epoch"
-        here, first, last = cursor.steps, self.step - cursor.steps, cursor.steps + cursor.steps_left
-        for epoch in range(cursor.epoch, cursor.epoch + every + 1):
-            if (epoch + 1) % every == 0:
-                due = last if interval is None else (here // interval + 1) * interval
-                if here < due <= last:
-                    return first + due, told
-            first, here, last = first + last, 0, cursor.steps_per_epoch
+        cursor, flags, step = self.cursor, self.flags, self.step
+        if flags.val_every_steps is not None:
+            return (step // flags.val_every_steps + 1) * flags.val_every_steps, self._cadence()
+        whole, size = cursor.batches_per_epoch, cursor.accumulate
+        interval = self._interval(cursor) or whole
+        every = flags.check_val_every_n_epoch
+        here, least, left = cursor.batches, cursor.next_batches, cursor.steps_left
+        passed = cursor.batches_before if every is None else 0
+        for epoch in range(cursor.epoch, cursor.epoch + (every or _FAR) + 1):
+            if left and (every is None or (epoch + 1) % every == 0):
+                goal = -(-(passed + least) // interval) * interval - passed
+                if goal < whole:
+                    return step + (goal - here) // size, self._cadence()
+                if goal < whole + (1 if every is not None else min(size, whole)):
+                    return step + left, self._cadence()
+            passed += whole if every is None else 0
+            here, least = 0, 1 if every is not None else min(size, whole)
+            step, left = step + left, cursor.steps_per_epoch
         return None
+
+    def _cadence(self) -> str:
+        """How often there is a validation, for people."""
+        flags = self.flags
+        every, epochs = self._interval(self.cursor), flags.check_val_every_n_epoch
+        if flags.val_every_steps is not None:
+            return f"every {flags.val_every_steps} steps"
+        if epochs is None:
+            return f"every {every} batches"
+        if every is None:
+            return (
+                "at the end of every epoch"
+                if epochs == 1
+                else f"at the end of every {epochs}th epoch"
+            )
+        return f"every {every} batches of {'an' if epochs == 1 else f'every {epochs}th'} epoch"
 
     @property
     def time_is_up(self) -> bool:
@@ -224,7 +255,11 @@ class Run:
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None when no limit tells."""
-        return planned_steps(self.cursor, self.step, self.flags)
+        flags = self.flags
+        if len(self.update.optimizers) > 1 and flags.max_steps is not None:
+            # The limit counts steps of several optimizers, of which a batch has any number.
+            flags = replace(flags, max_steps=None)
+        return planned_steps(self.cursor, self.step, flags)
 
     @property
     def samples(self) -> int:
@@ -241,8 +276,17 @@ class Run:
             phase=self.trainer.phase,
         )
 
+    def look(self) -> None:
+        """Show callbacks the newest step values of this epoch, of all ranks; collective."""
+        if self.looked == self.step:
+            return
+        own = self.logs.take_steps(self.logs.begun)
+        self.trainer.measures.take(newest(self.world.gather(own)), self.step)
+        self.looked = self.step
+
     def record(self, values: dict[str, float]) -> None:
         """Give reported values to the loggers, but for those logged with ``logger=False``."""
+        values = {reported(name): value for name, value in values.items()}
         kept = self.logs.private()
         if kept:
             values = {name: value for name, value in values.items() if name not in kept}
@@ -275,6 +319,7 @@ class Run:
         self.ledger.covered(self.cursor.epoch, step.start, step.stop)
         if self.feed.stream is not None:
             self.feed.stream.completed(step)
+        self.update.left_out(self)
         self.cursor = self.cursor.after(step)
 
     def advance(self, step: Step, seconds: float) -> None:
@@ -299,19 +344,79 @@ class Run:
 
     @property
     def validation_due(self) -> bool:
-        """Whether to validate after the newest step; a function of saved counters only (R8)."""
+        """Whether to validate after the newest step; a function of saved counters only (R8).
+
+        A run that is to stop validates once more, as it would have at the end of its epoch.
+        """
         if self.validation is None or not self.validation.batches:
             return False
-        cursor, flags = self.cursor, self.flags
-        at_end = cursor.sample >= cursor.length
-        interval, epochs = flags.val_check_interval, flags.check_val_every_n_epoch
-        if epochs is not None and (cursor.epoch + 1) % epochs:
-            return False
-        if interval is None:
-            return at_end
+        if (self.stopped or self.expired) and self.enough and self._in_turn(self.cursor):
+            return True
+        return self._validates(self.cursor, self.step)
+
+    def _in_turn(self, cursor: Cursor) -> bool:
+        every = self.flags.check_val_every_n_epoch
+        return every is None or (cursor.epoch + 1) % every == 0
+
+    def _interval(self, cursor: Cursor) -> int | None:
+        """Batches between two validations; None: one at the end of the epoch."""
+        interval = self.flags.val_check_interval
         if isinstance(interval, float):
-            interval = max(1, int(cursor.steps_per_epoch * interval))
-        return (self.step if epochs is None else cursor.steps) % interval == 0
+            return max(1, int(cursor.batches_per_epoch * interval)) if interval < 1.0 else None
+        return interval
+
+    def _validates(self, cursor: Cursor, step: int) -> bool:
+        """Whether a validation is due at a position, which so many steps have led to.
+
+        One that falls between two optimizer steps sees the weights of the first of them, so it
+        comes right after that.
+        """
+        if self.flags.val_every_steps is not None:
+            return step % self.flags.val_every_steps == 0
+        at_end = cursor.sample >= cursor.length
+        interval = self._interval(cursor)
+        if not self._in_turn(cursor) or interval is None:
+            return at_end and self._in_turn(cursor)
+        done, following = cursor.batches, cursor.next_batches
+        if self.flags.check_val_every_n_epoch is None:
+            done += cursor.batches_before
+            following += cursor.batches_before
+            if at_end:
+                following = done + min(cursor.accumulate, cursor.batches_per_epoch)
+        elif at_end:
+            following = done + 1
+        return -(-done // interval) * interval < max(following, done + 1)
+
+    def check_cadence(self) -> None:
+        """Refuse validations that could not come as often as asked; ValueError."""
+        flags, cursor = self.flags, self.cursor
+        given, interval = flags.val_check_interval, self._interval(cursor)
+        if self.validation is None or not self.validation.batches or interval is None:
+            return
+        most = cursor.batches_per_epoch
+        known, over = cursor.order != "stream", flags.check_val_every_n_epoch is None
+        if isinstance(given, float) and not known:
+            raise ValueError(
+                f"val_check_interval={given} is a share of a length that a stream does not have; "
+                f"give a number of batches, or 1.0 for the end of the epoch"
+            )
+        if known and not over and interval > most:
+            raise ValueError(
+                f"val_check_interval={given} is more than the {most} training batches of an "
+                f"epoch, so there would be no validation. Give at most {most}, "
+                f"check_val_every_n_epoch=None to count batches over all epochs, or "
+                f"limit_val_batches=0 for no validation."
+            )
+        if interval < min(cursor.accumulate, most):
+            raise ValueError(
+                f"val_check_interval={given} is {interval} batches, and an optimizer step takes "
+                f"{cursor.accumulate} (accumulate_grad_batches): several validations would see the "
+                f"same weights. Give at least {cursor.accumulate} batches."
+            )
+
+
+_FAR = 10_000
+"""Epochs that are looked ahead for a validation."""
 
 
 def planned_steps(cursor: Cursor, step: int, flags: Flags) -> int | None:

@@ -12,7 +12,7 @@ from rekindle.checkpoint import Store
 from rekindle.data.apart import Evaluation
 from rekindle.data.combined import CombinedLoader
 from rekindle.lightningfile import read, view
-from rekindle.logs import Logs, by_loader
+from rekindle.logs import Logs, by_loader, reported
 from rekindle.model import deferred
 from rekindle.model.hyperparameters import recalled
 from rekindle.model.module import Module
@@ -71,6 +71,8 @@ def run_alone(
     deferred.configure(module, world.device)
     module.to(world.device)
     convert(module, flags.precision, world.device)
+    logs.alone = world.size == 1
+    trainer.measures.follow(logs)
     module.attach(trainer, logs)
     if ckpt_path is not None:
         _load_weights(trainer, module, ckpt_path, world, hooks)
@@ -107,7 +109,8 @@ def run_alone(
             inference=flags.inference_mode,
         )
         private = logs.private()
-        shown = {name: v for name, v in (values or {}).items() if name not in private}
+        named = {reported(name): value for name, value in (values or {}).items()}
+        shown = {name: value for name, value in named.items() if name not in private}
         found = by_loader(shown, len(data.parts)) if data.several else [shown]
     for hook in hooks.teardown:
         hook(trainer, module, stage)

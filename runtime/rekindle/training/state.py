@@ -25,6 +25,7 @@ from rekindle.callback import Callback
 from rekindle.checkpoint import CommitRef, Restored, encoding
 from rekindle.checkpoint.manifest import TensorEntry
 from rekindle.checkpoint.tensors import TORCH_DTYPES, flatten, rebuild
+from rekindle.data.order import Cursor
 from rekindle.model import metrics, optimizers
 from rekindle.model.hyperparameters import described, recalled
 from rekindle.model.optimizers import plain
@@ -42,7 +43,8 @@ def collect(
 
     Without `durable` it is for memory only, and nobody is told of a checkpoint.
     """
-    world, module = run.world, run.module
+    world, module, measures = run.world, run.module, run.trainer.measures
+    run.look()
     # First of all: what callbacks learn here belongs to the state that they save.
     told = run.trainer.callbacks if durable else ()
     named = [callback.aliases(run.trainer) for callback in told]
@@ -90,8 +92,10 @@ def collect(
         "world_size": world.size,
         "history": [dict(entry) for entry in run.feed.history],
         "guarantee": run.flags.data.guarantee,
-        "metrics": {name: float(value) for name, value in run.trainer.callback_metrics.items()},
-        "measured": dict(run.measured),
+        "metrics": {name: float(value) for name, value in measures.callback.items()},
+        "measured": dict(measures.steps),
+        "logged": sorted(measures.logged),
+        "bar": sorted(measures.bar),
         "aliases": aliases,
         "total_steps": run.total_steps,
         "loggers": run.journal.state(),
@@ -196,8 +200,14 @@ def apply(run: Run, restored: Restored, *, again: bool = False) -> None:
     if run.datamodule is not None and "datamodule" in state:
         run.datamodule.load_state_dict(state["datamodule"])
     values = {name: torch.tensor(value) for name, value in restored.meta["metrics"].items()}
-    run.trainer.callback_metrics.update(values)
-    run.measured.update(restored.meta.get("measured", {}))
+    measures = run.trainer.measures
+    measures.callback.update(values)
+    measures.logged.update({name: values[name] for name in restored.meta.get("logged", ())})
+    measures.bar.update({name: float(values[name]) for name in restored.meta.get("bar", ())})
+    measures.steps.update(restored.meta.get("measured", {}))
+    run.logs.step = run.step - 1
+    run.logs.begun = run.step - Cursor.from_json(restored.meta["cursor"]).steps
+    run.looked, run.validated, run.closed = -1, -1, False
 
 
 def _shown(run: Run, restored: Restored) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -68,9 +68,10 @@ class Update:
         """Whether to clear gradients is only to drop them."""
         self._one: torch.Tensor | None = None
         """Gradient of a loss with respect to itself, made once."""
-        self._by_step = optimization.by_step
-        self.by_epoch = optimization.by_epoch if automatic else ()
-        """Schedulers that the loop steps at the end of an epoch."""
+        steps = optimization.schedulers if automatic else ()
+        self.plateaus = tuple(spec for spec in steps if spec.plateau)
+        """Schedulers that step on a metric, which the loop has later."""
+        self._scheduled = tuple(spec for spec in steps if not spec.plateau)
         self.gradients: GradientSum | LaneSum | None = None
         """The gradient sum of the automatic form; None in a world of one that needs none."""
         self._sums: tuple[GradientSum, ...] = ()
@@ -165,12 +166,32 @@ class Update:
         else:
             self._scaled_step(0)
             scaler.update()
-        for spec in self._by_step:
-            spec.step(run.step + 1, trainer.callback_metrics)
+        if self._scheduled:
+            self.schedule(run)
         for hook in hooks.on_before_zero_grad:
             hook(trainer, module, optimizer)
         self._clear(gradients)
         return True
+
+    def schedule(self, run: "Run") -> None:
+        """The schedulers after a step: those by steps, and with the last one those by epochs.
+
+        As Lightning has it, a `frequency` of steps counts batches of the epoch.
+        """
+        cursor = run.cursor
+        for spec in self._scheduled:
+            if spec.interval == "step":
+                spec.step(cursor.next_batches, {})
+            elif cursor.sample + cursor.G >= cursor.length:
+                spec.step(cursor.epoch + 1, {})
+
+    def left_out(self, run: "Run") -> None:
+        """A step is passed over: an epoch has an end for schedulers all the same."""
+        cursor = run.cursor
+        if cursor.sample + cursor.G >= cursor.length:
+            for spec in self._scheduled:
+                if spec.interval == "epoch":
+                    spec.step(cursor.epoch + 1, {})
 
     def _clear(self, gradients: GradientSum | LaneSum | None) -> None:
         optimizer = self._optimizer

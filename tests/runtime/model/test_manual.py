@@ -86,12 +86,13 @@ def test_two_optimizers_do_what_a_loop_by_hand_does(tmp_path, way):
 
     class Compared(Gan):
         def training_step(self, batch, batch_idx):
-            if self.global_step == 6:
+            judged = self.global_step == 12
+            if judged:
                 state = torch.get_rng_state()
                 seen.append(self.by_hand(batch[0]))
                 torch.set_rng_state(state)
             super().training_step(batch, batch_idx)
-            if self.global_step == 6:
+            if judged:
                 seen.append([p.detach().clone() for p in self.parameters()])
 
         def by_hand(self, real):
@@ -110,7 +111,7 @@ def test_two_optimizers_do_what_a_loop_by_hand_does(tmp_path, way):
                 optimizer.step()
             return list(twin.parameters())
 
-    fit(tmp_path, Compared(way), max_steps=7)
+    fit(tmp_path, Compared(way), max_steps=14)
     by_hand, trained = seen
     assert all(torch.equal(a, b) for a, b in zip(by_hand, trained, strict=True))
 
@@ -120,18 +121,18 @@ def whole(tmp_path_factory):
     """A GAN that was never stopped."""
     model = Gan()
     trainer = fit(tmp_path_factory.mktemp("whole"), model)
-    assert (trainer.global_step, trainer.optimizer_steps) == (20, 40)
+    assert (trainer.global_step, trainer.optimizer_steps) == (40, 40)
     assert "norm" in trainer.callback_metrics
     return model
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("stop", [3, 14])
+@pytest.mark.parametrize("stop", [6, 28])
 def test_a_stopped_gan_resumes_bit_equal(tmp_path, whole, stop):
     fit(tmp_path, Gan(), max_steps=stop)
     resumed = Gan()
     trainer = fit(tmp_path, resumed)
-    assert (trainer.global_step, trainer.optimizer_steps) == (20, 40)
+    assert (trainer.global_step, trainer.optimizer_steps) == (40, 40)
     assert equal(resumed, whole)
     rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
     assert rates == pytest.approx([0.01 * 0.9**6, 0.05 * 0.8**4])
@@ -145,7 +146,7 @@ def test_a_scaled_gan_resumes_bit_equal(tmp_path):
     whole = Gan()
     trainer = fit(tmp_path, whole, "whole", **flags())
     assert 0 < trainer.optimizer_steps < 40, "the first scales are far too large"
-    fit(tmp_path, Gan(), max_steps=7, **flags())
+    fit(tmp_path, Gan(), max_steps=14, **flags())
     resumed = Gan()
     assert fit(tmp_path, resumed, **flags()).optimizer_steps == trainer.optimizer_steps
     assert equal(resumed, whole)
@@ -230,9 +231,9 @@ def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
     def task(root, **flags):
         return {"program": "manual.py", "root": root, "batch_size": 4, "flags": flags}
 
-    tasks = [task("whole"), task("cut", max_steps=7), task("cut"), task("fewer", max_steps=7)]
+    tasks = [task("whole"), task("cut", max_steps=21), task("cut"), task("fewer", max_steps=21)]
     for whole, part, resumed, _ in ranks(2, *tasks):
-        assert (whole["step"], whole["updates"], part["step"]) == (15, 45, 7)
+        assert (whole["step"], whole["updates"], part["step"]) == (45, 45, 21)
         # The last step of an epoch has one batch; the other rank repeats it and adds nothing.
         assert whole["calls"] == 15
         assert whole["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
@@ -242,7 +243,7 @@ def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
         assert resumed["metrics"] == whole["metrics"]
     # One process alone goes through the same steps, with an update for each of their two batches.
     fewer = program["main"](task(str(tmp_path / "fewer")))
-    assert (fewer["step"], fewer["calls"]) == (15, 8 * 2 - 2)
+    assert (fewer["step"], fewer["calls"]) == (3 * (7 + 14), 8 * 2 - 2)
     assert fewer["updates"] == 3 * (7 + fewer["calls"])
     store = Store.open(str(tmp_path / "fewer"))
     meta = store.read(store.commits()[0]).meta
@@ -261,12 +262,12 @@ def test_networks_in_shares_are_updated_as_whole_ones_are(ranks, tmp_path):
     toggled = program["main"](task(str(tmp_path / "toggled"), 8, toggling=True, validate=True))
     tasks = [
         task("whole", strategy="fsdp"),
-        task("cut", strategy="fsdp", flags={"max_steps": 7}),
+        task("cut", strategy="fsdp", flags={"max_steps": 21}),
         task("cut", strategy="fsdp"),
         task("toggled", strategy="deepspeed_stage_2", toggling=True, validate=True),
     ]
     for whole, part, resumed, switched in ranks(2, *tasks):
-        assert (whole["updates"], part["step"]) == (45, 7)
+        assert (whole["updates"], part["step"]) == (45, 21)
         assert whole["own"] < 0.7 * plain["own"]
         for run, alone in ((whole, plain), (switched, toggled)):
             assert run["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
