@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from rekindle.saving import runs
+
 given = globals()  # RANK, WORLD_SIZE, PORT, TASKS and OUT come from whoever runs this file
 os.environ.update(
     RANK=str(given["RANK"]),
@@ -20,5 +22,9 @@ programs = {
     name: runpy.run_path(str(Path(__file__).with_name(name)))
     for name in {task.get("program", "program.py") for task in given["TASKS"]}
 }
-results = [programs[task.get("program", "program.py")]["main"](task) for task in given["TASKS"]]
+results = []
+for task in given["TASKS"]:
+    # Each task stands for a process that is started.
+    runs.forget()
+    results.append(programs[task.get("program", "program.py")]["main"](task))
 Path(given["OUT"]).write_text(json.dumps(results))
