@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from rekindle.callbacks.averaging import EMA as EMA
     from rekindle.callbacks.averaging import SWA as SWA
     from rekindle.callbacks.averaging import StochasticWeightAveraging as StochasticWeightAveraging
+    from rekindle.callbacks.base_finetuning import BaseFinetuning as BaseFinetuning
+    from rekindle.callbacks.base_writer import BasePredictionWriter as BasePredictionWriter
     from rekindle.callbacks.batch_finder import BatchSizeFinder as BatchSizeFinder
     from rekindle.callbacks.batchsize import BatchSizeSchedule as BatchSizeSchedule
     from rekindle.callbacks.batchsize import (
         GradientAccumulationScheduler as GradientAccumulationScheduler,
     )
+    from rekindle.callbacks.checkpoint import Checkpoint as Checkpoint
     from rekindle.callbacks.checkpoint import ModelCheckpoint as ModelCheckpoint
     from rekindle.callbacks.device_stats import DeviceStats as DeviceStats
     from rekindle.callbacks.device_stats import DeviceStatsMonitor as DeviceStatsMonitor
+    from rekindle.callbacks.exception_file import OnExceptionCheckpoint as OnExceptionCheckpoint
     from rekindle.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
     from rekindle.callbacks.functions import LambdaCallback as LambdaCallback
     from rekindle.callbacks.gradients import GradNorms as GradNorms
@@ -38,6 +42,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackboneFinetuning",
+    "BaseFinetuning",
+    "BasePredictionWriter",
+    "Checkpoint",
+    "OnExceptionCheckpoint",
     "BatchSizeFinder",
     "BatchSizeSchedule",
     "Callback",
@@ -71,6 +79,10 @@ __getattr__, __dir__ = attributes(
     __name__,
     {
         "BackboneFinetuning": ".finetuning",
+        "BaseFinetuning": ".base_finetuning",
+        "BasePredictionWriter": ".base_writer",
+        "Checkpoint": ".checkpoint",
+        "OnExceptionCheckpoint": ".exception_file",
         "BatchSizeFinder": ".batch_finder",
         "BatchSizeSchedule": ".batchsize",
         "Callback": "rekindle.callback",

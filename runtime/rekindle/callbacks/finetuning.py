@@ -94,7 +94,7 @@ class BackboneFinetuning(Callback):
         self._last = epoch
         if self._group is None:
             self._unfreeze(trainer, pl_module)
-            _sum_more(trainer, pl_module)
+            sum_more(trainer, pl_module)
         else:
             groups = trainer.optimizers[0].param_groups
             rate, other = groups[self._group]["lr"] * self.factor(epoch), groups[0]["lr"]
@@ -117,7 +117,7 @@ class BackboneFinetuning(Callback):
         optimizer.add_param_group({"params": new, "lr": rate})
         run = trainer._run
         for spec in run.optimization.schedulers if run is not None else ():
-            _include(spec.scheduler, optimizer, rate)
+            include(spec.scheduler, optimizer, rate)
 
     def _refreeze(self, trainer: "Trainer", module: "Module") -> None:
         """Undo `_unfreeze`, for a run that goes back in its own process."""
@@ -129,7 +129,7 @@ class BackboneFinetuning(Callback):
             for spec in run.optimization.schedulers if run is not None else ():
                 _exclude(spec.scheduler, optimizer)
         self._group = None
-        _sum_more(trainer, module)
+        sum_more(trainer, module)
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the backbone trains, and which epoch's rate is set."""
@@ -156,7 +156,7 @@ def unfreeze(modules: "nn.Module | Iterable[nn.Module]") -> None:
             parameter.requires_grad = True
 
 
-def _sum_more(trainer: "Trainer", module: "Module") -> None:
+def sum_more(trainer: "Trainer", module: "Module") -> None:
     """Let the sum of gradients over ranks take in exactly the parameters that train now."""
     run = trainer._run
     if run is None or run.gradients is None:
@@ -170,7 +170,7 @@ def _sum_more(trainer: "Trainer", module: "Module") -> None:
     run.update.gradients = run.gradients
 
 
-def _include(scheduler: Any, optimizer: torch.optim.Optimizer, rate: float) -> None:
+def include(scheduler: Any, optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Let a scheduler that was made before know the optimizer's new group."""
     if getattr(scheduler, "optimizer", None) is not optimizer:
         return

@@ -67,7 +67,7 @@ class EarlyStopping(Callback):
     @property
     def state_key(self) -> str:
         """Two of these may watch two metrics."""
-        return f"{type(self).__qualname__}({self.monitor}, {self.mode})"
+        return f"{type(self).__qualname__}{ {'monitor': self.monitor, 'mode': self.mode}!r}"
 
     def on_validation_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """A validation that measures something replaces what is there."""
@@ -136,6 +136,7 @@ class EarlyStopping(Callback):
             "wait_count": self.wait_count,
             "stopped_epoch": self.stopped_epoch,
             "best_score": float(self.best_score),
+            "patience": self.patience,
             "reason": self.stopping_reason,
             "judged": self._judged,
         }

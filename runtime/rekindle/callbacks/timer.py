@@ -37,22 +37,59 @@ class Timer(Callback):
         self.max_seconds = self.duration if interval == "step" else None
         self._before = 0.0
         self._began: float | None = None
+        self._spans: dict[str, tuple[float, float | None]] = {}
+        """Stage -> when it began last in this process, and when it ended."""
 
-    def time_elapsed(self) -> float:
-        """Seconds of training so far, over all attempts."""
+    def start_time(self, stage: str = "train") -> float | None:
+        """When ``train``, ``validate`` or ``test`` began, on the monotonic clock."""
+        return self._spans.get(str(stage), (None, None))[0]
+
+    def end_time(self, stage: str = "train") -> float | None:
+        """When it ended."""
+        return self._spans.get(str(stage), (None, None))[1]
+
+    def time_elapsed(self, stage: str = "train") -> float:
+        """Seconds so far: of training over all attempts, of the newest validation or test."""
+        if str(stage) != "train":
+            start, end = self.start_time(stage), self.end_time(stage)
+            return 0.0 if start is None else (end or time.monotonic()) - start
         return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
 
-    def time_remaining(self) -> float | None:
+    def time_remaining(self, stage: str = "train") -> float | None:
         """Seconds that are left; None without a limit."""
-        return None if self.duration is None else max(0.0, self.duration - self.time_elapsed())
+        return None if self.duration is None else max(0.0, self.duration - self.time_elapsed(stage))
+
+    def _start(self, stage: str) -> None:
+        self._spans[stage] = time.monotonic(), None
+
+    def _end(self, stage: str) -> None:
+        self._spans[stage] = self._spans[stage][0], time.monotonic()
+
+    def on_validation_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Note the time."""
+        self._start("validate")
+
+    def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Note the time."""
+        self._end("validate")
+
+    def on_test_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Note the time."""
+        self._start("test")
+
+    def on_test_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Note the time."""
+        self._end("test")
 
     def on_train_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Start the clock."""
         self._began = time.monotonic()
+        self._start("train")
 
     def on_train_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Stop the clock."""
         self._before, self._began = self.time_elapsed(), None
+        self._end("train")
         if self.verbose and self.interval == "step" and self.time_remaining() == 0.0:
             trainer.print(f"Timer: {self.duration:g} s of training are over")
 

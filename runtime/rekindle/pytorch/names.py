@@ -44,17 +44,17 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     # Callbacks.
     "callbacks": {
         _CALLBACKS: "*",
-        "": "BaseFinetuning BasePredictionWriter Checkpoint EMAWeightAveraging ModelPruning "
-        "ModelSummary OnExceptionCheckpoint RichModelSummary SpikeDetection WeightAveraging",
+        "": "EMAWeightAveraging ModelPruning ModelSummary RichModelSummary "
+        "SpikeDetection WeightAveraging",
     },
     "callbacks.batch_size_finder": {_CALLBACKS: "BatchSizeFinder"},
     "callbacks.callback": {_CALLBACKS: "Callback"},
-    "callbacks.checkpoint": {"": "Checkpoint"},
+    "callbacks.checkpoint": {_CALLBACKS: "Checkpoint"},
     "callbacks.device_stats_monitor": {_CALLBACKS: "DeviceStatsMonitor"},
     "callbacks.early_stopping": {_CALLBACKS: "EarlyStopping", "": "EarlyStoppingReason"},
     "callbacks.finetuning": {
-        _CALLBACKS: "BackboneFinetuning",
-        "": "BaseFinetuning multiplicative",
+        _CALLBACKS: "BackboneFinetuning BaseFinetuning",
+        "": "multiplicative",
     },
     "callbacks.gradient_accumulation_scheduler": {_CALLBACKS: "GradientAccumulationScheduler"},
     "callbacks.lambda_function": {_CALLBACKS: "LambdaCallback"},
@@ -62,8 +62,8 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "callbacks.lr_monitor": {_CALLBACKS: "LearningRateMonitor"},
     "callbacks.model_checkpoint": {_CALLBACKS: "ModelCheckpoint"},
     "callbacks.model_summary": {"": "ModelSummary"},
-    "callbacks.on_exception_checkpoint": {"": "OnExceptionCheckpoint"},
-    "callbacks.prediction_writer": {"": "BasePredictionWriter WriteInterval"},
+    "callbacks.on_exception_checkpoint": {_CALLBACKS: "OnExceptionCheckpoint"},
+    "callbacks.prediction_writer": {_CALLBACKS: "BasePredictionWriter", "": "WriteInterval"},
     "callbacks.progress": {_CALLBACKS: "ProgressBar RichProgressBar TQDMProgressBar"},
     "callbacks.progress.progress_bar": {_CALLBACKS: "ProgressBar", "": "get_standard_metrics"},
     "callbacks.progress.rich_progress": {

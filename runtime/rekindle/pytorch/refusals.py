@@ -42,13 +42,9 @@ INSTEAD: Mapping[str, str] = {
     "XLAAccelerator": _TPU,
     "get_nvidia_gpu_stats": "use the callback DeviceStatsMonitor, or torch.cuda.memory_stats",
     # Callbacks.
-    "BaseFinetuning": "use BackboneFinetuning, or freeze in on_fit_start of a callback",
     "multiplicative": "give BackboneFinetuning(lambda_func=lambda epoch: 2.0)",
-    "BasePredictionWriter": "use rekindle.callbacks.PredictionWriter, or write in "
-    "on_predict_batch_end of a callback",
     "WriteInterval": "use rekindle.callbacks.PredictionWriter, or write in on_predict_batch_end "
     "of a callback",
-    "Checkpoint": "use ModelCheckpoint",
     "EMAWeightAveraging": "use rekindle.callbacks.EMA",
     "WeightAveraging": "use rekindle.callbacks.EMA or SWA",
     "EarlyStoppingReason": "trainer.should_stop and the console's last line say why it stopped",
@@ -59,8 +55,6 @@ INSTEAD: Mapping[str, str] = {
     "(enable_model_summary=); for a table print "
     "rekindle.pytorch.utilities.model_summary.ModelSummary(model)",
     "RichModelSummary": "the trainer says the size by itself (enable_model_summary=)",
-    "OnExceptionCheckpoint": "the run goes on from the newest checkpoint after an error; say how "
-    "often one is saved with Trainer(checkpoint_every=Every(steps=...))",
     "SpikeDetection": "use rekindle.callbacks.SpikeGuard",
     "get_standard_metrics": "trainer.callback_metrics has what was logged",
     "BatchesProcessedColumn": _BAR,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rekindle import Callback
-from rekindle.callbacks import BackboneFinetuning
+from rekindle.callbacks import BackboneFinetuning, BaseFinetuning
 
 pytestmark = pytest.mark.processes
 
@@ -64,3 +64,33 @@ def test_a_module_without_a_backbone_is_told_so(fit):
         fit(BackboneFinetuning(backbone="encoder"))
     with pytest.raises(ValueError, match="need an epoch from 1 on"):
         BackboneFinetuning(0)
+
+
+class Unfreezes(BaseFinetuning):
+    """Trains the backbone from the second epoch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.backbone)
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        self.asked.append(epoch)
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.backbone, optimizer)
+
+
+@pytest.mark.parametrize(("stop", "asked"), [(3, [1, 2]), (5, [1, 2]), (8, [2]), (12, [])])
+def test_a_scripts_own_finetuning_resumes_exactly(fit, same, stop, asked):
+    whole = fit(Unfreezes(), root="whole")
+    fit(Unfreezes(), stop=stop)
+    again = Unfreezes()
+    found = fit(again)
+    assert same(whole, found)
+    assert again.asked == [
+        epoch for epoch in range(3) if epoch > (stop - 1) // 5 or stop == 5 * epoch
+    ]
+    groups = [[len(g["params"]) for g in t.optimizers[0].param_groups] for t in (whole, found)]
+    assert groups[0] == groups[1] == [2, 2]

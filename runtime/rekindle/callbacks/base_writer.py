@@ -1,0 +1,87 @@
+"""`BasePredictionWriter`: a script's own way to write predictions, by batch or all at the end."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from rekindle.callback import Callback
+
+if TYPE_CHECKING:
+    from rekindle.model.module import Module
+    from rekindle.trainer import Trainer
+
+_INTERVALS = ("batch", "epoch", "batch_and_epoch")
+
+
+class BasePredictionWriter(Callback):
+    """Define `write_on_batch_end`, `write_on_epoch_end`, or both; each process has its own share.
+
+    To go on with an interrupted `predict`, use `PredictionWriter`.
+    """
+
+    # What it has is written, or made again.
+    optional = True
+
+    def __init__(
+        self, write_interval: Literal["batch", "epoch", "batch_and_epoch"] = "batch"
+    ) -> None:
+        if write_interval not in _INTERVALS:
+            raise ValueError(
+                f"{type(self).__name__}(write_interval={write_interval!r}): allowed are "
+                f"{', '.join(map(repr, _INTERVALS))}"
+            )
+        self.interval = write_interval
+        self._ids: list[int] = []
+        self._outputs: list[Any] = []
+        self._indices: list[list[int]] = []
+
+    def write_on_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        prediction: Any,
+        batch_indices: "list[int] | None",
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Write one batch; `batch_indices` are the places of its samples in the data."""
+        raise NotImplementedError(f"{type(self).__name__} has no write_on_batch_end()")
+
+    def write_on_epoch_end(
+        self, trainer: "Trainer", pl_module: "Module", predictions: Any, batch_indices: Any
+    ) -> None:
+        """Write all batches of this process."""
+        raise NotImplementedError(f"{type(self).__name__} has no write_on_epoch_end()")
+
+    def on_predict_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Begin anew."""
+        self._outputs, self._indices = [], []
+
+    def predicted(self, batch_idx: int, ids: Any) -> tuple[Any] | None:
+        """Note which samples come; nothing is known already."""
+        self._ids = [int(one) for one in ids]
+        return None
+
+    def on_predict_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Hand a batch on."""
+        ids = list(self._ids)
+        if "batch" in self.interval:
+            self.write_on_batch_end(
+                trainer, pl_module, outputs, ids, batch, batch_idx, dataloader_idx
+            )
+        if "epoch" in self.interval:
+            self._outputs.append(outputs)
+            self._indices.append(ids)
+
+    def on_predict_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Hand all batches on."""
+        if "epoch" in self.interval:
+            self.write_on_epoch_end(trainer, pl_module, self._outputs, self._indices)
+            self._outputs, self._indices = [], []
