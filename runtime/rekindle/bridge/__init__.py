@@ -15,6 +15,14 @@ agrees with all ranks on the step at which a preemption notice is obeyed, and en
 "s3://bucket/run")``. In a TrainingJob not even the import is needed: where the job names a
 checkpoint URI, Lightning finds `callbacks` through an entry point and adds the callback by itself.
 
+A script may call `fit` many times: a sweep, the folds of a cross-validation, several stages with
+one trainer or with others. Each call has checkpoints of its own (`rekindle.saving.runs`: the first
+in the root, the n-th in ``<root>/fits/<n>``). A restarted script makes the same calls again: those
+that had ended are repeated by loading what they had come to (weights, optimizers, callbacks'
+state, metrics, generators), the one that was interrupted goes on, and the rest of the script sees
+what it would have seen. What a script keeps elsewhere, in attributes that are in no ``state_dict``,
+a repeated fit does not bring back. Calls of the tuner's are none of these (`tuned`).
+
 A resumed run is bit-equal to one that was never disturbed, with these exceptions, all of them
 Lightning's or the script's own: see `rekindle.bridge.data` (order and augmentation) and
 `rekindle.bridge.state` (metrics). DDP and single-device strategies are served, on as many processes

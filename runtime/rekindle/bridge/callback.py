@@ -2,12 +2,13 @@
 
 Here is what it hears from Lightning, and the script's side of it; each hook is a line of `Fit`:
 
-    setup                 world, store, newest good commit; its state is left where Lightning
-                          restores from (`resuming`)
+    setup                 which run it is, world, store, newest good commit; its state is left
+                          where Lightning restores from (`resuming`)
     on_train_start        counters, metrics, what only this rank has; SIGTERM is taken over
     (before each fetch)   progress, notice, save (`data.Cut`)
     on_train_batch_end    the loss, by reference
     on_train_end          the last save, marked as finished
+    on_fit_end            where nothing was left to train: what it had come to
     on_exception          word for the agent; a save in flight may end
 
 The callback that the entry point adds stands back where the script brings one of its own, and where
@@ -17,17 +18,19 @@ the bridge does not serve the script's trainer (`scope`): nobody asked for it th
 import os
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-from rekindle.bridge import scope
+from rekindle.bridge import scope, tuned
 from rekindle.bridge.fit import Fit, leave_word
 from rekindle.checkpoint import IntegrityError
 from rekindle.flags import Every
 from rekindle.outcome import Damaged
 from rekindle.ranks.control import ControlPage
+from rekindle.saving import policy, runs
 from rekindle.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -71,7 +74,10 @@ class RekindleCallback(Callback):
     def setup(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """Open the store and find where to begin; collective."""
         self._fit = None
+        tuned.note(trainer, pl_module)
         if stage != "fit" or self._stands_by(trainer) or _of(trainer).fast_dev_run:
+            return
+        if tuned.searching(trainer):
             return
         try:
             scope.check(trainer)
@@ -82,8 +88,9 @@ class RekindleCallback(Callback):
             rank_zero_warn(f"checkpoints of the job are not used here: {error}")
             return
         page = ControlPage.from_environment()
+        number = runs.next_number(policy.base(self.flags)[0])
         try:
-            self._fit = Fit(self.flags, trainer, page)
+            self._fit = Fit(replace(self.flags, fit_number=number), trainer, page, self)
         except BaseException as error:
             # `on_exception` has no fit to speak for yet, and a job's agent is to know why its
             # worker ended, whatever it was; it is raised again.
@@ -136,7 +143,7 @@ class RekindleCallback(Callback):
         """Save the end of the run."""
         if self._fit is not None:
             self._fit.finish()
-            self.last_commit = self._fit.session.last_commit
+            self.last_commit = self._fit.last_commit
 
     def on_exception(
         self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", exception: BaseException
@@ -144,12 +151,13 @@ class RekindleCallback(Callback):
         """Leave word for the agent, let a save in flight end, give SIGTERM back."""
         if self._fit is not None:
             self._fit.failed(exception)
-            self.last_commit = self._fit.session.last_commit
+            self.last_commit = self._fit.last_commit
 
     def on_fit_end(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule") -> None:
-        """When nothing was left to train, the metrics are those of the finished run."""
+        """When nothing was left to train, the script sees what it saw when that was done."""
         if self._fit is not None and not self._fit.begun:
-            self._fit.show_metrics()
+            self._fit.repeat()
+            self.last_commit = self._fit.last_commit
 
     def teardown(self, trainer: "pl.Trainer", pl_module: "pl.LightningModule", stage: str) -> None:
         """End what `setup` began, also when there was nothing left to train."""

@@ -16,12 +16,13 @@ How it goes forward depends on the loader:
   process, whose generators are restored.
 - loaders with ``state_dict`` and ``load_state_dict`` (torchdata): Lightning restores them itself.
 - anything else (iterable datasets, several loaders at once): the batches that were used are read
-  again and thrown away. Exact if reading draws from the generators in torch, NumPy and Python only.
+  again and thrown away. Exact if reading draws from the generators in torch, NumPy and Python only,
+  and each draw comes with the batch that it is for. Where Lightning reads one batch ahead, because
+  it knows no length, that batch is read with the generators that it was read with.
 
 Not exact: a sampler that goes on drawing from the global generators while it yields; what a
 ``collate_fn`` draws in loader workers; augmentation when the workers go from none to some or back;
-and an iterable dataset without a length that draws in the main process, since Lightning reads it
-one batch ahead.
+and what an iterable dataset draws in persistent workers.
 """
 
 import os
@@ -30,6 +31,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
@@ -38,7 +40,8 @@ from rekindle.data.loader import WorkerStart
 
 Position = dict[str, Any]
 """Where in the epoch a rank was: ``batches`` used, whether it had ``ended``, the generators when
-its order was drawn (``began``), and the script's ``own`` generator now."""
+its order was drawn (``began``), the script's ``own`` generator now, and the generators before the
+fetch of a batch that was read ``ahead``."""
 
 
 class Drawn(NamedTuple):
@@ -149,11 +152,33 @@ class Cut(CombinedLoader):
         self._began: dict[str, Any] | None = None
         self._resume: Position | None = None
         self._generators: dict[str, Any] | None = None
+        self._fetched = 0
+        self._ahead: dict[str, Any] | None = None
+        """Generators right before the newest fetch, where Lightning fetches one batch ahead."""
+        self._reads_ahead = False
+
+    def described(self) -> dict[str, Any]:
+        """Which data it gives, as far as its loaders tell: for a comparison after a restart."""
+        loaders = self.flattened
+        return {
+            "sizes": [_size(loader) for loader in loaders],
+            "batch_sizes": [
+                loader.batch_size if isinstance(loader, DataLoader) else None for loader in loaders
+            ],
+        }
 
     def position(self, batches: int, *, ended: bool) -> Position:
         """Where this rank is in its epoch, after so many batches; `ended` if it is over."""
+        if self._resume is not None:
+            return self._resume  # nothing was fetched since
         if self._indices is None:
-            return {"batches": batches, "ended": ended, "began": self._began, "own": None}
+            return {
+                "batches": batches,
+                "ended": ended,
+                "began": self._began,
+                "own": None,
+                "ahead": self._ahead if self._fetched > batches else None,
+            }
         own = self._indices.own
         return {
             "batches": batches,
@@ -161,6 +186,20 @@ class Cut(CombinedLoader):
             "began": self._indices.began,
             "own": None if own is None else own.get_state(),
         }
+
+    @property
+    def generators(self) -> dict[str, Any]:
+        """What the next fetch will draw from: of the checkpoint, as long as there was none."""
+        return randomness.states() if self._generators is None else self._generators
+
+    def ended_as(self, position: Position) -> None:
+        """Leave the script's own generator as it was at the end of a fit that is not done again."""
+        if (
+            self._indices is not None
+            and self._indices.own is not None
+            and position["own"] is not None
+        ):
+            self._indices.own.set_state(position["own"])
 
     def go_to(self, position: Position, generators: dict[str, Any]) -> None:
         """Go on from there at the next fetch, with these generators."""
@@ -173,22 +212,34 @@ class Cut(CombinedLoader):
             self._resume = None
             self._bring_back()
         self._began = randomness.states()
+        self._fetched = 0
         if self._indices is not None:
             self._indices.began = None
         super().__iter__()
+        self._reads_ahead = sized_len(self) is None
         return self
 
     def __next__(self) -> Any:
         running = self._before()
+        resumes = self._resume is not None
         if self._resume is not None:
             position, self._resume = self._resume, None
             if position["ended"]:
                 self._next_epoch()
             else:
                 self._forward(position)
+                if self._reads_ahead and position.get("ahead") is None:
+                    self._bring_back()  # nothing had been read ahead: this is the next fetch
         if running:
             self._bring_back()
-        return super().__next__()
+        if self._reads_ahead:
+            self._ahead = randomness.states()
+        self._fetched += 1
+        batch = super().__next__()
+        if resumes and not running and self._generators is None:
+            # Read ahead of the first step, which goes on from here whatever is drawn until then.
+            self._generators = randomness.states()
+        return batch
 
     def _next_epoch(self) -> None:
         """Begin the pass as it would have begun right after the one that the checkpoint ended."""
@@ -217,6 +268,10 @@ class Cut(CombinedLoader):
         super().__iter__()
         for _ in range(batches):
             super().__next__()
+        self._fetched = batches
+        if position.get("ahead") is not None:
+            # The batch that Lightning had read already is read as it was then.
+            randomness.restore(position["ahead"])
 
     def _stateful(self) -> bool:
         return all(
@@ -249,6 +304,10 @@ class Cut(CombinedLoader):
         object.__setattr__(loader, "batch_sampler", self._indices)
         if workers:
             object.__setattr__(loader, "dataset", Seeded(loader.dataset, _seed()))
+
+
+def _size(loader: Any) -> int | None:
+    return sized_len(loader.dataset if isinstance(loader, DataLoader) else loader)
 
 
 def _seed() -> int:

@@ -14,13 +14,14 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 
 from rekindle import lastword, randomness
-from rekindle.bridge import resuming, scope, state
+from rekindle.bridge import resuming, scope, state, tuned
 from rekindle.bridge.data import Cut, Source
 from rekindle.bridge.progress import Progress
 from rekindle.checkpoint import SaveError
@@ -30,6 +31,7 @@ from rekindle.flags import Flags
 from rekindle.outcome import Preempted, classify
 from rekindle.ranks.consensus import Consensus, Notice, obey
 from rekindle.ranks.control import ControlPage
+from rekindle.saving import runs, which_run
 from rekindle.saving.persistence import FLUSH_SECONDS, Session
 from rekindle.saving.policy import root
 from rekindle.saving.restore import Found
@@ -44,8 +46,11 @@ _TRIES = 3
 class Fit:
     """Holds the store, the consensus and the counters against Lightning's loop."""
 
-    def __init__(self, flags: Flags, trainer: "pl.Trainer", page: ControlPage | None) -> None:
-        self._trainer, self._page = trainer, page
+    def __init__(
+        self, flags: Flags, trainer: "pl.Trainer", page: ControlPage | None, mine: Any
+    ) -> None:
+        """`mine` is the callback that this belongs to."""
+        self._trainer, self._page, self._mine = trainer, page, mine
         self._loop: Any = trainer.fit_loop
         self._world = scope.world(trainer)
         self._console = Console(first=self._world.first, progress=False)
@@ -61,11 +66,12 @@ class Fit:
 
     def _prepare(self, flags: Flags) -> None:
         """Find what to go on from, and see whether that can be done."""
-        trainer, page = self._trainer, self._page
+        trainer, page, self._resume = self._trainer, self._page, flags.resume
         _, notice_line = root(flags)
-        if notice_line is not None:
+        own_root = not self._mine._automatic  # else the script has named none
+        if notice_line is not None and flags.fit_number == 1 and own_root:
             self._console.say(notice_line)
-        self._found: Found = self.session.candidates.newest(flags.resume)
+        self._found: Found = self._find(flags)
         self._notice: Notice | None = None
         self._handler: Any = None
         """What `listen` has put in the place of Lightning's handler of SIGTERM."""
@@ -73,17 +79,51 @@ class Fit:
         self._cut: Cut | None = None
         self._progress = Progress(trainer, self._world, page, self._batch_size)
         self._running = self._closed = False
+        self._generators: dict[str, Any] | None = None
+        """What the next lines of the script draw from, where a fit was repeated."""
         self.begun = False
         """Whether there was anything left to train."""
         self._pending: dict[str, list[torch.Tensor]] = {}
         """Running metrics of before a restart that wait for their objects; see `state.merge`."""
         source: Any = Source(self._loop._data_source, self._make_cut)
         self._loop._data_source = source
+        self._sanity: Any = None
+        """The script's `num_sanity_val_steps`, while there are none."""
+        self._callbacks: Any = None
+        """The script's callbacks, while some of them are left out."""
         if self._found.restored is not None:
-            resuming.check(self._found.restored, self._world, self.session.lease.uri, page)
-            resuming.hand_over(trainer, self._found.restored)
+            restored = self._found.restored
+            resuming.check(restored, self._world, self.session.lease.uri, page)
+            resuming.hand_over(trainer, restored, again=self._found.again)
+            for line in tuned.bring_back(trainer.lightning_module, restored.meta.get("tuned", {})):
+                self._console.say(line)
+            # It was done when the run began.
+            self._sanity, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, 0  # type: ignore[attr-defined]
+            if tuned.finders(trainer):
+                self._callbacks = tuned.without_finders(trainer)
 
     # Beginning.
+
+    def _find(self, flags: Flags) -> Found:
+        """Which run this is, and what to begin from; collective."""
+        trainer, lease = self._trainer, self.session.lease
+        candidates, module = self.session.candidates, trainer.lightning_module
+        own = runs.identity(module, trainer.datamodule)  # type: ignore[attr-defined]
+        # What the tuner finds may differ from start to start, and is brought back.
+        searched = {f"{prefix}{name}" for name in tuned.names(module) for prefix in ("", "data.")}
+        kept = {n: value for n, value in own.hyperparameters.items() if n not in searched}
+        own = replace(own, hyperparameters=kept)
+        own = which_run.identify(self._world, lease, flags, own, None)
+        decision = which_run.decide(candidates, own, None, flags, None)
+        assert decision is not None, "no ckpt_path was named"
+        if decision.line is not None:
+            self._console.say(decision.line)
+        if decision.new_script:
+            own = which_run.begin_anew(self._world, lease, flags, own)
+        self._own = own
+        if not decision.goes_on:
+            return Found()
+        return replace(candidates.newest(flags.resume), again=decision.again)
 
     def _make_cut(self, loaders: Any) -> Cut:
         if not isinstance(loaders, CombinedLoader):
@@ -101,10 +141,49 @@ class Fit:
         loaders = self._cut.flattened if self._cut is not None else []
         return max((getattr(loader, "batch_size", None) or 0 for loader in loaders), default=0)
 
-    def show_metrics(self) -> None:
-        """Bring the metrics of the checkpoint back to where the script looks for them."""
-        if self._found.restored is not None:
-            resuming.show_metrics(self._trainer, self._found.restored)
+    def _check_data(self) -> None:
+        """Refuse data that are not those of the checkpoint, on all ranks; raises R12."""
+        restored, error = self._found.restored, None
+        reloading = self._trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if restored is not None and self._cut is not None and not reloading:
+            error = resuming.other_data(restored, self._cut.described())
+        if error is not None and self._resume == "must":
+            self._console.say(f"{error} Goes on all the same (resume='must').")
+            error = None
+        self._world.agree(error)
+
+    @property
+    def last_commit(self) -> int | None:
+        """Step of the newest commit that this process knows of."""
+        restored = self._found.restored
+        return self.session.last_commit or (None if restored is None else restored.ref.step)
+
+    def repeat(self) -> None:
+        """Nothing was left to train: what the script sees is what it saw when this fit had ended.
+
+        Lightning has loaded its part. The generators are put back last (`close`), so that whatever
+        comes after this call of `fit` draws what it drew then.
+        """
+        restored = self._found.restored
+        if restored is None:
+            return
+        saved = restored.rank_state
+        assert isinstance(saved, dict)
+        self._check_data()
+        state.restore_own(self._trainer, saved)
+        resuming.settle(self._trainer)
+        resuming.show_metrics(self._trainer, restored)
+        self._generators = saved["rng"]
+        if self._cut is not None:
+            self._cut.ended_as(saved["data"])
+        self._progress.restore(restored.meta)
+        self._progress.repeated()
+        if self._page is not None:
+            self._page.fit_ended()
+        self._console.say(
+            f"training is complete already: step {restored.ref.step} of {self.session.lease.uri} "
+            f"is the result of this fit"
+        )
 
     def listen(self) -> None:
         """Take SIGTERM from Lightning; on_train_start and the sanity check may both come."""
@@ -127,8 +206,9 @@ class Fit:
             assert isinstance(saved, dict)
             state.restore_own(self._trainer, saved)
             self._pending = dict(saved["running"])
+            self._check_data()
             self._progress.restore(restored.meta)
-        self.show_metrics()
+            resuming.show_metrics(self._trainer, restored)
         self.listen()
         self.session.begin(self._found)
         self.begun = True
@@ -154,7 +234,9 @@ class Fit:
 
     def _between(self) -> bool:
         """Called before every fetch of training data; whether training has begun."""
-        if not self._running:
+        callbacks: Any = self._trainer.callbacks  # type: ignore[attr-defined]
+        if not self._running or self._mine not in callbacks:
+            # The second: a finder searches in the middle of it, with callbacks of its own.
             return False
         assert self._consensus is not None
         self._progress.count()
@@ -192,8 +274,9 @@ class Fit:
                 f"checkpoints; the script gives them again"
             )
         rank_tree = state.own(trainer, self._world)
-        rank_tree["rng"] = randomness.states()
         assert self._cut is not None
+        rank_tree["rng"] = self._cut.generators
+        rank_tree["shown"] = resuming.shown(trainer)
         # With max_steps Lightning takes up the epoch in which it stopped, else it begins another.
         rank_tree["data"] = self._cut.position(
             self._loop.epoch_loop.batch_progress.current.completed,
@@ -211,6 +294,9 @@ class Fit:
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "productive_seconds": progress.productive,
             "stall_seconds": progress.stall,
+            "run": self._own.to_json(),
+            "tuned": tuned.values(trainer.lightning_module),
+            "data": self._cut.described(),
         }
         return tree, rank_tree, meta
 
@@ -265,24 +351,42 @@ class Fit:
                 self._console.say(f"last checkpoint, step {self._progress.step}: {error}")
             else:
                 break
+        if self._page is not None:
+            self._page.fit_ended()
         self.close()
 
     def failed(self, error: BaseException) -> None:
         """An error, or `Preempted`; no collective, the peers may be gone (R24)."""
         self._running = False
-        rank, step = self._world.rank, self._progress.step
+        rank, step = self._world.rank, self._progress.own_step
+        if isinstance(error, Preempted | KeyboardInterrupt):
+            # Lightning turns the latter into a regular end of the process.
+            runs.failed()
         if not isinstance(error, Preempted):
             last = self.session.last_commit
             leave_word(error, self._page, rank=rank, step=step, checkpoint=last)
+        self._give_back()
         if not self._closed:
             self._stop_listening()
             self.session.failed(error, step)
 
     def close(self) -> None:
         """Let the save in flight end, give the run up, and put Lightning's handler back."""
+        self._give_back()
         if not self._closed:
             self._stop_listening()
             self.session.end(FLUSH_SECONDS)
+
+    def _give_back(self) -> None:
+        """What was left out of the trainer, and generators, as the script expects them."""
+        trainer: Any = self._trainer
+        if self._callbacks is not None:
+            trainer.callbacks, self._callbacks = self._callbacks, None
+        if self._sanity is not None:
+            trainer.num_sanity_val_steps, self._sanity = self._sanity, None
+        if self._generators is not None:
+            randomness.restore(self._generators)
+            self._generators = None
 
     def _stop_listening(self) -> None:
         self._closed = True

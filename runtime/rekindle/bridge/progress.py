@@ -46,6 +46,8 @@ class Progress:
         self._trainer: Any = trainer
         self._page = page if first else None
         self._size, self._batch_size = world.size, batch_size
+        self._before: int = self._trainer.global_step
+        """Steps that this trainer has done in calls of `fit` before this one."""
         self._batches = -1
         """Batches as of the last look."""
         self._reported = 0
@@ -55,6 +57,11 @@ class Progress:
     def epoch(self) -> int:
         """Epochs that are done."""
         return int(self._trainer.fit_loop.epoch_progress.current.processed)
+
+    @property
+    def own_step(self) -> int:
+        """Optimizer steps of this call of `fit`."""
+        return self.step - self._before
 
     def restore(self, meta: Mapping[str, Any]) -> None:
         """Go on counting where the checkpoint of that meta did."""
@@ -72,19 +79,30 @@ class Progress:
     def announce(self, source: str, skipped: tuple[str, ...]) -> None:
         """Tell the agent where this attempt begins, and with which checkpoint."""
         if self._page is not None:
-            self._page.begin(
-                step=self.step,
-                samples=self.samples,
-                total_steps=self.total,
-                epoch=self.epoch,
-                productive=self.productive,
-                stall=self.stall,
-            )
+            self._begin_page(None if self.total is None else self.total - self._before)
             # Lightning fixes the batch per process, so another number of them is another training.
             self._page.use(self._size, least=self._size)
             self._page.write_restored(
-                RestoredReport(step=self.step, source=source, skipped=skipped)
+                RestoredReport(step=self.own_step, source=source, skipped=skipped)
             )
+
+    def repeated(self) -> None:
+        """Count what was done when this call of `fit` was made before, and had ended."""
+        self.step = self._trainer.global_step
+        if self._page is not None:
+            self._begin_page(self.own_step)
+            self._page.write_metrics(self.metrics())
+
+    def _begin_page(self, total: int | None) -> None:
+        assert self._page is not None
+        self._page.begin(
+            step=self.own_step,
+            samples=self.samples,
+            total_steps=total,
+            epoch=self.epoch,
+            productive=self.productive,
+            stall=self.stall,
+        )
 
     def mark(self) -> None:
         """The time of the next step begins now."""
@@ -112,7 +130,7 @@ class Progress:
         self.meter.durations.append(now - self._marked)
         if self._page is not None:
             self._page.step_done(
-                step=step,
+                step=self.own_step,
                 epoch=self.epoch,
                 samples=self.samples,
                 productive=self.productive,

@@ -8,10 +8,12 @@ newer and wins.
 
 import os
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loops.loop import _Loop
 
 from rekindle.bridge import state
 from rekindle.checkpoint import Restored
@@ -51,8 +53,33 @@ def check(restored: Restored, world: World, uri: str, page: ControlPage | None) 
         )
 
 
-def hand_over(trainer: "pl.Trainer", restored: Restored) -> None:
-    """Leave the state where Lightning restores from, whatever ``ckpt_path`` says."""
+def other_data(restored: Restored, now: Mapping[str, Any]) -> RequirementError | None:
+    """R12, when the training data are not those that the checkpoint was made with."""
+    before = restored.meta.get("data")
+    if before is None or before == now:
+        return None
+    return RequirementError(
+        f"R12 step {restored.ref.step} was saved with training data of {_words(before)}; now they "
+        f"are of {_words(now)}. To go on, give the same data; to begin anew, resume='never' or "
+        f"another root."
+    )
+
+
+def _words(data: Mapping[str, Any]) -> str:
+    parts = [
+        f"{size if size is not None else 'unknown'} samples in batches of {batch}"
+        if batch is not None
+        else f"{size if size is not None else 'unknown'} batches"
+        for size, batch in zip(data["sizes"], data["batch_sizes"], strict=True)
+    ]
+    return " and ".join(parts)
+
+
+def hand_over(trainer: "pl.Trainer", restored: Restored, *, again: bool = False) -> None:
+    """Leave the state where Lightning restores from, whatever ``ckpt_path`` says.
+
+    `again`: it is the end of another run, and that this one wished to stop does not count.
+    """
     connector: Any = trainer._checkpoint_connector
     assert isinstance(restored.state, dict), "checked above"
     loaded = state.checkpoint(restored.state)
@@ -63,7 +90,7 @@ def hand_over(trainer: "pl.Trainer", restored: Restored) -> None:
 
     connector.resume_start = resume_start
     # `stopped`: EarlyStopping had ended the run; its decision stands.
-    trainer.should_stop = bool(restored.meta["stopped"])
+    trainer.should_stop = bool(restored.meta["stopped"]) and not again
     loop: Any = trainer.fit_loop.epoch_loop
 
     def on_run_start(data_fetcher: Any) -> None:
@@ -89,7 +116,41 @@ def _run_start(trainer: Any, restored: Restored, data_fetcher: Any) -> None:
     loop._restarting = False
 
 
+def settle(trainer: "pl.Trainer") -> None:
+    """Leave the loops as they are after a training, where Lightning had none to do.
+
+    It would take the next call of `fit` for a restart in the middle.
+    """
+    loops: list[Any] = [trainer.fit_loop]
+    while loops:
+        loop = loops.pop()
+        loop._restarting = loop._loaded_from_state_dict = loop._resuming_from_checkpoint = False
+        loops += [each for each in vars(loop).values() if isinstance(each, _Loop)]
+
+
+_SHOWN = ("_callback_metrics", "_logged_metrics", "_progress_bar_metrics")
+
+
+def shown(trainer: "pl.Trainer") -> dict[str, dict[str, Any]]:
+    """The metrics that a script can read from its trainer; each rank has its own."""
+    _ = trainer.callback_metrics, trainer.logged_metrics, trainer.progress_bar_metrics
+    connector = trainer._logger_connector
+    found = {name: dict(getattr(connector, name)) for name in _SHOWN}
+    return {
+        name: {
+            key: value.detach().clone() if isinstance(value, torch.Tensor) else float(value)
+            for key, value in values.items()
+            if isinstance(value, torch.Tensor | int | float)
+        }
+        for name, values in found.items()
+    }
+
+
 def show_metrics(trainer: "pl.Trainer", restored: Restored) -> None:
-    """Schedulers and callbacks may look at a metric before it is logged again."""
+    """Schedulers, callbacks and the script may look at a metric before it is logged again."""
+    connector, saved = trainer._logger_connector, restored.rank_state
+    assert isinstance(saved, dict)
     values = {name: torch.tensor(value) for name, value in restored.meta["metrics"].items()}
-    trainer._logger_connector._callback_metrics.update(values)
+    connector._callback_metrics.update(values)
+    for name, metrics in saved.get("shown", {}).items():
+        getattr(connector, name).update(metrics)

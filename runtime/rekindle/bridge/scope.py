@@ -8,11 +8,13 @@ processes is as before is known only with a checkpoint at hand: see `resuming`.
 """
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from lightning.pytorch.utilities import CombinedLoader
 
 from rekindle.ranks.distributed import TIMEOUT, World
 
@@ -26,6 +28,15 @@ def check(trainer: "pl.Trainer") -> None:
         raise TypeError(
             "this Trainer comes from `pytorch_lightning`; write `import lightning.pytorch as pl` "
             "for RekindleCallback (the two packages have different classes)"
+        )
+    source = trainer.fit_loop._data_source
+    given = None if source.is_module() else source.instance
+    loaders = given if isinstance(given, CombinedLoader) else CombinedLoader(given)
+    for given in (each for each in loaders.flattened if isinstance(each, Iterator)):
+        raise ValueError(
+            f"fit() got a {type(given).__name__} as training data, which can be read only once: "
+            f"after a restart, or in another fit, what is left of it would be other batches. Give "
+            f"a list, a DataLoader, or an IterableDataset whose __iter__ begins anew"
         )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started > trainer.world_size:

@@ -21,6 +21,7 @@ from pathlib import Path
 from unittest import mock
 
 import lightning.pytorch as pl
+import scripts
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
@@ -36,6 +37,7 @@ from torchmetrics import MeanMetric
 from rekindle import Every
 from rekindle.bridge import RekindleCallback, RekindlePlugin, callbacks
 from rekindle.ranks.control import ControlPage
+from rekindle.saving import runs
 
 STEPS = 30
 
@@ -119,7 +121,8 @@ class Duel(Net):
 
 
 def fit(root, *, notice=None, data=None, ckpt_path=None, bridge=None, plugins=(), **flags):
-    """What one `fit` has come to."""
+    """What one `fit` has come to, in a start of the script."""
+    runs.forget()
     pl.seed_everything(7, verbose=False)
     kind = flags.pop("kind", Net)
     # Callbacks have state: each fit gets its own.
@@ -228,6 +231,7 @@ def everything(folder):
     results["kill"] = fit(f"{folder}/kill")
     results["warm"] = fit(f"{folder}/x", ckpt_path=f"{folder}/13/cut", plugins=[RekindlePlugin()])
     results["tested"] = tested(f"{folder}/13/cut")
+    fit(f"{folder}/interrupted", notice=sigterm_at(9))
     results["refused"] = refused(folder)
     results["damaged"] = damaged(f"{folder}/kill")
     os.environ["REKINDLE_CHECKPOINT_URI"] = f"file://{folder}/job"
@@ -248,6 +252,12 @@ def example():
         runpy.run_path(str(script), run_name="__main__")
     sys.argv = before
     return out.getvalue().strip().splitlines()[-1]
+
+
+def scripts_main(folder):
+    """Sweep, folds, stages, tuner: killed and started again; it computes nothing by itself."""
+    Path(folder).mkdir()
+    Path(folder, "loops.json").write_text(json.dumps(scripts.loops(folder)))
 
 
 def page(folder):
@@ -294,15 +304,25 @@ def refused(folder):
         except Exception as error:
             said[name] = str(error)
     try:
-        fit(f"{folder}/ranks/cut")
+        fit(f"{folder}/ranks/cut", val_check_interval=1.0)
     except Exception as error:
         said["ranks"] = str(error)
+    for name, task in {
+        "other": {"val_check_interval": 1.0, "kind": Duel},
+        "data": {"data": DataLoader(Noisy(), 5, shuffle=True)},
+        "once": {"data": iter([1])},
+    }.items():
+        try:
+            fit(f"{folder}/interrupted", **task)
+        except Exception as error:
+            said[name] = str(error)
     # With an operator the next round has as many as it takes.
     directory = Path(folder, "told")
     directory.mkdir()
     agents = ControlPage(directory, create=True)
     with mock.patch.dict(os.environ, REKINDLE_RUN_DIR=str(directory), REKINDLE_WORKERS="2"):
-        said["fewer"] = [fit(f"{folder}/ranks/cut")["code"], *agents.worlds]
+        code = fit(f"{folder}/ranks/cut", val_check_interval=1.0)["code"]
+        said["fewer"] = [code, *agents.worlds]
     spawned = pl.Trainer(accelerator="cpu", strategy="ddp_spawn", devices=2, logger=False)
     try:
         RekindleCallback(f"{folder}/refused").setup(spawned, Net(), "fit")
@@ -397,12 +417,14 @@ def main():
         Path(folder, "ranks").mkdir()
         children = [forked(rank_main, f"{folder}/ranks", rank, port) for rank in range(2)]
         children.append(forked(killed, folder))
+        children.append(forked(scripts_main, f"{folder}/scripts"))
         ends = [os.waitpid(child, 0)[1] for child in children]
         results = everything(folder)
         results["ends"] = ends
         results["ranks"] = [
             json.loads(Path(folder, "ranks", f"rank-{rank}.json").read_text()) for rank in range(2)
         ]
+        results["scripts"] = json.loads(Path(folder, "scripts", "loops.json").read_text())
         Path(sys.argv[1]).write_text(json.dumps(results))
 
 

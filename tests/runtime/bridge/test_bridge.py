@@ -43,7 +43,7 @@ def results(tmp_path_factory):
         check=False,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=280 + 60 * int(os.environ.get("REKINDLE_KILLS", "2")),
         env={
             **os.environ,
             "PYTHONPATH": str(Path(rekindle.__file__).parents[1]),
@@ -136,6 +136,28 @@ def test_what_cannot_work_is_refused_in_one_line(results):
     assert results["refused"]["alone"].startswith(
         "2 processes were started, and the Trainer was made for 1: "
     )
+
+
+def test_another_model_or_other_data_do_not_go_on_with_what_was_interrupted(results):
+    refused = results["refused"]
+    assert re.match(
+        r"R11 .* holds step 10 of another run: the model was Net and is Duel; every",
+        refused["other"],
+    )
+    assert refused["data"].startswith(
+        "R12 step 10 was saved with training data of 40 samples in batches of 4; now they are of "
+        "40 samples in batches of 5. To go on, give the same data; to begin anew, resume='never'"
+    )
+    assert "list_iterator as training data, which can be read only once" in refused["once"]
+
+
+@pytest.mark.parametrize("name", ["sweep", "folds", "stages", "tuned", "finder", "streams"])
+def test_a_script_with_several_fits_that_is_killed_sees_what_a_plain_one_sees(results, name):
+    found = results["scripts"][name]
+    kills = [code for code in found["ends"] if code]
+    assert len(kills) == int(os.environ.get("REKINDLE_KILLS", "2"))
+    for seen in found["rounds"]:
+        assert seen == found["plain"]
 
 
 def test_damaged_checkpoints_are_passed_over_and_none_left_is_an_error_of_integrity(results):
