@@ -23,6 +23,12 @@ state, metrics, generators), the one that was interrupted goes on, and the rest 
 what it would have seen. What a script keeps elsewhere, in attributes that are in no ``state_dict``,
 a repeated fit does not bring back. Calls of the tuner's are none of these (`tuned`).
 
+Exit code 75 has to reach whoever starts the script again. A script that is one process gives it, as
+does one whose ranks Lightning starts (``strategy="ddp"``): there the others end with 0, since it
+would kill rank 0 for their 75. `rekindle.launch` tells it in a job; torchrun tells 1 for whatever
+its workers do, but 75 where this package is installed (`rekindle.launch.byhand`). ``spawn`` and
+notebooks, which have none to tell, are refused; a wrapper of one's own has to pass it on.
+
 A resumed run is bit-equal to one that was never disturbed, with these exceptions, all of them
 Lightning's or the script's own: see `rekindle.bridge.data` (order and augmentation) and
 `rekindle.bridge.state` (metrics). DDP and single-device strategies are served, on as many processes

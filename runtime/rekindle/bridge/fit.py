@@ -10,6 +10,7 @@ was signalled; it is replaced for the time of the training. A notice that comes 
 is obeyed after it: Lightning cannot go back into one without losing its metrics.
 """
 
+import os
 import signal
 import threading
 import time
@@ -53,6 +54,8 @@ class Fit:
         self._trainer, self._page, self._mine = trainer, page, mine
         self._loop: Any = trainer.fit_loop
         self._world = scope.world(trainer)
+        # Lightning's own launcher ends rank 0 by SIGKILL when it finds that a child has failed.
+        self._child = os.getppid() in self._world.gather(os.getpid())
         self._console = Console(first=self._world.first, progress=False)
         if page is not None and self._world.local_rank == 0:
             page.attach()
@@ -98,7 +101,7 @@ class Fit:
             for line in tuned.bring_back(trainer.lightning_module, restored.meta.get("tuned", {})):
                 self._console.say(line)
             # It was done when the run began.
-            self._sanity, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, 0  # type: ignore[attr-defined]
+            self._sanity, trainer.num_sanity_val_steps = trainer.num_sanity_val_steps, 0
             if tuned.finders(trainer):
                 self._callbacks = tuned.without_finders(trainer)
 
@@ -362,6 +365,8 @@ class Fit:
         if isinstance(error, Preempted | KeyboardInterrupt):
             # Lightning turns the latter into a regular end of the process.
             runs.failed()
+        if isinstance(error, Preempted) and self._child:
+            error.code = 0  # rank 0 tells it
         if not isinstance(error, Preempted):
             last = self.session.last_commit
             leave_word(error, self._page, rank=rank, step=step, checkpoint=last)

@@ -18,6 +18,7 @@ parts, outermost first:
   far a script without our trainer is, and since when it runs;
 - ``watcher``, ``watchdog`` (pure) and ``stacks``: whether workers get on, and where they stand;
 - ``rendezvous``, ``store`` and ``backend``: the backend ``rekindle`` of torch's rendezvous;
+  ``byhand``: how a torchrun without our agent tells that its workers have saved;
 - ``session``: what this pod says of itself and what it has been told;
 - ``client`` and ``solo``: who it says that to, a coordinator or, without an operator, itself;
 - ``inject`` copies all of it into an image without it, ``oldpython`` refuses where that is too old;

@@ -9,7 +9,7 @@ second, so this one imports nothing until a backend is really wanted. The backen
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from rekindle.launch import joining
+from rekindle.launch import byhand, joining
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 def get_handler() -> "Callable[[RendezvousParameters], RendezvousHandler]":
     """Give the function that makes the backend; torch calls this once, when it registers it.
 
-    Inside of a worker, whichever backend is asked for is the round (see ``joining``).
+    Inside of a worker, whichever backend is asked for is the round (see ``joining``). Elsewhere a
+    torchrun, whatever its backend, tells 75 for workers that have saved (see ``byhand``).
     """
     if joining.inside():
         from torch.distributed.elastic.rendezvous.api import rendezvous_handler_registry
 
         joining.take_over(rendezvous_handler_registry)
         return joining.create
+    byhand.watch()
     return _create
 
 
