@@ -6,10 +6,19 @@ written as for one process, and knows nothing about ranks or resuming.
 """
 
 import os
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from functools import partial
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rekindle.model import loading
 from rekindle.model.hyperparameters import HyperparametersMixin
+
+if TYPE_CHECKING:
+    from rekindle.trainer import Trainer
 
 
 class DataModule(HyperparametersMixin):
@@ -20,6 +29,8 @@ class DataModule(HyperparametersMixin):
 
     Processes that do not run it wait for those that do, for as long as it takes.
     """
+    trainer: "Trainer | None" = None
+    """The trainer that has the data module, from `prepare_data` on."""
 
     def __getattr__(self, name: str) -> Any:
         # Only asked for what is missing, so it costs nothing while all is well.
@@ -30,6 +41,58 @@ class DataModule(HyperparametersMixin):
             f"setup(stage), which comes before any loader. The trainer calls it; without one, call "
             f"setup('fit') first."
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Loader workers and other processes get the data module without what it belongs to.
+        return {name: value for name, value in self.__dict__.items() if name != "trainer"}
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **datamodule_kwargs: Any,
+    ) -> Self:
+        """A data module of datasets, or of lists and dicts of them; training data are shuffled.
+
+        `datamodule_kwargs` go to the constructor, and `batch_size` and `num_workers` too if it
+        takes them.
+        """
+
+        def loaders(data: Any, *, shuffle: bool) -> Any:
+            if isinstance(data, Mapping):
+                return {name: loaders(one, shuffle=shuffle) for name, one in data.items()}
+            if isinstance(data, Sequence) and not isinstance(data, Dataset):
+                return [loaders(one, shuffle=shuffle) for one in data]
+            return DataLoader(
+                data,
+                batch_size=batch_size,
+                shuffle=shuffle and not isinstance(data, IterableDataset),
+                num_workers=num_workers,
+                pin_memory=torch.cuda.is_available(),
+            )
+
+        makes: Any = cls.__init__
+        taken = {} if makes is object.__init__ else signature(makes).parameters
+        anything = any(p.kind is Parameter.VAR_KEYWORD for p in taken.values())
+        sizes = {"batch_size": batch_size, "num_workers": num_workers}
+        made = cls(
+            **datamodule_kwargs, **{n: v for n, v in sizes.items() if anything or n in taken}
+        )
+        for name, data in (
+            ("train", train_dataset),
+            ("val", val_dataset),
+            ("test", test_dataset),
+            ("predict", predict_dataset),
+        ):
+            if data is not None:
+                method = partial(loaders, data, shuffle=name == "train")
+                setattr(made, f"{name}_dataloader", method)
+        return made
 
     @classmethod
     def load_from_checkpoint(

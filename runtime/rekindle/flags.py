@@ -77,6 +77,7 @@ _SWITCHES = (
     "sync_batchnorm",
     "detect_anomaly",
     "inference_mode",
+    "use_distributed_sampler",
     "barebones",
     "enable_checkpointing",
     "enable_model_summary",
@@ -189,6 +190,8 @@ class Flags:
     """Options of `torch.compile`; None: do not compile."""
     fp8_skip: tuple[str, ...] = ()
     inference_mode: bool = True
+    use_distributed_sampler: bool = True
+    """False is refused where there are processes to deal out to."""
     enable_model_summary: bool = True
     enable_progress_bar: bool = True
     enable_autolog_hparams: bool = True
@@ -485,11 +488,6 @@ def _refuse(values: dict[str, Any]) -> None:
     for name, answer in answers.items():
         if values.pop(name) not in (None, [], ()):
             raise ValueError(f"{name}= is not supported: {answer}. Remove the flag.")
-    if values.pop("use_distributed_sampler") is not True:
-        raise ValueError(
-            "use_distributed_sampler=False is not supported: the trainer deals out the samples, "
-            "which is what makes a resume exact. Give the whole dataset and remove the flag."
-        )
 
 
 def _barebones(values: dict[str, Any]) -> None:

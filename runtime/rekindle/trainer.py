@@ -218,6 +218,8 @@ class Trainer:
         self.measures = Measures()
         """What was logged, as callbacks, loggers and bars see it."""
         self.datamodule: Any = None
+        self.loading = 0
+        """Epoch that loaders are asked for while a run is being made."""
         self.module: Module | None = None
         announce()
         self._stopping: str | None = None
@@ -281,7 +283,7 @@ class Trainer:
         reading.enter_context(workerend.ended())
         try:
             with settings(self.flags), self.profiler.around(self, "fit"):
-                self._optimizers, self._run, self._planned = None, None, None
+                self._optimizers, self._run, self._planned, self.loading = None, None, None, 0
                 self._stopping = self._session = None
                 run = assemble(
                     self,
@@ -473,6 +475,8 @@ class Trainer:
 
     def _begin(self, model: Module, datamodule: Any) -> World:
         self.module, self.datamodule = model, datamodule
+        if datamodule is not None:
+            datamodule.trainer = self
         flags = self.flags
         self.world = join(flags.accelerator, flags.devices, flags.num_nodes, flags.device_ids)
         self._console = Console(first=self.world.first, progress=flags.enable_progress_bar)
@@ -672,7 +676,8 @@ class Trainer:
     @property
     def current_epoch(self) -> int:
         """Epoch that is running, 0-based; at the end of training the number of epochs."""
-        return 0 if self._run is None else self._run.cursor.epoch + self._run.closed
+        run = self._run
+        return self.loading if run is None else run.cursor.epoch + run.closed
 
     @property
     def max_epochs(self) -> int:

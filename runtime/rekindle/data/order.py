@@ -217,6 +217,8 @@ class Cursor:
     one; -1: every micro-batch is one."""
     batches_before: int = -1
     """Batches in the epochs before this one; -1: that many times those of this one."""
+    loaded: int = 0
+    """Epoch in which the loader was asked for; see `reload_dataloaders_every_n_epochs`."""
     cut: int | None = None
     """Samples per lane where lanes of m are too few for the processes; no part of what is saved."""
 

@@ -16,11 +16,12 @@ from rekindle import randomness
 from rekindle.console import Console
 from rekindle.contract import ENV_JOB
 from rekindle.contract import Restored as RestoredReport
+from rekindle.data.apart import Evaluation
 from rekindle.data.batches import size_of
 from rekindle.data.draws import Draw
 from rekindle.data.iterated import Iterated
-from rekindle.data.loader import Batches, LaneSampler, Source, build, fingerprint, limited
-from rekindle.data.order import ENDLESS, Cursor, Kind
+from rekindle.data.loader import Batches, LaneSampler, Source, build, fingerprint
+from rekindle.data.order import ENDLESS, Cursor
 from rekindle.data.streams import ShardedStream, Streaming, refuse_loose, why_loose
 from rekindle.data.tokens import samples_of
 from rekindle.flags import Flags
@@ -61,8 +62,8 @@ from rekindle.training.preflight import (
     step_function,
     summary,
 )
-from rekindle.training.run import Run, planned_steps
-from rekindle.training.sources import dealt, load
+from rekindle.training.run import Feed, Run, planned_steps
+from rekindle.training.sources import ask, dealt, load
 from rekindle.training.update import Update
 
 if TYPE_CHECKING:
@@ -173,6 +174,13 @@ def assemble(
     elif found is None:
         found = _find(session, flags, start_from, console, identity)
     _check_ours(found)
+    loaded = _loaded(found, flags)
+    if loaded:
+        # The data of the epoch that goes on, which need not be those of the first one.
+        trainer.loading = loaded
+        train_source, validation_source = _again(module, datamodule, given, world, flags)
+        trainer.train_source = train_source
+        mark = _mark(train_source, flags, world, None)
     if not optimizers.automatic(module):
         _check_manual(flags)
     draw = _draw(train_source, flags, found)
@@ -285,7 +293,17 @@ def assemble(
         journal=Journal(trainer.loggers, world, console.say),
         identity=identity,
         datamodule=datamodule,
-        feed=feeding.feed_of(datamodule, stream),
+        feed=Feed(
+            stream=stream,
+            sources=None
+            if datamodule is None and train is not None
+            else lambda: ask(module, datamodule, given, world, flags, "fit"),
+            validation=lambda asked: (
+                dealt(asked, flags.limit_val_batches, copies, cursor.seed),
+                step_function(module, "validation_step", several=asked.several),
+            ),
+            batch_size=feeding.batch_size_of(datamodule),
+        ),
     )
     run.check_cadence()
     logs.alone = copies.size == 1
@@ -328,6 +346,30 @@ def assemble(
         weigh = (lambda: sum(map(optimizers.nbytes, optimization.optimizers))) if fresh else None
         session.prepare(tree, rank_tree, weigh)
     return run
+
+
+def _loaded(found: Found, flags: Flags) -> int:
+    """The epoch in which the loader of the run was asked for, by its checkpoint."""
+    if found.restored is None or not flags.reload_dataloaders_every_n_epochs:
+        return 0
+    return Cursor.from_json(found.restored.meta["cursor"]).loaded
+
+
+def _again(
+    module: Module, datamodule: Any, given: dict[str, Any], world: World, flags: Flags
+) -> tuple[Source, Evaluation | None]:
+    """The loaders, asked for once more; collective."""
+    error: Exception | None = None
+    asked: tuple[Source | None, Evaluation | None] = (None, None)
+    try:
+        asked = ask(module, datamodule, given, world, flags, "fit")
+        if asked[0] is None:
+            raise ValueError("train_dataloader gave None when it was asked again")
+    except Exception as failure:
+        error = failure
+    world.agree(error)
+    assert asked[0] is not None
+    return asked[0], asked[1]
 
 
 def _mark(source: Source, flags: Flags, world: World, found: Found | None) -> str:
@@ -547,18 +589,11 @@ def _cursor(
         most = source.dataset.num_shards // flags.accumulate_grad_batches
         workers = max(1, min(workers, most))
     batch = asked or chosen * flags.accumulate_grad_batches * workers
-    positions = draw.length if draw is not None else source.positions or source.samples
-    batches = source.batches_of(positions)
-    length = min(positions, limited(flags.limit_train_batches, batches) * micro)
-    if source.streamed:
-        length = ENDLESS
-    order: Kind = "shuffle" if source.shuffle and not flags.overfit else "sequential"
-    if source.streamed:
-        order = "stream"
+    length = feeding.length_of(source, draw, flags)
     if not length:
         raise ValueError(
             f"limit_train_batches={flags.limit_train_batches!r} or drop_last leaves no batch of "
-            f"{batches}"
+            f"{source.batches}"
         )
     fresh = Cursor(
         epoch=0,
@@ -568,7 +603,7 @@ def _cursor(
         seed=flags.seed,
         N=source.samples,
         length=length,
-        order=order if draw is None else draw.kind,
+        order=feeding.kind_of(source, draw, flags),
         fingerprint=mark,
         draw="" if draw is None else draw.mark,
         script_m=micro,

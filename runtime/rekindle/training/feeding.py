@@ -13,14 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from rekindle.checkpoint.objects import PreconditionFailed, StoreError
-from rekindle.data.apart import take_apart
-from rekindle.data.draws import marked
-from rekindle.data.loader import Batch, Source, build, fingerprint
-from rekindle.data.order import Cursor, Step
+from rekindle.data.apart import Evaluation
+from rekindle.data.draws import Draw, marked
+from rekindle.data.loader import Batch, Source, build, fingerprint, limited
+from rekindle.data.order import ENDLESS, Cursor, Kind, Step
 from rekindle.data.streams import Streaming
+from rekindle.flags import Flags
 from rekindle.model import metrics
 from rekindle.requirement import RequirementError
-from rekindle.training.run import Feed, Run
+from rekindle.training.run import Run
 
 
 def steps(run: Run) -> Iterator[tuple[Step, Iterator[Batch]]]:
@@ -150,33 +151,98 @@ def resize(run: Run, *, global_batch: int | None = None, micro: int | None = Non
 
 
 def follow(run: Run) -> None:
-    """Before the first batch of an epoch: has a hook changed the DataModule's batch size?"""
+    """Before the first batch of an epoch: are the loaders to be asked for again?
+
+    They are when a hook has changed the DataModule's batch size, and every so many epochs by
+    `reload_dataloaders_every_n_epochs`. Collective.
+    """
     every, sources = run.flags.reload_dataloaders_every_n_epochs, run.feed.sources
     if sources is None:
         return
     asked, cursor = batch_size_of(run.datamodule), run.cursor
-    anew = every and cursor.epoch and not cursor.sample and cursor.epoch % every == 0
+    anew = bool(every) and cursor.epoch % every == 0 and cursor.epoch != cursor.loaded
     if asked == run.feed.batch_size and not anew:
         return
     error: Exception | None = None
     source: Source | None = None
+    evaluation: Evaluation | None = None
+    mark = cursor.fingerprint
     try:
-        source = sources()
-        if anew and fingerprint(source, cursor.seed) != cursor.fingerprint:
-            raise RequirementError(
-                f"R12 dataset changed since step {run.step} (the loader made anew for epoch "
-                f"{cursor.epoch} reads other samples). Exactly-once cannot hold. "
-                f"reload_dataloaders_every_n_epochs has to give the same dataset."
+        source, evaluation = sources()
+        if source is None or source.streamed != (run.feed.stream is not None):
+            raise ValueError(
+                f"the training loader made anew for epoch {cursor.epoch} is of another kind than "
+                f"the one before it; both have to be streams, or both have to have a length"
             )
+        mark = fingerprint(source, cursor.seed)
     except Exception as failure:
         error = failure
     run.world.agree(error)
     assert source is not None
-    if run.feed.stream is None:
+    if anew:
+        if len(set(run.world.gather(mark))) > 1:
+            raise RequirementError(
+                f"R9 the training data that were loaded for epoch {cursor.epoch} differ between "
+                f"ranks. They may depend on the epoch, not on the process."
+            )
+        _changed(run, source, mark)
+        if evaluation is not None and run.feed.validation is not None:
+            run.validation, run.validation_step = run.feed.validation(evaluation)
+    if run.feed.stream is not None:
+        run.feed.stream.source = source
+    else:
         run.loader = build(source, run.sampler, cursor.seed)
+    run.trainer.train_source = source
+    size = source.batch_size
     if asked != run.feed.batch_size:
         run.feed.batch_size = asked
-        resize(run, micro=source.batch_size)
+        resize(run, micro=size)
+    elif size != (cursor.script_m or size):
+        # A resume asks for this loader, so its size is the script's own.
+        resize(run, micro=size)
+        run.cursor = replace(run.cursor, script_m=size)
+
+
+def _changed(run: Run, source: Source, mark: str) -> None:
+    """Go on with what was loaded for this epoch; collective.
+
+    It may be another dataset: a resume asks for the loader as of the same epoch, and so gets it
+    again. Positions then mean something else, so the ledger begins a chapter.
+    """
+    draw = None if source.draw is None else source.draw(run.cursor.seed)
+    length, kind = length_of(source, draw, run.flags), kind_of(source, draw, run.flags)
+    cursor = replace(
+        run.cursor,
+        N=source.samples,
+        length=length,
+        order=kind,
+        draw="" if draw is None else draw.mark,
+        fingerprint=mark,
+        loaded=run.cursor.epoch,
+    )
+    names = ("N", "length", "order", "draw", "fingerprint")
+    if any(getattr(cursor, name) != getattr(run.cursor, name) for name in names):
+        run.ledger.turn(run.ledger.totals(run.world.gather(run.ledger.own())), run.cursor)
+    run.cursor, run.sampler.draw = cursor, draw
+    run.trainer.plan(run.total_steps)
+
+
+def length_of(source: Source, draw: Draw | None, flags: Flags) -> int:
+    """Positions of an epoch; 0 when limits leave no batch."""
+    if source.streamed:
+        return ENDLESS
+    positions = draw.length if draw is not None else source.positions or source.samples
+    batches = limited(flags.limit_train_batches, source.batches_of(positions))
+    return min(positions, batches * source.batch_size)
+
+
+def kind_of(source: Source, draw: Draw | None, flags: Flags) -> Kind:
+    """The order of an epoch."""
+    if source.streamed:
+        return "stream"
+    if draw is not None:
+        return draw.kind
+    return "shuffle" if source.shuffle and not flags.overfit else "sequential"
 
 
 def turn(run: Run, meta: dict[str, Any]) -> None:
@@ -195,17 +261,6 @@ def batch_size_of(datamodule: object) -> object:
     """``hparams.batch_size``, which scripts change while training; None without one."""
     hparams = getattr(datamodule, "hparams", None)
     return None if hparams is None else hparams.get("batch_size")
-
-
-def feed_of(datamodule: Any, stream: Streaming | None = None) -> Feed:
-    """The feed of a run that begins, its loaders just taken apart."""
-    if datamodule is None:
-        return Feed(stream=stream)
-    return Feed(
-        stream=stream,
-        sources=lambda: take_apart(datamodule.train_dataloader(), "train"),
-        batch_size=batch_size_of(datamodule),
-    )
 
 
 def tell(run: Run) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from rekindle.console import Console, Progress
 from rekindle.data import workerend
+from rekindle.data.apart import Evaluation
 from rekindle.data.ledger import Ledger
 from rekindle.data.loader import Batch, LaneSampler, Source
 from rekindle.data.order import Cursor, Step
@@ -92,8 +93,10 @@ class Feed:
 
     stream: Streaming | None = None
     """Iterable data; None for a dataset with a length."""
-    sources: Callable[[], Source] | None = None
-    """Asks the DataModule for its training loader again; None without a DataModule."""
+    sources: "Callable[[], tuple[Source | None, Evaluation | None]] | None" = None
+    """Asks for the loaders again; None where they were given as they are."""
+    validation: "Callable[[Evaluation], tuple[Validation | None, StepFunction]] | None" = None
+    """Deals out what was asked for again to validate with."""
     batch_size: object = None
     """``datamodule.hparams.batch_size`` when it was asked."""
     recorded: set[str] = field(default_factory=set)

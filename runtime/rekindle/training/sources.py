@@ -39,6 +39,8 @@ from rekindle.requirement import RequirementError
 from rekindle.training.run import Part, Validation
 
 Stage = Literal["fit", "validate", "test", "predict"]
+Asked = tuple[Source | None, Evaluation | None]
+"""What to train with, and what to evaluate."""
 
 SIGN_OF_LIFE = 30.0
 """Seconds between two signs of life of the process that prepares the data."""
@@ -53,7 +55,7 @@ def prepare(module: Module, datamodule: Any, world: World) -> None:
     """Run what downloads, on one process (of each node, if the data module says so); collective."""
     tasks: list[Callable[[], None]] = []
     everywhere = bool(getattr(datamodule, "prepare_data_per_node", False))
-    for owner, each_node in ((module, False), (datamodule, everywhere)):
+    for owner, each_node in ((datamodule, everywhere), (module, False)):
         chosen = world.local_rank == 0 if each_node else world.first
         for name in ("prepare_data", "prepare"):
             if owner is not None and chosen and _own(owner, name):
@@ -107,36 +109,51 @@ def load(
     """
     prepare(module, datamodule, world)
     error: Exception | None = None
-    sources: tuple[Source | None, Evaluation | None] = (None, None)
+    sources: Asked = (None, None)
     try:
-        train, evaluation = given.get("train"), given.get("evaluation")
+        if not flags.use_distributed_sampler and world.size > 1:
+            raise ValueError(
+                f"use_distributed_sampler=False is not supported on {world.size} processes: the "
+                f"trainer deals out the samples, which is what makes a resume exact. Give the "
+                f"whole dataset and remove the flag."
+            )
         if datamodule is not None:
             datamodule.setup(stage)
-            if stage == "fit":
-                train, evaluation = datamodule.train_dataloader(), datamodule.val_dataloader()
-            elif evaluation is None:
-                evaluation = _substituted(datamodule, stage, world)
         ready()
-        if datamodule is None:
-            if stage == "fit" and train is None:
-                train = _own_loader(module, "train_dataloader")
-            if evaluation is None:
-                name = "val_dataloader" if stage == "fit" else _INSTEAD[stage][0]
-                evaluation = _own_loader(module, name)
-        sources = (
-            None if train is None else _micro(_fixed(take_apart(train, "train"), flags), flags),
-            None if evaluation is None else take_apart_all(evaluation),
-        )
-        sources = (_workers(sources[0], world), _all_workers(sources[1], world))
+        sources = ask(module, datamodule, given, world, flags, stage)
         if world.first:
             _warn_if_shared(*sources)
             _warn_of_shuffling(sources[1], stage)
             if stage == "fit":
-                _warn_of_pinning(train, evaluation)
+                _warn_of_pinning(*(one.given for one in sources if one is not None))
     except Exception as failure:
         error = failure
     world.agree(error)
     return sources
+
+
+def ask(
+    module: Module, datamodule: Any, given: dict[str, Any], world: World, flags: Flags, stage: Stage
+) -> Asked:
+    """Ask whoever has the loaders for them; nothing here is collective."""
+    train, evaluation = given.get("train"), given.get("evaluation")
+    if datamodule is not None and stage == "fit":
+        train, evaluation = datamodule.train_dataloader(), datamodule.val_dataloader()
+    elif datamodule is not None and evaluation is None:
+        evaluation = _substituted(datamodule, stage, world)
+    elif datamodule is None:
+        if stage == "fit" and train is None:
+            train = _own_loader(module, "train_dataloader")
+        if evaluation is None:
+            name = "val_dataloader" if stage == "fit" else _INSTEAD[stage][0]
+            evaluation = _own_loader(module, name)
+    source = None if train is None else _micro(_fixed(take_apart(train, "train"), flags), flags)
+    found = None if evaluation is None else take_apart_all(evaluation)
+    if found is not None and stage == "predict":
+        # Every sample has a prediction.
+        whole = tuple(replace(one, drop_last=False) for one in found.sources)
+        found = replace(found, sources=whole)
+    return _workers(source, world), _all_workers(found, world)
 
 
 def _own_loader(module: Module, name: str) -> Any:

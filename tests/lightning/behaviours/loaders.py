@@ -202,6 +202,13 @@ def log_dict_of_several_loaders(pl, folder):
     return trainer.callback_metrics
 
 
+def forked_names_of_several_loaders(pl, folder):
+    """With `on_step` and `on_epoch` the suffix of the loader comes last."""
+    model, trainer = _evaluating(pl, on_step=True, on_epoch=True)(), _trainer(pl, folder)
+    trainer.validate(model, [loader(4), loader(6)])
+    return sorted(name for name in trainer.callback_metrics if "_epoch" in name)
+
+
 def values_at_the_end_of_a_validation_of_several(pl, folder):
     """What is logged at the end of the epoch belongs to no loader."""
 

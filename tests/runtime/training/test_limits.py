@@ -284,7 +284,6 @@ def test_validation_cadence_may_be_an_every(tmp_path):
         ),
         ({"plugins": [object()]}, ValueError, "plugins= is not supported: the strategy is strat"),
         ({"max_tokens": -5}, ValueError, "max_tokens=-5 must be an integer of at least 0"),
-        ({"use_distributed_sampler": False}, ValueError, "the trainer deals out the samples"),
         ({"overfit_batches": -1}, ValueError, "overfit_batches=-1 must be a number of batches"),
         ({"overfit": 3, "overfit_batches": 2}, ValueError, "both name the same thing"),
         ({"log_every": 3, "log_every_n_steps": 2}, ValueError, "both name the same thing"),
