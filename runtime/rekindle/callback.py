@@ -19,12 +19,14 @@
             for lane in this rank's share of the step:       # "batch" in the hooks' names
                 on_train_batch_start
                 training_step
+                on_before_zero_grad                          # of the first lane
                 on_before_backward; backward; on_after_backward
+                on_train_batch_end                           # but for the last lane
             (gradients of all ranks are summed)
             on_before_optimizer_step
-            clip gradients; optimizer step; lr schedulers per step; counters move on
-            on_before_zero_grad; gradients are cleared
-            on_train_batch_end                               # of each lane
+            clip gradients; optimizer step; lr schedulers per step
+            on_after_optimizer_step; counters move on
+            on_train_batch_end                               # of the last lane
             if validation is due:
                 on_validation_start; on_validation_epoch_start
                 for batch in this rank's share:
@@ -86,6 +88,8 @@ class Callback:
     shares: tuple[str, ...] = ()
     """Keys of `state_dict` under which lies a tensor like each parameter, by the parameter's name:
     with a sharded model `load_state_dict` gets this rank's shares of them, as `DTensor`s."""
+    after_module: bool = False
+    """Whether `on_train_epoch_end` comes after the module's, to see what that one logs."""
     idle: "tuple[Callable[..., None], ...]" = ()
     """Hooks of the class that this instance can do without: `fit` leaves them out, so that no step
     pays for them. They are functions, so what a subclass has overridden is not among them."""
@@ -168,7 +172,11 @@ class Callback:
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "Module", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the optimizer step that the batch belongs to; `outputs` is the detached loss."""
+        """After the batch; that of the last lane follows the optimizer step, with its gradients.
+
+        `outputs` is what `training_step` returned, as a dictionary with the detached loss, or an
+        empty one for None.
+        """
 
     def on_before_backward(
         self, trainer: "Trainer", pl_module: "Module", loss: "torch.Tensor"
@@ -186,7 +194,10 @@ class Callback:
     def on_before_zero_grad(
         self, trainer: "Trainer", pl_module: "Module", optimizer: "torch.optim.Optimizer"
     ) -> None:
-        """Before gradients are cleared."""
+        """Before the gradients of the step before are cleared, after `training_step`."""
+
+    def on_after_optimizer_step(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """The optimizer has stepped; `trainer.global_step` does not count the step yet."""
 
     def on_validation_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Before a validation."""

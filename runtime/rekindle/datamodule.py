@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from rekindle.model import loading
 from rekindle.model.hyperparameters import HyperparametersMixin
+from rekindle.model.transfer import TransferHooks
 
 if TYPE_CHECKING:
     from rekindle.trainer import Trainer
 
 
-class DataModule(HyperparametersMixin):
+class DataModule(HyperparametersMixin, TransferHooks):
     """Base class of data modules. Define `train_dataloader` at least."""
 
     prepare_data_per_node: bool = False
@@ -144,6 +145,9 @@ class DataModule(HyperparametersMixin):
     def predict_dataloader(self) -> Any:
         """A loader over what to predict; without one, the test or the validation samples."""
         return None
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Something raised, in `fit` or another call. No collective operation may run here."""
 
     def state_dict(self) -> dict[str, Any]:
         """State to save: plain values and tensors."""

@@ -49,7 +49,7 @@ from rekindle.strategies import Strategy
 from rekindle.training import feeding, savefile, state
 from rekindle.training.assembly import assemble, sanity_check
 from rekindle.training.fitting import explained
-from rekindle.training.hooks import Hooks, blamed
+from rekindle.training.hooks import Hooks, blamed, with_own
 from rekindle.training.loop import finish, leave, train
 from rekindle.training.run import Back
 from rekindle.training.sources import Stage
@@ -272,6 +272,7 @@ class Trainer:
             limits.stopped = False
             self._console.say(runs.again(limits.step, at_limit=limits.done))
             return
+        self._take_callbacks_of(model)
         if self.flags.enable_checkpointing:
             number = runs.next_number(policy.base(self.flags)[0])
             self.flags = replace(self.flags, fit_number=number)
@@ -425,8 +426,9 @@ class Trainer:
             number = runs.number_of(policy.base(self.flags)[0])
             self.flags = replace(self.flags, fit_number=number)
         self.lifecycle.begin(stage)
+        self._take_callbacks_of(model)
         page = ControlPage.from_environment()
-        hooks = Hooks([*self.callbacks, PassProgress()], model)
+        hooks = Hooks([*self.callbacks, PassProgress()], model, self.flags.strategy)
         try:
             with settings(self.flags), self.profiler.around(self, stage), workerend.ended():
                 world = self._begin(model, datamodule)
@@ -449,8 +451,7 @@ class Trainer:
                 self._logged = journal.state()
             self.lifecycle.move("done")
         except BaseException as error:
-            for hook in hooks.on_exception:
-                hook(self, model, error)
+            self._tell_exception(hooks, model, datamodule, error)
             self._record(error, page)
             raise
         finally:
@@ -493,10 +494,10 @@ class Trainer:
         """A regular end, on every rank."""
         for hook in run.hooks.on_fit_end:
             hook(self, run.module)
-        for hook in run.hooks.teardown:
-            hook(self, run.module, "fit")
         if self.datamodule is not None:
             self.datamodule.teardown("fit")
+        for hook in run.hooks.teardown:
+            hook(self, run.module, "fit")
         if run.session is not None:
             run.session.end(FLUSH_SECONDS)
         run.update.close()
@@ -528,14 +529,37 @@ class Trainer:
         if isinstance(error, SystemExit) and not error.code:
             return
         outcome = self._record(error, page)
-        if run is not None:
-            for hook in run.hooks.on_exception:
-                hook(self, run.module, error)
-            if run.session is not None:
-                run.session.failed(error, run.step)
+        if self.module is not None:
+            known = run and run.hooks
+            hooks = known or Hooks(self.callbacks, self.module, self.flags.strategy)
+            self._tell_exception(hooks, self.module, self.datamodule, error)
+        if run is not None and run.session is not None:
+            run.session.failed(error, run.step)
         if outcome.cause == Cause.INTEGRITY:
             traceback.print_exception(error)
             raise Damaged from error
+
+    def _take_callbacks_of(self, model: Module) -> None:
+        """Take what `configure_callbacks` gives, for this call and those that follow."""
+        callbacks = with_own(self.callbacks, model)
+        if callbacks == self.callbacks:
+            return
+        limits = [self.flags.max_time, *(callback.max_seconds for callback in callbacks)]
+        self.callbacks = callbacks
+        self.flags = replace(
+            self.flags,
+            callbacks=[callback for callback in callbacks if callback is not self.profiler],
+            max_time=min((one for one in limits if one is not None), default=None),
+        )
+
+    def _tell_exception(
+        self, hooks: Hooks, model: Module, datamodule: Any, error: BaseException
+    ) -> None:
+        """`on_exception` of callbacks, then of the data module, then of the strategy."""
+        for hook in hooks.on_exception:
+            hook(self, model, error)
+        if isinstance(datamodule, DataModule):
+            datamodule.on_exception(error)
 
     def _after(self) -> Attempt:
         """What loggers are told when a pass follows a fit, or stands alone."""

@@ -28,6 +28,7 @@ HOOKS = [
     "on_after_backward",
     "on_before_optimizer_step",
     "on_before_zero_grad",
+    "on_after_optimizer_step",
     "on_train_batch_end",
     "on_save_checkpoint",
 ]

@@ -52,7 +52,7 @@ class Watch(rk.Callback):
     def __init__(self):
         self.ends = []
 
-    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+    def on_after_optimizer_step(self, trainer, pl_module):
         self.ends.append(time.perf_counter())
 
 

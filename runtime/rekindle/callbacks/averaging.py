@@ -80,9 +80,7 @@ class EMA(Callback):
             self.shadow[name] = _like(parameter, shadow)
         self._pairs = ([_here(s) for s in self.shadow.values()], [_here(p) for p in named.values()])
 
-    def on_before_zero_grad(
-        self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_after_optimizer_step(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Move the average; the optimizer has just stepped."""
         step = trainer.global_step + 1
         if step == self._step or step % self.every:

@@ -8,8 +8,6 @@ whatever the schedule in the new script says about epochs that are past.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-import torch
-
 from rekindle.callback import Callback
 
 if TYPE_CHECKING:
@@ -36,16 +34,14 @@ class BatchSizeSchedule(Callback):
             )
         self.schedule, self.interval = _checked("BatchSizeSchedule", schedule), interval
         if interval == "epoch":
-            self.idle = (BatchSizeSchedule.on_before_zero_grad,)
+            self.idle = (BatchSizeSchedule.on_after_optimizer_step,)
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Set the size of this epoch, or of the first step."""
         now = trainer.current_epoch if self.interval == "epoch" else trainer.global_step
         self._set(trainer, now)
 
-    def on_before_zero_grad(
-        self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_after_optimizer_step(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Set the size of the next step."""
         if self.interval == "step" and trainer.global_step + 1 in self.schedule:
             self._set(trainer, trainer.global_step + 1)

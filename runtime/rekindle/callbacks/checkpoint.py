@@ -51,6 +51,8 @@ class ModelCheckpoint(Checkpoint):
     # What it remembers is bookkeeping over checkpoints that exist anyway.
     optional = True
 
+    after_module = True
+
     def __init__(
         self,
         dirpath: "str | os.PathLike[str] | None" = None,

@@ -76,9 +76,7 @@ class SpikeGuard(Callback):
             self._read, self._sent, self._going_back = None, None, False
             self._recent.clear()
 
-    def on_before_zero_grad(
-        self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_after_optimizer_step(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Take the loss of this step, and look at an earlier one."""
         run = trainer._run
         assert run is not None

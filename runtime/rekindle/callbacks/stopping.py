@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class EarlyStopping(Callback):
     """Stop after `patience` values in a row of `monitor` that were no better than the best one."""
 
+    after_module = True
+
     def __init__(
         self,
         monitor: str,

@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from rekindle.model.step_hooks import overridden
+
 META = torch.device("meta")
 _SEEDED = torch.Tag.nondeterministic_seeded
 _IS_META: Any = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
@@ -79,12 +81,15 @@ def configure(module: nn.Module, device: torch.device) -> None:
     Raises RuntimeError when the hook needs the values of what it builds.
     """
     hook = getattr(module, "configure_model", None)
+    older = overridden(module, "configure_sharded_model")
     if hook is None or module.__dict__.get("_configured"):
         return
     before = torch.get_rng_state()
     recorder = _Recorder()
     try:
         with META, recorder, _Notes(recorder.operations):
+            if older is not None:
+                older()
             hook()
     except (RuntimeError, NotImplementedError) as error:
         if "meta" not in str(error).lower():

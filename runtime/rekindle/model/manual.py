@@ -168,11 +168,29 @@ class Manual:
     def clip_gradients(
         self,
         optimizer: "ManualOptimizer | torch.optim.Optimizer",
-        gradient_clip_val: float,
-        gradient_clip_algorithm: Literal["norm", "value"] = "norm",
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
     ) -> None:
-        """Clip the gradients of one optimizer, between `manual_backward` and its step."""
-        self._of(optimizer, "clip_gradients").clip(gradient_clip_val, gradient_clip_algorithm)
+        """Clip the gradients of one optimizer, between backward pass and its step.
+
+        What is left out is as the trainer's flags say; 0 clips nothing. Raises ValueError for a
+        value beside the trainer's own.
+        """
+        chosen = self._of(optimizer, "clip_gradients", reading=True)
+        flags = self.trainer.flags  # type: ignore[attr-defined]
+        for name, given, default in (
+            ("gradient_clip_val", gradient_clip_val, None),
+            ("gradient_clip_algorithm", gradient_clip_algorithm, "norm"),
+        ):
+            flag = getattr(flags, name)
+            if given is not None and flag not in (default, given):
+                raise ValueError(
+                    f"{type(self).__name__}.clip_gradients({name}={given!r}) beside "
+                    f"Trainer({name}={flag!r}): use one of them"
+                )
+        value = flags.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
+        if value:
+            chosen.clip(value, gradient_clip_algorithm or flags.gradient_clip_algorithm)
 
     def toggle_optimizer(self, optimizer: "ManualOptimizer | torch.optim.Optimizer") -> None:
         """Let only this optimizer's parameters require gradients."""
@@ -183,9 +201,13 @@ class Manual:
         self._of(optimizer, "untoggle_optimizer").untoggle()
 
     def _of(
-        self, optimizer: "ManualOptimizer | torch.optim.Optimizer", call: str
+        self,
+        optimizer: "ManualOptimizer | torch.optim.Optimizer",
+        call: str,
+        *,
+        reading: bool = False,
     ) -> ManualOptimizer:
-        self._connected(call)
+        self._connected(call, reading=reading)
         for wrapped in self._wrapped:
             if optimizer is wrapped or optimizer is wrapped.optimizer:
                 return wrapped

@@ -17,6 +17,8 @@ from torch import nn
 from rekindle.model import loading, metrics
 from rekindle.model.hyperparameters import HyperparametersMixin
 from rekindle.model.manual import Manual
+from rekindle.model.step_hooks import StepHooks
+from rekindle.model.transfer import TransferHooks
 
 if TYPE_CHECKING:
     from rekindle.loggers.logger import Logger
@@ -50,7 +52,7 @@ def refuse_logging(name: str, *, enable_graph: bool) -> NoReturn:
     )
 
 
-class Module(HyperparametersMixin, Manual, nn.Module):
+class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, nn.Module):
     """Base class of models. Define `training_step` and `configure_optimizers` at least.
 
     The hooks without a trainer argument are those of `rekindle.Callback` under the same names; its
@@ -326,8 +328,9 @@ class Module(HyperparametersMixin, Manual, nn.Module):
     def on_train_epoch_end(self) -> None:
         """See `rekindle.Callback`."""
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """See `rekindle.Callback`."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """See `rekindle.Callback`; to return -1 ends the epoch before this batch."""
+        return None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """See `rekindle.Callback`."""

@@ -8,7 +8,7 @@ parameter's name, and a difference is an error with the names in it (R11).
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -48,15 +48,29 @@ class SchedulerSpec:
         """Whether it steps on a metric."""
         return isinstance(self.scheduler, ReduceLROnPlateau)
 
-    def step(self, count: int, metrics: Mapping[str, Any]) -> None:
-        """Step if `count` (of epochs or steps done) is due; raises KeyError for a lost metric."""
+    def step(
+        self,
+        count: int,
+        metrics: Mapping[str, Any],
+        call: Callable[[Any, Any], Any] | None = None,
+    ) -> None:
+        """Step if `count` (of epochs or steps done) is due; raises KeyError for a lost metric.
+
+        `call` does it instead, with the scheduler and the metric: a module's `lr_scheduler_step`.
+        """
         if count % self.frequency:
             return
         if not self.plateau:
-            self.scheduler.step()
+            if call is None:
+                self.scheduler.step()
+            else:
+                call(self.scheduler, None)
             return
         if self.monitor is not None and self.monitor in metrics:
-            self.scheduler.step(float(metrics[self.monitor]))
+            if call is None:
+                self.scheduler.step(float(metrics[self.monitor]))
+            else:
+                call(self.scheduler, metrics[self.monitor])
             return
         known = ", ".join(sorted(metrics)) or "none yet"
         message = f"lr_scheduler monitors {self.monitor!r}, which was not logged; known are {known}"
@@ -105,11 +119,6 @@ def configure(module: Module) -> Optimization:
     for optimizer in optimizers:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"{name} returned {type(optimizer).__name__}. {_FORMS}")
-        if not manual and isinstance(optimizer, torch.optim.LBFGS):
-            raise TypeError(
-                f"{name} returned LBFGS, which evaluates the loss several times per step. Set "
-                f"automatic_optimization = False and call self.optimizers().step(closure)."
-            )
         _check_parameters(module, optimizer, name)
         if not manual and any(hasattr(p, "placements") for p in module.parameters()):
             _one_by_one(module, optimizer)

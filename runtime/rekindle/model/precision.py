@@ -154,28 +154,34 @@ def autocast(
     return None
 
 
-def mover(
-    precision: Precision | MixedPrecision, device: torch.device
-) -> Callable[[Any], Any] | None:
+def mover(precision: Precision | MixedPrecision, device: torch.device) -> Callable[..., Any] | None:
     """What brings a batch to the device and into the dtype; None when it is right as it comes."""
-    dtype = _PARAMETERS.get(name_of(precision, device))
+    dtype = dtype_of(precision, device)
     if dtype is None and device.type == "cpu":
         return None
-    return lambda batch: moved(batch, device, dtype)
+    return lambda batch, _loader=0: moved(batch, device, dtype)
 
 
-def moved(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Move a nested batch; tensors in pinned memory travel without waiting."""
+def dtype_of(precision: Precision | MixedPrecision, device: torch.device) -> torch.dtype | None:
+    """The dtype that floating-point batches are brought into; None: they stay as they are."""
+    return _PARAMETERS.get(name_of(precision, device))
+
+
+def moved(value: Any, device: torch.device | None, dtype: torch.dtype | None) -> Any:
+    """Move a nested batch; tensors in pinned memory travel without waiting.
+
+    Without a device only the dtype is changed.
+    """
     if isinstance(value, torch.Tensor):
         kind = dtype if dtype is not None and value.is_floating_point() else value.dtype
-        return value.to(device, kind, non_blocking=True)
+        return value.to(device=device, dtype=kind, non_blocking=True)
     if isinstance(value, Mapping):
         return {key: moved(item, device, dtype) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*(moved(item, device, dtype) for item in value))
     if isinstance(value, list | tuple):
         return type(value)(moved(item, device, dtype) for item in value)
-    if hasattr(value, "to"):
+    if device is not None and hasattr(value, "to"):
         return value.to(device)
     return value
 

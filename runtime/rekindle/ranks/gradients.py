@@ -205,6 +205,12 @@ class GradientSum:
                 view.zero_()
                 parameter.grad = view
 
+    def cleared(self, *, keep: bool) -> None:
+        """A script has dropped or zeroed gradients itself, or left them; see `reopen`."""
+        used = zip(self._used, self._parameters, strict=True)
+        self._used = [was and p.grad is not None for was, p in used]
+        self.reopen(keep=keep)
+
     def close(self) -> None:
         """Remove the hooks and give the parameters their independence back."""
         for handle in self._handles:

@@ -41,6 +41,38 @@ class Strategy:
         """Whether a process holds only a share of the model."""
         return False
 
+    # Hooks for subclasses, called after those of callbacks and module.
+
+    def on_train_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_validation_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_test_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_start(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_predict_end(self) -> None:
+        """See `rekindle.Callback`."""
+
+    def on_exception(self, exception: BaseException) -> None:
+        """See `rekindle.Callback`."""
+
 
 def _unneeded(who: str, given: Mapping[str, Any]) -> tuple[str, ...]:
     unknown = [name for name in given if name not in _UNNEEDED]

@@ -30,7 +30,9 @@ from rekindle.loggers.logger import Attempt
 from rekindle.logs import Logs
 from rekindle.model import deferred, optimizers
 from rekindle.model.module import Module
-from rekindle.model.precision import autocast, convert, mover, scaler_of
+from rekindle.model.precision import autocast, convert, scaler_of
+from rekindle.model.step_hooks import owned
+from rekindle.model.transfer import transfer
 from rekindle.ranks.consensus import Consensus, Notice
 from rekindle.ranks.control import ControlPage
 from rekindle.ranks.distributed import World
@@ -99,7 +101,7 @@ def assemble(
     session = Session(flags, world, page) if flags.enable_checkpointing else None
     if session is not None:
         trainer.save_by(session)
-    hooks = Hooks(trainer.callbacks, module)
+    hooks = Hooks(trainer.callbacks, module, flags.strategy)
     # Before anything else: callbacks may write to hyperparameters what they find.
     identity = trainer._identity = None if session is None else runs.identity(module, datamodule)
     shared: list[str] = []
@@ -201,7 +203,7 @@ def assemble(
             world=world,
             step=step_function(module, "training_step"),
             autocast=autocast(flags.precision, world.device),
-            move=mover(flags.precision, world.device),
+            move=transfer(module, datamodule, flags.precision, world.device),
             automatic=flags.micro_batch == "auto",
         )
         if size != cursor.m:
@@ -241,6 +243,10 @@ def assemble(
         scaler=scaler_of(flags.precision, world.device),
         clip=flags.gradient_clip_val,
         algorithm=flags.gradient_clip_algorithm,
+        owned=owned(module),
+    )
+    update.keeps_gradients = update.automatic and (
+        bool(hooks.on_before_zero_grad) or update.owned.optimizer_zero_grad is not None
     )
     logs = Logs(module)
     sampler = LaneSampler(cursor, rank=copies.rank, world_size=copies.size, draw=draw)
@@ -277,7 +283,7 @@ def assemble(
         update=update,
         seeds=seeds,
         finite=finite,
-        move=mover(flags.precision, world.device),
+        move=transfer(module, datamodule, flags.precision, world.device),
         gradients=None,
         autocast=autocast(flags.precision, world.device),
         training_step=_counting(step_function(module, "training_step"), train_source, logs),

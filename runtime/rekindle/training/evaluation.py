@@ -25,7 +25,8 @@ from rekindle.data.loader import to_device
 from rekindle.logs import Logs, Phase, check_value, flattened, means, reported
 from rekindle.model import metrics
 from rekindle.model.module import Module, StepOutput
-from rekindle.model.precision import mover
+from rekindle.model.step_hooks import overridden
+from rekindle.model.transfer import transfer
 from rekindle.phase import State
 from rekindle.randomness import seed_validation
 from rekindle.ranks.distributed import World
@@ -78,7 +79,7 @@ def evaluate(
     With `inference`, steps run in torch's inference mode; what they make cannot be trained with.
     """
     began = time.perf_counter()
-    move = mover(trainer.flags.precision, world.device)
+    move = transfer(module, trainer.datamodule, trainer.flags.precision, world.device)
     if world.size > 1:
         broadcast(buffer for buffer in module.buffers() if buffer.numel())
     around = {place: getattr(hooks, f"on_{stage}_{place}") for place in _PLACES}
@@ -95,12 +96,12 @@ def evaluate(
                         # Half of a validation must not find its way into the next one.
                         metrics.reset(module, set(logs.epoch_metrics(stage).values()))
                         return None
-                    data = read if move is None else move(read)
+                    seed_validation(seed, step, number << _LOADER | index)
+                    data = read if move is None else move(read, number)
                     if not len(ids):
                         _untraced(trainer, module, logs, validation_step, data, told, autocast)
                         continue
                     logs.batch_size = size_of(data) if part.whole else len(ids)
-                    seed_validation(seed, step, number << _LOADER | index)
                     for hook in around["batch_start"]:
                         hook(trainer, module, data, index, *told)
                     output = _called(validation_step, data, index, told, autocast)
@@ -124,6 +125,16 @@ def evaluate(
             hook(trainer, module)
     meter.phase(stage, time.perf_counter() - began)
     return values
+
+
+def free_gradients(run: Run) -> None:
+    """Before a validation within training: drop gradients, or have the module do it."""
+    own, update = overridden(run.module, "on_validation_model_zero_grad"), run.update
+    if own is not None:
+        update.cleared(own)
+    elif update.keeps_gradients:
+        update.kept = None
+        update.clear()
 
 
 def validate(run: Run, data: Validation, *, limit: int | None = None) -> dict[str, float] | None:
@@ -170,7 +181,7 @@ def predict(
     Of several loaders a list for each. Every rank gets all of it, on the CPU. Without `collect`
     nothing is kept: hooks have seen it.
     """
-    move = mover(trainer.flags.precision, world.device)
+    move = transfer(module, trainer.datamodule, trainer.flags.precision, world.device)
     found: list[tuple[int, int, Any]] = []
     here = world.device.type == "cpu"
     with _evaluating(trainer, module, logs, "predict"), torch.no_grad():
@@ -180,7 +191,8 @@ def predict(
             for number, part in enumerate(data.parts):
                 told = (number,) if data.several else ()
                 for index, ids, read in _share(part, world, None, lambda: False, module):
-                    batch = read if move is None else move(read)
+                    seed_validation(seed, trainer.global_step, number << _LOADER | index)
+                    batch = read if move is None else move(read, number)
                     if not len(ids):
                         _untraced(trainer, module, logs, step, batch, told, autocast)
                         continue
@@ -190,7 +202,6 @@ def predict(
                             found.append((number, index, kept[0][0]))
                         continue
                     logs.batch_size = size_of(batch) if part.whole else len(ids)
-                    seed_validation(seed, trainer.global_step, number << _LOADER | index)
                     for hook in hooks.on_predict_batch_start:
                         hook(trainer, module, batch, index, *told)
                     output = _called(step, batch, index, told, autocast)
@@ -307,14 +318,21 @@ def _rounds(batches: int, world_size: int) -> int:
 def _evaluating(
     trainer: "Trainer", module: Module, logs: Logs, stage: Literal["validation", "test", "predict"]
 ) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode back afterwards."""
+    """Evaluation mode inside, every submodule's own mode back afterwards.
+
+    A module may do either itself, in `on_validation_model_eval` and its like.
+    """
     modes = [(child, child.training) for child in module.modules()]
     before = logs.phase
-    module.eval()
+    getattr(module, f"on_{stage}_model_eval")()
+    back = None if stage == "predict" else overridden(module, f"on_{stage}_model_train")
     logs.enter(stage)
     try:
         with trainer.during(_DURING[stage]):
             yield
+        if back is not None:
+            back()
+            modes = []
     finally:
         for child, mode in modes:
             child.training = mode

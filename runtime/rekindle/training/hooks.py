@@ -5,17 +5,20 @@ microseconds per hook and step. So the methods of callbacks and module that are 
 are collected here into tuples of callables with one signature, and the loop walks over those:
 an empty tuple costs some tens of nanoseconds.
 
-Callbacks run before the module, in the order in which the trainer was given them.
+Callbacks run before the module, in the order in which the trainer was given them, and the strategy
+runs after it. `on_train_epoch_end` of callbacks that judge metrics follows the module's, where it
+may log what they look at (`Hooks.judging`).
 """
 
-from collections.abc import Callable, Iterable
-from inspect import get_annotations
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter, get_annotations, signature
 from typing import Any
 
 from rekindle.callback import Callback
 from rekindle.model.module import Module
+from rekindle.strategies import Strategy
 
-Hook = Callable[..., None]
+Hook = Callable[..., Any]
 
 STEP_HOOKS = (
     "on_train_batch_start",
@@ -24,8 +27,15 @@ STEP_HOOKS = (
     "on_after_backward",
     "on_before_optimizer_step",
     "on_before_zero_grad",
+    "on_after_optimizer_step",
 )
 """Those that run in every step."""
+_OF_LOADERS = {
+    f"on_{stage}_batch_{place}": 2 + (place == "end")
+    for stage in ("validation", "test", "predict")
+    for place in ("start", "end")
+}
+"""Hooks that are told the loader's number where there are several -> their arguments without."""
 _STATE = ("state_dict", "load_state_dict")
 
 
@@ -51,6 +61,7 @@ class Hooks:
     on_after_backward: tuple[Hook, ...]
     on_before_optimizer_step: tuple[Hook, ...]
     on_before_zero_grad: tuple[Hook, ...]
+    on_after_optimizer_step: tuple[Hook, ...]
     on_validation_start: tuple[Hook, ...]
     on_validation_end: tuple[Hook, ...]
     on_validation_epoch_start: tuple[Hook, ...]
@@ -73,14 +84,25 @@ class Hooks:
     on_save_checkpoint: tuple[Hook, ...]
     on_load_checkpoint: tuple[Hook, ...]
 
-    def __init__(self, callbacks: Iterable[Callback], module: Module) -> None:
+    def __init__(
+        self, callbacks: Iterable[Callback], module: Module, strategy: Strategy | None = None
+    ) -> None:
         callbacks = list(callbacks)
+        self.judging: tuple[Hook, ...] = ()
+        """`on_train_epoch_end` of the callbacks that come after the module."""
+        self.answering: int | None = None
+        """Place of the module's `on_train_batch_start`, whose answer counts."""
         for name in NAMES:
-            found: list[Hook] = [
-                getattr(c, name) for c in callbacks if _overridden(c, Callback, name)
-            ]
-            if hasattr(Module, name) and _overridden(module, Module, name):
-                found.append(_without_owner(getattr(module, name)))
+            owners = [c for c in callbacks if _overridden(c, Callback, name)]
+            if name == "on_train_epoch_end":
+                self.judging = tuple(c.on_train_epoch_end for c in owners if c.after_module)
+                owners = [c for c in owners if not c.after_module]
+            found = [_bound(c, name, 2) for c in owners]
+            for owner, base in ((module, Module), (strategy, Strategy)):
+                if owner is not None and hasattr(base, name) and _overridden(owner, base, name):
+                    if name == "on_train_batch_start" and owner is module:
+                        self.answering = len(found)
+                    found.append(_without_owner(_bound(owner, name, 0)))
             setattr(self, name, tuple(found))
 
     def each(self, wrap: Callable[[str, Hook], Hook]) -> "Hooks":
@@ -113,11 +135,54 @@ def _overridden(instance: object, base: type, name: str) -> bool:
 def _without_owner(method: Hook) -> Hook:
     """A module's hook has no trainer and module arguments."""
 
-    def call(_trainer: object, _module: object, *arguments: Any) -> None:
-        method(*arguments)
+    def call(_trainer: object, _module: object, *arguments: Any) -> Any:
+        return method(*arguments)
 
     call.__qualname__ = _owner(method)
     return call
+
+
+def _bound(owner: object, name: str, before: int) -> Hook:
+    """A hook that takes `before` arguments ahead of its own; a loader's number is optional."""
+    hook: Hook = getattr(owner, name)
+    if name not in _OF_LOADERS:
+        return hook
+    count = before + _OF_LOADERS[name]
+    kinds = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = signature(hook).parameters.values()
+    if any(p.kind is Parameter.VAR_POSITIONAL for p in parameters):
+        return hook
+    positional = [p for p in parameters if p.kind in kinds]
+    if len(positional) <= count:
+        return lambda *arguments: hook(*arguments[:count])
+    if positional[count].default is Parameter.empty:
+        return lambda *arguments: hook(*arguments, *[0] * (count + 1 - len(arguments)))
+    return hook
+
+
+def with_own(callbacks: Sequence[Callback], module: Module) -> list[Callback]:
+    """A trainer's callbacks and those of the module's `configure_callbacks`.
+
+    A callback of the module takes the place of the trainer's of its class, or of a class that its
+    own is derived from. Callbacks that rule which checkpoints stay come last.
+    """
+    given = module.configure_callbacks()
+    own = [given] if isinstance(given, Callback) else list(given or ())
+    for callback in own:
+        if not isinstance(callback, Callback):
+            raise TypeError(
+                f"{type(module).__name__}.configure_callbacks returned a "
+                f"{type(callback).__name__}; return a callback, or a list of them"
+            )
+    if not own:
+        return list(callbacks)
+    replaced = {
+        type(old)
+        for old in callbacks
+        if type(old) is not Callback and any(issubclass(type(new), type(old)) for new in own)
+    }
+    merged = [*(c for c in callbacks if type(c) not in replaced), *own]
+    return sorted(merged, key=lambda c: type(c).keeps is not Callback.keeps)
 
 
 def blamed(error: BaseException) -> str | None:

@@ -61,20 +61,22 @@ class HookTimes:
         return self._watched if place == _WATCHED else self._plain
 
     def _time(self, label: str, hook: Hook) -> Hook:
-        def timed(*arguments: Any) -> None:
+        def timed(*arguments: Any) -> Any:
             began = self._clock()
-            hook(*arguments)
+            answer = hook(*arguments)
             took = self._clock() - began
             self._seconds[label] = self._seconds.get(label, 0.0) + took
+            return answer
 
         return timed
 
     def _watch(self, label: str, hook: Hook) -> Hook:
-        def watched(*arguments: Any) -> None:
+        def watched(*arguments: Any) -> Any:
             with _Waits() as waits:
-                hook(*arguments)
+                answer = hook(*arguments)
             if waits.found:
                 self._waits.add(label)
+            return answer
 
         return watched
 

@@ -11,27 +11,25 @@ steps, where all of it belongs together; a step that was cut short by a crash ne
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from rekindle.checkpoint import SaveError
 from rekindle.data.loader import Batch
 from rekindle.data.order import Step
-from rekindle.logs import flattened, newest, reported
+from rekindle.logs import newest, reported
 from rekindle.model import metrics
-from rekindle.model.module import StepOutput
 from rekindle.model.optimizers import SchedulerSpec
 from rekindle.ranks.consensus import obey
 from rekindle.ranks.heartbeat import Activity
 from rekindle.telemetry import CHECKPOINT_ERRORS
-from rekindle.training import evaluation, feeding, state
+from rekindle.training import evaluation, feeding, owned_step, state
 from rekindle.training.evaluation import reduce
-from rekindle.training.manual_step import take_manual_step
-from rekindle.training.preflight import check_loss, explaining, loss_of
+from rekindle.training.manual_step import ManualStep
 from rekindle.training.rollback import go_back, late, pass_over, refuse
 from rekindle.training.run import Run
+from rekindle.training.step_output import first, loss_in, outputs
 
 _LOSS = "\0loss"
 """Key of the loss among gathered values; no user can log it."""
@@ -52,7 +50,7 @@ def train(run: Run) -> None:
         hook(trainer, module)
     run.seeds.start()
     run.heart.begin(run.step)
-    take = stepping(run) if run.update.automatic else partial(take_manual_step, run)
+    take = stepping(run) if run.update.automatic else ManualStep(run)
     plateaus = [spec for spec in run.update.plateaus if spec.interval == "step"]
     if run.validating:
         validate(run)
@@ -90,8 +88,8 @@ def train(run: Run) -> None:
                 run.hooks = run.hook_times.of(done)
             if run.skipped and run.leaves_out(step):
                 pass_over(run, step, batches)
-            else:
-                take(step, batches)
+            elif take(step, batches):
+                break
             if run.step % run.flags.log_every_n_steps == 0:
                 report(run)
             if run.validation_due and (run.step > done or run.flags.val_check_interval is None):
@@ -106,12 +104,15 @@ def train(run: Run) -> None:
         hook(trainer, module)
 
 
-def stepping(run: Run) -> Callable[[Step, Iterator[Batch]], None]:
+def stepping(run: Run) -> Callable[[Step, Iterator[Batch]], bool | None]:
     """`take_step` for this run: whatever stays the same in all steps is looked up once."""
+    if owned_step.needed(run):
+        return owned_step.OwnedStep(run)
     clock, tensor = time.perf_counter, torch.Tensor
     trainer, module, meter, logs, ledger = run.trainer, run.module, run.meter, run.logs, run.ledger
     training_step, autocast, move, seeds = run.training_step, run.autocast, run.move, run.seeds
     update, rank, size_of_world = run.update, run.world.rank, run.world.size
+    accumulated, even = run.flags.accumulate_grad_batches, update.lockstep is not None
 
     def take_step(step: Step, batches: Iterator[Batch]) -> None:
         """One optimizer step: this rank's lanes, the sum over all ranks, the optimizer."""
@@ -119,11 +120,13 @@ def stepping(run: Run) -> Callable[[Step, Iterator[Batch]], None]:
         hooks, gradients, done, epoch = run.hooks, run.gradients, run.step, run.cursor.epoch
         samples = step.stop - step.start
         lanes = step.lanes_of(rank, size_of_world)
-        ended = []
+        ended: tuple[Any, Any, int] | None = None
         run.losses = losses = []
         logs.step = done
         for lane in lanes:
             ids, batch = next(batches)
+            number, start, stop = lane
+            seeds(done, number)
             if move is not None:
                 before, now = now, clock()
                 meter.data += now - before
@@ -132,65 +135,58 @@ def stepping(run: Run) -> Callable[[Step, Iterator[Batch]], None]:
                 meter.transfer += now - before
             before, now = now, clock()
             meter.data += now - before
-            number, start, stop = lane
             logs.batch_size = size = stop - start
             index = start // step.micro
-            seeds(done, number)
             if gradients is not None:
                 gradients.begin(number // size_of_world, last=lane is lanes[-1])
             for hook in hooks.on_train_batch_start:
                 hook(trainer, module, batch, index)
             if run.unchecked:
-                output = _first(run, batch, index)
+                run.unchecked = False
+                output = first(training_step, autocast, module, batch, index)
             elif autocast is None:
                 output = training_step(batch, index)
             else:
                 with autocast:
                     output = training_step(batch, index)
-            loss = output if type(output) is tensor else loss_of(output, module)
-            if type(output) is StepOutput:
-                for name, value in flattened(output.metrics).items():
-                    logs.note(name, value, False, None, None, None)
+            loss: torch.Tensor | None = output
+            if type(output) is not tensor:
+                loss = loss_in(output, module, logs, even=even)
             ledger.used(epoch, ids)
-            losses.append((loss.detach(), size))
-            for hook in hooks.on_before_backward:
-                hook(trainer, module, loss)
-            before, now = now, clock()
-            meter.forward += now - before
-            update.add(loss, size, samples)
-            for hook in hooks.on_after_backward:
-                hook(trainer, module)
+            if loss is not None:
+                losses.append((loss.detach(), size))
+                for hook in hooks.on_before_backward:
+                    hook(trainer, module, loss if accumulated == 1 else loss / accumulated)
+                before, now = now, clock()
+                meter.forward += now - before
+                update.add(loss, size, samples)
+                for hook in hooks.on_after_backward:
+                    hook(trainer, module)
+                meter.samples += size
             if hooks.on_train_batch_end:
-                ended.append((losses[-1][0], batch, index))
-            meter.samples += size
+                if loss is not None:
+                    loss = loss.detach() if accumulated == 1 else loss.detach() / accumulated
+                ended = outputs(output, loss), batch, index
+                if lane is not lanes[-1]:
+                    for hook in hooks.on_train_batch_end:
+                        hook(trainer, module, *ended)
             before, now = now, clock()
             meter.backward += now - before
         applied = update.finish(run)
         end = clock()
         meter.optimizer += end - now
         if not applied:
+            update.clear()
             refuse(run, step)
             return
         meter.durations.append(end - began)
         run.advance(step, end - began)
-        for outputs, batch, index in ended:
+        if ended is not None:
             for hook in hooks.on_train_batch_end:
-                hook(trainer, module, outputs, batch, index)
+                hook(trainer, module, *ended)
+        update.clear()
 
     return take_step
-
-
-def _first(run: Run, batch: object, index: int) -> object:
-    """The first batch of a process, with what is too expensive for every one (R1, R2)."""
-    run.unchecked = False
-    with explaining(run.module, batch):
-        if run.autocast is None:
-            output = run.training_step(batch, index)
-        else:
-            with run.autocast:
-                output = run.training_step(batch, index)
-    check_loss(loss_of(output, run.module), run.module)
-    return output
 
 
 def leave_epoch(run: Run) -> None:
@@ -220,10 +216,10 @@ def end_epoch(run: Run) -> None:
     trainer, module, logs, hooks = run.trainer, run.module, run.logs, run.hooks
     run.look()
     logs.between = True
-    if hooks.on_train_epoch_end:
-        if run.world.size > 1:
+    for group in (hooks.on_train_epoch_end, hooks.judging):
+        if group and run.world.size > 1:
             publish(run, reduce(module, logs, run.world, "train", keep=True))
-        for hook in hooks.on_train_epoch_end:
+        for hook in group:
             hook(trainer, module)
     values = reduce(module, logs, run.world, "train")
     logs.between, logs.begun = False, run.step
@@ -234,7 +230,8 @@ def end_epoch(run: Run) -> None:
         return
     for spec in run.update.plateaus:
         if spec.interval == "epoch":
-            spec.step(run.cursor.epoch + 1, trainer.callback_metrics)
+            own = run.update.owned.lr_scheduler_step
+            spec.step(run.cursor.epoch + 1, trainer.callback_metrics, own)
     run.cursor = run.cursor.next_epoch()
 
 
@@ -254,6 +251,7 @@ def validate(run: Run) -> None:
         return
     run.validating = True
     run.look()
+    evaluation.free_gradients(run)
     values = evaluation.validate(run, run.validation)
     if values is None:
         leave(run)

@@ -9,7 +9,7 @@ with an update in each, since only the script could add their gradients up.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,23 +19,60 @@ from rekindle.data.order import Lane, Step
 from rekindle.logs import flattened
 from rekindle.model import metrics
 from rekindle.model.module import StepOutput
+from rekindle.requirement import RequirementError
 from rekindle.strategies.statistics import muted
+from rekindle.training.batch_start import answers, begin_batch
 from rekindle.training.preflight import explaining
+from rekindle.training.rollback import end_epoch_here
 from rekindle.training.run import Run
+from rekindle.training.step_output import outputs
 
 
-def take_manual_step(run: Run, step: Step, batches: Iterator[Batch]) -> None:
-    """One call of `training_step` on each rank, or several where there are fewer ranks."""
-    began = time.perf_counter()
-    run.losses = []
-    run.logs.step = run.step
-    ended = [_round(run, step, lanes, batches) for lanes in rounds(step, run.world.size)]
-    took = time.perf_counter() - began
-    run.meter.durations.append(took)
-    run.advance(step, took)
-    for loss, batch, index in filter(None, ended):
-        for hook in run.hooks.on_train_batch_end:
-            hook(run.trainer, run.module, loss, batch, index)
+class ManualStep:
+    """Takes the steps of a run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._asks = answers(run.module, run.hooks)
+
+    def __call__(self, step: Step, batches: Iterator[Batch]) -> bool:
+        """One call of `training_step` on each rank, or several where there are fewer ranks.
+
+        Returns whether the epoch is to end without the step.
+        """
+        run = self._run
+        began = time.perf_counter()
+        run.losses = []
+        run.logs.step = run.step
+        told: _Told | None = None
+        for number, lanes in enumerate(rounds(step, run.world.size)):
+            self._tell(told)
+            found = _round(run, step, lanes, batches, asks=self._asks)
+            if found is None:
+                if number:
+                    raise RequirementError(
+                        f"R1 {type(run.module).__name__}.on_train_batch_start returned -1 after "
+                        f"optimizers have stepped on a part of the global batch, as fewer "
+                        f"processes than usual share it. Use limit_train_batches."
+                    )
+                return end_epoch_here(run)
+            told = found
+        for hook in run.hooks.on_after_optimizer_step:
+            hook(run.trainer, run.module)
+        took = time.perf_counter() - began
+        run.meter.durations.append(took)
+        run.advance(step, took)
+        self._tell(told)
+        return False
+
+    def _tell(self, told: "_Told | None") -> None:
+        if told:
+            for hook in self._run.hooks.on_train_batch_end:
+                hook(self._run.trainer, self._run.module, *told)
+
+
+_Told = tuple[dict[str, Any], Any, int] | tuple[()]
+"""What hooks at the end of a batch get; nothing on a rank that had no batch."""
 
 
 def rounds(step: Step, world_size: int) -> list[dict[int, Lane]]:
@@ -48,11 +85,11 @@ def rounds(step: Step, world_size: int) -> list[dict[int, Lane]]:
 
 
 def _round(
-    run: Run, step: Step, lanes: dict[int, Lane], batches: Iterator[Batch]
-) -> tuple[torch.Tensor | None, Any, int] | None:
-    """One call on each rank: what its hooks are told afterwards, None without a lane."""
+    run: Run, step: Step, lanes: dict[int, Lane], batches: Iterator[Batch], *, asks: bool
+) -> _Told | None:
+    """One call on each rank: what its hooks are told afterwards; None to end the epoch here."""
     began = time.perf_counter()
-    trainer, module, hooks, logs, update = run.trainer, run.module, run.hooks, run.logs, run.update
+    module, logs, update = run.module, run.logs, run.update
     world, own = run.world, lanes.get(run.world.rank)
     ids: Any = ()
     batch: Any = None
@@ -61,29 +98,32 @@ def _round(
     if len(lanes) < world.size:
         held = world.gather(batch if world.rank == min(lanes) else None)[min(lanes)]
         batch = held if own is None else batch
+    number = world.rank if own is None else own.index
+    run.seeds(run.step, number)
     if run.move is not None:
         batch = run.move(batch)
     run.meter.data += time.perf_counter() - began
     size = 0 if own is None else own.stop - own.start
-    number = world.rank if own is None else own.index
     index = step.start // step.micro + number
     logs.batch_size = size
     update.begin(run, size, sum(lane.stop - lane.start for lane in lanes.values()))
-    run.seeds(run.step, number)
+    ended = own is not None and begin_batch(run, batch, index)
+    if asks and world.size > 1:
+        ended = any(world.gather(ended))
+    if ended:
+        return None
     if own is None:
         kept = metrics.states(module)
         with muted():
             _call(run, batch, index)
         metrics.restore(module, kept)
         update.end()
-        return None
-    for hook in hooks.on_train_batch_start:
-        hook(trainer, module, batch, index)
+        return ()
     output = _call(run, batch, index)
     run.ledger.used(run.cursor.epoch, ids)
     update.end()
     run.meter.samples += size
-    return _loss(run, output, size), batch, index
+    return _outputs(run, output, size), batch, index
 
 
 def _call(run: Run, batch: Any, index: int) -> Any:
@@ -98,15 +138,23 @@ def _call(run: Run, batch: Any, index: int) -> Any:
         return run.training_step(batch, index)
 
 
-def _loss(run: Run, output: Any, size: int) -> torch.Tensor | None:
-    """The loss, if `training_step` has returned one: there it is only to be shown."""
+def _outputs(run: Run, output: Any, size: int) -> dict[str, Any]:
+    """What `training_step` has returned, with the loss, if there is one, only to be shown."""
     if isinstance(output, StepOutput):
         for name, value in flattened(output.metrics).items():
             run.logs.note(name, value, False, None, None, None)
         output = output.loss
-    if isinstance(output, dict):
-        output = output.get("loss")
-    if not isinstance(output, torch.Tensor) or output.numel() != 1:
-        return None
-    run.losses.append((output.detach().reshape(()), size))
-    return output.detach()
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if isinstance(loss, torch.Tensor):
+        loss = loss.detach()
+        if loss.numel() == 1:
+            run.losses.append((loss.reshape(()), size))
+        return outputs(output, loss)
+    if isinstance(output, Mapping):
+        return dict(output)
+    if output is not None:
+        raise RequirementError(
+            f"R1 {type(run.module).__name__}.training_step returned {type(output).__name__}; with "
+            f"manual optimization it returns a loss, a dictionary or nothing."
+        )
+    return {}

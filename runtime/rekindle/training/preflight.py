@@ -30,6 +30,13 @@ from rekindle.model.module import Module, StepOutput
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
 
+_REMOVED = {
+    "training_epoch_end": "on_train_epoch_end",
+    "validation_epoch_end": "on_validation_epoch_end",
+    "test_epoch_end": "on_test_epoch_end",
+}
+"""Hooks that scripts may still have, and their successors."""
+
 StepFunction = Callable[..., Any]
 """A bound `training_step` or `validation_step`, called with batch and its number."""
 
@@ -40,6 +47,11 @@ def step_function(module: Module, name: str, *, several: bool = False) -> StepFu
     With `several` loaders it is called with the number of the loader too.
     """
     method = getattr(module, name)
+    if "dataloader_iter" in inspect.signature(method).parameters:
+        raise RequirementError(
+            f"R1 {type(module).__name__}.{name}(dataloader_iter) would read the data itself, and "
+            f"nobody could say which samples it has used. Take (batch, batch_idx)."
+        )
     parameters = inspect.signature(method).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
         return method  # type: ignore[no-any-return]
@@ -92,8 +104,19 @@ def check_told(module: Module, stage: str, *, several: bool) -> None:
             )
 
 
+def check_removed(module: Module) -> None:
+    """R1 for hooks of old versions, which nobody calls any more."""
+    for old, new in _REMOVED.items():
+        if callable(getattr(module, old, None)):
+            raise RequirementError(
+                f"R1 {type(module).__name__}.{old} is not called: Lightning 2.0 has removed it. "
+                f"Use {new}, and keep what it needs of the steps' outputs in an attribute."
+            )
+
+
 def check_defined(module: Module, *, validation: bool, several: bool = False) -> None:
     """R1 for a missing method, before anything is loaded; `several` loaders to validate with."""
+    check_removed(module)
     for name in ["training_step", "configure_optimizers", *["validation_step"] * validation]:
         if getattr(type(module), name) is getattr(Module, name):
             # The base class's own method says what to do.

@@ -11,6 +11,7 @@ samples count as used: the ledger says what was read, `skipped` in the state wha
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -111,6 +112,27 @@ def pass_over(run: Run, step: Step, batches: Iterator[Batch]) -> None:
     for _ in step.lanes_of(run.world.rank, run.world.size):
         run.ledger.used(run.cursor.epoch, next(batches).ids)
     _move_past(run, step)
+
+
+def end_epoch_here(run: Run) -> bool:
+    """Leave out what is left of the epoch, as `on_train_batch_start` wished; returns True.
+
+    It is neither used nor covered: the step that had begun is not counted, and the next epoch
+    begins at its start. All ranks do it before the same step.
+    """
+    if run.feed.stream is not None:
+        raise RequirementError(
+            f"R1 {type(run.module).__name__}.on_train_batch_start returned -1, but the rest of "
+            f"iterable data cannot be left out exactly. Use limit_train_batches, or end the stream "
+            f"itself."
+        )
+    run.update.clear()
+    run.losses = []
+    run.cursor = replace(run.cursor, sample=run.cursor.length)
+    run.update.left_out(run)
+    if run.session is not None:
+        run.session.renew(run.step)
+    return True
 
 
 def _move_past(run: Run, step: Step) -> None:

@@ -25,7 +25,7 @@ from rekindle.telemetry import Meter
 from rekindle.training.evaluation import evaluate, predict
 from rekindle.training.hooks import Hooks
 from rekindle.training.placement import copies
-from rekindle.training.preflight import check_told, step_function
+from rekindle.training.preflight import check_removed, check_told, step_function
 from rekindle.training.run import Validation
 from rekindle.training.sources import Stage, dealt, load, needed, step_name
 from rekindle.training.state import load_model
@@ -50,6 +50,7 @@ def run_alone(
 
     Metrics that were logged with ``logger=False`` are left to callbacks. Collective.
     """
+    check_removed(module)
     flags, logs = trainer.flags, Logs(module)
     world = copies(flags, world)
 
@@ -112,10 +113,10 @@ def run_alone(
         named = {reported(name): value for name, value in (values or {}).items()}
         shown = {name: value for name, value in named.items() if name not in private}
         found = by_loader(shown, len(data.parts)) if data.several else [shown]
-    for hook in hooks.teardown:
-        hook(trainer, module, stage)
     if datamodule is not None:
         datamodule.teardown(stage)
+    for hook in hooks.teardown:
+        hook(trainer, module, stage)
     return found
 
 

@@ -84,6 +84,8 @@ def collect(
         state["datamodule"] = run.datamodule.state_dict()
     if run.feed.stream is not None:
         state["stream"] = run.feed.stream.saved()
+    if run.update.keeps_gradients:
+        state["gradients"] = run.update.gradients_of(module)
     meta = {
         "step": run.step,
         "epoch": run.cursor.epoch,
@@ -156,6 +158,8 @@ def apply(run: Run, restored: Restored, *, again: bool = False) -> None:
     else:
         optimizers.restore_all(own_optimizers, run.module, state["optimizers"], step)
     run.update.restore(state["loop"]["update"], step)
+    if run.update.keeps_gradients:
+        run.update.kept = state.get("gradients", {})
     schedulers = run.optimization.schedulers
     if len(state["schedulers"]) != len(schedulers):
         raise RequirementError(

@@ -2,8 +2,10 @@
 
 In the automatic form the loop hands over here once per step (`finish`): gradients of all ranks are
 complete, are unscaled, shown to the hooks, clipped; the optimizer steps, then the schedulers that
-count steps, and gradients are cleared. The order is what makes the parts exact: a norm is that of
-the true gradient, clipping follows unscaling, and a scheduler sees the step that was just done.
+count steps. The order is what makes the parts exact: a norm is that of the true gradient, clipping
+follows unscaling, and a scheduler sees the step that was just done. Gradients are there for the
+hooks of the step, and cleared at its end, so that nothing of them is part of a checkpoint; where a
+module decides itself when they are cleared (`keeps_gradients`) they are.
 
 In the manual form `training_step` does this itself, through `model.manual`, with any number of
 optimizers. Each optimizer then has a gradient sum of its own, which runs when the optimizer steps:
@@ -17,15 +19,17 @@ steps are counted on the device, and read when somebody asks.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from rekindle.model.optimizers import Optimization
+from rekindle.model.optimizers import Optimization, plain
+from rekindle.model.step_hooks import Owned
 from rekindle.ranks.gradients import GradientSum
 from rekindle.ranks.lanesum import LaneSum
 from rekindle.requirement import RequirementError
+from rekindle.strategies.sharding import like
 
 if TYPE_CHECKING:
     from rekindle.training.lockstep import Lockstep
@@ -50,7 +54,14 @@ class Update:
         scaler: torch.amp.GradScaler | None = None,
         clip: float | None = None,
         algorithm: Clip = "norm",
+        owned: Owned | None = None,
     ) -> None:
+        self.owned = owned or Owned()
+        """What the module does itself."""
+        self.keeps_gradients = False
+        """Whether gradients may outlive their step, and belong to a checkpoint."""
+        self.kept: Mapping[str, torch.Tensor] | None = None
+        """Gradients of a checkpoint that wait for the next step."""
         self.optimizers = optimization.optimizers
         self.schedulers = optimization.schedulers
         self.automatic = automatic
@@ -63,6 +74,7 @@ class Update:
         """Samples of the batch that runs, and of the step over all ranks (manual form)."""
         self._skipped: list[int | torch.Tensor] = [0] * len(self.optimizers)
         self._clip, self._algorithm = clip, algorithm
+        self._clipped_by = self.owned.configure_gradient_clipping
         self._optimizer = self.optimizers[0] if self.optimizers else None
         self._plain = self._optimizer is not None and _clears_as_torch(self._optimizer)
         """Whether to clear gradients is only to drop them."""
@@ -137,40 +149,23 @@ class Update:
             self._one = torch.ones_like(loss.detach())
 
     def finish(self, run: "Run") -> bool:
-        """End an automatic step: sum, unscale, clip, step, schedule, clear (hot path).
+        """End an automatic step: sum, unscale, clip, step, schedule (hot path).
 
         Returns whether the optimizer was stepped; what the scaler decides is not waited for.
         """
-        trainer, module, hooks = run.trainer, run.module, run.hooks
-        optimizer, scaler = self._optimizer, self.scaler
+        optimizer = self._optimizer
         assert optimizer is not None
-        gradients = self.gradients
-        if self.lockstep is not None:
-            self.lockstep.complete(run)
-        if gradients is not None:
-            began = time.perf_counter()
-            gradients.finish()
-            run.meter.comm_wait += time.perf_counter() - began
-        if scaler is not None:
-            self._unscale(0)
-        elif run.finite is not None and not run.finite.good(run.step):
-            self._clear(gradients)
+        if self.gradients is not None or self.lockstep is not None:
+            self.sum_up(run)
+        if not self.usable(run):
             return False
-        for hook in hooks.on_before_optimizer_step:
-            hook(trainer, module, optimizer)
-        if self._clip is not None:
-            self.norm = clip_gradients(module.parameters(), self._clip, self._algorithm)
-        if scaler is None:
+        self.prepare(run)
+        if self.scaler is None:
             optimizer.step()
             self.attempts[0] += 1
         else:
-            self._scaled_step(0)
-            scaler.update()
-        if self._scheduled:
-            self.schedule(run)
-        for hook in hooks.on_before_zero_grad:
-            hook(trainer, module, optimizer)
-        self._clear(gradients)
+            self.step_scaled()
+        self.move_on(run)
         return True
 
     def schedule(self, run: "Run") -> None:
@@ -178,23 +173,70 @@ class Update:
 
         As Lightning has it, a `frequency` of steps counts batches of the epoch.
         """
-        cursor = run.cursor
+        cursor, own = run.cursor, self.owned.lr_scheduler_step
         for spec in self._scheduled:
             if spec.interval == "step":
-                spec.step(cursor.next_batches, {})
+                spec.step(cursor.next_batches, {}, own)
             elif cursor.sample + cursor.G >= cursor.length:
-                spec.step(cursor.epoch + 1, {})
+                spec.step(cursor.epoch + 1, {}, own)
 
     def left_out(self, run: "Run") -> None:
         """A step is passed over: an epoch has an end for schedulers all the same."""
-        cursor = run.cursor
+        cursor, own = run.cursor, self.owned.lr_scheduler_step
         if cursor.sample + cursor.G >= cursor.length:
             for spec in self._scheduled:
                 if spec.interval == "epoch":
-                    spec.step(cursor.epoch + 1, {})
+                    spec.step(cursor.epoch + 1, {}, own)
 
-    def _clear(self, gradients: GradientSum | LaneSum | None) -> None:
+    def sum_up(self, run: "Run") -> None:
+        """Make this rank's gradients those of all ranks; collective."""
+        if self.lockstep is not None:
+            self.lockstep.complete(run)
+        if self.gradients is not None:
+            began = time.perf_counter()
+            self.gradients.finish()
+            run.meter.comm_wait += time.perf_counter() - began
+
+    def usable(self, run: "Run") -> bool:
+        """Unscale, and say whether the optimizer may use the gradients, as far as is known."""
+        if self.scaler is not None:
+            self._unscale(0)
+            return True
+        return run.finite is None or run.finite.good(run.step)
+
+    def prepare(self, run: "Run") -> None:
+        """Show the gradients to the hooks, and clip them."""
         optimizer = self._optimizer
+        for hook in run.hooks.on_before_optimizer_step:
+            hook(run.trainer, run.module, optimizer)
+        if self._clipped_by is not None:
+            algorithm = None if self._clip is None else self._algorithm
+            self._clipped_by(
+                optimizer, gradient_clip_val=self._clip, gradient_clip_algorithm=algorithm
+            )
+        elif self._clip is not None:
+            self.norm = clip_gradients(run.module.parameters(), self._clip, self._algorithm)
+
+    def step_scaled(self, closure: Any = None) -> Any:
+        """Step with the scaler, and adapt the scale to what was found."""
+        assert self.scaler is not None
+        assert self._optimizer is not None
+        looked = bool(self.scaler._found_inf_per_device(self._optimizer))
+        result = self._scaled_step(0, closure)
+        if looked:
+            self.scaler.update()
+        return result
+
+    def move_on(self, run: "Run") -> None:
+        """The optimizer has stepped: schedulers, and the hooks that follow it."""
+        if self._scheduled:
+            self.schedule(run)
+        for hook in run.hooks.on_after_optimizer_step:
+            hook(run.trainer, run.module)
+
+    def clear(self) -> None:
+        """Drop the gradients of the step (hot path)."""
+        optimizer, gradients = self._optimizer, self.gradients
         if gradients is not None:
             gradients.clear()
         elif optimizer is not None and self._plain:
@@ -204,6 +246,35 @@ class Update:
                     parameter.grad = None
         elif optimizer is not None:
             optimizer.zero_grad()
+
+    def gradients_of(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """The gradients that a checkpoint holds, by parameter."""
+        if self.kept is not None:
+            return dict(self.kept)
+        named = module.named_parameters()
+        return {plain(name): p.grad for name, p in named if p.grad is not None}
+
+    def take_back(self, module: torch.nn.Module) -> None:
+        """Give the parameters the gradients of a checkpoint, before the first step after it."""
+        kept, self.kept = self.kept, None
+        if kept is None:
+            return
+        self.clear()
+        for name, parameter in module.named_parameters():
+            saved = kept.get(plain(name))
+            if saved is None:
+                continue
+            if parameter.grad is None:
+                parameter.grad = like(saved, parameter).detach().clone()
+            else:
+                parameter.grad.copy_(saved)
+
+    def cleared(self, by: Callable[[], Any]) -> None:
+        """Have the script clear gradients in its way, which may be not to."""
+        by()
+        if isinstance(self.gradients, GradientSum):
+            # A sum that stays is counted once in the next one: by the first rank.
+            self.gradients.cleared(keep=self._keeps)
 
     def _unscale(self, index: int) -> None:
         optimizer = self.optimizers[index]
@@ -241,7 +312,8 @@ class Update:
         self._ready = [False] * len(self._ready)
         for hook in run.hooks.on_before_backward:
             hook(run.trainer, run.module, loss)
-        torch.autograd.backward(self.share(loss, self.size, self.samples), *arguments, **options)
+        share, own = self.share(loss, self.size, self.samples), self.owned.backward
+        (torch.autograd.backward if own is None else own)(share, *arguments, **options)
         for hook in run.hooks.on_after_backward:
             hook(run.trainer, run.module)
 
@@ -291,10 +363,7 @@ class Update:
 
     def zero_grad(self, index: int, set_to_none: bool = True) -> None:
         """Clear the gradients of one optimizer."""
-        run, optimizer = self._run, self.optimizers[index]
-        if run is not None:
-            for hook in run.hooks.on_before_zero_grad:
-                hook(run.trainer, run.module, optimizer)
+        optimizer = self.optimizers[index]
         self._ready[index] = False
         if self._sums:
             self._sums[index].clear()
@@ -303,7 +372,8 @@ class Update:
 
     def clip(self, index: int, value: float, algorithm: Clip) -> None:
         """Clip the gradients of one optimizer, as they are over all ranks."""
-        self.complete(index)
+        if not self.automatic:
+            self.complete(index)
         self.norm = clip_gradients(_parameters(self.optimizers[index]), value, algorithm)
 
     def end(self) -> None:

@@ -46,12 +46,13 @@ def test_a_callback_has_no_hook_in_every_step_that_it_does_not_need():
     hooks = Hooks(epochwise, Module())
     for name in ("batch_start", "batch_end"):
         assert getattr(hooks, f"on_train_{name}") == ()
-    for name in ("before_backward", "after_backward", "before_optimizer_step", "before_zero_grad"):
+    for name in ("before_backward", "after_backward", "before_optimizer_step"):
         assert getattr(hooks, f"on_{name}") == ()
+    assert hooks.on_after_optimizer_step == ()
     stepwise = [callbacks.LearningRateMonitor(), callbacks.BatchSizeSchedule({9: 4}, "step")]
     hooks = Hooks([*stepwise, callbacks.ModelCheckpoint(every_n_train_steps=2)], Module())
     assert len(hooks.on_before_optimizer_step) == 1
-    assert len(hooks.on_before_zero_grad) == 1
+    assert len(hooks.on_after_optimizer_step) == 1
     assert len(hooks.on_train_batch_end) == 1
 
 

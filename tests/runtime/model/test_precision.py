@@ -113,7 +113,7 @@ def test_gradients_are_clipped_after_unscaling(tmp_path):
         def on_before_optimizer_step(self, optimizer):
             norms.append(float(nn.utils.get_total_norm(p.grad for p in self.parameters())))
 
-        def on_before_zero_grad(self, optimizer):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
             norms.append(float(nn.utils.get_total_norm(p.grad for p in self.parameters())))
 
     _, trainer = fit(tmp_path, Watched(), max_steps=1, **scaled())

@@ -43,7 +43,7 @@ def returning(make):
     ("make", "message"),
     [
         (lambda loss: {"acc": loss}, r"returned dict with keys \['acc'\]. Add 'loss' or return"),
-        (lambda loss: None, "returned NoneType. Return the loss"),
+        (lambda loss: "loss", "returned str. Return the loss"),
         (lambda loss: loss.expand(3), r"tensor of shape \[3\]. Reduce it"),
         (lambda loss: (loss * 0).long(), "dtype torch.int64"),
         (lambda loss: loss.detach(), "without a gradient"),

@@ -62,7 +62,7 @@ def test_gradients_are_cleared_of_groups_that_came_later_too():
     clearing = updating(optimizer)
     optimizer.add_param_group({"params": net[2].parameters()})
     clearing.add(loss_of(net, torch.float32, 0), 1, 1)
-    clearing._clear(None)
+    clearing.clear()
     assert [parameter.grad for parameter in net.parameters()] == [None] * 4
 
 
@@ -78,7 +78,7 @@ def test_a_zero_grad_of_its_own_is_called(where):
     optimizer = (Own if where == "class" else torch.optim.SGD)(net.parameters(), 0.1)
     if where == "instance":
         optimizer.zero_grad = lambda: calls.append("instance")
-    updating(optimizer)._clear(None)
+    updating(optimizer).clear()
     assert calls == [where]
 
 
