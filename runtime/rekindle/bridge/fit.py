@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rekindle import lastword, randomness
 from rekindle.bridge import resuming, scope, state, tuned
@@ -28,6 +29,7 @@ from rekindle.bridge.progress import Progress
 from rekindle.checkpoint import SaveError
 from rekindle.checkpoint.manifest import commit_key
 from rekindle.console import Console
+from rekindle.contract import ExitCode
 from rekindle.flags import Flags
 from rekindle.outcome import Preempted, classify
 from rekindle.ranks.consensus import Consensus, Notice, obey
@@ -198,6 +200,11 @@ class Fit:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
         self._handler = signal.getsignal(signal.SIGTERM)
         self._consensus = Consensus(self._world, self._notice, self.session.cadence.clock_due)
+        connector: Any = self._trainer._signal_connector
+        if connector.received_sigterm:
+            # It came right before, and Lightning would end without saving.
+            connector.received_sigterm = False
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def begin(self) -> None:
         """Lightning has restored its part."""
@@ -370,6 +377,10 @@ class Fit:
         if not isinstance(error, Preempted):
             last = self.session.last_commit
             leave_word(error, self._page, rank=rank, step=step, checkpoint=last)
+        if isinstance(error, SIGTERMException):
+            # Lightning's own, which would be told as a regular end.
+            runs.failed()
+            error.code = int(ExitCode.PREEMPTED)
         self._give_back()
         if not self._closed:
             self._stop_listening()

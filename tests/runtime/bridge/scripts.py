@@ -278,7 +278,7 @@ def _start(name, folder, how, kill, out):
     try:
         SCRIPTS[name](start)
     except SystemExit as end:
-        return end.code
+        return end.code or 0
     runs._end(os.getpid())
     out.write_text(json.dumps([start.events.count, start.seen]))
     return 0
