@@ -35,8 +35,7 @@ def walk():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = importlib.import_module(found.name)
-        if found.name != "lightning.pytorch.cli":
-            yield found.name.removeprefix("lightning.pytorch."), module
+        yield found.name.removeprefix("lightning.pytorch."), module
 
 
 def public(module):
@@ -131,6 +130,7 @@ assert ModelCheckpoint is pl.callbacks.model_checkpoint.ModelCheckpoint
 assert pl.utilities.rank_zero.rank_zero_only is pl.utilities.rank_zero_only
 assert L.callbacks.checkpoint.__name__ == "rekindle.callbacks.checkpoint"
 assert pl.callbacks.checkpoint.__name__ == "rekindle.pytorch.callbacks.checkpoint"
+from rekindle.pytorch.cli import LightningCLI
 """
     namespace_of_script = {}
     exec(script, namespace_of_script)

@@ -82,6 +82,15 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "callbacks.throughput_monitor": {_CALLBACKS: "ThroughputMonitor"},
     "callbacks.timer": {_CALLBACKS: "Timer", f"{_UTILITIES}.enums": "Interval"},
     "callbacks.weight_averaging": {"": "EMAWeightAveraging WeightAveraging"},
+    # The command line.
+    "cli": {
+        f"{_OWN}.commandline.tool": "LightningCLI",
+        f"{_OWN}.commandline.saving": "SaveConfigCallback",
+        f"{_OWN}.commandline.building": "instantiate_class instantiate_module",
+        f"{_OWN}.commandline.parser": "ArgsType LRSchedulerCallable LRSchedulerType "
+        "LRSchedulerTypeTuple LRSchedulerTypeUnion LightningArgumentParser OptimizerCallable "
+        "ReduceLROnPlateau",
+    },
     # The model and its data.
     "core": {"rekindle": "LightningDataModule LightningModule"},
     "core.datamodule": {"rekindle": "LightningDataModule"},

@@ -25,6 +25,14 @@ def a_boring_model_trains_on_a_boring_data_module(pl, folder):
     return weights(model), trainer.global_step
 
 
+def a_boring_model_has_loaders_of_its_own(pl, folder):
+    """`BoringModel` brings its loaders, of 64 random samples."""
+    model = _demos(pl).BoringModel()
+    trainer = _trainer(pl, folder, limit_train_batches=4, limit_val_batches=2)
+    trainer.fit(model)
+    return trainer.global_step, len(model.train_dataloader().dataset)
+
+
 def a_manual_boring_model_steps_by_itself(pl, folder):
     """`ManualOptimBoringModel` steps its optimizer in `training_step`."""
     demos = _demos(pl)

@@ -5,34 +5,20 @@ import pickle
 from collections.abc import MutableMapping
 from typing import Any
 
+from rekindle.model.hyperparameters import AttributeDict
 from rekindle.pytorch.namespace import attributes
 from rekindle.pytorch.utilities.rank_zero import rank_zero_warn
 
+__all__ = [
+    "AttributeDict",
+    "clean_namespace",
+    "is_picklable",
+    "lightning_getattr",
+    "lightning_hasattr",
+    "lightning_setattr",
+    "parse_class_init_keys",
+]
 _, __getattr__, __dir__ = attributes(__name__)
-
-
-class AttributeDict(dict[str, Any]):
-    """A dict whose keys are attributes too."""
-
-    def __getattr__(self, key: str) -> Any:
-        try:
-            return self[key]
-        except KeyError:
-            raise AttributeError(
-                f"{type(self).__name__!r} object has no attribute {key!r}"
-            ) from None
-
-    def __setattr__(self, key: str, value: Any) -> None:
-        self[key] = value
-
-    def __delattr__(self, key: str) -> None:
-        del self[key]
-
-    def __repr__(self) -> str:
-        width = max(map(len, self), default=0) + 3
-        return "\n".join(
-            f"{f'{chr(34)}{key}{chr(34)}:':{width}} {self[key]}" for key in sorted(self)
-        )
 
 
 def is_picklable(obj: object) -> bool:

@@ -1,0 +1,1 @@
+"""What `LightningCLI` is made of: a parser of arguments and config files, and what it builds."""
