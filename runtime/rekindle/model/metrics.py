@@ -3,7 +3,7 @@
 torchmetrics keeps metric states out of ``state_dict``, so a run that stops in the middle of an
 epoch would forget the first half of its epoch metrics. Here the states are read out, saved per rank
 and also merged over the ranks by each state's own reduction, so that they survive a change of the
-world size.
+world size. So do tensors and numbers that a metric keeps without having declared them.
 
 At the end of an epoch torchmetrics gathers every state of every metric by itself, one collective
 each. Nearly all states are sums, and those travel together here: one all-reduce of one buffer of
@@ -13,9 +13,11 @@ whose sums over up to two million ranks are exact, so counts stay exact where a 
 torchmetrics is optional: when it was never imported, no module can hold one of its objects.
 """
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -51,13 +53,42 @@ def owned(module: nn.Module) -> dict[str, Any]:
 
 
 def states(module: nn.Module) -> States:
-    """The states of all metrics that have seen data since their last reset."""
+    """What all metrics know that have seen data, since their last reset or ever."""
     found: States = {}
     for path, metric in owned(module).items():
+        more = {name: _plain_copy(value) for name, value in _undeclared(metric).items()}
+        if not metric._update_count and not more:
+            continue
+        values = {}
         if metric._update_count:
             values = {name: _copy(value) for name, value in metric.metric_state.items()}
-            found[path] = {"count": int(metric._update_count), "states": values}
+        found[path] = {"count": int(metric._update_count), "states": values}
+        if more:
+            found[path]["more"] = more
     return found
+
+
+def _undeclared(metric: Any) -> dict[str, Any]:
+    """Tensors and numbers that a metric keeps beside its states, such as the extremes of a
+    `MinMaxMetric`: what is neither torchmetrics' own nor named by an argument of a constructor."""
+    makers = [vars(kind).get("__init__") for kind in type(metric).__mro__]
+    known = {n for make in makers if make is not None for n in inspect.signature(make).parameters}
+    known |= _base() | set(metric._defaults)
+    return {
+        name: value
+        for name, value in vars(metric).items()
+        if name not in known
+        and name.lstrip("_") not in known
+        and (value is None or isinstance(value, torch.Tensor | bool | int | float))
+    }
+
+
+@cache
+def _base() -> frozenset[str]:
+    """Attributes that every metric has."""
+    base = sys.modules["torchmetrics"].Metric
+    methods = {"update": lambda self: None, "compute": lambda self: None}
+    return frozenset(vars(type("Bare", (base,), methods)()))
 
 
 def restore(module: nn.Module, saved: States) -> None:
@@ -68,6 +99,8 @@ def restore(module: nn.Module, saved: States) -> None:
             continue
         for name, value in saved[path]["states"].items():
             setattr(metric, name, _to(value, metric.device))
+        for name, value in saved[path].get("more", {}).items():
+            setattr(metric, name, value.clone() if isinstance(value, torch.Tensor) else value)
         metric._update_count = saved[path]["count"]
 
 
@@ -84,17 +117,21 @@ def merged(module: nn.Module, parts: Sequence[States]) -> States:
     found: States = {}
     for path in sorted({path for part in parts for path in part}):
         holders = [part[path] for part in parts if path in part]
+        updated = [holder for holder in holders if holder["count"]]
         found[path] = {
             "count": sum(holder["count"] for holder in holders),
             "states": {
                 name: _reduce(
-                    [holder["states"][name] for holder in holders],
+                    [holder["states"][name] for holder in updated],
                     metrics[path]._reductions.get(name),
                     f"{path}.{name}",
                 )
-                for name in holders[0]["states"]
+                for name in (updated[0]["states"] if updated else ())
             },
         }
+        if "more" in holders[0]:
+            # It comes from what was computed, which is the same on all ranks.
+            found[path]["more"] = holders[0]["more"]
     return found
 
 
@@ -199,6 +236,10 @@ def _copy(value: Any) -> Any:
     if isinstance(value, list):
         return [item.detach().clone() for item in value]
     return value.detach().clone()
+
+
+def _plain_copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
 def _to(value: Any, device: torch.device) -> Any:
