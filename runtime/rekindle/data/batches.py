@@ -185,6 +185,9 @@ def together(
 
 def size_of(batch: Any) -> int:
     """Samples in a batch: the length of the first tensor in it, 1 where there is none."""
+    first = batch[0] if type(batch) is list and batch else batch
+    if type(first) is torch.Tensor and first.ndim:
+        return first.shape[0] or 1  # of most batches, in every step
     return _size(batch) or 1
 
 

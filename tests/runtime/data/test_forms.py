@@ -1,6 +1,8 @@
 """Every form in which Lightning takes data, stopped between two steps and resumed: same weights."""
 
 import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,7 +12,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
+from rekindle.data.apart import take_apart_all
 from rekindle.data.combined import CombinedLoader
+from rekindle.ranks.distributed import World
+from rekindle.training.evaluation import _share
+from rekindle.training.sources import dealt
 
 
 class Noisy(Dataset):
@@ -293,3 +299,33 @@ def test_validation_of_several_loaders_is_the_same_after_a_resume(tmp_path):
     second = run("run")
     assert second.metrics == whole.metrics
     assert {"val/dataloader_idx_0", "val/dataloader_idx_1"} < set(whole.metrics)
+
+
+class Met(World):
+    """Ranks that are threads and meet where they gather."""
+
+    def gather(self, value):
+        barrier, said = self.control
+        said[self.rank] = value
+        barrier.wait()
+        found = [said[rank] for rank in range(self.size)]
+        barrier.wait()
+        return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ranks_share_a_stream_to_evaluate_and_miss_nothing(size):
+    barrier, said = threading.Barrier(size, timeout=60), {}
+
+    def share(rank):
+        meeting = (barrier, said)
+        world = Met(rank=rank, size=size, local_rank=0, device="cpu", control=meeting)
+        data = dealt(take_apart_all(DataLoader(Stream(), 3)), 1.0, world, 0)
+        found = _share(data.parts[0], world, None, lambda: False, Net())
+        return [(index, batch[:, 0].tolist()) for index, _, batch in found]
+
+    with ThreadPoolExecutor(size) as pool:
+        shares = list(pool.map(share, range(size)))
+    whole = [(n, list(map(float, range(3 * n, min(3 * n + 3, 20))))) for n in range(7)]
+    assert sorted(sum(shares, [])) == whole
+    assert all(index % size == rank for rank in range(size) for index, _ in shares[rank])
