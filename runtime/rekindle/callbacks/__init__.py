@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
     from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
     from rekindle.callbacks.timer import Timer as Timer
+    from rekindle.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
+    from rekindle.callbacks.weight_averaging import WeightAveraging as WeightAveraging
 
 __all__ = [
     "BackboneFinetuning",
@@ -46,6 +48,8 @@ __all__ = [
     "BasePredictionWriter",
     "Checkpoint",
     "OnExceptionCheckpoint",
+    "EMAWeightAveraging",
+    "WeightAveraging",
     "BatchSizeFinder",
     "BatchSizeSchedule",
     "Callback",
@@ -83,6 +87,8 @@ __getattr__, __dir__ = attributes(
         "BasePredictionWriter": ".base_writer",
         "Checkpoint": ".checkpoint",
         "OnExceptionCheckpoint": ".exception_file",
+        "EMAWeightAveraging": ".weight_averaging",
+        "WeightAveraging": ".weight_averaging",
         "BatchSizeFinder": ".batch_finder",
         "BatchSizeSchedule": ".batchsize",
         "Callback": "rekindle.callback",

@@ -44,8 +44,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     # Callbacks.
     "callbacks": {
         _CALLBACKS: "*",
-        "": "EMAWeightAveraging ModelPruning ModelSummary RichModelSummary "
-        "SpikeDetection WeightAveraging",
+        "": "ModelPruning ModelSummary RichModelSummary SpikeDetection",
     },
     "callbacks.batch_size_finder": {_CALLBACKS: "BatchSizeFinder"},
     "callbacks.callback": {_CALLBACKS: "Callback"},
@@ -81,7 +80,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "callbacks.stochastic_weight_avg": {_CALLBACKS: "StochasticWeightAveraging"},
     "callbacks.throughput_monitor": {_CALLBACKS: "ThroughputMonitor"},
     "callbacks.timer": {_CALLBACKS: "Timer", f"{_UTILITIES}.enums": "Interval"},
-    "callbacks.weight_averaging": {"": "EMAWeightAveraging WeightAveraging"},
+    "callbacks.weight_averaging": {_CALLBACKS: "EMAWeightAveraging WeightAveraging"},
     # The command line.
     "cli": {
         f"{_OWN}.commandline.tool": "LightningCLI",

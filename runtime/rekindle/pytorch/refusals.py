@@ -45,8 +45,6 @@ INSTEAD: Mapping[str, str] = {
     "multiplicative": "give BackboneFinetuning(lambda_func=lambda epoch: 2.0)",
     "WriteInterval": "use rekindle.callbacks.PredictionWriter, or write in on_predict_batch_end "
     "of a callback",
-    "EMAWeightAveraging": "use rekindle.callbacks.EMA",
-    "WeightAveraging": "use rekindle.callbacks.EMA or SWA",
     "EarlyStoppingReason": "trainer.should_stop and the console's last line say why it stopped",
     "ModelPruning": _PRUNING,
     "callbacks.ModelSummary": "the trainer says the size by itself (enable_model_summary=); for a "

@@ -200,3 +200,33 @@ def a_timer_tells_the_time_of_each_stage(pl, folder):
 def early_stopping_has_a_key_of_its_own(pl, folder):
     """Two of these may watch two metrics; their state keys say so."""
     return [pl.callbacks.EarlyStopping(name).state_key for name in ("a", "b")]
+
+
+def an_average_becomes_the_model(pl, folder):
+    """`EMAWeightAveraging` averages as told, is measured by validations, and is the end's model."""
+    found = []
+    for options in (
+        {"decay": 0.5},
+        {"decay": 0.9, "update_every_n_steps": 3, "update_starting_at_step": 2},
+        {"decay": 0.9, "update_every_n_steps": 0, "update_starting_at_epoch": 1},
+    ):
+        model = regression(pl)()
+        callback = pl.callbacks.EMAWeightAveraging(**options)
+        flags = {**QUIET, "max_epochs": 3, "callbacks": [callback]}
+        trainer = pl.Trainer(default_root_dir=folder / str(len(found)), **flags)
+        trainer.fit(model, loader(), loader(4))
+        found.append((weights(model), trainer.callback_metrics["val_loss"]))
+    return found
+
+
+def a_script_says_when_to_average(pl, folder):
+    """`WeightAveraging` asks `should_update`, and takes the arguments of `AveragedModel`."""
+
+    class Late(pl.callbacks.WeightAveraging):
+        def should_update(self, step_idx=None, epoch_idx=None):
+            return step_idx is not None and step_idx >= 5
+
+    model = _two_parts(pl)()
+    flags = {**QUIET, "max_epochs": 2, "callbacks": [Late(use_buffers=False)]}
+    pl.Trainer(default_root_dir=folder, **flags).fit(model, loader(), loader(4))
+    return weights(model)

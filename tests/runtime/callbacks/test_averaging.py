@@ -123,3 +123,13 @@ def test_swa_says_what_it_needs_before_the_first_step(fit):
         fit(SWA(0.1), max_epochs=None, max_steps=3)
     with pytest.raises(ValueError, match="has 2 learning rates, the optimizer has 1"):
         fit(SWA([0.1, 0.2]), root="b")
+
+
+@pytest.mark.parametrize("stop", [3, 5, 8])
+def test_an_averaged_model_resumes_exactly(fit, same, stop):
+    from rekindle.callbacks import EMAWeightAveraging
+
+    whole = fit(EMAWeightAveraging(decay=0.7), root="whole")
+    fit(EMAWeightAveraging(decay=0.7), stop=stop)
+    assert same(whole, fit(EMAWeightAveraging(decay=0.7)))
+    assert not same(whole, fit(root="other"))
