@@ -39,6 +39,8 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.state: State = "idle"
+        self.call: str | None = None
+        """The entry point that runs, or ran last."""
         self.trace: deque[tuple[State, State]] = deque(maxlen=1000)
         """The newest transitions, oldest first: (from, to)."""
 
@@ -49,6 +51,7 @@ class Lifecycle:
                 f"R10 Trainer.{call} called while the trainer is busy (phase={self.state.upper()})."
                 f" Call it after the running call has returned, or use a trainer of its own."
             )
+        self.call = call
         self.move("setup")
 
     def move(self, to: State) -> None:

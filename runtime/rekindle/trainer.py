@@ -46,6 +46,7 @@ from rekindle.requirement import RequirementError
 from rekindle.saving import policy, runs
 from rekindle.saving.persistence import FLUSH_SECONDS, Session
 from rekindle.strategies import Strategy
+from rekindle.trainer_members import TrainerMembers
 from rekindle.training import feeding, savefile, state
 from rekindle.training.assembly import assemble, sanity_check
 from rekindle.training.fitting import explained
@@ -64,7 +65,7 @@ _MARGIN = 3.0
 """Seconds of what a notice leaves that loggers do not get."""
 
 
-class Trainer:
+class Trainer(TrainerMembers):
     """Trains and validates modules; preemption, resume and data order are its business."""
 
     def __init__(
@@ -226,6 +227,7 @@ class Trainer:
         self.train_source: Source | None = None
         """The training data as `fit` has found it, from `setup` on."""
         self.lifecycle = Lifecycle()
+        self.loaders, self.batches = {}, {}
         self.world: World | None = None
         self._optimizers: list[torch.optim.Optimizer] | None = None
         self._run: Run | None = None
@@ -265,6 +267,7 @@ class Trainer:
         is usable.
         """
         datamodule, train_data = _separate(train_dataloaders, datamodule)
+        ckpt_path = self._chosen(ckpt_path)
         self.lifecycle.begin("fit")
         if ckpt_path is None and self._run is not None and self._run.step:
             self.lifecycle.move("done")
@@ -278,7 +281,7 @@ class Trainer:
             self.flags = replace(self.flags, fit_number=number)
         page = ControlPage.from_environment()
         lastword.watch(page, self._outcome)
-        notice = Notice(page)
+        self._notice = notice = Notice(page)
         # Ended last: a snapshot that an error finds on its way has the time that is left first.
         reading = contextlib.ExitStack()
         reading.enter_context(workerend.ended())
@@ -413,6 +416,7 @@ class Trainer:
         collect: bool = True,
     ) -> Any:
         datamodule, loaders = _separate(loaders, datamodule)
+        ckpt_path = self._chosen(ckpt_path)
         if model is None and ckpt_path is None and policy.best_rule(self.flags) is not None:
             # What a fit has left in the module are its last weights, not its best ones.
             ckpt_path = "best"
@@ -463,12 +467,6 @@ class Trainer:
     def phase(self) -> State:
         """What the trainer is doing; `lifecycle.trace` holds how it came there."""
         return self.lifecycle.state
-
-    @property
-    def sanity_checking(self) -> bool:
-        """Whether the validation that runs is none of training: before it, or by `validate`."""
-        trace = self.lifecycle.trace
-        return bool(trace) and trace[-1] == ("setup", "validating")
 
     def during(self, state: State) -> "contextlib.AbstractContextManager[None]":
         """Be in another state for a while (called by evaluations)."""
@@ -824,9 +822,12 @@ class Trainer:
         window = run.window_of(run.step - 1 if step is None else step)
         run.back = Back(reason=reason, window=window)
 
-    def print(self, *values: object, sep: str = " ") -> None:
-        """Print once, on rank 0."""
-        self._console.say(sep.join(map(str, values)))
+    def print(self, *values: object, sep: str | None = " ", **options: Any) -> None:
+        """Print once, on rank 0; takes what Python's `print` takes."""
+        if options and self.is_global_zero:
+            print(*values, sep=sep, **options)
+        elif not options:
+            self._console.say((" " if sep is None else sep).join(map(str, values)))
 
 
 def _separate(loaders: Any, datamodule: DataModule | None) -> tuple[Any, Any]:

@@ -232,7 +232,7 @@ class ModelCheckpoint(Checkpoint):
 
     def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Save what was just measured."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validated = True
         if self._skips(trainer) or self._at_epoch_end(trainer):

@@ -56,7 +56,7 @@ class PruneCallback(Callback):
         value, step = trainer.callback_metrics.get(self.monitor), trainer.global_step
         if value is None or value is self._before or step <= self._reported:
             return
-        if trainer.sanity_checking or trainer.world is None:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.world is None:
             return
         self._reported = step
         stop, error = False, None

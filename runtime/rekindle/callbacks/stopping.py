@@ -77,7 +77,7 @@ class EarlyStopping(Callback):
 
     def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Judge what was just measured."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self._validated = True
         measured = trainer.callback_metrics.get(self.monitor) is not self._before

@@ -32,14 +32,14 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     },
     # Devices.
     "accelerators": {
-        f"{_OWN}.devices": "Accelerator CPUAccelerator CUDAAccelerator MPSAccelerator "
+        "rekindle.accelerators": "Accelerator CPUAccelerator CUDAAccelerator MPSAccelerator "
         "find_usable_cuda_devices",
         "": "AcceleratorRegistry HPUAccelerator TPUAccelerator XLAAccelerator",
     },
-    "accelerators.accelerator": {f"{_OWN}.devices": "Accelerator"},
-    "accelerators.cpu": {f"{_OWN}.devices": "CPUAccelerator get_cpu_stats"},
-    "accelerators.cuda": {f"{_OWN}.devices": "CUDAAccelerator", "": "get_nvidia_gpu_stats"},
-    "accelerators.mps": {f"{_OWN}.devices": "MPSAccelerator get_device_stats=get_cpu_stats"},
+    "accelerators.accelerator": {"rekindle.accelerators": "Accelerator"},
+    "accelerators.cpu": {"rekindle.accelerators": "CPUAccelerator get_cpu_stats"},
+    "accelerators.cuda": {"rekindle.accelerators": "CUDAAccelerator", "": "get_nvidia_gpu_stats"},
+    "accelerators.mps": {"rekindle.accelerators": "MPSAccelerator get_device_stats=get_cpu_stats"},
     "accelerators.xla": {"": "XLAAccelerator"},
     # Callbacks.
     "callbacks": {
@@ -239,7 +239,9 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "trainer.connectors.logger_connector.result": {"": "_ResultCollection"},
     "trainer.connectors.signal_connector": {"": "_SignalConnector"},
     "trainer.setup": {},
-    "trainer.states": {f"{_OWN}.states": "RunningStage TrainerFn TrainerState TrainerStatus"},
+    "trainer.states": {
+        "rekindle.trainer_state": "RunningStage TrainerFn TrainerState TrainerStatus"
+    },
     "trainer.trainer": {"rekindle": "Trainer"},
     "tuner": {"rekindle.tuning": "Tuner"},
     "tuner.batch_size_scaling": {},

@@ -164,9 +164,9 @@ def join(
     if alone and isinstance(devices, int) and devices > 1:
         relaunch(accelerator, devices)
     if device_ids is not None and local_rank < len(device_ids):
-        device = _device(accelerator, device_ids[local_rank])
+        device = device_of(accelerator, device_ids[local_rank])
     else:
-        device = _device(accelerator, local_rank)
+        device = device_of(accelerator, local_rank)
     if "WORLD_SIZE" not in os.environ or size == 1:
         return World(rank=0, size=1, local_rank=local_rank, device=device, control=None)
     if not dist.is_initialized():
@@ -189,7 +189,8 @@ def _gpus(accelerator: str, *, must: bool) -> int:
     return count if must or startable() else min(count, 1)
 
 
-def _device(accelerator: str, index: int) -> torch.device:
+def device_of(accelerator: str, index: int) -> torch.device:
+    """The device of a kind with a number; ValueError where there is none."""
     with warnings.catch_warnings():
         # On a machine without a driver, asking is answered with a warning.
         warnings.simplefilter("ignore")

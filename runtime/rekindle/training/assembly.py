@@ -64,7 +64,7 @@ from rekindle.training.preflight import (
     step_function,
     summary,
 )
-from rekindle.training.run import Feed, Run, planned_steps
+from rekindle.training.run import Feed, Run, batches_of, planned_steps
 from rekindle.training.sources import ask, dealt, load
 from rekindle.training.update import Update
 
@@ -129,6 +129,7 @@ def assemble(
         )
     trainer.train_source = train_source
     flags = replace(flags, accumulate_grad_batches=trainer.flags.accumulate_grad_batches)
+    trainer.loaders |= dict(zip(("train", "val"), given["found"], strict=True))
     for callback in trainer.callbacks:
         callback.data_found(trainer, module)
     deferred.configure(module, world.device)
@@ -314,6 +315,10 @@ def assemble(
     run.check_cadence()
     logs.alone = copies.size == 1
     trainer.measures.follow(logs)
+    trainer.batches |= {
+        "train": [batches_of(cursor, train_source, copies)],
+        "val": [] if run.validation is None else run.validation.counts(copies.size),
+    }
     module.attach(trainer, logs)
     module.own_update(update, tuple(spec.scheduler for spec in optimization.schedulers))
     trainer.watch(run)

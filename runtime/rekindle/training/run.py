@@ -4,6 +4,7 @@
 itself: when training is done, when validation is due, how positions advance.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -77,6 +78,13 @@ class Validation:
         """End the workers that loaders keep."""
         for part in self.parts:
             workerend.close(part.loader)
+
+    def counts(self, world_size: int) -> list[int | float]:
+        """Batches of each loader for one rank."""
+        return [
+            math.inf if part.batches is None else -(-part.batches // world_size)
+            for part in self.parts
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,6 +428,13 @@ class Run:
 
 _FAR = 10_000
 """Epochs that are looked ahead for a validation."""
+
+
+def batches_of(cursor: Cursor, source: Source, world: World) -> int | float:
+    """Batches of the loader's size in an epoch, for one rank; infinite for endless data."""
+    if cursor.order == "stream":
+        return math.inf
+    return -(-cursor.length // (source.batch_size * world.size))
 
 
 def planned_steps(cursor: Cursor, step: int, flags: Flags) -> int | None:

@@ -106,6 +106,7 @@ def load(
 
     `given` holds the loaders that the script passed itself, as ``train`` and ``evaluation``. A data
     module's come before the module's own, which is asked once it is `ready` (after its `setup`).
+    Afterwards those that are used are in it as ``found``.
     """
     prepare(module, datamodule, world)
     error: Exception | None = None
@@ -147,6 +148,7 @@ def ask(
         if evaluation is None:
             name = "val_dataloader" if stage == "fit" else _INSTEAD[stage][0]
             evaluation = _own_loader(module, name)
+    given["found"] = train, evaluation
     source = None if train is None else _micro(_fixed(take_apart(train, "train"), flags), flags)
     found = None if evaluation is None else take_apart_all(evaluation)
     if found is not None and stage == "predict":

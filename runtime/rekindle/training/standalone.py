@@ -58,13 +58,17 @@ def run_alone(
         for hook in hooks.setup:
             hook(trainer, module, stage)
 
-    _, source = load(module, datamodule, {"evaluation": loaders}, world, flags, stage, ready)
+    given = {"evaluation": loaders}
+    _, source = load(module, datamodule, given, world, flags, stage, ready)
     limits = {
         "validate": flags.limit_val_batches,
         "test": flags.limit_test_batches,
         "predict": flags.limit_predict_batches,
     }
     data = needed(dealt(source, limits[stage], world, flags.seed), stage)
+    name = "val" if stage == "validate" else stage
+    trainer.loaders[name] = given["found"][1]
+    trainer.batches[name] = data.counts(world.size)
     if stage == "predict":
         _check_predicting(trainer, source, data)
     step = step_function(module, step_name(module, stage, world), several=data.several)
