@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn import functional as differentiable
+from torch.distributed.nn import functional as _functional
 
 from rekindle.ranks.distributed import device_of
 from rekindle.requirement import RequirementError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rekindle.ranks.distributed import World
     from rekindle.trainer import Trainer
 
+_gathered: Any = _functional.all_gather
+"""With gradients, which torch's function without types has."""
 _OPERATIONS = {
     "mean": dist.ReduceOp.SUM,
     "avg": dist.ReduceOp.SUM,
@@ -56,10 +58,10 @@ class RunningStrategy:
         """The device of this process."""
         if self._trainer.world is not None:
             return self._trainer.world.device
-        flags, local = self._trainer.flags, self._trainer.local_rank
-        return device_of(
-            flags.accelerator, local if flags.device_ids is None else flags.device_ids[local]
-        )
+        flags, index = self._trainer.flags, self._trainer.local_rank
+        if flags.device_ids is not None:
+            index = flags.device_ids[index]
+        return device_of(flags.accelerator, index)
 
     @property
     def world_size(self) -> int:
@@ -137,7 +139,7 @@ class RunningStrategy:
             return tensor
         tensor = tensor.contiguous()
         if sync_grads:
-            return torch.stack(list(differentiable.all_gather(tensor, group)))
+            return torch.stack(list(_gathered(tensor, group)))
         parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
         dist.all_gather(parts, tensor.detach(), group=group)
         return torch.stack(parts)
