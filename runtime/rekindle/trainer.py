@@ -338,7 +338,7 @@ class Trainer(TrainerMembers):
                     self._run.validation.close()
             reading.close()
             notice.close()
-            model.attach(None, None)
+            model.attach(self, None)
             model.own_update(None)
 
     def validate(
@@ -460,7 +460,7 @@ class Trainer(TrainerMembers):
             raise
         finally:
             self._console.close()
-            model.attach(None, None)
+            model.attach(self, None)
         return found
 
     @property

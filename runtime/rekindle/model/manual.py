@@ -132,12 +132,16 @@ class Manual:
             )
         return self._updating
 
-    def optimizers(self) -> "ManualOptimizer | list[ManualOptimizer]":
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         """The optimizer, or all of them in a list when there are several.
 
-        With automatic optimization they are there to be looked at: they refuse to step.
+        With automatic optimization they are there to be looked at: they refuse to step. With
+        `use_pl_optimizer` False they are torch's own, without the sum over ranks.
         """
-        self._connected("optimizers", reading=True)
+        updating = self._connected("optimizers", reading=True)
+        if not use_pl_optimizer:
+            own = list(updating.optimizers)
+            return own[0] if len(own) == 1 else own
         return self._wrapped[0] if len(self._wrapped) == 1 else list(self._wrapped)
 
     def lr_schedulers(self) -> Any:
@@ -199,6 +203,14 @@ class Manual:
     def untoggle_optimizer(self, optimizer: "ManualOptimizer | torch.optim.Optimizer") -> None:
         """Undo `toggle_optimizer`."""
         self._of(optimizer, "untoggle_optimizer").untoggle()
+
+    @contextmanager
+    def toggled_optimizer(
+        self, optimizer: "ManualOptimizer | torch.optim.Optimizer"
+    ) -> Iterator[None]:
+        """`toggle_optimizer` inside, `untoggle_optimizer` afterwards."""
+        with self._of(optimizer, "toggled_optimizer").toggle_model():
+            yield
 
     def _of(
         self,

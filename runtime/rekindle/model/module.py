@@ -5,6 +5,7 @@ trainer does not wrap it: `training_step` is called directly, so that a stack tr
 user's code right below the loop.
 """
 
+import inspect
 import os
 import weakref
 from collections.abc import Callable, Mapping
@@ -12,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
-from torch import nn
 
 from rekindle.model import loading, metrics
+from rekindle.model.exporting import Exporting
 from rekindle.model.hyperparameters import HyperparametersMixin
 from rekindle.model.manual import Manual
 from rekindle.model.step_hooks import StepHooks
+from rekindle.model.surroundings import Surroundings
 from rekindle.model.transfer import TransferHooks
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ def refuse_logging(name: str, *, enable_graph: bool) -> NoReturn:
     )
 
 
-class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, nn.Module):
+class Module(
+    HyperparametersMixin, Manual, StepHooks, TransferHooks, Surroundings, Exporting
+):
     """Base class of models. Define `training_step` and `configure_optimizers` at least.
 
     The hooks without a trainer argument are those of `rekindle.Callback` under the same names; its
@@ -193,21 +197,6 @@ class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, nn.Module):
         # object.__setattr__: nn.Module's own walks over parameters and modules first.
         object.__setattr__(self, "_trainer", weakref.ref(trainer) if trainer else None)
         object.__setattr__(self, "_logs", logs)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
-
-    @property
-    def global_step(self) -> int:
-        """Optimizer steps done."""
-        return self.trainer.global_step
-
-    @property
-    def current_epoch(self) -> int:
-        """Epoch that is running, 0-based."""
-        return self.trainer.current_epoch
 
     def log(
         self,
@@ -419,3 +408,11 @@ class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, nn.Module):
         # A weak reference cannot be pickled, and a copy belongs to no trainer.
         left = ("_trainer", "_logs", "_updating", "_schedulers", "_wrapped")
         return {k: v for k, v in self.__dict__.items() if k not in left}
+
+
+# TorchScript would compile all properties of a class, and look at each before.
+_PROPERTIES = [
+    name for name in dir(Module) if isinstance(inspect.getattr_static(Module, name), property)
+]
+Module.__jit_unused_properties__ = _PROPERTIES  # type: ignore[attr-defined]
+Module.__jit_ignored_attributes__ = _PROPERTIES  # type: ignore[attr-defined]

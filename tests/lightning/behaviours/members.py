@@ -399,3 +399,158 @@ def metrics_for_loggers(pl, folder):
     trainer = _trainer(pl, folder)
     trainer.fit(Shown(), loader(2), loader(4))
     return trainer.logged_metrics
+
+
+def a_module_can_be_frozen(pl, folder):
+    """`freeze` takes gradients away and evaluates; `unfreeze` gives them back and trains."""
+    model = regression(pl)()
+    model.freeze()
+    frozen = [p.requires_grad for p in model.parameters()], model.training
+    model.unfreeze()
+    return frozen, [p.requires_grad for p in model.parameters()], model.training
+
+
+def a_module_knows_device_and_dtype(pl, folder):
+    """`device`, `dtype` and `on_gpu` say where the parameters are."""
+    model = regression(pl)()
+    before = str(model.dtype)
+    return str(model.device), before, str(model.double().dtype), model.on_gpu
+
+
+def a_module_without_a_trainer_has_counters(pl, folder):
+    """Without a trainer counters and ranks are 0."""
+    model = regression(pl)()
+    return model.global_step, model.current_epoch, model.global_rank, model.local_rank
+
+
+def a_module_without_a_trainer_says_so(pl, folder):
+    """`module.trainer` without one is an error."""
+    with pytest.raises(RuntimeError, match="attached to a"):
+        _ = regression(pl)().trainer
+    return True
+
+
+def a_module_keeps_its_trainer_after_fit(pl, folder):
+    """After `fit` the module's trainer, counters and metrics can still be asked for."""
+    model, trainer = regression(pl)(), _trainer(pl, folder)
+    trainer.fit(model, loader())
+    return model.trainer is trainer, model.global_step, model.current_epoch
+
+
+def a_module_prints_once(pl, folder):
+    """`module.print` takes what Python's `print` takes."""
+
+    class Printing(regression(pl)):
+        def on_train_start(self):
+            with open("said.txt", "w") as file:
+                self.print("a", 1, sep="-", file=file)
+
+    _trainer(pl, folder).fit(Printing(), loader(2))
+    return (folder / "said.txt").read_text()
+
+
+def a_module_gathers_from_all_processes(pl, folder):
+    """`all_gather` makes tensors of numbers, keeps collections, adds nothing in a world of one."""
+    seen = []
+
+    class Gathering(regression(pl)):
+        def on_train_start(self):
+            found = self.all_gather({"a": 1.5, "b": [torch.ones(2), 3]})
+            seen.append((sorted(found), found["a"], found["b"][0], found["b"][1]))
+
+    _trainer(pl, folder).fit(Gathering(), loader(2))
+    return seen
+
+
+def a_module_becomes_torchscript(pl, folder):
+    """`to_torchscript` gives a program with the same outputs, and saves it to a path."""
+
+    class Network(regression(pl)):
+        def forward(self, x):
+            return self.layer(x)
+
+    model = Network()
+    script = model.to_torchscript(folder / "model.pt")
+    x = torch.ones(1, 4)
+    same = torch.equal(script(x), model(x))
+    return (
+        same,
+        script.training,
+        model.training,
+        torch.equal(torch.jit.load(folder / "model.pt")(x), model(x)),
+    )
+
+
+def a_module_is_traced(pl, folder):
+    """`to_torchscript(method="trace")` follows an input, given or `example_input_array`."""
+    model = regression(pl)()
+    with pytest.raises(ValueError, match="example_input"):
+        model.to_torchscript(method="trace")
+    model.example_input_array = torch.ones(1, 4)
+    traced = model.to_torchscript(method="trace")
+    other = model.to_torchscript(method="trace", example_inputs=torch.ones(2, 4))
+    x = torch.full((3, 4), 2.0)
+    return torch.equal(traced(x), model(x)), torch.equal(other(x), model(x))
+
+
+def other_programs_are_refused(pl, folder):
+    """Methods are script and trace."""
+    with pytest.raises(ValueError, match="method' parameter"):
+        regression(pl)().to_torchscript(method="temp")
+    return True
+
+
+def onnx_asks_for_its_package(pl, folder):
+    """Without the package onnx, `to_onnx` says that it is missing."""
+    if importlib.util.find_spec("onnx"):
+        pytest.skip("onnx is installed")
+    with pytest.raises(ModuleNotFoundError, match="requires `onnx` to be installed"):
+        regression(pl)().to_onnx(folder / "x.onnx", torch.ones(1, 4))
+    return True
+
+
+def optimizers_are_torchs_own_when_asked(pl, folder):
+    """`optimizers(use_pl_optimizer=False)` gives the optimizer itself."""
+    seen = []
+
+    class Manual(regression(pl)):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            plain, wrapped = self.optimizers(use_pl_optimizer=False), self.optimizers()
+            wrapped.zero_grad()
+            self.manual_backward(self.loss(batch))
+            wrapped.step()
+            seen.append((type(plain).__name__, wrapped.optimizer is plain))
+
+    model = Manual()
+    _trainer(pl, folder).fit(model, loader(4))
+    return seen, weights(model)
+
+
+def an_optimizer_is_toggled(pl, folder):
+    """`toggled_optimizer` lets only its parameters require gradients, inside."""
+    seen = []
+
+    class Two(regression(pl)):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.other = torch.nn.Linear(1, 1)
+
+        def training_step(self, batch, batch_idx):
+            first, second = self.optimizers()
+            with self.toggled_optimizer(first):
+                seen.append((self.layer.weight.requires_grad, self.other.weight.requires_grad))
+            self.toggle_optimizer(second)
+            seen.append((self.layer.weight.requires_grad, self.other.weight.requires_grad))
+            self.untoggle_optimizer(second)
+            seen.append((self.layer.weight.requires_grad, self.other.weight.requires_grad))
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(m.parameters(), 0.1) for m in (self.layer, self.other)]
+
+    _trainer(pl, folder).fit(Two(), loader(2))
+    return seen
