@@ -791,13 +791,21 @@ class Trainer(TrainerMembers):
         return self.measures.steps
 
     def save_checkpoint(
-        self, filepath: "str | os.PathLike[str]", weights_only: bool | None = None
+        self,
+        filepath: "str | os.PathLike[str]",
+        weights_only: bool | None = None,
+        storage_options: Any = None,
     ) -> None:
         """Write a file of the state as it is, which Lightning opens; call it on every rank.
 
         After `fit` it holds all that `fit(ckpt_path=...)` needs to go on from it; within a hook
         only weights, optimizers, schedulers and callbacks. See `request_checkpoint` for a commit.
         """
+        if storage_options is not None:
+            raise ValueError(
+                "save_checkpoint(storage_options=...) is not supported: it writes a local file. "
+                "For an s3:// URL use Module.export, or the run's own checkpoints"
+            )
         savefile.save(self, filepath, weights_only)
 
     def request_checkpoint(self) -> None:

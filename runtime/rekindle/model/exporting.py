@@ -5,12 +5,21 @@ comes back afterwards. The formats are torch's, and so are the functions that wr
 """
 
 import os
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
+
+_scripting: ContextVar[bool] = ContextVar("_scripting", default=False)
+"""Whether TorchScript looks at a module, which asks for each of its properties."""
+
+
+def scripting() -> bool:
+    """Whether a module is looked at by TorchScript, which has no use for what it gets."""
+    return _scripting.get()
 
 
 class Exporting(nn.Module):
@@ -47,7 +56,7 @@ class Exporting(nn.Module):
             raise ValueError(
                 f"to_torchscript(method={method!r}): 'method' parameter is 'script' or 'trace'"
             )
-        mode = self.training
+        mode, token = self.training, _scripting.set(True)
         try:
             if method == "script":
                 found: Any = torch.jit.script(self.eval(), **options)
@@ -55,6 +64,7 @@ class Exporting(nn.Module):
                 inputs = self._example(example_inputs, "to_torchscript", "example_inputs")
                 found = torch.jit.trace(self.eval(), inputs, **options)
         finally:
+            _scripting.reset(token)
             self.train(mode)
         if file_path is not None:
             torch.jit.save(found, os.fspath(file_path))

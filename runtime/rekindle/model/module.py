@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 import torch
 
 from rekindle.model import loading, metrics
-from rekindle.model.exporting import Exporting
+from rekindle.model.exporting import Exporting, scripting
 from rekindle.model.hyperparameters import HyperparametersMixin
 from rekindle.model.manual import Manual
 from rekindle.model.step_hooks import StepHooks
@@ -187,6 +187,8 @@ class Module(
         """The trainer that runs this module; raises RuntimeError when none does."""
         trainer = self._trainer() if self._trainer is not None else None
         if trainer is None:
+            if scripting():
+                return None  # type: ignore[return-value]
             raise RuntimeError(f"{type(self).__name__} is not attached to a trainer")
         return trainer
 
@@ -252,13 +254,15 @@ class Module(
 
     @property
     def logger(self) -> "Logger | None":
-        """The trainer's first logger."""
-        return self.trainer.logger
+        """The trainer's first logger; None without a trainer."""
+        trainer = self._trainer() if self._trainer is not None else None
+        return None if trainer is None else trainer.logger
 
     @property
     def loggers(self) -> "list[Logger]":
-        """The trainer's loggers."""
-        return self.trainer.loggers
+        """The trainer's loggers; none without a trainer."""
+        trainer = self._trainer() if self._trainer is not None else None
+        return [] if trainer is None else trainer.loggers
 
     def log_dict(
         self,
@@ -410,9 +414,7 @@ class Module(
         return {k: v for k, v in self.__dict__.items() if k not in left}
 
 
-# TorchScript would compile all properties of a class, and look at each before.
-_PROPERTIES = [
+# TorchScript compiles what `forward` uses; properties of a class it would compile all.
+Module.__jit_unused_properties__ = [  # type: ignore[attr-defined]
     name for name in dir(Module) if isinstance(inspect.getattr_static(Module, name), property)
 ]
-Module.__jit_unused_properties__ = _PROPERTIES  # type: ignore[attr-defined]
-Module.__jit_ignored_attributes__ = _PROPERTIES  # type: ignore[attr-defined]

@@ -58,7 +58,7 @@ class Surroundings(nn.Module):
             trainer = self.trainer
         except RuntimeError:
             return 0
-        return int(getattr(trainer, name))
+        return 0 if trainer is None else int(getattr(trainer, name))
 
     @property
     def fabric(self) -> None:

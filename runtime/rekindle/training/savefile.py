@@ -49,6 +49,7 @@ def save(
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     content = lightningfile.view(tree, meta, recalled, weights_only=weights)
+    content["epoch"] = trainer.current_epoch
     lightningfile.write(path, content, meta=meta, state=whole)
 
 

@@ -554,3 +554,24 @@ def an_optimizer_is_toggled(pl, folder):
 
     _trainer(pl, folder).fit(Two(), loader(2))
     return seen
+
+
+def training_goes_on_from_a_saved_file(pl, folder):
+    """`fit(ckpt_path=file)` goes on where `save_checkpoint` was called."""
+    first = _trainer(pl, folder / "a")
+    first.fit(regression(pl)(), loader())
+    first.save_checkpoint(folder / "hand.ckpt")
+    options = {"max_epochs": 2, "enable_checkpointing": True}
+    second, model = _trainer(pl, folder / "b", **options), regression(pl)()
+    second.fit(model, loader(), ckpt_path=folder / "hand.ckpt")
+    return second.global_step, second.current_epoch, weights(model)
+
+
+def the_path_that_was_loaded_can_be_read(pl, folder):
+    """`trainer.ckpt_path` is None until a call was given one."""
+    trainer = _trainer(pl, folder)
+    trainer.fit(regression(pl)(), loader())
+    before = trainer.ckpt_path is None
+    trainer.save_checkpoint(folder / "x.ckpt")
+    trainer.test(regression(pl)(), loader(), ckpt_path=str(folder / "x.ckpt"), verbose=False)
+    return before, trainer.ckpt_path == str(folder / "x.ckpt")
