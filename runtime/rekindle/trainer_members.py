@@ -75,7 +75,6 @@ class TrainerMembers:
 
     flags: "Flags"
     callbacks: "list[Callback]"
-    callback_metrics: dict[str, torch.Tensor]
     lifecycle: "Lifecycle"
     world: "World | None"
     module: "Module | None"
@@ -110,11 +109,6 @@ class TrainerMembers:
     test_loop = Instead("use trainer.test, num_test_batches and test_dataloaders")
     predict_loop = Instead("use trainer.predict, num_predict_batches and predict_dataloaders")
     precision_plugin = Instead("use trainer.precision, trainer.scaler and torch.autocast")
-
-    @property
-    def accumulate_grad_batches(self) -> int:
-        """The flag."""
-        return self.flags.accumulate_grad_batches
 
     @property
     def overfit_batches(self) -> int | float:
@@ -377,22 +371,6 @@ class TrainerMembers:
             return left <= 0
         lanes = -(-min(left, run.cursor.G) // run.cursor.m)
         return left <= run.cursor.G and (len(run.losses) + 1) * run.world.size >= lanes
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """The newest values that were logged with `prog_bar=True`, as numbers."""
-        if self._run is None:
-            return {}
-        shown = self._run.logs.prog_bar()
-        return {n: float(v) for n, v in self.callback_metrics.items() if n in shown}
-
-    @property
-    def logged_metrics(self) -> dict[str, torch.Tensor]:
-        """The newest values that loggers got: all but those logged with `logger=False`."""
-        if self._run is None:
-            return dict(self.callback_metrics)
-        private = self._run.logs.private()
-        return {n: value for n, value in self.callback_metrics.items() if n not in private}
 
     # What it can be asked for.
 

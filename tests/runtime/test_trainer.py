@@ -1,4 +1,5 @@
 import copy
+import gc
 import json
 import pickle
 import sys
@@ -211,9 +212,13 @@ def test_a_callback_can_end_training(tmp_path):
     assert fit(Net(), tmp_path).global_step == 3
 
 
-def test_a_module_belongs_to_no_trainer_afterwards(tmp_path):
+def test_a_module_keeps_no_trainer_alive(tmp_path):
     model = Net()
-    fit(model, tmp_path)
+    trainer = fit(model, tmp_path)
+    assert model.trainer is trainer
+    assert pickle.loads(pickle.dumps(model)).logger is None
+    del trainer
+    gc.collect()
     with pytest.raises(RuntimeError, match="not attached to a trainer"):
         _ = model.trainer
     assert pickle.loads(pickle.dumps(model)).hparams == {"width": 4}
