@@ -62,7 +62,8 @@ class Exporting(nn.Module):
                 found: Any = torch.jit.script(self.eval(), **options)
             else:
                 inputs = self._example(example_inputs, "to_torchscript", "example_inputs")
-                found = torch.jit.trace(self.eval(), inputs, **options)
+                trace: Any = torch.jit.trace
+                found = trace(self.eval(), inputs, **options)
         finally:
             _scripting.reset(token)
             self.train(mode)

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 class Surroundings(nn.Module):
     """The part of `rekindle.Module` that passes questions on to the trainer."""
 
-    trainer: "Trainer"
+    if TYPE_CHECKING:
+
+        @property
+        def trainer(self) -> Trainer:
+            """See `rekindle.Module`."""
 
     @property
     def device(self) -> torch.device:
