@@ -52,7 +52,7 @@ ARGUMENTS = {
     "deterministic": ([None, True, False, "warn"], {"a": "deterministic='a'"}),
     "benchmark": ([None, True, False], {"a": "benchmark='a'"}),
     "inference_mode": ([True, False], {3: "True or False"}),
-    "use_distributed_sampler": ([True], {False: "deals out the samples"}),
+    "use_distributed_sampler": ([True, False], {}),
     "profiler": ([None, "simple", "advanced"], {"xla": "profiler"}),
     "detect_anomaly": ([True, False], {3: "True or False"}),
     "barebones": ([False], {3: "True or False"}),

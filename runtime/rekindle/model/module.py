@@ -54,9 +54,7 @@ def refuse_logging(name: str, *, enable_graph: bool) -> NoReturn:
     )
 
 
-class Module(
-    HyperparametersMixin, Manual, StepHooks, TransferHooks, Surroundings, Exporting
-):
+class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, Surroundings, Exporting):
     """Base class of models. Define `training_step` and `configure_optimizers` at least.
 
     The hooks without a trainer argument are those of `rekindle.Callback` under the same names; its
