@@ -215,7 +215,7 @@ def test_preparations_run_once_and_before_setup(tmp_path):
             calls.append("model")
 
     trainer(tmp_path).fit(Downloading(), Prepared())
-    assert calls == ["model", "data", "data too", "fit"]
+    assert calls == ["data", "data too", "model", "fit"]
 
 
 def test_a_loader_before_setup_says_what_comes_first():

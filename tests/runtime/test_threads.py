@@ -44,6 +44,7 @@ THREADS = {
     ("task", "checkpoint.saver", "rekindle-touch"),
     ("task", "launch.store", "store"),
     ("task", "loggers.feed", "rekindle-*"),
+    ("task", "saving.files", "rekindle-files"),
     ("task", "saving.keeping", "rekindle-touch-copies"),
     ("task", "saving.opening", "rekindle-opening"),
     ("task", "training.sources", "rekindle-signs"),
@@ -61,6 +62,7 @@ WITHOUT_END = {
         "request",
         "get",
     ): "the thread that listens puts END in at the end",
+    ("saving.files", "_work", "get"): "runs only while jobs are counted, and each is put at once",
     # What is waited for has a deadline itself.
     ("checkpoint.s3", "_put_parts", "result"): "each request has timeouts and limited retries",
     ("checkpoint.shards", "read", "result"): "reads of objects, as above",

@@ -104,7 +104,7 @@ class Witness(rk.Callback):
             batch[0].fill_(float("nan"))
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(float(outputs))
+        self.losses.append(float(outputs["loss"]))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         step = trainer.global_step + 1
