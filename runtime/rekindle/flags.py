@@ -155,6 +155,8 @@ class Flags:
     start: str | None = None
     """A path or URI that was given as `resume`: what `fit` begins from without a `ckpt_path`."""
     seed: int = 0
+    seeded: bool = True
+    """Whether the script gave the seed; else it is that of `seed_everything`, once `fit` begins."""
     log_every_n_steps: int = 50
     check_val_every_n_epoch: int | None = 1
     val_check_interval: int | float | None = None
@@ -237,6 +239,8 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     _integer(values, "global_batch_size", minimum=1, optional=True)
     _integer(values, "accumulate_grad_batches", minimum=1)
     _integer(values, "check_val_every_n_epoch", minimum=1, optional=True)
+    values["seeded"] = values["seed"] is not None
+    values["seed"] = values["seed"] if values["seeded"] else 0
     _integer(values, "seed", minimum=None)
     _integer(values, "log_every_n_steps", minimum=0)
     values["log_every_n_steps"] = values["log_every_n_steps"] or NEVER

@@ -122,6 +122,12 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     return seed
 
 
+def global_seed() -> int:
+    """The seed that `seed_everything` was called with last, 0 without one."""
+    given = os.environ.get("PL_GLOBAL_SEED", "")
+    return int(given) if given.isdecimal() else 0
+
+
 def seed_lane(seed: int, step: int, lane: int) -> None:
     """As before a `training_step`: whatever is drawn next is a function of these three."""
     seed_all((_begun(seed, _TRAINING) + step * _BY_STEP + lane * _BY_LANE) & _MASK)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from rekindle import flags as checked
-from rekindle import lastword
+from rekindle import lastword, randomness
 from rekindle.callback import Callback
 from rekindle.callbacks.progress import PassProgress
 from rekindle.console import Console
@@ -94,7 +94,7 @@ class Trainer(TrainerMembers):
         data: "Mapping[str, str] | None" = None,
         reload_dataloaders_every_n_epochs: int = 0,
         resume: Literal["auto", "must", "never"] = "auto",
-        seed: int = 0,
+        seed: int | None = None,
         log_every_n_steps: int | None = None,
         log_every: int | None = None,
         check_val_every_n_epoch: int | None = 1,
@@ -178,6 +178,9 @@ class Trainer(TrainerMembers):
         `detect_anomaly` are torch's switches of these names. `inference_mode` is for `validate`,
         `test` and `predict`; within `fit` a validation runs without gradients only, because
         tensors made in inference mode cannot be trained with.
+
+        `seed` is that of the data's order and of what the steps draw, by default the one that
+        `seed_everything` was given, else 0; the first checkpoint fixes it.
 
         `root` (or `default_root_dir`) is a directory or an ``s3://`` URL; `resume` is ``auto`` (go
         on with what was interrupted, begin anew after what has ended), ``must`` (go on, whatever
@@ -485,6 +488,10 @@ class Trainer(TrainerMembers):
                 f"devices={asked}, num_nodes={flags.num_nodes}: the launcher has started "
                 f"{self.world.size} processes, and that is what counts"
             )
+        if not flags.seeded:
+            # Scripts may seed each rank's own draws; the order of the data is one for all.
+            seed = self.world.share(randomness.global_seed())
+            self.flags = replace(self.flags, seed=seed)
         model.attach(self, None)
         return self.world
 

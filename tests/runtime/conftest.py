@@ -56,6 +56,7 @@ def _each_fit_stands_for_a_start_of_its_script(request, monkeypatch):
     """Tests call `fit` again where a process would be started again; those of scripts do not."""
     from rekindle.saving import runs
 
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of a test before
     runs.forget()
     if "one_script" not in request.keywords:
 

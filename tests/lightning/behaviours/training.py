@@ -1,5 +1,6 @@
 """What a plain `fit` does."""
 
+import torch
 from small import QUIET, loader, regression, weights
 
 
@@ -62,3 +63,21 @@ def the_same_script_run_again_begins_anew(pl, folder):
         trainer.fit(model, loader())
         found.append((weights(model), trainer.global_step))
     return found
+
+
+def seed_everything_decides_what_the_steps_draw(pl, folder):
+    """Two scripts with one seed train alike, with another one differently: dropout, shuffling."""
+    base = regression(pl)
+
+    class Noisy(base):
+        def loss(self, batch):
+            return super().loss([torch.nn.functional.dropout(batch[0]), batch[1]])
+
+    found = []
+    for seed in (1, 1, 2):
+        model = Noisy()
+        pl.seed_everything(seed, verbose=False)
+        trainer = pl.Trainer(max_epochs=1, default_root_dir=folder / str(len(found)), **QUIET)
+        trainer.fit(model, loader(shuffle=True))
+        found.append(weights(model))
+    return found[0] == found[1], found[0] == found[2]
