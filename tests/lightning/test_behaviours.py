@@ -134,6 +134,11 @@ def test_the_table_in_the_docs_is_of_this_run():
     assert TABLE.read_text() == table(), "run: REKINDLE_WRITE_DOCS=1 pytest tests/lightning"
 
 
+def shown(pattern):
+    """A pattern of a message, for people."""
+    return re.sub(r"\\(.)", r"\1", pattern.replace(".*", " ... ")).strip().replace("|", "\\|")
+
+
 def table():
     lines = [HEAD]
     alike = sum(refused is None for *_, refused in FOUND)
@@ -145,7 +150,7 @@ def table():
                 continue
             text = " ".join((run.__doc__ or "").split())
             assert text, f"{area}.{name} has no docstring"
-            words = "alike" if refused is None else "refused: " + re.sub(r"\\(.)", r"\1", refused)
+            words = "alike" if refused is None else f"refused: {shown(refused)}"
             lines.append(f"| {text.replace('|', chr(92) + '|')} | {words} |")
         lines.append("")
     return "\n".join(lines)

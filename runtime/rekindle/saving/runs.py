@@ -101,8 +101,14 @@ def decide(
             line=f"{place} holds the end of a run{why}, step {step}: a new run begins "
             f"(ckpt_path='last' goes on with that one)",
         )
+    if not changes and not (finished and not same):
+        return Decision(goes_on=True)
     if not changes:
-        return Decision(goes_on=True, again=finished and not same)
+        line = (
+            f"{place} holds the end of another job's run, step {step}: this job goes on with it "
+            f"(to begin anew, give it a checkpoint URI of its own, or resume='never')"
+        )
+        return Decision(goes_on=True, again=True, line=line)
     if job and meta.get("world_size") != world_size:
         # What a script computes from the number of processes changes with it.
         line = f"{told}; the run of step {step} goes on"

@@ -50,6 +50,7 @@ def test_what_a_fit_goes_on_from(saved, resume, job, goes_on, again, new):
     assert (found.goes_on, found.again, found.new_script) == (goes_on, again, new)
     # Whatever is thrown away, or kept against what the script says, is said.
     surprising = saved is not None and resume != "never" and (not goes_on or "0.2" in str(saved))
+    surprising = surprising or (job and again)
     assert (found.line is not None) == surprising
 
 
