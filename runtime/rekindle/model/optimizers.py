@@ -1,6 +1,10 @@
 """What `configure_optimizers` may return, and optimizer state by parameter name.
 
-With automatic optimization there is one optimizer; with manual optimization any number, or none.
+With automatic optimization there is one optimizer, or with a warning none: `NoOptimizer` takes its
+place, so that the loop need not ask. With manual optimization there is any number.
+
+A scheduler is torch's, or any object with `state_dict`, `load_state_dict` and `optimizer`. How the
+latter steps only the script can say, in `lr_scheduler_step`.
 
 torch numbers an optimizer's parameters by position, so that two programs with one parameter more or
 less exchange the state of their neighbours without noticing. Here the state is keyed by the
@@ -13,9 +17,10 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from rekindle.model.module import Module
+from rekindle.model.step_hooks import overridden
 from rekindle.requirement import RequirementError
 from rekindle.strategies.sharding import like
 
@@ -38,15 +43,22 @@ class SchedulerSpec:
     interval: Literal["epoch", "step"] = "epoch"
     frequency: int = 1
     monitor: str | None = None
-    """Metric that a `ReduceLROnPlateau` looks at."""
+    """Metric that a scheduler on a plateau looks at."""
     on_missing: Literal["error", "warn", "skip"] = "error"
     """What to do when the metric was not logged before the scheduler is due."""
     name: str | None = None
+    reduce_on_plateau: bool | None = None
+    """Whether it steps on the metric; None is for `ReduceLROnPlateau` only, and becomes a bool."""
+
+    def __post_init__(self) -> None:
+        if self.reduce_on_plateau is None:
+            plateau = isinstance(self.scheduler, ReduceLROnPlateau)
+            object.__setattr__(self, "reduce_on_plateau", plateau)
 
     @property
-    def plateau(self) -> bool:
-        """Whether it steps on a metric."""
-        return isinstance(self.scheduler, ReduceLROnPlateau)
+    def strict(self) -> bool:
+        """Whether a metric that was not logged is an error."""
+        return self.on_missing == "error"
 
     def step(
         self,
@@ -60,7 +72,7 @@ class SchedulerSpec:
         """
         if count % self.frequency:
             return
-        if not self.plateau:
+        if not self.reduce_on_plateau:
             if call is None:
                 self.scheduler.step()
             else:
@@ -97,6 +109,17 @@ class Optimization:
     schedulers: tuple[SchedulerSpec, ...] = ()
 
 
+class NoOptimizer(torch.optim.Optimizer):
+    """Stands where `configure_optimizers` returned None: clears gradients, and changes nothing."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__([{"params": list(module.parameters())}], {"lr": 0.0})
+
+    def step(self, closure: Any = None) -> Any:
+        """Evaluate the loss."""
+        return None if closure is None else closure()
+
+
 def automatic(module: Module) -> bool:
     """Whether the trainer owns backward pass and optimizer step."""
     return bool(module.automatic_optimization and module.automatic)
@@ -107,6 +130,13 @@ def configure(module: Module) -> Optimization:
     manual = not automatic(module)
     found = module.configure_optimizers()
     name = f"{type(module).__name__}.configure_optimizers"
+    if found is None and not manual:
+        warnings.warn(
+            f"{name} returned None: training runs without an optimizer. Gradients are computed and "
+            f"cleared after each step, and nothing changes the parameters.",
+            stacklevel=2,
+        )
+        found = NoOptimizer(module)
     optimizers, schedulers = _taken_apart(found, name)
     if not manual and len(optimizers) > 1:
         raise TypeError(
@@ -122,7 +152,7 @@ def configure(module: Module) -> Optimization:
         _check_parameters(module, optimizer, name)
         if not manual and any(hasattr(p, "placements") for p in module.parameters()):
             _one_by_one(module, optimizer)
-    specs = tuple(_spec(scheduler, name) for scheduler in schedulers)
+    specs = tuple(_spec(scheduler, name, module, manual=manual) for scheduler in schedulers)
     for spec in specs:
         if getattr(spec.scheduler, "optimizer", None) not in optimizers:
             raise ValueError(
@@ -140,7 +170,9 @@ def _taken_apart(found: Any, name: str) -> tuple[list[Any], list[Any]]:
         return [found.optimizer], list(found.schedulers)
     if isinstance(found, Mapping):
         unknown = set(found) - {"optimizer", "lr_scheduler", "monitor"}
-        if "optimizer" not in found or unknown:
+        if unknown:
+            _ignored(f"{name} returned", unknown)
+        if "optimizer" not in found:
             raise TypeError(f"{name} returned a mapping with keys {sorted(found)}. {_FORMS}")
         scheduler = found.get("lr_scheduler")
         if scheduler is None:
@@ -178,24 +210,30 @@ def _check_parameters(module: Module, optimizer: torch.optim.Optimizer, name: st
                 )
 
 
-def _spec(given: Any, name: str) -> SchedulerSpec:
-    if isinstance(given, SchedulerSpec):
-        spec = given
-    elif isinstance(given, Mapping):
-        allowed = {*(field.name for field in fields(SchedulerSpec)), "strict", "reduce_on_plateau"}
-        unknown = set(given) - allowed
-        if unknown or "scheduler" not in given:
-            raise TypeError(
-                f"{name}: lr_scheduler has keys {sorted(given)}; allowed are {sorted(allowed)}"
-            )
-        values = {k: v for k, v in given.items() if k not in ("reduce_on_plateau", "strict")}
-        if not given.get("strict", True):
-            values.setdefault("on_missing", "warn")
-        spec = SchedulerSpec(**values)
-    else:
-        spec = SchedulerSpec(scheduler=given)
+def _ignored(where: str, keys: set[Any], why: str = "they are ignored; remove them") -> None:
+    told = ", ".join(sorted(map(repr, keys)))
+    warnings.warn(f"{where} a mapping with the keys {told}: {why}.", RuntimeWarning, stacklevel=2)
+
+
+def _spec(given: Any, name: str, module: Module, *, manual: bool) -> SchedulerSpec:
+    spec = _understood(given, f"{name}: lr_scheduler is", manual=manual)
+    kind = type(spec.scheduler).__name__
     if not isinstance(spec.scheduler, LRScheduler):
-        raise TypeError(f"{name}: {type(spec.scheduler).__name__} is not an lr scheduler")
+        lacks = [
+            each
+            for each in ("state_dict", "load_state_dict", "optimizer")
+            if not hasattr(spec.scheduler, each)
+        ]
+        if lacks:
+            raise TypeError(
+                f"{name}: {kind} is not an lr scheduler: it has no {', '.join(lacks)}. Use one of "
+                f"torch.optim.lr_scheduler, or give the class what is missing."
+            )
+        if not manual and not _steps_itself(module):
+            raise TypeError(
+                f"{name}: {kind} is no LRScheduler of torch, so how it steps must be said: "
+                f"override lr_scheduler_step(self, scheduler, metric) in {type(module).__name__}."
+            )
     if spec.interval not in ("epoch", "step") or type(spec.frequency) is not int:
         raise ValueError(
             f"{name}: interval={spec.interval!r}, frequency={spec.frequency!r}: interval is "
@@ -207,9 +245,56 @@ def _spec(given: Any, name: str) -> SchedulerSpec:
         )
     if spec.frequency < 1:
         raise ValueError(f"{name}: frequency={spec.frequency} must be at least 1")
-    if spec.plateau and spec.monitor is None:
-        raise ValueError(f"{name}: ReduceLROnPlateau needs 'monitor': the name of a logged metric")
+    if not manual:
+        _check_cadence(spec, name, module)
     return spec
+
+
+def _understood(given: Any, where: str, *, manual: bool) -> SchedulerSpec:
+    """A scheduler of any allowed form."""
+    if isinstance(given, SchedulerSpec):
+        return given
+    if not isinstance(given, Mapping):
+        return SchedulerSpec(scheduler=given)
+    allowed = {*(field.name for field in fields(SchedulerSpec)), "strict"}
+    if "scheduler" not in given:
+        raise TypeError(
+            f"{where} a mapping without 'scheduler'; allowed keys are {sorted(allowed)}"
+        )
+    unknown, unused = set(given) - allowed, set(given) & {"reduce_on_plateau", "monitor", "strict"}
+    if unknown:
+        _ignored(where, unknown)
+    if manual and unused:
+        _ignored(where, unused, "they are ignored with manual optimization; call step() yourself")
+    values = {key: value for key, value in given.items() if key in allowed - {"strict"}}
+    if not given.get("strict", True):
+        values.setdefault("on_missing", "warn")
+    return SchedulerSpec(**values)
+
+
+def _check_cadence(spec: SchedulerSpec, name: str, module: Module) -> None:
+    """What only matters where the trainer steps the scheduler."""
+    kind = type(spec.scheduler).__name__
+    if spec.reduce_on_plateau and spec.monitor is None:
+        raise ValueError(
+            f"{name}: {kind} steps on a metric and needs 'monitor': the name of a logged one"
+        )
+    plateau = isinstance(spec.scheduler, ReduceLROnPlateau)
+    if plateau and not spec.reduce_on_plateau and not _steps_itself(module):
+        raise ValueError(
+            f"{name}: {kind} with reduce_on_plateau=False would be stepped without a metric. Leave "
+            f"reduce_on_plateau out, or override lr_scheduler_step."
+        )
+    if isinstance(spec.scheduler, OneCycleLR) and spec.interval == "epoch":
+        warnings.warn(
+            f"{name}: OneCycleLR steps by epochs; 'interval': 'step' is what it is made for.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _steps_itself(module: Module) -> bool:
+    return overridden(module, "lr_scheduler_step") is not None
 
 
 def names(module: torch.nn.Module) -> dict[int, str]:

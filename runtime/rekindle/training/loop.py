@@ -241,7 +241,8 @@ def judge(run: Run, plateaus: Sequence[SchedulerSpec]) -> None:
     for spec in plateaus:
         if count % spec.frequency == 0:
             run.look()
-            spec.step(count, run.trainer.measures.callback)
+            own = run.update.owned.lr_scheduler_step
+            spec.step(count, run.trainer.measures.callback, own)
 
 
 def validate(run: Run) -> None:

@@ -81,9 +81,9 @@ class Update:
         self._one: torch.Tensor | None = None
         """Gradient of a loss with respect to itself, made once."""
         steps = optimization.schedulers if automatic else ()
-        self.plateaus = tuple(spec for spec in steps if spec.plateau)
+        self.plateaus = tuple(spec for spec in steps if spec.reduce_on_plateau)
         """Schedulers that step on a metric, which the loop has later."""
-        self._scheduled = tuple(spec for spec in steps if not spec.plateau)
+        self._scheduled = tuple(spec for spec in steps if not spec.reduce_on_plateau)
         self.gradients: GradientSum | LaneSum | None = None
         """The gradient sum of the automatic form; None in a world of one that needs none."""
         self._sums: tuple[GradientSum, ...] = ()

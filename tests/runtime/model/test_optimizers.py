@@ -1,7 +1,7 @@
 import pytest
 import torch
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
+from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau, StepLR
 
 from rekindle import Module, RequirementError
 from rekindle.model.optimizers import OptimizerConfig, SchedulerSpec, configure, restore, state
@@ -32,6 +32,32 @@ def scheduled(net, **spec):
 def plateau(net):
     optimizer = adam(net)
     return {"optimizer": optimizer, "lr_scheduler": ReduceLROnPlateau(optimizer), "monitor": "v"}
+
+
+def falling(net):
+    return ReduceLROnPlateau(adam(net))
+
+
+def one_cycle(net):
+    optimizer = adam(net)
+    return [optimizer], [OneCycleLR(optimizer, 0.1, total_steps=9)]
+
+
+def scheduled_by(net, scheduler):
+    return {"optimizer": adam(net), "lr_scheduler": scheduler}
+
+
+class Warmup:
+    """A scheduler that is none of torch's."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
 
 
 def configured(net, **spec):
@@ -70,13 +96,22 @@ def test_every_form_is_understood(form, schedulers):
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (lambda net: None, "returned NoneType"),
+        (lambda net: [], "returned list without an optimizer"),
         (lambda net: [adam(net), adam(net)], "returned 2 optimizers"),
         (lambda net: {"lr_scheduler": 1}, "returned a mapping with keys"),
-        (lambda net: scheduled(net, every=1), "lr_scheduler has keys"),
+        (lambda net: scheduled_by(net, {}), "mapping without 'scheduler'"),
+        (lambda net: scheduled_by(net, Warmup(None)), "override lr_scheduler_step.* in Net"),
+        (lambda net: scheduled(net, reduce_on_plateau=True), "StepLR steps on a metric and needs"),
+        (
+            lambda net: scheduled_by(net, {"scheduler": falling(net), "reduce_on_plateau": False}),
+            "would be stepped without a metric",
+        ),
         (lambda net: scheduled(net, interval="batch"), "interval='batch'"),
         (lambda net: scheduled(net, frequency=0), "frequency=0"),
-        (lambda net: {"optimizer": adam(net), "lr_scheduler": 3}, "int is not an lr scheduler"),
+        (
+            lambda net: {"optimizer": adam(net), "lr_scheduler": 3},
+            "it has no state_dict, load_state",
+        ),
         (lambda net: AdamW(torch.nn.Linear(1, 1).parameters()), "not in the module"),
         (lambda net: ([adam(net)], [StepLR(adam(net), 1)]), "optimizer that was not returned"),
         (lambda net: scheduled(net, on_missing="stop"), "on_missing='stop'"),
@@ -85,6 +120,42 @@ def test_every_form_is_understood(form, schedulers):
 def test_a_wrong_form_is_named(form, message):
     with pytest.raises((TypeError, ValueError), match=message):
         configure(Net(form))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (lambda net: None, "returned None: training runs without an optimizer"),
+        (lambda net: scheduled(net, every=1), "lr_scheduler is a mapping with the keys 'every'"),
+        (lambda net: {"optimizer": adam(net), "extra": 1}, "returned a mapping with the keys 'ex"),
+        (
+            one_cycle,
+            "OneCycleLR steps by epochs",
+        ),
+    ],
+)
+def test_what_is_probably_a_mistake_is_warned_of(form, message):
+    with pytest.warns(Warning, match=message):
+        found = configure(Net(form))
+    assert len(found.optimizers) == 1
+
+
+def test_a_scheduler_says_whether_it_steps_on_a_metric():
+    (plain,) = configure(Net(lambda net: scheduled(net, strict=False))).schedulers
+    (on_metric,) = configure(Net(plateau)).schedulers
+    (told,) = configure(
+        Net(lambda net: scheduled(net, reduce_on_plateau=True, monitor="v"))
+    ).schedulers
+    assert [one.reduce_on_plateau for one in (plain, on_metric, told)] == [False, True, True]
+    assert [one.strict for one in (plain, on_metric, told)] == [False, True, True]
+
+
+def test_a_scheduler_of_a_module_that_updates_itself_needs_no_metric():
+    def form(net):
+        optimizer = adam(net)
+        return [optimizer], [ReduceLROnPlateau(optimizer), Warmup(optimizer)]
+
+    assert len(configure(manual(form)).schedulers) == 2
 
 
 def manual(form):

@@ -77,3 +77,62 @@ def test_the_rates_of_a_stopped_run_are_those_of_a_loop_by_hand(tmp_path, make, 
         trainer.fit(net, DataLoader(DATA, 4), DataLoader(DATA, 20))
         seen += net.rates
     assert seen == expected
+
+
+class Halving:
+    """A scheduler that is none of torch's."""
+
+    def __init__(self, optimizer):
+        self.optimizer, self.rate = optimizer, 0.1
+
+    def halve(self):
+        self.rate /= 2
+        self.optimizer.param_groups[0]["lr"] = self.rate
+
+    def state_dict(self):
+        return {"rate": self.rate}
+
+    def load_state_dict(self, state):
+        self.rate = state["rate"]
+
+
+class Own(Net):
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.halve()
+
+
+def runs(root, make, stops):
+    for steps in stops:
+        net = make()
+        trainer = rk.Trainer(
+            max_steps=steps, root=root, enable_progress_bar=False, num_sanity_val_steps=0
+        )
+        trainer.fit(net, DataLoader(DATA, 4))
+        yield net, trainer
+
+
+def test_a_scheduler_that_is_none_of_torchs_goes_on_where_it_was(tmp_path):
+    ran = runs(tmp_path, lambda: Own(Halving, interval="step", frequency=2), (7, 11))
+    seen = [rate for net, _ in ran for rate in net.rates]
+    # Five steps an epoch, so it is due after the second and the fourth of each.
+    assert seen == [0.1 / 2**n for n in (0, 0, 1, 1, 2, 2, 2, 3, 3, 4, 4)]
+
+
+@pytest.mark.filterwarnings("ignore:.*returned None:UserWarning")
+def test_a_run_without_an_optimizer_counts_steps_over_a_stop(tmp_path):
+    class Still(Net):
+        def __init__(self):
+            super().__init__(None)
+            torch.nn.init.ones_(self.layer.weight)
+            self.seen = []
+
+        def on_after_backward(self):
+            self.seen.append(self.layer.weight.grad.clone())
+
+        def configure_optimizers(self):
+            return None
+
+    (first, _), (second, trainer) = runs(tmp_path, Still, (7, 12))
+    assert (len(first.seen), len(second.seen), trainer.global_step) == (7, 5, 12)
+    assert torch.equal(second.layer.weight, torch.ones(1, 3))
+    assert all(gradient.any() for gradient in second.seen)
