@@ -72,6 +72,8 @@ class Slot:
     metric: str | None
     """Path of the torchmetrics object that is logged, when it is one."""
     reduce: Reduction = "mean"
+    loader: int | None = None
+    """Which of several loaders the values are of."""
     suffix: str = ""
     """Which of several loaders the values are of, in the reported names."""
     pending: list[torch.Tensor] = field(default_factory=list)
@@ -87,6 +89,8 @@ class Slot:
     """Whether it was logged per step and per epoch, which have names of their own then."""
     told: float = 0.0
     """How much of the weight is in a value that all ranks have already."""
+    settled: float | None = None
+    """What a metric gave, over all ranks, after the loader that it was logged with."""
 
     def fold(self) -> None:
         """Add what is pending to the running sum, in order."""
@@ -107,9 +111,10 @@ class Slot:
         self.pending, self.weights = [], []
 
     def folded(self) -> bool:
-        """Whether there is a running value, with nothing pending any more."""
+        """Whether there is a value to report, with nothing pending any more."""
         self.fold()
-        return self.on_epoch and self.metric is None and bool(self.weight)
+        known = bool(self.weight) if self.metric is None else self.settled is not None
+        return self.on_epoch and known
 
     def add(self, value: float, weight: float) -> None:
         """Take one more number into the running value."""
@@ -119,6 +124,9 @@ class Slot:
     @property
     def part(self) -> Part:
         """The running value."""
+        if self.settled is not None:
+            # All ranks have the same, and of equal numbers the greatest is that number.
+            return self.settled, 1.0, "max"
         return float(self.total), self.weight, self.reduce
 
     def named(self, ending: str) -> str:
@@ -180,10 +188,15 @@ class Logs:
             slot = self._admit(name, value, on_step, on_epoch, metric_attribute)
             slot.prog_bar, slot.logger = prog_bar, logger
             slot.reduce = reduction(name, reduce_fx)
-            slot.suffix = key[len(name) :]
+            slot.suffix, slot.loader = key[len(name) :], self.loader
             self._slots[key] = slot
         weight = self.batch_size if batch_size is None else batch_size
         if slot.metric is not None:
+            if slot.settled is not None:
+                raise RequirementError(
+                    f"R6 metric {name!r} is logged under one name with several loaders. Leave "
+                    f"add_dataloader_idx=True, or give it a name for each loader."
+                )
             slot.used = True
             if not slot.on_step:
                 return
@@ -244,6 +257,12 @@ class Logs:
                 f"R6 metric {name!r} is logged with on_step=False and on_epoch=False: nothing "
                 f"would be reported. Set one of them."
             )
+        if not training and not epoch:
+            raise RequirementError(
+                f"R6 metric {name!r} is logged with on_step=True and on_epoch=False outside of "
+                f"training, where batches are not reported one by one. Log it with on_epoch=True, "
+                f"or give each value to self.logger.log_metrics."
+            )
         forked = step and epoch
         if self.phase != "train":
             step, epoch = False, True
@@ -303,13 +322,24 @@ class Logs:
         if not self.between:
             return newest([self.take_steps(self.begun)]) if self.phase == "train" else {}
         slots = self._slots.values()
-        pairs = {s.named("epoch"): s.part for s in slots if s.folded() and s.weight != s.told}
+        pairs = {
+            s.named("epoch"): s.part
+            for s in slots
+            if s.folded() and (s.weight != s.told or s.settled is not None)
+        }
         values = means([pairs])
         if self.alone:
             owned = metrics.owned(self._module)
             for name, path in self.epoch_metrics(self.phase).items():
-                values[name] = metrics.value_of(owned[path])
+                if name not in values:
+                    values[name] = metrics.value_of(owned[path])
         return values
+
+    def settle(self, phase: Phase, values: dict[str, float]) -> None:
+        """A loader has ended: what its metrics gave is their value, whatever is added later."""
+        for slot in self._by_phase[phase].values():
+            if slot.metric is not None and slot.used and slot.settled is None:
+                slot.settled = values[slot.named("epoch")]
 
     def tell(self, phase: Phase) -> None:
         """All ranks have the values of a phase's epoch so far."""
@@ -326,7 +356,12 @@ class Logs:
         """Begin a new epoch of a phase."""
         for slot in self._by_phase[phase].values():
             slot.pending, slot.weights, slot.total, slot.weight = [], [], 0.0, 0.0
-            slot.used, slot.told = False, 0.0
+            slot.used, slot.told, slot.settled = False, 0.0, None
+
+    def loaders(self, phase: Phase) -> dict[str, int | None]:
+        """Reported name -> which of several loaders its values are of."""
+        slots = self._by_phase[phase].values()
+        return {reported(slot.named("epoch")): slot.loader for slot in slots}
 
     def prog_bar(self) -> set[str]:
         """Reported names that were logged with `prog_bar`."""
@@ -521,10 +556,11 @@ def merged(parts: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, An
     return found
 
 
-def by_loader(values: dict[str, float], count: int) -> list[dict[str, float]]:
+def by_loader(
+    values: dict[str, float], loaders: dict[str, int | None], count: int
+) -> list[dict[str, float]]:
     """The values of each of several loaders, with those that belong to none in all of them."""
-    owners = {name: name.rpartition(SUFFIX)[2] for name in values if SUFFIX in name}
     return [
-        {name: v for name, v in values.items() if owners.get(name, str(n)) == str(n)}
+        {name: v for name, v in values.items() if loaders.get(name) in (None, n)}
         for n in range(count)
     ]

@@ -3,7 +3,8 @@
 torchmetrics keeps metric states out of ``state_dict``, so a run that stops in the middle of an
 epoch would forget the first half of its epoch metrics. Here the states are read out, saved per rank
 and also merged over the ranks by each state's own reduction, so that they survive a change of the
-world size. So do tensors and numbers that a metric keeps without having declared them.
+world size. So do tensors and numbers that a metric keeps without having declared them, and the
+metrics that a `MetricTracker` has made, one for each time it was asked.
 
 At the end of an epoch torchmetrics gathers every state of every metric by itself, one collective
 each. Nearly all states are sums, and those travel together here: one all-reduce of one buffer of
@@ -22,6 +23,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from rekindle.requirement import RequirementError
 
 States = dict[str, dict[str, Any]]
 """Path of a metric in its module -> ``{"count": updates, "states": {name: tensor or list}}``."""
@@ -55,9 +58,10 @@ def owned(module: nn.Module) -> dict[str, Any]:
 def states(module: nn.Module) -> States:
     """What all metrics know that have seen data, since their last reset or ever."""
     found: States = {}
+    tracked = tuple(f"{path}." for path in _trackers(module))
     for path, metric in owned(module).items():
         more = {name: _plain_copy(value) for name, value in _undeclared(metric).items()}
-        if not metric._update_count and not more:
+        if not metric._update_count and not more and not path.startswith(tracked):
             continue
         values = {}
         if metric._update_count:
@@ -92,8 +96,20 @@ def _base() -> frozenset[str]:
 
 
 def restore(module: nn.Module, saved: States) -> None:
-    """Bring metrics back to saved states; metrics without one start empty."""
-    for path, metric in owned(module).items():
+    """Bring metrics back to saved states; metrics without one start empty.
+
+    Raises RequirementError (R11) for states of metrics that the module does not have.
+    """
+    for path, tracker in _trackers(module).items():
+        _grow(tracker, path, saved)
+    metrics = owned(module)
+    unknown = sorted(set(saved) - set(metrics))
+    if unknown:
+        raise RequirementError(
+            f"R11 the checkpoint has running values of the metric {unknown[0]!r}, and the model "
+            f"has no such metric. Make it in __init__ or configure_model, or use resume='never'."
+        )
+    for path, metric in metrics.items():
         metric.reset()
         if path not in saved:
             continue
@@ -102,6 +118,29 @@ def restore(module: nn.Module, saved: States) -> None:
         for name, value in saved[path].get("more", {}).items():
             setattr(metric, name, value.clone() if isinstance(value, torch.Tensor) else value)
         metric._update_count = saved[path]["count"]
+
+
+def _trackers(module: nn.Module) -> dict[str, Any]:
+    """Path -> `MetricTracker`."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is None:
+        return {}
+    kind = torchmetrics.MetricTracker
+    return {path: child for path, child in module.named_modules() if isinstance(child, kind)}
+
+
+def _grow(tracker: Any, path: str, saved: States) -> None:
+    """Give a tracker as many metrics as the saved one had."""
+    names = [key.removeprefix(f"{path}.") for key in saved if key.startswith(f"{path}.")]
+    heads = [name.partition(".")[0] for name in names]
+    # They count from 1: the metric that is copied is the first of the list.
+    count = max((int(head) for head in heads if head.isdigit()), default=0)
+    for number in range(count + 1, len(tracker)):
+        # Deleting an item of the list would give the first one another name.
+        del tracker._modules[str(number)]
+    while len(tracker) <= count:
+        tracker.increment()
+    tracker._increment_called = count > 0
 
 
 def reset(module: nn.Module, paths: Iterable[str] | None = None) -> None:

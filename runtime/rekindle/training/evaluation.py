@@ -6,9 +6,11 @@ preemption in each, whether or not they have a batch in it: a long validation mu
 miss its notice.
 
 Several loaders are read one after the other, each dealt out for itself; what is logged then carries
-the number of the loader in its name.
+the number of the loader in its name. A torchmetrics object is computed after each loader that it
+was logged with and emptied at the end, so it goes on over the loaders.
 
-A validation that is cut short leaves nothing behind: it is run again from its start on resume.
+A validation that is cut short leaves nothing behind: metrics get back what they held before it, for
+one object may serve training too, and it is run again from its start on resume.
 """
 
 import time
@@ -83,6 +85,7 @@ def evaluate(
     if world.size > 1:
         broadcast(buffer for buffer in module.buffers() if buffer.numel())
     around = {place: getattr(hooks, f"on_{stage}_{place}") for place in _PLACES}
+    before = metrics.states(module)
     with _evaluating(trainer, module, logs, stage), torch.no_grad():
         for place in ("start", "epoch_start"):
             for hook in around[place]:
@@ -94,7 +97,7 @@ def evaluate(
                 for index, ids, read in _share(part, world, limit, poll, module):
                     if read is _CUT:
                         # Half of a validation must not find its way into the next one.
-                        metrics.reset(module, set(logs.epoch_metrics(stage).values()))
+                        metrics.restore(module, before)
                         return None
                     seed_validation(seed, step, number << _LOADER | index)
                     data = read if move is None else move(read, number)
@@ -111,6 +114,8 @@ def evaluate(
                             logs.note(name, value, False, False, True, None)
                     for hook in around["batch_end"]:
                         hook(trainer, module, output, data, index, *told)
+                if validation.several:
+                    logs.settle(stage, _reduced(module, logs, world, stage, keep=True)[0])
             logs.loader = None
         logs.between = True
         if around["epoch_end"]:
@@ -345,29 +350,39 @@ def reduce(
     module: Module, logs: Logs, world: World, phase: Phase, *, keep: bool = False
 ) -> dict[str, float]:
     """The epoch values of a phase over all ranks; empties sums unless `keep`. Collective."""
+    values, paths = _reduced(module, logs, world, phase, keep=keep)
+    if keep:
+        logs.tell(phase)
+        return values
+    metrics.reset(module, paths)
+    logs.clear(phase)
+    return values
+
+
+def _reduced(
+    module: Module, logs: Logs, world: World, phase: Phase, *, keep: bool
+) -> tuple[dict[str, float], set[str]]:
+    """The same, and the paths of the metrics that were logged, which are not emptied yet."""
     own: tuple[Any, dict[str, str]] = (logs.epoch_pairs(phase), logs.epoch_metrics(phase))
     parts = world.gather(own)
     values = means([pairs for pairs, _ in parts])
     paths: dict[str, str] = {}
     for _, named in parts:
         paths |= named
-    owned = metrics.owned(module) if paths else {}
+    # What was computed after its loader stays what it was then.
+    due = {name: path for name, path in paths.items() if name not in values}
+    owned = metrics.owned(module) if due else {}
     summed: set[int] = set()
-    logged = [owned[path] for path in sorted(set(paths.values()))]
+    logged = [owned[path] for path in sorted(set(due.values()))]
     kept = metrics.held(logged) if keep else ()
-    if world.size > 1 and paths:
+    if world.size > 1 and due:
         # A hook may have looked at them on one rank only.
         metrics.forget(logged)
         summed = metrics.sum_over_ranks(logged, dist.all_reduce)
-    for name, path in paths.items():
+    for name, path in due.items():
         try:
             values[name] = metrics.value_of(owned[path], summed=id(owned[path]) in summed)
         except ValueError as error:
             raise RequirementError(f"R6 metric {reported(name)!r}: {error}.") from error
-    if keep:
-        metrics.put_back(kept)
-        logs.tell(phase)
-        return values
-    metrics.reset(module, set(paths.values()))
-    logs.clear(phase)
-    return values
+    metrics.put_back(kept)
+    return values, set(paths.values())

@@ -116,7 +116,11 @@ def run_alone(
         private = logs.private()
         named = {reported(name): value for name, value in (values or {}).items()}
         shown = {name: value for name, value in named.items() if name not in private}
-        found = by_loader(shown, len(data.parts)) if data.several else [shown]
+        found = [shown]
+        if data.several:
+            known = world.gather(logs.loaders("test" if stage == "test" else "validation"))
+            loaders = {name: owner for part in known for name, owner in part.items()}
+            found = by_loader(shown, loaders, len(data.parts))
     if datamodule is not None:
         datamodule.teardown(stage)
     for hook in hooks.teardown:

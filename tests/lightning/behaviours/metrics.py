@@ -7,6 +7,11 @@ from small import QUIET, loader, regression
 torchmetrics = pytest.importorskip("torchmetrics")
 
 
+REFUSED = {
+    "only_by_steps_in_validation": "R6 metric 'val_loss'.*on_epoch=False outside of training"
+}
+
+
 def _module(pl, **hooks):
     return type("Measures", (regression(pl),), hooks)
 
@@ -312,3 +317,157 @@ def training_modes_of_metrics(pl, folder):
     """Metrics are on the module's device and found among its children."""
     model = _measuring(pl, torchmetrics.MeanMetric)
     return [name for name, _ in model.named_children()], isinstance(model.metric, torch.nn.Module)
+
+
+def _sharing(pl, update=False, **log):
+    """One object that is logged in training and in validation."""
+
+    class Measures(regression(pl)):
+        def __init__(self):
+            super().__init__()
+            self.error = torchmetrics.MeanSquaredError()
+
+        def _measure(self, batch, name, **options):
+            take = self.error.update if update else self.error
+            take(self(batch[0]), batch[1])
+            self.log(name, self.error, **options)
+
+        def training_step(self, batch, batch_idx):
+            self._measure(batch, "error", on_epoch=True, **log)
+            return self.loss(batch)
+
+        def validation_step(self, batch, batch_idx):
+            self._measure(batch, "val_error")
+
+    return Measures()
+
+
+def one_object_for_training_and_validation(pl, folder):
+    """One object for both mixes them: a validation counts what training saw, and empties it."""
+    model = _sharing(pl, on_step=False)
+    return _fit(pl, folder, model), model.error.update_count
+
+
+def one_object_for_both_within_an_epoch(pl, folder):
+    """An object for both knows at the end of the epoch what came after the last validation."""
+    model = _sharing(pl, on_step=True)
+    return _fit(pl, folder, model, val_check_interval=3), model.error.update_count
+
+
+def one_object_for_both_updated_only(pl, folder):
+    """The same with `update`, and a validation every other epoch."""
+    model = _sharing(pl, update=True, on_step=False)
+    return _fit(pl, folder, model, max_epochs=4, check_val_every_n_epoch=2)
+
+
+def one_object_for_both_after_the_sanity_check(pl, folder):
+    """The sanity check empties an object that it logs."""
+    model = _sharing(pl, update=True, on_step=False)
+    return _fit(pl, folder, model, max_epochs=1, num_sanity_val_steps=2)
+
+
+def an_object_for_both_reset_by_hand(pl, folder):
+    """An object for both that the module computes and resets itself is the module's to order."""
+    seen = []
+
+    class Measures(regression(pl)):
+        def __init__(self):
+            super().__init__()
+            self.error = torchmetrics.MeanSquaredError()
+
+        def training_step(self, batch, batch_idx):
+            self.error.update(self(batch[0]), batch[1])
+            return self.loss(batch)
+
+        def validation_step(self, batch, batch_idx):
+            self.error.update(self(batch[0]), batch[1])
+
+        def _tell(self):
+            seen.append([float(self.error.compute()), self.error.update_count])
+            self.error.reset()
+
+        def on_validation_epoch_start(self):
+            self._tell()
+
+        def on_validation_epoch_end(self):
+            self._tell()
+
+        def on_train_epoch_end(self):
+            if self.error.update_count:
+                self._tell()
+
+    _fit(pl, folder, Measures(), max_epochs=2, val_check_interval=3)
+    return seen
+
+
+def an_object_in_several_loaders(pl, folder):
+    """A metric that is logged with several loaders is computed after each, and goes on."""
+    seen = []
+
+    class Measures(regression(pl)):
+        def __init__(self):
+            super().__init__()
+            self.error = torchmetrics.MeanSquaredError()
+
+        def validation_step(self, batch, batch_idx, dataloader_idx=0):
+            self.error.update(self(batch[0]), batch[1])
+            self.log("error", self.error)
+            self.log("loss", self.loss(batch))
+
+        def on_validation_epoch_end(self):
+            metrics = self.trainer.callback_metrics
+            seen.append({name: float(metrics[name]) for name in sorted(metrics)})
+
+    trainer = pl.Trainer(max_epochs=2, default_root_dir=folder, **QUIET)
+    trainer.fit(Measures(), loader(), [loader(4), loader(8), loader(2)])
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}, seen
+
+
+def names_of_their_own_for_several_loaders(pl, folder):
+    """With `add_dataloader_idx=False` a metric has a name for each loader."""
+
+    class Measures(regression(pl)):
+        def __init__(self):
+            super().__init__()
+            self.error = torchmetrics.MeanSquaredError()
+
+        def test_step(self, batch, batch_idx, dataloader_idx=0):
+            self.error.update(self(batch[0]), batch[1])
+            self.log(f"error{dataloader_idx}", self.error, add_dataloader_idx=False)
+
+    trainer = pl.Trainer(default_root_dir=folder, **QUIET)
+    return trainer.test(Measures(), [loader(4), loader(8)], verbose=False)
+
+
+def a_metric_tracker(pl, folder):
+    """A `MetricTracker` takes a new metric for each epoch and knows the best."""
+
+    class Measures(regression(pl)):
+        def __init__(self):
+            super().__init__()
+            self.tracker = torchmetrics.MetricTracker(
+                torchmetrics.MeanSquaredError(), maximize=False
+            )
+
+        def on_validation_epoch_start(self):
+            self.tracker.increment()
+
+        def validation_step(self, batch, batch_idx):
+            self.tracker.update(self(batch[0]), batch[1])
+
+        def on_validation_epoch_end(self):
+            self.log("error", self.tracker.compute())
+
+    model = Measures()
+    logged = _fit(pl, folder, model, max_epochs=3)
+    best, which = model.tracker.best_metric(return_step=True)
+    return logged, best, which, model.tracker.compute_all().tolist()
+
+
+def only_by_steps_in_validation(pl, folder):
+    """With on_step=True and on_epoch=False validation reports nothing but to loggers."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.loss(batch), on_step=True, on_epoch=False)
+
+    return _fit(pl, folder, _module(pl, validation_step=validation_step)())
