@@ -5,6 +5,7 @@ settings are kept, order and sharding are its own (see `rekindle.data.order`). S
 written as for one process, and knows nothing about ranks or resuming.
 """
 
+import dis
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -37,11 +38,19 @@ class DataModule(HyperparametersMixin, TransferHooks):
         # Only asked for what is missing, so it costs nothing while all is well.
         if name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        raise AttributeError(
-            f"R10 {type(self).__name__} has no attribute {name!r}: datasets are made in "
-            f"setup(stage), which comes before any loader. The trainer calls it; without one, call "
-            f"setup('fit') first."
-        )
+        places = _assigned_in(type(self), name)
+        if "setup" in places:
+            raise AttributeError(
+                f"R10 {type(self).__name__} has no attribute {name!r}: datasets are made in "
+                f"setup(stage), which comes before any loader. The trainer calls it; without one, "
+                f"call setup('fit') first."
+            )
+        fix = "Assign it in __init__, or in setup(stage) if it is made of data."
+        if "prepare_data" in places or "prepare" in places:
+            fix = "prepare_data runs on one process only: assign it in setup(stage)."
+        elif places:
+            fix = f"It is assigned in {', '.join(places)}, which has not done so."
+        raise AttributeError(f"R10 {type(self).__name__} has no attribute {name!r}. {fix}")
 
     def __getstate__(self) -> dict[str, Any]:
         # Loader workers and other processes get the data module without what it belongs to.
@@ -155,3 +164,15 @@ class DataModule(HyperparametersMixin, TransferHooks):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave."""
+
+
+def _assigned_in(cls: type, name: str) -> list[str]:
+    """Methods that assign an attribute of this name, by their code."""
+    found = []
+    for method, value in (pair for each in cls.__mro__ for pair in vars(each).items()):
+        code = getattr(value, "__code__", None)
+        if code is None or name not in code.co_names:
+            continue
+        if any(i.opname == "STORE_ATTR" and i.argval == name for i in dis.get_instructions(code)):
+            found.append(method)
+    return found

@@ -231,8 +231,26 @@ def test_a_loader_before_setup_says_what_comes_first():
     with pytest.raises(AttributeError, match=message):
         data.train_dataloader()
     assert not hasattr(data, "samples")
+    with pytest.raises(AttributeError, match=r"no attribute 'sample'. Assign it in __init__, or"):
+        _ = data.sample
     data.setup("fit")
     assert len(data.train_dataloader()) == 3
+
+
+def test_a_data_module_says_which_method_assigns_what_is_missing():
+    class Late(rk.DataModule):
+        def prepare_data(self):
+            self.path = "there"
+
+        def split(self):
+            self.parts = 3
+
+    for name, message in [
+        ("path", "prepare_data runs on one process only: assign it in setup"),
+        ("parts", "It is assigned in split, which has not done so"),
+    ]:
+        with pytest.raises(AttributeError, match=rf"R10 Late has no attribute '{name}'. {message}"):
+            getattr(Late(), name)
 
 
 def test_a_model_works_without_a_trainer_and_can_be_exported(tmp_path):

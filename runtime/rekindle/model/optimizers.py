@@ -128,8 +128,14 @@ def automatic(module: Module) -> bool:
 def configure(module: Module) -> Optimization:
     """Call `configure_optimizers` and understand what it returned; TypeError otherwise."""
     manual = not automatic(module)
-    found = module.configure_optimizers()
     name = f"{type(module).__name__}.configure_optimizers"
+    try:
+        found = module.configure_optimizers()
+    except ValueError as error:
+        # What torch says of the parameters that require a gradient, when none does.
+        if "empty parameter list" not in str(error) or not frozen(module):
+            raise
+        raise ValueError(f"{name}: {error}: {frozen(module)}") from error
     if found is None and not manual:
         warnings.warn(
             f"{name} returned None: training runs without an optimizer. Gradients are computed and "
@@ -160,6 +166,19 @@ def configure(module: Module) -> Optimization:
                 f"returned. Return the optimizer that it was made with."
             )
     return Optimization(optimizers=tuple(optimizers), schedulers=specs)
+
+
+def frozen(module: torch.nn.Module) -> str | None:
+    """Why nothing can be trained, for people; None when a parameter requires a gradient."""
+    parameters = list(module.parameters())
+    if any(parameter.requires_grad for parameter in parameters):
+        return None
+    if not parameters:
+        return f"{type(module).__name__} has no parameters. Assign its layers in __init__."
+    return (
+        f"none of the {len(parameters)} parameters of {type(module).__name__} requires one. Set "
+        f"requires_grad = True for those to be trained (unfreeze() does it for all)."
+    )
 
 
 def _taken_apart(found: Any, name: str) -> tuple[list[Any], list[Any]]:

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import os
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,6 +28,7 @@ from rekindle.data.loader import Reader, Share, Source, describe, fingerprint
 from rekindle.data.order import Cursor
 from rekindle.flags import Flags
 from rekindle.model.module import Module, StepOutput
+from rekindle.model.optimizers import frozen
 from rekindle.ranks.distributed import World
 from rekindle.requirement import RequirementError
 
@@ -252,8 +254,8 @@ def summary(module: nn.Module) -> str:
 def check_same_data(saved: Cursor, now: Cursor, step: int) -> None:
     """R12: the position of a checkpoint means something only in the dataset it was counted in."""
     fix = (
-        "Exactly-once cannot hold. data.on_change='restart-epoch' or 'fail' (default). Or restore "
-        "the dataset."
+        "Exactly-once cannot hold. Restore the dataset, or begin the epoch anew in the new one: "
+        'Trainer(data={"on_change": "restart-epoch"}).'
     )
     if saved.N != now.N:
         raise RequirementError(
@@ -315,6 +317,8 @@ def check_loss(loss: torch.Tensor, module: Module) -> None:
         problem = f"a tensor of shape {list(loss.shape)}. Reduce it: loss.mean()."
     elif not loss.is_floating_point():
         problem = f"a tensor of dtype {loss.dtype}. Compute the loss in floating point."
+    elif not loss.requires_grad and frozen(module):
+        problem = f"a tensor without a gradient: {frozen(module)}"
     elif not loss.requires_grad:
         problem = (
             "a tensor without a gradient. Do not detach it, and compute it from the parameters "
@@ -336,7 +340,7 @@ def check_loss(loss: torch.Tensor, module: Module) -> None:
 
 @contextmanager
 def explaining(module: nn.Module, batch: Any) -> Iterator[None]:
-    """Turn a shape error in a layer into R2, with the layer and the batch in it.
+    """Turn a shape error in a layer, or a batch of other parts, into R2 with the batch in it.
 
     Follows the forward calls with global hooks, so it is for the first batch only, and not for
     compiled networks: hooks would be compiled with them.
@@ -355,6 +359,15 @@ def explaining(module: nn.Module, batch: Any) -> Iterator[None]:
     handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
     try:
         yield
+    except ValueError as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        if "values to unpack" not in str(error):
+            raise
+        raise RequirementError(
+            f"R2 the first training batch may have other parts than {type(module).__name__} takes "
+            f"it to have: {error}, in {place.name} (line {place.lineno}): {place.line}. Batch: "
+            f"{describe(batch)}."
+        ) from error
     except RuntimeError as error:
         own = [(child, args) for child, args in stack if child is not module]
         # Only layers of torch itself are judged: an error in the user's code speaks for itself.

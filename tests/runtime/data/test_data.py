@@ -149,7 +149,7 @@ def test_a_changed_dataset_refuses_to_resume_by_default(tmp_path):
     with pytest.raises(
         rk.RequirementError,
         match=r"R12 dataset changed since step 7 \(53 -> 54 samples\). Exactly-once cannot hold. "
-        r"data.on_change='restart-epoch' or 'fail' \(default\).",
+        r"Restore the dataset, .*: Trainer\(data=\{\"on_change\": \"restart-epoch\"\}\)\.",
     ):
         train(tmp_path, n=54)
 

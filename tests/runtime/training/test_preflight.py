@@ -55,6 +55,41 @@ def test_r1_names_what_training_step_returned(make, message):
         fit(returning(make))
 
 
+def test_a_model_that_is_frozen_as_a_whole_is_named():
+    net = Net()
+    net.freeze()
+    message = "none of the 2 parameters of Net requires one. Set requires_grad = True"
+    with pytest.raises(rk.RequirementError, match=f"R1 .*without a gradient: {message}"):
+        fit(net)
+
+    class Trained(Net):
+        def configure_optimizers(self):
+            return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.1)
+
+    net = Trained()
+    net.freeze()
+    with pytest.raises(ValueError, match=f"Trained.configure_optimizers: .*{message[:24]}"):
+        fit(net)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"), [(1, "too many values to unpack"), (3, "not enough values to unpack")]
+)
+def test_r2_names_a_batch_of_other_parts(parts, message):
+    class Unpacks(Net):
+        def training_step(self, batch, batch_idx):
+            if parts == 1:
+                (x,) = batch
+            else:
+                x, _labels, _weights = batch
+            return x.mean()
+
+    with pytest.raises(
+        rk.RequirementError, match=rf"R2 .*{message}.*in training_step .* = batch. Batch: .*float32"
+    ):
+        fit(Unpacks())
+
+
 @pytest.mark.parametrize(
     "make", [lambda x: x, lambda x: {"loss": x}, lambda x: rk.StepOutput(loss=x)]
 )
