@@ -119,7 +119,7 @@ def check_removed(module: Module) -> None:
 def check_defined(module: Module, *, validation: bool, several: bool = False) -> None:
     """R1 for a missing method, before anything is loaded; `several` loaders to validate with."""
     check_removed(module)
-    for name in ["training_step", "configure_optimizers", *["validation_step"] * validation]:
+    for name in ("training_step", "configure_optimizers"):
         if getattr(type(module), name) is getattr(Module, name):
             # The base class's own method says what to do.
             try:

@@ -148,6 +148,15 @@ def ask(
         if evaluation is None:
             name = "val_dataloader" if stage == "fit" else _INSTEAD[stage][0]
             evaluation = _own_loader(module, name)
+    if stage == "fit" and evaluation is not None and not _overridden(module, "validation_step"):
+        if world.first:
+            warnings.warn(
+                f"there are data to validate with, and {type(module).__name__} has no "
+                f"validation_step: no validation is done. Define validation_step(self, batch, "
+                f"batch_idx) to have one.",
+                stacklevel=2,
+            )
+        evaluation = None
     given["found"] = train, evaluation
     source = None if train is None else _micro(_fixed(take_apart(train, "train"), flags), flags)
     found = None if evaluation is None else take_apart_all(evaluation)

@@ -1,6 +1,7 @@
 """Several loaders: lists, dicts, `CombinedLoader`, and what tells them apart."""
 
 import importlib
+import warnings
 
 import torch
 from small import QUIET, loader, regression, weights
@@ -385,3 +386,28 @@ def training_with_two_kinds_of_samples(pl, folder):
     model = Both()
     _trainer(pl, folder).fit(model, {"plain": loader(8), "pairs": DataLoader(_Pairs(), 2)})
     return weights(model)
+
+
+def validation_data_without_a_step(pl, folder):
+    """Data to validate with are left alone, with a warning, when there is no `validation_step`."""
+
+    class Bare(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(7)
+            self.layer = torch.nn.Linear(4, 1)
+
+        def training_step(self, batch, batch_idx):
+            loss = torch.nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = pl.Trainer(max_epochs=2, default_root_dir=folder, **QUIET)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer.fit(Bare(), loader(), loader(4))
+    told = any("validation_step" in str(one.message) for one in said)
+    return told, trainer.global_step, sorted(trainer.callback_metrics)
