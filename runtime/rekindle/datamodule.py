@@ -31,6 +31,14 @@ class DataModule(HyperparametersMixin, TransferHooks):
 
     Processes that do not run it wait for those that do, for as long as it takes.
     """
+    name: str | None = None
+    """A name for people; nothing reads it."""
+
+    # Where Lightning's checkpoint files have the saved arguments.
+    CHECKPOINT_HYPER_PARAMS_KEY = "datamodule_hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "datamodule_hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "datamodule_hparams_type"
+
     trainer: "Trainer | None" = None
     """The trainer that has the data module, from `prepare_data` on."""
 

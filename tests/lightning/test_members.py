@@ -4,6 +4,7 @@ import inspect
 from datetime import timedelta
 
 import pytest
+import torch
 
 import rekindle.pytorch as rk
 
@@ -99,6 +100,34 @@ def test_the_trainer_has_every_member():
         except rk.RequirementError:  # there is one, and it is asked for too early
             pass
     assert missing == []
+
+
+@pytest.mark.parametrize("kind", ["LightningModule", "LightningDataModule"])
+def test_models_and_data_modules_have_every_member(kind):
+    theirs, ours = getattr(lightning, kind), getattr(rk, kind)
+    names = public(theirs, torch.nn.Module if kind == "LightningModule" else object)
+    made = ours()
+    missing = []
+    for name in names:
+        try:
+            getattr(made, name)
+        except AttributeError:
+            missing.append(name)
+        except (RuntimeError, rk.RequirementError):  # asked for without a trainer
+            pass
+    assert missing == []
+    constants = [name for name in names if name.isupper()]
+    assert [getattr(ours, n) for n in constants] == [getattr(theirs, n) for n in constants]
+
+
+def test_saved_arguments_are_taken_out_again():
+    class Saved(rk.LightningModule):
+        def __init__(self, width=3, depth=2):
+            super().__init__()
+            self.save_hyperparameters()
+            self.remove_ignored_hparams(["depth", "unknown"])
+
+    assert dict(Saved().hparams) == {"width": 3}
 
 
 @pytest.mark.parametrize("name", sorted(LOOPS))

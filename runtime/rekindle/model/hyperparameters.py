@@ -124,6 +124,11 @@ class HyperparametersMixin:
         values = {name: _copied(value) for name, value in dict(self._hparams).items()}
         object.__setattr__(self, "_hparams_initial", AttributeDict(values))
 
+    def remove_ignored_hparams(self, ignore_list: Sequence[str]) -> None:
+        """Take saved arguments out again, such as those that a base class has saved."""
+        for name in ignore_list:
+            self.hparams.pop(name, None)
+
     def _set_hparams(self, chosen: Any) -> None:
         found = _container(chosen)
         if isinstance(found, AttributeDict) and isinstance(self.hparams, dict):

@@ -64,6 +64,14 @@ class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, Surrounding
     example_batch: Any = None
     """What a batch looks like, with any number of samples: compared with the data (R2)."""
 
+    strict_loading: bool = True
+    """Whether a checkpoint must have all parameters of the module, and no others."""
+
+    # Where Lightning's checkpoint files have the saved arguments.
+    CHECKPOINT_HYPER_PARAMS_KEY = "hyper_parameters"
+    CHECKPOINT_HYPER_PARAMS_NAME = "hparams_name"
+    CHECKPOINT_HYPER_PARAMS_TYPE = "hparams_type"
+
     _trainer: "weakref.ref[Trainer] | None" = None
     _logs: "Logs | None" = None
 
