@@ -30,7 +30,7 @@ def run(monkeypatch, tmp_path, capsys):
 @pytest.mark.processes
 def test_a_gan_learns_the_radius_of_a_ring(run):
     said = run("gan", "--epochs", "25")
-    radius = re.search(r"radius (\d\.\d\d) .* after 400 steps and 800 updates", said)
+    radius = re.search(r"radius (\d\.\d\d) .* after 800 steps and 800 updates", said)
     assert radius, said
     assert float(radius.group(1)) == pytest.approx(2.0, abs=0.4)
 

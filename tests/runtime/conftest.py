@@ -7,6 +7,7 @@ rank would spend two seconds on that.
 import importlib
 import json
 import multiprocessing
+import os
 import runpy
 import sys
 import threading
@@ -51,12 +52,16 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_seed_of_another_module():
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
 @pytest.fixture(autouse=True)
 def _each_fit_stands_for_a_start_of_its_script(request, monkeypatch):
     """Tests call `fit` again where a process would be started again; those of scripts do not."""
     from rekindle.saving import runs
 
-    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of a test before
     runs.forget()
     if "one_script" not in request.keywords:
 
@@ -65,6 +70,8 @@ def _each_fit_stands_for_a_start_of_its_script(request, monkeypatch):
             return 1
 
         monkeypatch.setattr(runs, "next_number", first)
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 @pytest.fixture(autouse=True)

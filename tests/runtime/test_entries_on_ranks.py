@@ -27,7 +27,7 @@ def test_entry_points_on_three_ranks_are_those_of_one_process(ranks):
         assert one["test"] == {"error": pytest.approx(28.5), "mean": pytest.approx(4.5)}
         assert one["predictions"] == [2.0 * n for n in range(10)]
         assert (one["error"], one["step"], one["phase"]) == (None, 3, "done")
-    assert [one["calls"] for one in whole] == [["module", "data"], [], []]
+    assert [one["calls"] for one in whole] == [["data", "module"], [], []]
     assert [one["said"] for one in whole] == ["said once\n", "", ""]
     assert {one["error"].partition(": ")[2].removeprefix("OSError: ") for one in broken} == {
         "no space left"
@@ -41,4 +41,4 @@ def test_entry_points_on_three_ranks_are_those_of_one_process(ranks):
 
 def test_data_may_be_prepared_on_every_node(ranks, monkeypatch):
     results = ranks(2, {**TASK, "fit": True, "each_node": True})
-    assert [result[0]["calls"] for result in results] == [["module", "data"], []]
+    assert [result[0]["calls"] for result in results] == [["data", "module"], []]

@@ -35,6 +35,8 @@ class LearningRateMonitor(Callback):
             )
         self.logging_interval = logging_interval
         self._momentum, self._decay = log_momentum, log_weight_decay
+        self._epoch, self._began = -1, dict[str, float]()
+        """The newest epoch, and the rates that it began with."""
         if logging_interval == "epoch":
             self.idle = (LearningRateMonitor.on_before_optimizer_step,)
 
@@ -49,13 +51,25 @@ class LearningRateMonitor(Callback):
             for name, value in self._rates(trainer, optimizer).items():
                 pl_module.log(name, value, on_step=True, on_epoch=False)
 
+    def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Note the rates that the epoch begins with; what is left of one has begun before."""
+        if self.logging_interval == "epoch" and self._epoch != trainer.current_epoch:
+            self._epoch, self._began = trainer.current_epoch, {}
+            for optimizer in trainer.optimizers:
+                self._began |= self._rates(trainer, optimizer)
+
     def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Note the rates of the epoch's last step, before its schedulers step."""
-        if self.logging_interval != "epoch":
-            return
-        for optimizer in trainer.optimizers:
-            for name, value in self._rates(trainer, optimizer).items():
-                pl_module.log(name, value, on_step=False, on_epoch=True)
+        """Log them; by now schedulers have stepped for the next epoch."""
+        for name, value in self._began.items():
+            pl_module.log(name, value, on_step=False, on_epoch=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rates of the epoch that runs."""
+        return {"epoch": self._epoch, "began": dict(self._began)} if self._began else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._epoch, self._began = state_dict["epoch"], dict(state_dict["began"])
 
     def _rates(self, trainer: "Trainer", optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         name = _name(trainer, optimizer)

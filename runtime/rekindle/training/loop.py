@@ -287,15 +287,18 @@ def report(run: Run, *, last: bool = False) -> None:
     own = run.logs.take_steps(run.reported, noted)
     found = newest(run.world.gather(own))
     loss = found.pop(_LOSS, None)
-    if _NORM in found:
+    norm = found.pop(_NORM, None)
+    if norm is not None:
         # Clipping has computed it anyway; a script's own value of this name is left alone.
-        found.setdefault("grad_norm", found.pop(_NORM))
+        norm = found.setdefault("grad_norm", norm)
     now = time.perf_counter()
     rate = (run.step - run.reported) * run.cursor.G / max(1e-9, now - run.reported_at)
     run.reported, run.reported_at = run.step, now
     measures = run.trainer.measures
     # At the end of training, callbacks have seen the newest values in the end of the epoch.
     shown = {n: v for n, v in found.items() if not last or reported(n) not in measures.callback}
+    if norm is not None:
+        shown["grad_norm"] = norm
     measures.take(shown, run.step)
     run.heart.busy(run.meter.busy_seconds)
     line = run.hook_times.complaint(run.meter.step_seconds)

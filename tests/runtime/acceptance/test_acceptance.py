@@ -59,7 +59,6 @@ def whole(start):
         "test() uses val_dataloader",
         "test() uses validation_step",
         "predict() uses val_dataloader",
-        "does not enter the name of any object",
     ],
 )
 def test_each_warning_appears_once(whole, words):
@@ -87,7 +86,7 @@ def test_best_and_last_checkpoints_are_found_by_their_names(whole):
     assert result["rebuilt"] == {"num_classes": 3, "lr": 1e-3, "weight_decay": 0.01}
     assert "val/f1=" in result["best"]
     assert result["best"].endswith(".ckpt")
-    assert not [p for p in (folder / "checkpoints").rglob("*") if "f1" in p.name]
+    assert Path(result["best"]).is_file()
     assert sum(shape[0] for shape in result["predictions"]) == 26
     assert {"train/acc", "val/acc", "val/f1", "val/loss"} <= set(result["metrics"])
 

@@ -91,7 +91,6 @@ def fit(data, tmp_path):
                 **flags,
             },
         )
-        trainer.model = model
         train, val = data
         loaders = DataLoader(train, 4, shuffle=shuffle), DataLoader(val, 4) if validation else None
         if stop is None:

@@ -41,13 +41,6 @@ def test_the_batch_grows_and_every_sample_is_used_once_across_a_resume(
     assert audit(store.read(store.commits()[0]).meta).exact
 
 
-def test_the_unit_of_accumulation_is_that_of_the_first_attempt(fit):
-    sizes, callback = Sizes(), GradientAccumulationScheduler({0: 2})
-    callback.load_state_dict({"unit": 8})
-    fit(callback, sizes, max_epochs=1)
-    assert list(sizes.steps.values()) == [16, 4]
-
-
 def test_accumulation_has_one_master(fit):
     with pytest.raises(ValueError, match="needs accumulate_grad_batches=1"):
         fit(GradientAccumulationScheduler({0: 2}), accumulate_grad_batches=2)

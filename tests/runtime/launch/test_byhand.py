@@ -12,10 +12,10 @@ import os, signal, sys
 way = sys.argv[1]
 if way == "saved":
     sys.exit(75)
-if way == "error":
-    sys.exit(75 if os.environ["RANK"] == "0" else 3)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
-if os.environ["RANK"] == "0":
+if way == "error" and os.environ["RANK"] == "1":
+    sys.exit(3)
+if way == "signalled" and os.environ["RANK"] == "0":
     os.kill(os.getppid(), signal.SIGTERM)
 signal.pause()
 """
