@@ -152,10 +152,8 @@ def choose(store: Store, target: Target, rule: Best | None) -> list[CommitRef]:
         commits = [c for c in commits if run is None or run_of(c.meta) == run]
     if target.kind == "best":
         if rule is None:
-            raise ValueError(
-                f"ckpt_path={target.text!r}: nothing says what is best. Give the trainer a "
-                f"ModelCheckpoint(monitor=..., mode=...)."
-            )
+            # Of checkpoints that nothing compares, the newest is the best, as in Lightning.
+            return store.commits()
         line = set(store.line())
         found = best((candidate(c, good=True, on_line=c.ref in line) for c in commits), rule)
         if not found:

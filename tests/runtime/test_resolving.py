@@ -216,9 +216,14 @@ def test_a_path_that_leads_nowhere_says_what_is_there(run, path, error, message)
         trainer(run).predict(Counting(), DataLoader(DATA, 8), ckpt_path=path.format(run))
 
 
-def test_best_needs_a_rule(run):
-    with pytest.raises(ValueError, match="nothing says what is best. Give the trainer a ModelCh"):
-        fit(run, ckpt_path="best", callbacks=[])
+def test_without_a_metric_the_best_is_the_newest(run):
+    newest, best = Counting(), Counting()
+    for module, path in ((newest, "last"), (best, "best")):
+        trainer(run, callbacks=[]).predict(module, DataLoader(DATA, 8), ckpt_path=path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(newest.parameters(), best.parameters(), strict=True)
+    )
+    assert not torch.equal(next(best.parameters()), next(Counting().parameters()))
 
 
 def test_what_excludes_a_ckpt_path_is_said(run):

@@ -28,7 +28,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "": {
         "rekindle": "*",
         f"{_UTILITIES}.warnings": "disable_possible_user_warnings",
-        "": "cli_lightning_logo",
+        f"{_OWN}.logo": "cli_lightning_logo",
     },
     # Devices.
     "accelerators": {

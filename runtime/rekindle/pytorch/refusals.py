@@ -35,7 +35,6 @@ def _precision(flag: str) -> str:
 
 
 INSTEAD: Mapping[str, str] = {
-    "cli_lightning_logo": "it draws Lightning's logo; remove the call",
     "AcceleratorRegistry": "accelerator= is 'auto', 'cpu', 'gpu' or 'mps'",
     "HPUAccelerator": _HPU,
     "TPUAccelerator": _TPU,
