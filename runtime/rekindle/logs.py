@@ -11,6 +11,9 @@ did not.
 Each name becomes a *slot* when it is first seen: there, once, its key, shape and options are
 checked (R6). Slots of training and of validation are kept apart.
 
+Who asks for `on_step` in a validation or a test has each batch's value kept until the end of the
+loader's pass, where it goes to all ranks along with the sums; nobody else pays for that.
+
 Over ranks, every value is a part (sum, weight, reduction); parts are gathered as they are, so ranks
 may know different names, and a rank without a share of the data simply adds nothing. With the
 reductions ``sum``, ``max`` and ``min`` the first number is what they gave so far.
@@ -18,7 +21,7 @@ reductions ``sum``, ``max`` and ``min`` the first number is what they gave so fa
 
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -34,6 +37,9 @@ Part = tuple[float, float, Reduction]
 Pairs = dict[str, Part]
 StepPairs = dict[str, tuple[int, Part]]
 """Name -> step, and its part."""
+
+BatchValues = dict[tuple[int, int], dict[str, float]]
+"""Loader and number of a batch -> its values by name."""
 
 RESERVED = frozenset({"epoch", "step", "time"})
 """Names that reports use themselves."""
@@ -160,6 +166,11 @@ class Logs:
         """Samples in the batch that runs; set by the loop."""
         self.loader: int | None = None
         """Which of several loaders the batch is of; None when there is one."""
+        self.by_batch = False
+        """Whether a value of an evaluation was logged with `on_step`."""
+        self._batches: list[tuple[int, int, str, Any]] = []
+        self.told_batches: BatchValues = {}
+        """Step values of an evaluation that all ranks have, by loader and number of the batch."""
 
     def enter(self, phase: Phase) -> None:
         """From here on, values belong to `phase`."""
@@ -257,15 +268,14 @@ class Logs:
                 f"R6 metric {name!r} is logged with on_step=False and on_epoch=False: nothing "
                 f"would be reported. Set one of them."
             )
-        if not training and not epoch:
+        if step and self.between:
             raise RequirementError(
-                f"R6 metric {name!r} is logged with on_step=True and on_epoch=False outside of "
-                f"training, where batches are not reported one by one. Log it with on_epoch=True, "
-                f"or give each value to self.logger.log_metrics."
+                f"R6 metric {name!r} is logged with on_step=True at the end of an epoch, where "
+                f"there is no step. Leave on_step out."
             )
         forked = step and epoch
-        if self.phase != "train":
-            step, epoch = False, True
+        if self.phase != "train" and step:
+            self.by_batch = True
         return Slot(
             name=name,
             on_step=step,
@@ -275,6 +285,37 @@ class Logs:
             metric=path,
             forked=forked,
         )
+
+    def end_batch(self, number: int, index: int) -> None:
+        """A batch of an evaluation has ended that may have step values (see `by_batch`)."""
+        for slot in self._slots.values():
+            if slot.on_step and slot.recent:
+                value, _ = slot.recent[-1]
+                self._batches.append((number, index, slot.named("step"), value))
+                slot.recent = []
+
+    def batch_now(self) -> dict[str, float]:
+        """What the batch of an evaluation that runs has logged with `on_step`, for loggers."""
+        found = {
+            reported(slot.named("step")): slot.recent[-1][0]
+            for slot in self._slots.values()
+            if self.phase != "train" and slot.on_step and slot.recent and slot.logger
+        }
+        return dict(zip(found, _read(list(found.values())), strict=True))
+
+    def take_batches(self) -> "list[tuple[int, int, str, float]]":
+        """This rank's step values of an evaluation since the last call; waits for the device."""
+        noted, self._batches = self._batches, []
+        numbers = _read([value for *_, value in noted])
+        return [
+            (number, index, name, value)
+            for (number, index, name, _), value in zip(noted, numbers, strict=True)
+        ]
+
+    def tell_batches(self, parts: "Iterable[Sequence[tuple[int, int, str, float]]]") -> None:
+        """Keep what `take_batches` gave on all ranks, for who reports it."""
+        for number, index, name, value in sorted(one for part in parts for one in part):
+            self.told_batches.setdefault((number, index), {})[name] = value
 
     def take_steps(self, since: int, more: Sequence[tuple[str, Any, float]] = ()) -> StepPairs:
         """The values of the newest step of each name that was logged in step `since` or later.
@@ -357,6 +398,10 @@ class Logs:
         for slot in self._by_phase[phase].values():
             slot.pending, slot.weights, slot.total, slot.weight = [], [], 0.0, 0.0
             slot.used, slot.told, slot.settled = False, 0.0, None
+            if phase != "train":
+                slot.recent = []
+        if phase != "train":
+            self._batches, self.told_batches = [], {}
 
     def loaders(self, phase: Phase) -> dict[str, int | None]:
         """Reported name -> which of several loaders its values are of."""

@@ -51,8 +51,14 @@ class Measures:
             if shown:
                 self.bar[name] = value
 
+    def log(self, values: Mapping[str, float]) -> None:
+        """Show values that are for loggers only, by their reported names."""
+        self.logged.update({name: torch.tensor(value) for name, value in values.items()})
+
     def read(self) -> "Measures":
         """Take what was noted since."""
         if self._logs is not None:
             self.take(self._logs.now(), self._logs.step + 1)
+            if self._logs.by_batch:
+                self.log(self._logs.batch_now())
         return self

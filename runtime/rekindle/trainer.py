@@ -451,6 +451,7 @@ class Trainer(TrainerMembers):
                         hooks=hooks,
                         ckpt_path=None if ckpt_path is None else os.fspath(ckpt_path),
                         collect=collect,
+                        journal=journal,
                     )
                     if stage != "predict":
                         values = {name: v for each in found for name, v in each.items()}

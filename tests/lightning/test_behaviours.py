@@ -43,6 +43,8 @@ processes:
 - A validation that is due within the first step of a later epoch comes before that epoch.
 - With several processes a hook that looks at `callback_metrics` within an epoch sees this process'
   newest values; callbacks that monitor, schedulers and the ends of epochs get those of all.
+- Loggers get values under the number of steps that are done: 1 after the first one, where
+  Lightning's first is 0. Step values of an evaluation come when it has ended, those of all processes.
 - `logger=True` writes JSON lines below the root, and without `logger` nothing is written.
 - `devices=[0]` also runs where there is no GPU. `configure_model` runs once for each module.
 """

@@ -76,6 +76,11 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def table(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_json_lines_hold_every_record_once_over_a_crash_and_a_resume(tmp_path):
     stage = Stage(tmp_path, loggers.JSONLLogger)
     stage.attempt(range(1, 8), save_at=4)
@@ -419,6 +424,44 @@ def test_a_rollback_within_the_process_repeats_no_step(tmp_path, cuts):
         ]  # fmt: skip
     else:
         assert logger.steps == [1, 2, 3, 4, 5, 6]
+
+
+def validations(journal, first, last):
+    """Two batches of each validation after so many steps, and the step itself."""
+    for step in range(first, last + 1):
+        journal.record({"loss_step": float(step)}, step=step, epoch=0)
+        batches = {(0, index): {"loss\0step": step + index / 10, "own": 1.0} for index in (0, 1)}
+        journal.record_batches(batches, {"own"}, counted=True)
+
+
+@pytest.mark.parametrize("make", [loggers.JSONLLogger, loggers.CSVLogger])
+def test_step_values_of_validations_are_counted_on_over_a_resume_and_a_rollback(tmp_path, make):
+    whole = begun(tmp_path / "whole", make(prefix="p"))
+    validations(whole, 1, 6)
+    whole.close("finished", SECONDS)
+    first = begun(tmp_path / "cut", logger := make(prefix="p"))
+    validations(first, 1, 2)
+    stage = Stage(tmp_path)
+    stage.settled([logger])
+    two = json.loads(json.dumps(first.state()))
+    validations(first, 3, 4)
+    first.rewind(2, two)
+    validations(first, 3, 3)
+    stage.settled([logger])
+    saved = json.loads(json.dumps(first.state()))
+    validations(first, 4, 5)
+    first.close("failed", SECONDS)
+    second = begun(tmp_path / "cut", make(prefix="p"), saved=saved, step=3)
+    validations(second, 4, 6)
+    second.close("finished", SECONDS)
+    name = f"logs/version_0/{make.FILE}"
+    read = lines if make is loggers.JSONLLogger else table
+    one, other = (
+        [{n: v for n, v in row.items() if n != "time"} for row in read(tmp_path / run / name)]
+        for run in ("whole", "cut")
+    )
+    assert one == other
+    assert len(one) == 18
 
 
 @contextmanager

@@ -34,6 +34,9 @@ CAPACITY = 10_000
 _SAVED = 1000
 """Waiting records that a checkpoint holds, at most."""
 
+BATCH = "\0"
+"""Stands after a name in `Known` where the step counts batches of evaluations."""
+
 Known = Mapping[str, int] | int
 """Last step that is written already: per name, or one for all names."""
 
@@ -47,9 +50,13 @@ class Record:
     hyperparameters: dict[str, Any] | None = None
     rewind: int | None = None
     """The step that training went back to."""
+    numbers: dict[str, int] = field(default_factory=dict)
+    """With it: how far step values of validations had come there."""
     now: int | None = None
     """The run's step when the record was handed over; `step` may be any number of a script's."""
     at: float = field(default_factory=time.time)
+    apart: bool = False
+    """Whether `step` counts batches of evaluations, not steps of training."""
     again: bool = False
     """Whether the attempt before left it over."""
 
@@ -73,6 +80,8 @@ class Feed:
         self._again: dict[str, int] = {}
         """Last step per name of what the attempt before left over."""
         self._written = -1
+        self.apart = False
+        """Whether what is handed over now counts batches of evaluations."""
         self.dropped = 0
         """Records that found the queue full."""
         self.failed = 0
@@ -84,7 +93,7 @@ class Feed:
         if record.values and record.now is None:
             now = self._attempt.now()
             step = now if record.step is None else record.step
-            record = replace(record, step=step, now=now)
+            record = replace(record, step=step, now=now, apart=self.apart)
         with self._changed:
             if self._dead or self._status is not None:
                 return
@@ -170,17 +179,28 @@ class Feed:
             self._logger.write_hyperparameters(record.hyperparameters)
             return
         if record.rewind is not None:
-            attempt = replace(self._attempt, step=record.rewind, resumed=True, repeats=True)
+            there = {"step": record.rewind, "apart": record.numbers}
+            attempt = replace(self._attempt, **there, resumed=True, repeats=True)
             known = self._logger.rewind(attempt)
             self._known = self._written if known is None else known
             return
         step = record.step or 0
+        if record.apart:
+            self._write_apart(record, step)
+            return
         values = {n: v for n, v in record.values.items() if step > self._reached(n)}
         if record.again:
             self._again.update(dict.fromkeys(values, step))
         if values:
             self._logger.write(values, step, record.at)
             self._written = max(self._written, step)
+
+    def _write_apart(self, record: Record, step: int) -> None:
+        """The same for the batches of evaluations; those outside of a fit begin anew each time."""
+        known = {} if isinstance(self._known, int) or not self._attempt.repeats else self._known
+        values = {n: v for n, v in record.values.items() if step > known.get(n + BATCH, -1)}
+        if values:
+            self._logger.write_batch(values, step, record.at)
 
     def _reached(self, name: str) -> int:
         """The last step that is written already."""

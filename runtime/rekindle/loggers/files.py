@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
-from rekindle.loggers.feed import Known
+from rekindle.loggers.feed import BATCH, Known
 from rekindle.loggers.logger import Attempt, Logger
 
 _VERSION = re.compile(r"^version_(\d+)$")
@@ -143,7 +143,7 @@ class JSONLLogger(FileLogger):
         """Cut the file off after the step, and open it."""
         super().open(attempt)
         known: dict[str, int] = {}
-        rows = _surviving(_objects(self._path), attempt.step, known)
+        rows = _surviving(_objects(self._path), attempt, known, self.prefix)
         self._renew(json.dumps(row) + "\n" for row in rows)
         return known
 
@@ -166,8 +166,8 @@ class CSVLogger(FileLogger):
         """Cut the file off after the step, and open it."""
         super().open(attempt)
         known: dict[str, int] = {}
-        rows = list(_surviving(_rows(self._path), attempt.step, known))
-        self._columns = ["step", "time", *known]
+        rows = list(_surviving(_rows(self._path), attempt, known, self.prefix))
+        self._columns = [*dict.fromkeys(["step", "time", *(name for row in rows for name in row)])]
         self._renew(self._lines(rows))
         return known
 
@@ -194,15 +194,21 @@ def _free(directory: Path) -> str:
 
 
 def _surviving(
-    rows: Iterable[dict[str, Any]], step: int, known: dict[str, int]
+    rows: Iterable[dict[str, Any]], attempt: Attempt, known: dict[str, int], prefix: str
 ) -> Iterator[dict[str, Any]]:
-    """The rows up to a step; notes in `known` how far each name has come."""
+    """The rows up to a step; notes in `known` how far each name has come.
+
+    Rows of batches of a validation, which have no epoch, are counted by their own numbers.
+    """
+    apart = {prefix + name: number for name, number in attempt.apart.items()}
     for row in rows:
         at = int(row["step"])
-        if at <= step:
+        own = [apart[n] for n in row if n in apart] if f"{prefix}epoch" not in row else []
+        if at <= (max(own) if own else attempt.step):
             for name in row:
                 if name not in ("step", "time"):
-                    known[name] = max(at, known.get(name, at))
+                    key = name + (BATCH if own else "")
+                    known[key] = max(at, known.get(key, at))
             yield row
 
 

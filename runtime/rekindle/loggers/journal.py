@@ -6,13 +6,14 @@ with the same record after a restart is in the checkpoint's `meta`, under ``logg
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rekindle.loggers.feed import Feed, Record
 from rekindle.loggers.files import JSONLLogger
 from rekindle.loggers.logger import Attempt, Logger
+from rekindle.logs import BatchValues, reported
 from rekindle.plugins import named
 from rekindle.ranks.distributed import World
 
@@ -48,12 +49,18 @@ class Journal:
         self._feeds: dict[str, Feed] = {}
         self._told: list[Logger] = []
         self._described = False
+        self._counts: dict[int, int] = {}
+        """Batches of each loader that were validated with step values."""
+        self._apart: dict[str, int] = {}
+        """The last such number of each name."""
 
     def begin(self, attempt: Attempt, saved: Sequence[Mapping[str, Any]] = ()) -> None:
         """Open the loggers, in their threads; `saved` is what `state` gave. Collective."""
         # Loggers are told apart by their kind and place among those of that kind.
         before = {str(entry["logger"]): entry for entry in saved}
         names = _names(self._loggers)
+        self._restore(saved)
+        attempt = replace(attempt, apart=dict(self._apart))
         for name, logger in zip(names, self._loggers, strict=True):
             if name in before:
                 logger.load_state_dict(dict(before[name]["state"]))
@@ -95,20 +102,52 @@ class Journal:
         if not self._feeds:
             return
         named = {**values, "epoch": float(epoch)}
+        self._hand_over(named, step)
+        self._tell()
+
+    def _hand_over(self, values: Mapping[str, float], step: int) -> None:
+        if not self._feeds:
+            return
         for logger in self._loggers:
             try:
-                logger.log_metrics(named, step)
+                logger.log_metrics(values, step)
             except Exception as error:
                 # A logger of the user's that overrides log_metrics does its work right here.
                 if logger not in self._told:
                     self._told.append(logger)
                     self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
-        self._tell()
 
-    def rewind(self, step: int) -> None:
-        """Training goes back to a step within this process."""
+    def record_batches(
+        self, batches: BatchValues, private: Container[str], *, counted: bool
+    ) -> dict[str, float]:
+        """Log step values of an evaluation under the numbers of its batches; returns the newest.
+
+        With `counted` the numbers go on from those of the evaluation before, for each loader.
+        """
+        counts, newest = self._counts if counted else {}, dict[str, float]()
+        first = dict(counts)
+        for (loader, index), named in sorted(batches.items()):
+            values = {reported(n): v for n, v in named.items() if reported(n) not in private}
+            number = first.get(loader, 0) + index
+            counts[loader] = number + 1
+            if not values:
+                continue
+            newest |= values
+            if counted:
+                self._apart |= dict.fromkeys(values, number)
+            for feed in self._feeds.values():
+                feed.apart = True
+            self._hand_over(values, number)
+            for feed in self._feeds.values():
+                feed.apart = False
+        self._tell()
+        return newest
+
+    def rewind(self, step: int, saved: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Training goes back within this process to a step where `state` gave `saved`."""
+        self._restore(saved)
         for feed in self._feeds.values():
-            feed.put(Record(rewind=step))
+            feed.put(Record(rewind=step, numbers=dict(self._apart)))
 
     @contextlib.contextmanager
     def briefly(self, attempt: Attempt, saved: Sequence[Mapping[str, Any]]) -> Iterator[None]:
@@ -120,6 +159,12 @@ class Journal:
             status = "finished"
         finally:
             self.close(status, _SECONDS)
+
+    def _restore(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Count batches of validations from where they were."""
+        for entry in saved[:1]:
+            self._counts = {int(loader): int(n) for loader, n in entry.get("counts", ())}
+            self._apart = dict(entry.get("apart", {}))
 
     def state(self) -> list[dict[str, Any]]:
         """What goes into a checkpoint."""
@@ -133,6 +178,8 @@ class Journal:
                     "state": logger.state_dict(),
                     "described": self._described and told,
                     "waiting": [_saved(record) for record in waiting if record.values],
+                    "counts": [[loader, count] for loader, count in sorted(self._counts.items())],
+                    "apart": dict(self._apart),
                 }
             )
         return found
@@ -172,7 +219,13 @@ def _earlier(attempt: Attempt, waiting: Sequence[Mapping[str, Any]]) -> Attempt:
 
 
 def _saved(record: Record) -> dict[str, Any]:
-    return {"values": record.values, "step": record.step, "at": record.at, "now": record.now}
+    return {
+        "values": record.values,
+        "step": record.step,
+        "at": record.at,
+        "now": record.now,
+        "apart": record.apart,
+    }
 
 
 def _names(loggers: Sequence[Logger]) -> list[str]:

@@ -34,6 +34,8 @@ class Attempt:
     """Whether there is a checkpoint; without one nothing of before survives."""
     repeats: bool = True
     """Whether steps may come that were written before; not in a `test` after training."""
+    apart: Mapping[str, int] = field(default_factory=dict)
+    """Names of step values of validations, whose steps count batches; each with its newest one."""
     now: Callable[[], int] = field(default=lambda: 0)
     """The newest step, for records that name none."""
 
@@ -124,6 +126,10 @@ class Logger:
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Write scalars; `at` is the unix time at which they were logged."""
         raise NotImplementedError(f"{type(self).__name__} has no write(self, metrics, step, at)")
+
+    def write_batch(self, metrics: dict[str, float], step: int, at: float) -> None:
+        """Write step values of a batch of an evaluation; `step` counts such batches."""
+        self.write(metrics, step, at)
 
     def write_hyperparameters(self, values: dict[str, Any]) -> None:
         """Write hyperparameters, once per run; nested mappings of plain values."""

@@ -2,7 +2,8 @@
 
 Event files can only grow. What a resumed run does again is therefore marked as void: an event file
 that begins with a start mark at step s+1 makes TensorBoard forget all events of that step and later
-ones that were written before it (the `purge_step` of its writer).
+ones that were written before it (the `purge_step` of its writer). That hides step values of
+evaluations as well, as far as they were counted beyond that step; they are in the older files.
 """
 
 import os

@@ -15,6 +15,7 @@ from rekindle.loggers.logger import Attempt
 from rekindle.loggers.service import ServiceLogger
 
 _STEP = "trainer/global_step"
+_BATCH = "trainer/evaluation_batch"
 
 
 class WandbLogger(ServiceLogger):
@@ -98,6 +99,15 @@ class WandbLogger(ServiceLogger):
     def write(self, metrics: dict[str, float], step: int, at: float) -> None:
         """Log metrics together with their step."""
         self._record.log({**metrics, _STEP: step})
+
+    def write_batch(self, metrics: dict[str, float], step: int, at: float) -> None:
+        """Log step values of a batch of an evaluation with an axis of their own.
+
+        The newest training step is what a resumed run goes by, so it is left as it is.
+        """
+        for name in metrics:
+            self._record.define_metric(name, step_metric=_BATCH)
+        self._record.log({**metrics, _BATCH: step})
 
     def write_hyperparameters(self, values: dict[str, Any]) -> None:
         """Set the run's configuration."""

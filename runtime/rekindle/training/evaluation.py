@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from rekindle.data.batches import size_of
 from rekindle.data.loader import to_device
-from rekindle.logs import Logs, Phase, check_value, flattened, means, reported
+from rekindle.logs import BatchValues, Logs, Phase, check_value, flattened, means, reported
 from rekindle.model import metrics
 from rekindle.model.module import Module, StepOutput
 from rekindle.model.step_hooks import overridden
@@ -75,16 +75,19 @@ def evaluate(
     limit: int | None = None,
     stage: Literal["validation", "test"] = "validation",
     inference: bool = False,
+    batches: BatchValues | None = None,
 ) -> dict[str, float] | None:
     """Run a validation and reduce its metrics; None when it was cut short. Collective.
 
     With `inference`, steps run in torch's inference mode; what they make cannot be trained with.
+    Step values of all batches of all ranks are put into `batches`.
     """
     began = time.perf_counter()
     move = transfer(module, trainer.datamodule, trainer.flags.precision, world.device)
     if world.size > 1:
         broadcast(buffer for buffer in module.buffers() if buffer.numel())
     around = {place: getattr(hooks, f"on_{stage}_{place}") for place in _PLACES}
+    logs.told_batches = {} if batches is None else batches
     before = metrics.states(module)
     with _evaluating(trainer, module, logs, stage), torch.no_grad():
         for place in ("start", "epoch_start"):
@@ -114,8 +117,12 @@ def evaluate(
                             logs.note(name, value, False, False, True, None)
                     for hook in around["batch_end"]:
                         hook(trainer, module, output, data, index, *told)
+                    if logs.by_batch:
+                        logs.end_batch(number, index)
                 if validation.several:
-                    logs.settle(stage, _reduced(module, logs, world, stage, keep=True)[0])
+                    found, _ = _reduced(module, logs, world, stage, keep=True)
+                    logs.settle(stage, found)
+                    trainer.measures.take(found, step)
             logs.loader = None
         logs.between = True
         if around["epoch_end"]:
@@ -142,7 +149,13 @@ def free_gradients(run: Run) -> None:
         update.clear()
 
 
-def validate(run: Run, data: Validation, *, limit: int | None = None) -> dict[str, float] | None:
+def validate(
+    run: Run,
+    data: Validation,
+    *,
+    limit: int | None = None,
+    batches: BatchValues | None = None,
+) -> dict[str, float] | None:
     """`evaluate` between two steps of a run, or before its first one; collective."""
 
     def poll() -> bool:
@@ -164,6 +177,7 @@ def validate(run: Run, data: Validation, *, limit: int | None = None) -> dict[st
             step=run.step,
             poll=poll,
             limit=limit,
+            batches=batches,
         )
 
 
@@ -363,12 +377,14 @@ def _reduced(
     module: Module, logs: Logs, world: World, phase: Phase, *, keep: bool
 ) -> tuple[dict[str, float], set[str]]:
     """The same, and the paths of the metrics that were logged, which are not emptied yet."""
-    own: tuple[Any, dict[str, str]] = (logs.epoch_pairs(phase), logs.epoch_metrics(phase))
+    own: tuple[Any, dict[str, str], Any]
+    own = (logs.epoch_pairs(phase), logs.epoch_metrics(phase), logs.take_batches())
     parts = world.gather(own)
-    values = means([pairs for pairs, _ in parts])
+    values = means([pairs for pairs, *_ in parts])
     paths: dict[str, str] = {}
-    for _, named in parts:
+    for _, named, _ in parts:
         paths |= named
+    logs.tell_batches(batches for *_, batches in parts)
     # What was computed after its loader stays what it was then.
     due = {name: path for name, path in paths.items() if name not in values}
     owned = metrics.owned(module) if due else {}

@@ -18,7 +18,7 @@ import torch
 from rekindle.checkpoint import SaveError
 from rekindle.data.loader import Batch
 from rekindle.data.order import Step
-from rekindle.logs import newest, reported
+from rekindle.logs import BatchValues, newest, reported
 from rekindle.model import metrics
 from rekindle.model.optimizers import SchedulerSpec
 from rekindle.ranks.consensus import obey
@@ -253,9 +253,12 @@ def validate(run: Run) -> None:
     run.validating = True
     run.look()
     evaluation.free_gradients(run)
-    values = evaluation.validate(run, run.validation)
+    batches: BatchValues = {}
+    values = evaluation.validate(run, run.validation, batches=batches)
     if values is None:
         leave(run)
+    if batches:
+        run.record_batches(batches)
     run.validating, run.validated = False, run.step
     if run.session is not None and run.session.keeper is not None:
         run.session.keeper.passed(run.validation.batches // run.world.size)

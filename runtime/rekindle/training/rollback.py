@@ -93,7 +93,7 @@ def go_back(run: Run, back: Back) -> None:
         run.finite.reset()
     run.recent.clear()
     run.losses = []
-    run.journal.rewind(run.step)
+    run.journal.rewind(run.step, found.restored.meta.get("loggers", ()))
     allowed = f"({len(run.skipped)} of {ALLOWED} allowed)"
     run.console.say(f"{back.reason}; rolled back to {run.step} and skipped that window {allowed}.")
 

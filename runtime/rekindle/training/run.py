@@ -23,7 +23,7 @@ from rekindle.data.order import Cursor, Step
 from rekindle.data.streams import Streaming
 from rekindle.flags import Flags
 from rekindle.loggers.journal import Journal
-from rekindle.logs import Logs, newest, reported
+from rekindle.logs import BatchValues, Logs, newest, reported
 from rekindle.model.module import Module
 from rekindle.model.optimizers import Optimization
 from rekindle.randomness import LaneSeeds
@@ -303,6 +303,11 @@ class Run:
             values = {name: value for name, value in values.items() if name not in kept}
         if values:
             self.journal.record(values, step=self.step, epoch=self.cursor.epoch)
+
+    def record_batches(self, batches: BatchValues) -> None:
+        """Give the values of a validation's batches to the loggers, counted over the run."""
+        private = self.logs.private()
+        self.trainer.measures.log(self.journal.record_batches(batches, private, counted=True))
 
     def window(self, step: Step) -> Window:
         """The samples of the step that comes next."""

@@ -12,7 +12,8 @@ from rekindle.checkpoint import Store
 from rekindle.data.apart import Evaluation
 from rekindle.data.combined import CombinedLoader
 from rekindle.lightningfile import read, view
-from rekindle.logs import Logs, by_loader, reported
+from rekindle.loggers.journal import Journal
+from rekindle.logs import BatchValues, Logs, by_loader, reported
 from rekindle.model import deferred
 from rekindle.model.hyperparameters import recalled
 from rekindle.model.module import Module
@@ -44,6 +45,7 @@ def run_alone(
     world: World,
     hooks: Hooks,
     ckpt_path: str | None = None,
+    journal: Journal,
     collect: bool = True,
 ) -> Any:
     """Metrics by name for each loader, or for ``predict`` what it gave (None unless `collect`).
@@ -77,6 +79,7 @@ def run_alone(
     module.to(world.device)
     convert(module, flags.precision, world.device)
     logs.alone = world.size == 1
+    trainer.measures.clear()
     trainer.measures.follow(logs)
     module.attach(trainer, logs)
     if ckpt_path is not None:
@@ -97,6 +100,7 @@ def run_alone(
             inference=flags.inference_mode,
         )
     else:
+        batches: BatchValues = {}
         values = evaluate(
             trainer=trainer,
             module=module,
@@ -112,8 +116,10 @@ def run_alone(
             poll=lambda: False,
             stage="test" if stage == "test" else "validation",
             inference=flags.inference_mode,
+            batches=batches,
         )
         private = logs.private()
+        trainer.measures.log(journal.record_batches(batches, private, counted=False))
         named = {reported(name): value for name, value in (values or {}).items()}
         shown = {name: value for name, value in named.items() if name not in private}
         found = [shown]

@@ -7,11 +7,6 @@ from small import QUIET, loader, regression
 torchmetrics = pytest.importorskip("torchmetrics")
 
 
-REFUSED = {
-    "only_by_steps_in_validation": "R6 metric 'val_loss'.*on_epoch=False outside of training"
-}
-
-
 def _module(pl, **hooks):
     return type("Measures", (regression(pl),), hooks)
 
