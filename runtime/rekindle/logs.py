@@ -317,6 +317,14 @@ class Logs:
         for number, index, name, value in sorted(one for part in parts for one in part):
             self.told_batches.setdefault((number, index), {})[name] = value
 
+    def for_loggers(self, batches: BatchValues) -> BatchValues:
+        """The step values of an evaluation that loggers get, by their reported names."""
+        private = self.private() if batches else set()
+        return {
+            place: {reported(n): v for n, v in named.items() if reported(n) not in private}
+            for place, named in batches.items()
+        }
+
     def take_steps(self, since: int, more: Sequence[tuple[str, Any, float]] = ()) -> StepPairs:
         """The values of the newest step of each name that was logged in step `since` or later.
 

@@ -41,10 +41,12 @@ processes:
 - A shorter last accumulation of an epoch is the mean over its samples. What is logged by steps is
   the mean over the step where Lightning shows its last batch.
 - A validation that is due within the first step of a later epoch comes before that epoch.
+- With several processes `batch_idx` counts the batches of all of them, so that it is the same for a
+  sample on any number; in manual optimization it counts calls of `training_step`, as in Lightning.
 - With several processes a hook that looks at `callback_metrics` within an epoch sees this process'
   newest values; callbacks that monitor, schedulers and the ends of epochs get those of all.
 - Loggers get values under the number of steps that are done: 1 after the first one, where
-  Lightning's first is 0. Step values of an evaluation come when it has ended, those of all processes.
+  Lightning's first is 0. Step values of an evaluation, of all processes, come at its end.
 - `logger=True` writes JSON lines below the root, and without `logger` nothing is written.
 - `devices=[0]` also runs where there is no GPU. `configure_model` runs once for each module.
 """

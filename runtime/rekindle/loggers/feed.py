@@ -179,8 +179,8 @@ class Feed:
             self._logger.write_hyperparameters(record.hyperparameters)
             return
         if record.rewind is not None:
-            there = {"step": record.rewind, "apart": record.numbers}
-            attempt = replace(self._attempt, **there, resumed=True, repeats=True)
+            there = replace(self._attempt, step=record.rewind, apart=record.numbers)
+            attempt = replace(there, resumed=True, repeats=True)
             known = self._logger.rewind(attempt)
             self._known = self._written if known is None else known
             return

@@ -6,14 +6,13 @@ with the same record after a restart is in the checkpoint's `meta`, under ``logg
 
 import contextlib
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from rekindle.loggers.feed import Feed, Record
 from rekindle.loggers.files import JSONLLogger
 from rekindle.loggers.logger import Attempt, Logger
-from rekindle.logs import BatchValues, reported
 from rekindle.plugins import named
 from rekindle.ranks.distributed import World
 
@@ -118,16 +117,15 @@ class Journal:
                     self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
 
     def record_batches(
-        self, batches: BatchValues, private: Container[str], *, counted: bool
+        self, batches: Mapping[tuple[int, int], Mapping[str, float]], *, counted: bool
     ) -> dict[str, float]:
-        """Log step values of an evaluation under the numbers of its batches; returns the newest.
+        """Log values of an evaluation's batches, by loader and number; returns the newest.
 
         With `counted` the numbers go on from those of the evaluation before, for each loader.
         """
         counts, newest = self._counts if counted else {}, dict[str, float]()
         first = dict(counts)
-        for (loader, index), named in sorted(batches.items()):
-            values = {reported(n): v for n, v in named.items() if reported(n) not in private}
+        for (loader, index), values in sorted(batches.items()):
             number = first.get(loader, 0) + index
             counts[loader] = number + 1
             if not values:

@@ -15,6 +15,9 @@ a rank that has no batch left at the end of an epoch repeats one with weight zer
 One batch on each process is one step of the run, so the global batch is the loader's batch size
 times the number of processes, or `global_batch_size`. It stays as it is on fewer processes: a step
 then takes several calls of `training_step` on each, each with an update of its own.
+
+Gradients that are added up over several batches are part of a checkpoint made meanwhile. Those that
+a script clears before it steps are not, so that its checkpoints are no larger for them.
 """
 
 from collections.abc import Callable, Iterator

@@ -228,10 +228,10 @@ class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, Surrounding
         In training the default is `on_step`, in validation `on_epoch`; with both, the names get the
         suffixes ``_step`` and ``_epoch``. An epoch value is the mean over all samples of all ranks,
         weighted by `batch_size` (by default the true size of the batch); a step value the mean over
-        the step, and in validation and test, only if `on_step` is asked for, that of each batch,
-        which loggers get under the number of the batch. `reduce_fx` says what else to take: ``sum``, ``max`` or ``min`` over the batches.
-        With several loaders the name gets the loader's number, unless `add_dataloader_idx` is
-        False. With `logger` False the trainer's loggers do not get the value.
+        the step, in validation and test that of the batch, which loggers get under its number.
+        `reduce_fx` says what else to take: ``sum``, ``max`` or ``min`` over the batches. With
+        several loaders the name gets the loader's number, unless `add_dataloader_idx` is False.
+        With `logger` False the trainer's loggers do not get the value.
 
         Values are reduced over all ranks whatever `sync_dist` says, because that costs nothing per
         step; with `rank_zero_only` they are those of rank 0. Refused are `sync_dist_group`, and

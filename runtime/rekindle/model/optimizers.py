@@ -110,7 +110,7 @@ class Optimization:
 
 
 class NoOptimizer(torch.optim.Optimizer):
-    """Stands where `configure_optimizers` returned None: clears gradients, and changes nothing."""
+    """Stands where `configure_optimizers` returned None: changes nothing."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__([{"params": list(module.parameters())}], {"lr": 0.0})
@@ -139,7 +139,7 @@ def configure(module: Module) -> Optimization:
     if found is None and not manual:
         warnings.warn(
             f"{name} returned None: training runs without an optimizer. Gradients are computed and "
-            f"cleared after each step, and nothing changes the parameters.",
+            f"add up until a validation clears them, and nothing changes the parameters.",
             stacklevel=2,
         )
         found = NoOptimizer(module)

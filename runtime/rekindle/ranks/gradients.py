@@ -132,6 +132,20 @@ class GradientSum:
             parameter.grad = view
         self._used = [False] * len(self._parameters)
 
+    def used(self, *, summed: bool) -> set[int]:
+        """By identity, the parameters that have a gradient on this rank, or of all in the sum."""
+        return {
+            id(parameter)
+            for parameter, used in zip(self._parameters, self._used, strict=True)
+            if used or summed
+        }
+
+    def use(self, parameter: torch.nn.Parameter) -> None:
+        """A parameter of this sum, if it is one, has been given a gradient."""
+        for index, own in enumerate(self._parameters):
+            if own is parameter:
+                self._used[index] = True
+
     def begin(self, _position: int, *, last: bool) -> None:
         """Before the forward pass of this rank's micro-batch number `position` of the step."""
         if last and self._overlap:

@@ -247,7 +247,9 @@ def assemble(
         owned=owned(module),
     )
     update.keeps_gradients = update.automatic and (
-        bool(hooks.on_before_zero_grad) or update.owned.optimizer_zero_grad is not None
+        bool(hooks.on_before_zero_grad)
+        or update.owned.optimizer_zero_grad is not None
+        or not update.has_optimizer
     )
     logs = Logs(module)
     sampler = LaneSampler(cursor, rank=copies.rank, world_size=copies.size, draw=draw)

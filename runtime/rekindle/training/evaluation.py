@@ -140,13 +140,15 @@ def evaluate(
 
 
 def free_gradients(run: Run) -> None:
-    """Before a validation within training: drop gradients, or have the module do it."""
+    """Before a validation within training, as in Lightning: drop all gradients, or have the module
+
+    do it; also those that wait for a step in manual optimization.
+    """
     own, update = overridden(run.module, "on_validation_model_zero_grad"), run.update
     if own is not None:
         update.cleared(own)
-    elif update.keeps_gradients:
-        update.kept = None
-        update.clear()
+    else:
+        update.release(run.module)
 
 
 def validate(

@@ -4,6 +4,9 @@ Each rank has one batch, or none in the last step of an epoch. Optimizers step i
 `training_step`, each step a sum over all ranks, so every rank has to make the same calls: a rank
 without a batch repeats another's with weight zero, and nothing that it logs is kept.
 
+`batch_idx` counts the calls of the epoch, so it is the same on all ranks: scripts step optimizers
+by it (``if (batch_idx + 1) % 4 == 0``).
+
 A run keeps its global batch on any number of ranks. Fewer ranks go through it in several rounds,
 with an update in each, since only the script could add their gradients up.
 """
@@ -44,10 +47,14 @@ class ManualStep:
         began = time.perf_counter()
         run.losses = []
         run.logs.step = run.step
+        if run.update.kept is not None:
+            run.update.take_back(run.module)
         told: _Told | None = None
+        calls = -(-run.cursor.G // (step.micro * run.world.size))
         for number, lanes in enumerate(rounds(step, run.world.size)):
             self._tell(told)
-            found = _round(run, step, lanes, batches, asks=self._asks)
+            index = run.cursor.steps * calls + number
+            found = _round(run, index, lanes, batches, asks=self._asks)
             if found is None:
                 if number:
                     raise RequirementError(
@@ -85,7 +92,7 @@ def rounds(step: Step, world_size: int) -> list[dict[int, Lane]]:
 
 
 def _round(
-    run: Run, step: Step, lanes: dict[int, Lane], batches: Iterator[Batch], *, asks: bool
+    run: Run, index: int, lanes: dict[int, Lane], batches: Iterator[Batch], *, asks: bool
 ) -> _Told | None:
     """One call on each rank: what its hooks are told afterwards; None to end the epoch here."""
     began = time.perf_counter()
@@ -104,7 +111,6 @@ def _round(
         batch = run.move(batch)
     run.meter.data += time.perf_counter() - began
     size = 0 if own is None else own.stop - own.start
-    index = step.start // step.micro + number
     logs.batch_size = size
     update.begin(run, size, sum(lane.stop - lane.start for lane in lanes.values()))
     ended = own is not None and begin_batch(run, batch, index)

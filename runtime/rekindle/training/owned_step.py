@@ -259,6 +259,10 @@ class OwnedStep:
         for hook in run.hooks.on_before_zero_grad:
             hook(run.trainer, run.module, optimizer)
         own = run.update.owned.optimizer_zero_grad
+        if own is None and not run.update.has_optimizer:
+            # Nobody clears them but a validation, as in Lightning.
+            run.update.cleared(lambda: None)
+            return
         if own is None:
             run.update.clear()
             return

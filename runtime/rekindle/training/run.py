@@ -306,8 +306,8 @@ class Run:
 
     def record_batches(self, batches: BatchValues) -> None:
         """Give the values of a validation's batches to the loggers, counted over the run."""
-        private = self.logs.private()
-        self.trainer.measures.log(self.journal.record_batches(batches, private, counted=True))
+        shown = self.logs.for_loggers(batches)
+        self.trainer.measures.log(self.journal.record_batches(shown, counted=True))
 
     def window(self, step: Step) -> Window:
         """The samples of the step that comes next."""

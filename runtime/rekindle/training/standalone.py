@@ -119,7 +119,8 @@ def run_alone(
             batches=batches,
         )
         private = logs.private()
-        trainer.measures.log(journal.record_batches(batches, private, counted=False))
+        batches = logs.for_loggers(batches)
+        trainer.measures.log(journal.record_batches(batches, counted=False))
         named = {reported(name): value for name, value in (values or {}).items()}
         shown = {name: value for name, value in named.items() if name not in private}
         found = [shown]

@@ -32,7 +32,7 @@ from rekindle.model.optimizers import plain
 from rekindle.ranks.finite import Window
 from rekindle.ranks.gradients import broadcast
 from rekindle.requirement import RequirementError
-from rekindle.strategies.sharding import empty, like
+from rekindle.strategies.sharding import empty, like, sharded
 from rekindle.training.run import Run
 
 
@@ -86,6 +86,12 @@ def collect(
         state["stream"] = run.feed.stream.saved()
     if run.update.keeps_gradients:
         state["gradients"] = run.update.gradients_of(module)
+    elif not run.update.automatic:
+        own_gradients, gradients = run.update.waiting(module, world)
+        if gradients:
+            state["gradients"] = gradients
+        if own_gradients:
+            rank_state["gradients"] = own_gradients
     meta = {
         "step": run.step,
         "epoch": run.cursor.epoch,
@@ -160,6 +166,11 @@ def apply(run: Run, restored: Restored, *, again: bool = False) -> None:
     run.update.restore(state["loop"]["update"], step)
     if run.update.keeps_gradients:
         run.update.kept = state.get("gradients", {})
+    elif not run.update.automatic:
+        of_all = state.get("gradients")
+        ours = None if own is None or of_all is None else own.get("gradients", {})
+        whole = run.world.size == 1 or sharded(run.module)
+        run.update.bring_back(ours, of_all, world=run.world, whole=whole)
     schedulers = run.optimization.schedulers
     if len(state["schedulers"]) != len(schedulers):
         raise RequirementError(

@@ -23,9 +23,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+import torch.distributed as dist
 
-from rekindle.model.optimizers import Optimization, plain
+from rekindle.model.optimizers import NoOptimizer, Optimization, plain
 from rekindle.model.step_hooks import Owned
+from rekindle.ranks.distributed import World
 from rekindle.ranks.gradients import GradientSum
 from rekindle.ranks.lanesum import LaneSum
 from rekindle.requirement import RequirementError
@@ -59,7 +61,7 @@ class Update:
         self.owned = owned or Owned()
         """What the module does itself."""
         self.keeps_gradients = False
-        """Whether gradients may outlive their step, and belong to a checkpoint."""
+        """Whether gradients may outlive their step, and belong to a checkpoint (automatic form)."""
         self.kept: Mapping[str, torch.Tensor] | None = None
         """Gradients of a checkpoint that wait for the next step."""
         self.optimizers = optimization.optimizers
@@ -78,6 +80,7 @@ class Update:
         self._optimizer = self.optimizers[0] if self.optimizers else None
         self._plain = self._optimizer is not None and _clears_as_torch(self._optimizer)
         """Whether to clear gradients is only to drop them."""
+        self.has_optimizer = not isinstance(self._optimizer, NoOptimizer)
         self._one: torch.Tensor | None = None
         """Gradient of a loss with respect to itself, made once."""
         steps = optimization.schedulers if automatic else ()
@@ -93,6 +96,12 @@ class Update:
         """Which optimizers' gradients are summed and unscaled (manual form)."""
         self._scaled = [False] * len(self.optimizers)
         """Which optimizers have stepped since the scale was adapted (manual form)."""
+        self._fresh = [False] * len(self.optimizers)
+        """Which gradients were cleared in this `training_step` before a step (manual form)."""
+        self._stepped = [False] * len(self.optimizers)
+        """Which optimizers have stepped in this `training_step` (manual form)."""
+        self._carries: list[bool | None] = [None] * len(self.optimizers)
+        """Whether steps use gradients of before their `training_step`; None until there was one."""
         self.lockstep: Lockstep | None = None
         """Set when all ranks must make equally many forward passes."""
         self._run: Run | None = None
@@ -215,7 +224,9 @@ class Update:
                 optimizer, gradient_clip_val=self._clip, gradient_clip_algorithm=algorithm
             )
         elif self._clip is not None:
-            self.norm = clip_gradients(run.module.parameters(), self._clip, self._algorithm)
+            # The parameters of the optimizer are clipped, as in Lightning, not those beside it.
+            own = _parameters(optimizer) if optimizer and self.has_optimizer else []
+            self.norm = clip_gradients(own, self._clip, self._algorithm)
 
     def step_scaled(self, closure: Any = None) -> Any:
         """Step with the scaler, and adapt the scale to what was found."""
@@ -254,16 +265,78 @@ class Update:
         named = module.named_parameters()
         return {plain(name): p.grad for name, p in named if p.grad is not None}
 
+    def waiting(
+        self, module: torch.nn.Module, world: World
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Gradients that wait for a step over the end of `training_step` (manual form).
+
+        Those of this rank where the ranks have different ones, and those of all ranks together;
+        what a script clears before it steps is none of them. Collective.
+        """
+        own = self._waiting_here(module) if self.kept is None else dict(self.kept)
+        if not self._sums:
+            return {}, own
+        named = {plain(name): parameter for name, parameter in module.named_parameters()}
+        found: dict[str, torch.Tensor] = {}
+        for name in sorted(set().union(*world.gather(sorted(own)))):
+            mine = own.get(name)
+            found[name] = torch.zeros_like(named[name]) if mine is None else mine.detach().clone()
+            dist.all_reduce(found[name])
+        return own, found
+
+    def _waiting_here(self, module: torch.nn.Module) -> dict[str, torch.Tensor]:
+        chosen: set[int] = set()
+        for index, optimizer in enumerate(self.optimizers):
+            if self._carries[index] is False and self._stepped[index]:
+                continue
+            if not self._sums:
+                chosen |= {id(parameter) for parameter in _parameters(optimizer)}
+            elif self._keeps or not self._ready[index]:
+                chosen |= self._sums[index].used(summed=self._ready[index])
+        return {
+            plain(name): parameter.grad
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and id(parameter) in chosen
+        }
+
+    def bring_back(self, ours: Any, of_all: Any, *, world: World, whole: bool) -> None:
+        """Have the next step begin with what `waiting` gave; `ours` is None in another world.
+
+        With `whole` each rank has those of all. Otherwise the first rank has them if there is no
+        `ours`, and the next sum counts them once.
+        """
+        chosen = of_all if whole or (ours is None and world.first) else ours
+        self.kept = chosen or {}
+        self._carries = [None] * len(self.optimizers)
+
+    def release(self, module: torch.nn.Module) -> None:
+        """Drop all gradients of a module, in the automatic form those that are not dropped yet."""
+        self.kept = None
+        if not self.automatic:
+            for index in range(len(self.optimizers)):
+                self.zero_grad(index)
+        elif self.keeps_gradients:
+            self.clear()
+        owned = {id(p) for optimizer in self.optimizers for p in _parameters(optimizer)}
+        for parameter in module.parameters():
+            if id(parameter) not in owned and self.gradients is None:
+                parameter.grad = None
+
     def take_back(self, module: torch.nn.Module) -> None:
         """Give the parameters the gradients of a checkpoint, before the first step after it."""
         kept, self.kept = self.kept, None
         if kept is None:
             return
-        self.clear()
+        if self.automatic:
+            self.clear()
+        for index in range(len(self.optimizers) if not self.automatic else 0):
+            self.zero_grad(index)
         for name, parameter in module.named_parameters():
             saved = kept.get(plain(name))
             if saved is None:
                 continue
+            for each in self._sums:
+                each.use(parameter)
             if parameter.grad is None:
                 parameter.grad = like(saved, parameter).detach().clone()
             else:
@@ -301,6 +374,8 @@ class Update:
     def begin(self, run: "Run", size: int, samples: int) -> None:
         """The next `training_step` works on `size` of the `samples` of a step."""
         self._run, self.size, self.samples = run, size, samples
+        self._fresh = [False] * len(self.optimizers)
+        self._stepped = [False] * len(self.optimizers)
 
     def backward(self, loss: torch.Tensor, *arguments: Any, **options: Any) -> None:
         """Add this rank's gradients of a loss that is a mean over the batch."""
@@ -338,6 +413,9 @@ class Update:
             )
         if run is None:
             raise RuntimeError("an optimizer's step() is for training_step, during fit()")
+        if not self._stepped[index]:
+            self._carries[index] = self._carries[index] or not self._fresh[index]
+            self._stepped[index] = True
         if closure is not None:
             return self._evaluated_step(run, index, closure)
         self.complete(index)
@@ -365,6 +443,7 @@ class Update:
         """Clear the gradients of one optimizer."""
         optimizer = self.optimizers[index]
         self._ready[index] = False
+        self._fresh[index] = self._fresh[index] or not self._stepped[index]
         if self._sums:
             self._sums[index].clear()
         else:

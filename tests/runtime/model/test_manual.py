@@ -252,6 +252,34 @@ def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("strategy", ["auto", "fsdp"])
+def test_gradients_that_wait_for_a_step_are_kept_over_a_resume(ranks, tmp_path, strategy):
+    program = runpy.run_path(str(PROGRAM / "manual.py"))
+
+    def task(root, batch=4, strategy=strategy, **flags):
+        more = {"adding": True, "sharded": True, "strategy": strategy, "flags": flags}
+        return {"program": "manual.py", "root": root, "batch_size": batch} | more
+
+    def alone(root, **flags):
+        return program["main"](task(str(tmp_path / root), 8, "auto", **flags))
+
+    whole = alone("alone")
+    # With 5 steps an epoch these ends lie where gradients wait: in the middle, and over an epoch.
+    for stop in (4, 7):
+        assert alone(f"alone{stop}", max_steps=stop)["step"] < 15
+        assert alone(f"alone{stop}")["parameters"] == whole["parameters"]
+    tasks = [task("whole"), task("cut", max_steps=4), task("cut"), task("fewer", max_steps=4)]
+    for together, part, resumed, fewer in ranks(2, *tasks):
+        assert part["step"] == fewer["step"] == 4
+        for ours, theirs in zip(together["parameters"], whole["parameters"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+        assert resumed["parameters"] == together["parameters"]
+    store = Store.open(str(tmp_path / "fewer"))
+    waiting = store.load(store.read(store.commits()[0])).state["gradients"]
+    assert {name.partition(".")[0] for name in waiting} == {"first", "second"}
+
+
+@pytest.mark.processes
 def test_networks_in_shares_are_updated_as_whole_ones_are(ranks, tmp_path):
     program = runpy.run_path(str(PROGRAM / "manual.py"))
 

@@ -10,17 +10,20 @@ import rekindle as rk
 
 
 class Pair(rk.Module):
-    def __init__(self, sharded=False, toggling=False):
+    def __init__(self, sharded=False, toggling=False, adding=False):
         super().__init__()
         self.automatic_optimization = False
         self.first = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
         self.second = nn.Linear(3, 1)
         # A parameter that no submodule has cannot be in shares.
         self.unused = nn.ParameterList() if sharded else nn.Parameter(torch.ones(2))
-        self.calls, self.toggling = 0, toggling
+        self.calls, self.toggling, self.adding = 0, toggling, adding
 
     def training_step(self, batch, batch_idx):
         self.calls += 1
+        if self.adding:
+            self.adding_up(batch, batch_idx)
+            return
         if self.toggling:
             self.with_toggles(batch)
             return
@@ -36,6 +39,17 @@ class Pair(rk.Module):
         self.manual_backward(0.1 * self.second(x).square().mean())
         second.step()
         self.log("loss", nn.functional.mse_loss(self.second(x), y).detach(), on_epoch=True)
+
+    def adding_up(self, batch, batch_idx):
+        """Steps on what several batches have added up, cleared after it, or never (`second`)."""
+        first, second = self.optimizers()
+        x, y = batch
+        self.manual_backward(nn.functional.mse_loss(self.first(x) + self.second(x), y) / 3)
+        if batch_idx % 2 == 0:
+            second.step()
+        if batch_idx % 3 == 2:
+            first.step()
+            first.zero_grad()
 
     def with_toggles(self, batch):
         """One optimizer after the other; each network is also called between its two steps."""
@@ -64,7 +78,8 @@ class Pair(rk.Module):
 def main(task):
     rk.seed_everything(1 + int(os.environ.get("RANK", "0")))
     strategy = task.get("strategy", "auto")
-    model = Pair(task.get("sharded", strategy != "auto"), task.get("toggling", False))
+    ways = {name: task.get(name, False) for name in ("toggling", "adding")}
+    model = Pair(task.get("sharded", strategy != "auto"), **ways)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(35, 3, generator=generator)
     trainer = rk.Trainer(
