@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+_jitter = random.Random()
+"""Of its own: a script's numbers come from Python's generator, and are those of its seed."""
 
 
 class LeaseLost(Exception):
@@ -211,7 +213,7 @@ class Store:
                         continue
             except (PreconditionFailed, Conflict):
                 # Somebody else was faster (or our own first try got through unheard): next number.
-                time.sleep(random.uniform(0, min(1.0, 0.01 * attempt)))
+                time.sleep(_jitter.uniform(0, min(1.0, 0.01 * attempt)))
                 continue
             return Lease(fence=fence, owner=owner, etag=etag, fields=fields)
         raise StoreError(f"{self.uri}: 100 other attempts took the lease first; is this a loop?")

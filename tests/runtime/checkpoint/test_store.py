@@ -1,6 +1,7 @@
 """Reading: the newest good checkpoint, what was lost, and who may write."""
 
 import json
+import random
 import threading
 
 import pytest
@@ -158,8 +159,10 @@ def test_who_always_finds_somebody_faster_gives_up_and_says_so(store, monkeypatc
         raise PreconditionFailed(key)
 
     monkeypatch.setattr(store.objects, "put", taken)
+    drawn = random.getstate()
     with pytest.raises(StoreError, match="100 other attempts took the lease first"):
         store.acquire(owner="x")
+    assert random.getstate() == drawn, "the script's own random numbers have moved on"
 
 
 def test_a_pin_that_others_change_all_the_time_and_one_of_nothing(store, savers, save, monkeypatch):
