@@ -29,6 +29,7 @@ from rekindle.data import workerend
 from rekindle.data.loader import Source
 from rekindle.datamodule import DataModule
 from rekindle.flags import Every, Flags
+from rekindle.loggers.dummy import DummyLogger
 from rekindle.loggers.journal import Journal
 from rekindle.loggers.journal import chosen as chosen_loggers
 from rekindle.loggers.logger import Attempt
@@ -213,9 +214,12 @@ class Trainer(TrainerMembers):
         given = {k: v for k, v in locals().items() if k not in ("self", "unknown")}
         self.flags: Flags = checked.parse(given, unknown)
         self.callbacks: list[Callback] = self.flags.callbacks
-        quiet = self.flags.fast_dev_run or barebones
-        self.loggers: list[Logger] = [] if quiet else chosen_loggers(logger)
-        """Where metrics go; none in a trial run."""
+        self.loggers: list[Logger] = [] if barebones else chosen_loggers(logger)
+        """Where metrics go; in a trial run to one that takes all and writes nothing."""
+        if self.flags.fast_dev_run and self.loggers:
+            self.loggers = [DummyLogger()]
+        for each in self.loggers:
+            each.place(policy.base(self.flags)[0])
         self.profiler: Profiler = chosen_profiler(profiler)
         if profiler is not None:
             self.callbacks = [*self.callbacks, self.profiler]
@@ -665,6 +669,13 @@ class Trainer(TrainerMembers):
     def logger(self) -> "Logger | None":
         """The first logger."""
         return self.loggers[0] if self.loggers else None
+
+    @logger.setter
+    def logger(self, logger: "Logger | None") -> None:
+        """Log there from the next call on."""
+        self.loggers = [] if logger is None else chosen_loggers(logger)
+        for each in self.loggers:
+            each.place(policy.base(self.flags)[0])
 
     @property
     def log_dir(self) -> str | None:

@@ -55,7 +55,9 @@ class Stage:
         journal.describe(hparams or {})
         for step in steps:
             now[0] = step
-            journal.record({"loss": 1 / step, "train/acc": step / 10}, step=step, epoch=step // 4)
+            # As a run does: records are numbered from 0, attempts by the steps that are done.
+            values = {"loss": 1 / step, "train/acc": step / 10}
+            journal.record(values, step=step - 1, epoch=step // 4)
             if step == save_at:
                 self.settled(made)
                 self.saved = json.loads(json.dumps(journal.state()))
@@ -86,7 +88,7 @@ def test_json_lines_hold_every_record_once_over_a_crash_and_a_resume(tmp_path):
     stage.attempt(range(1, 8), save_at=4)
     (again,) = stage.attempt(range(5, 10), resume=4, status="finished")
     rows = lines(tmp_path / "logs/version_0/metrics.jsonl")
-    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert [row["step"] for row in rows] == list(range(9))
     assert rows[8]["train/acc"] == 0.9
     assert rows[8]["epoch"] == 2.0
     assert again.log_dir == str(tmp_path / "logs/version_0")
@@ -97,7 +99,7 @@ def test_a_new_run_takes_a_new_version_and_leaves_the_old_one(tmp_path):
     stage = Stage(tmp_path, loggers.JSONLLogger)
     stage.attempt(range(1, 4))
     (second,) = stage.attempt(range(1, 2))
-    assert second.version == "version_1"
+    assert second.version == 1
     assert len(lines(tmp_path / "logs/version_0/metrics.jsonl")) == 3
 
 
@@ -106,31 +108,32 @@ def test_a_torn_line_is_dropped_and_what_is_not_finite_is_null(tmp_path):
     stage.attempt([1], save_at=1)
     path = tmp_path / "n/v/metrics.jsonl"
     with path.open("a") as file:
-        file.write('{"step": 1, "lo')
+        file.write('{"step": 0, "lo')
     journal = begun(tmp_path, loggers.JSONLLogger(name="n", version="v"), step=1, saved=stage.saved)
-    journal.record({"loss": float("nan")}, step=2, epoch=0)
+    journal.record({"loss": float("nan")}, step=1, epoch=0)
     journal.close("finished", SECONDS)
-    assert [(row["step"], row["loss"]) for row in lines(path)] == [(1, 1.0), (2, None)]
+    assert [(row["step"], row["loss"]) for row in lines(path)] == [(0, 1.0), (1, None)]
 
 
 def test_csv_grows_columns_and_is_cut_off_at_the_resumed_step(tmp_path):
     stage = Stage(tmp_path, lambda: loggers.CSVLogger(prefix="p"))
     (logger,) = stage.attempt(range(1, 6), save_at=3)
     journal = begun(tmp_path, loggers.CSVLogger(prefix="p"), step=3, saved=stage.saved)
-    journal.record({"val/f1": 0.5}, step=4, epoch=1)
+    journal.record({"val/f1": 0.5}, step=3, epoch=1)
     journal.close("finished", SECONDS)
     with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
-    assert [row["p/val/f1"] for row in rows] == ["", "", "", "0.5"]
-    assert rows[2]["p/loss"] == repr(1 / 3)
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3"]
+    assert [row["p-val/f1"] for row in rows] == ["", "", "", "0.5"]
+    assert rows[2]["p-loss"] == repr(1 / 3)
+    assert list(rows[0]) == ["p-epoch", "p-loss", "p-train/acc", "p-val/f1", "step"]
 
 
 def test_a_value_of_the_saved_step_that_came_before_the_save_is_not_written_again(tmp_path):
     stage = Stage(tmp_path, loggers.JSONLLogger)
     stage.attempt([1, 2], save_at=2)
     journal = begun(tmp_path, loggers.JSONLLogger(), step=2, saved=stage.saved)
-    journal.record({"loss": 9.0, "val/loss": 3.0}, step=2, epoch=0)
+    journal.record({"loss": 9.0, "val/loss": 3.0}, step=1, epoch=0)
     journal.close("finished", SECONDS)
     rows = lines(tmp_path / "logs/version_0/metrics.jsonl")
     assert [row.get("loss") for row in rows] == [1.0, 0.5, None]
@@ -240,8 +243,6 @@ def test_only_rank_0_writes_and_the_others_know_where(tmp_path):
 def test_what_is_logged_before_the_run_is_kept(tmp_path):
     logger = loggers.JSONLLogger()
     logger.log_hyperparams({"note": "early"})
-    with pytest.raises(RuntimeError, match="open while a run is going on"):
-        _ = loggers.TensorBoardLogger().experiment
     journal = begun(tmp_path, logger)
     journal.close("finished", SECONDS)
     found = json.loads((tmp_path / "logs/version_0/hparams.json").read_text())
@@ -317,7 +318,7 @@ def test_wandb_goes_on_with_the_same_run_and_repeats_no_step(tmp_path, monkeypat
     stage.attempt(range(1, 8), save_at=4, hparams={"lr": 0.1})
     stage.attempt(range(5, 10), resume=4, status="finished")
     (run,) = server.values()
-    assert [row["trainer/global_step"] for row in run["rows"]] == list(range(1, 10))
+    assert [row["trainer/global_step"] for row in run["rows"]] == list(range(9))
     assert run["options"] == {"project": "p", "mode": "offline", "group": "g", "resume": "allow"}
     assert run["axes"]["*"]["step_metric"] == "trainer/global_step"
     assert (run["config"], run["exit"]) == ({"lr": 0.1}, 0)
@@ -355,7 +356,7 @@ def test_comet_goes_on_with_the_same_experiment_and_repeats_no_step(tmp_path, mo
     stage.attempt(range(1, 8), save_at=4, hparams={"a": {"b": 1}})
     stage.attempt(range(5, 10), resume=4)
     (experiment,) = server.values()
-    assert [step for step, _, _ in experiment.rows] == list(range(1, 10))
+    assert [step for step, _, _ in experiment.rows] == list(range(9))
     assert experiment.parameters == {"a/b": 1}
     assert asked[0]["mode"] == "get_or_create"
     assert (asked[0]["project_name"], asked[0]["experiment_config"]) == ("p", {"name": "n"})
@@ -370,8 +371,10 @@ def test_tensorboard_shows_every_step_once_over_a_crash_and_a_resume(tmp_path):
     (logger,) = stage.attempt(range(5, 10), resume=4, status="finished")
     events = EventAccumulator(logger.log_dir)
     events.Reload()
-    assert [event.step for event in events.Scalars("loss")] == list(range(1, 10))
-    assert events.Scalars("train/acc")[8].value == pytest.approx(0.9)
+    # Nothing tells what the trainer wrote of the step that comes next from a script's own picture
+    # of the steps that are done: so that one is kept, and there twice.
+    assert [event.step for event in events.Scalars("loss")] == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8]
+    assert events.Scalars("train/acc")[9].value == pytest.approx(0.9)
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
     assert stage.lines == []
 
@@ -396,7 +399,7 @@ def test_mlflow_holds_every_step_once_over_a_crash_and_a_resume(tmp_path, monkey
     assert run.info.status == "FINISHED"
     assert run.data.params == {"lr": "0.1", "deep/er": "[1]"}
     steps = [entry.step for entry in client.get_metric_history(run.info.run_id, "train/acc")]
-    assert steps == list(range(1, 10))
+    assert steps == list(range(9))
     assert stage.lines == []
 
 
@@ -411,19 +414,19 @@ def test_a_rollback_within_the_process_repeats_no_step(tmp_path, cuts):
 
     logger = loggers.JSONLLogger() if cuts else Keeping()
     journal = begun(tmp_path, logger)
-    for step in (1, 2, 3, 4, 5):
+    for step in (0, 1, 2, 3, 4):
         journal.record({"loss": 1.0}, step=step, epoch=0)
     journal.rewind(3)
-    for step in (4, 5, 6):
+    for step in (3, 4, 5):
         journal.record({"loss": 2.0}, step=step, epoch=0)
     journal.close("finished", SECONDS)
     if cuts:
         rows = lines(tmp_path / "logs/version_0/metrics.jsonl")
         assert [(row["step"], row["loss"]) for row in rows] == [
-            (1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)
+            (0, 1.0), (1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)
         ]  # fmt: skip
     else:
-        assert logger.steps == [1, 2, 3, 4, 5, 6]
+        assert logger.steps == [0, 1, 2, 3, 4, 5]
 
 
 def validations(journal, first, last):
@@ -481,7 +484,7 @@ def hanging(root, kind, records, held):
     now, first = [0], Hanging()
     journal = begun(root, first, now=lambda: now[0])
     for metrics, now[0] in records:
-        journal.record(metrics, step=now[0], epoch=0)
+        journal.record(metrics, step=now[0] - 1, epoch=0)
     assert Hanging.there.wait(SECONDS)
     stage.saved = json.loads(json.dumps(journal.state()))
     try:
@@ -493,7 +496,7 @@ def hanging(root, kind, records, held):
 
 def rows_of(folder, kind):
     """What such a logger has written, without what is empty."""
-    path = folder / "logs/version_0" / kind.FILE
+    (path,) = folder.glob(f"*/version_0/{kind.FILE}")
     if kind is loggers.JSONLLogger:
         return lines(path)
     with path.open(newline="") as file:
@@ -507,10 +510,10 @@ def rows_of(folder, kind):
 def test_what_waits_at_a_checkpoint_is_written_by_the_attempt_that_resumes(tmp_path, kind):
     loss = {"loss": 1.0}
     records = [(loss, step) for step in range(1, 6)]
-    with hanging(tmp_path, kind, records, held=({**loss, "epoch": 0.0}, 3)) as stage:
-        assert [entry["step"] for entry in stage.saved[0]["waiting"]] == [3, 4, 5]
+    with hanging(tmp_path, kind, records, held=({**loss, "epoch": 0.0}, 2)) as stage:
+        assert [entry["step"] for entry in stage.saved[0]["waiting"]] == [2, 3, 4]
         stage.attempt([6, 7], resume=5)
-        assert [row["step"] for row in rows_of(tmp_path, kind)] == [1, 2, 3, 4, 5, 6, 7]
+        assert [row["step"] for row in rows_of(tmp_path, kind)] == [0, 1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("kind", [loggers.JSONLLogger, loggers.CSVLogger])
@@ -518,11 +521,11 @@ def test_what_is_written_of_a_step_of_which_more_waits_is_not_lost(tmp_path, kin
     """A step and the validation after it are two records: one may be written, the other wait."""
     loss, val = {"loss": 1.0}, {"val": 2.0}
     records = [*((loss, step) for step in (1, 2, 3)), (val, 3)]
-    with hanging(tmp_path, kind, records, held=({**val, "epoch": 0.0}, 3)) as stage:
+    with hanging(tmp_path, kind, records, held=({**val, "epoch": 0.0}, 2)) as stage:
         stage.attempt([4], resume=3)
         found = rows_of(tmp_path, kind)
-        assert [row["step"] for row in found if row.get("loss") == 1.0] == [1, 2, 3]
-        assert [row["step"] for row in found if row.get("val") == 2.0] == [3]
+        assert [row["step"] for row in found if row.get("loss") == 1.0] == [0, 1, 2]
+        assert [row["step"] for row in found if row.get("val") == 2.0] == [2]
 
 
 def test_options_that_a_logger_does_not_have_are_refused_when_it_is_made(monkeypatch):
@@ -530,8 +533,8 @@ def test_options_that_a_logger_does_not_have_are_refused_when_it_is_made(monkeyp
     monkeypatch.setitem(sys.modules, "tensorboard", types.SimpleNamespace())
     with pytest.raises(ValueError, match=r"WandbLogger\(log_model='all'\) is not supported"):
         loggers.WandbLogger(log_model="all")
-    with pytest.raises(TypeError, match="TensorBoardLogger has no option 'log_graph'; it has "):
-        loggers.TensorBoardLogger(log_graph=True)
+    with pytest.raises(TypeError, match="TensorBoardLogger has no option 'graph'; it has "):
+        loggers.TensorBoardLogger(graph=True)
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -547,3 +550,71 @@ def test_wandb_watches_a_model_from_the_begin_of_the_run_on(tmp_path, monkeypatc
         logger.watch(model, log="all")
     assert server[logger.version]["watched"] == (model, "all")
     journal.close("finished", SECONDS)
+
+
+@pytest.mark.parametrize("kind", [loggers.JSONLLogger, loggers.CSVLogger])
+def test_rows_of_a_fit_before_with_the_same_logger_stay_over_a_resume(tmp_path, kind):
+    """Two fits of a script share a logger: the second one's checkpoint cuts only its own rows."""
+    logger, step = kind(tmp_path), [0]
+
+    def fit(logger, steps, **attempt):
+        journal = Journal([logger], world(), print)
+        begin = {"step": 0, "resumed": False, **attempt}
+        saved = begin.pop("saved", ())
+        journal.begin(Attempt(root=str(tmp_path), now=lambda: step[0], **begin), saved)
+        for step[0] in steps:
+            journal.record({"loss": float(step[0])}, step=step[0] - 1, epoch=0)
+        assert logger._feed.drained(SECONDS)
+        state = json.loads(json.dumps(journal.state()))
+        journal.close("finished", SECONDS)
+        return state
+
+    fit(logger, [1, 2, 3, 4])
+    saved = fit(logger, [1, 2])
+    again = kind(tmp_path)
+    fit(again, [3], step=2, resumed=True, saved=saved)
+    assert again.log_dir == logger.log_dir
+    assert [row["step"] for row in rows_of(tmp_path, kind)] == [0, 1, 2, 3, 0, 1, 2]
+
+
+def test_a_scripts_own_row_of_the_steps_that_are_done_survives_a_resume(tmp_path):
+    stage = Stage(tmp_path, loggers.CSVLogger)
+    stage.attempt(range(1, 5), save_at=2)
+    path = tmp_path / "lightning_logs/version_0/metrics.csv"
+    path.write_text(path.read_text() + ",0.5,2,\n,0.7,3,\n")
+    stage.attempt([3], resume=2)
+    rows = rows_of(tmp_path, loggers.CSVLogger)
+    assert [(row["step"], row["loss"], "epoch" in row) for row in rows] == [
+        (0, 1.0, True), (1, 0.5, True), (2, 0.5, False), (2, 1 / 3, True)
+    ]  # fmt: skip
+
+
+def test_what_is_logged_after_a_run_is_written_too(tmp_path):
+    logger = loggers.CSVLogger(tmp_path, "own")
+    begun(tmp_path, logger).close("finished", SECONDS)
+    logger.log_metrics({"final": 1}, step=7)
+    logger.experiment.log_metrics({"more": 2.5}, step=8)
+    logger.finalize("success")
+    text = (tmp_path / "own/version_0/metrics.csv").read_text()
+    assert text == "final,more,step\n1,,7\n,2.5,8\n"
+
+
+def test_what_wandb_shows_beside_numbers(tmp_path, monkeypatch):
+    server, step = {}, "trainer/global_step"
+    monkeypatch.setattr(FakeRun, "server", server)
+    kinds = {
+        name: lambda item, name=name, **rest: (name, item, rest) for name in ("Image", "Video")
+    }
+    fake = types.SimpleNamespace(init=FakeRun, Table=lambda **given: given, **kinds)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    logger = loggers.WandbLogger(prefix="p")
+    logger.log_image("seen", ["a", "b"], step=3, caption=["A", "B"])
+    logger.log_text("said", ["c"], [["d"]])
+    with pytest.raises(ValueError, match="'seen': 2 items, and 1 of 'caption'"):
+        logger.log_image("seen", ["a", "b"], caption=["A"])
+    logger.finalize("success")
+    (run,) = server.values()
+    assert run["rows"] == [
+        {"p-seen": [("Image", "a", {"caption": "A"}), ("Image", "b", {"caption": "B"})], step: 3},
+        {"p-said": {"columns": ["c"], "data": [["d"]], "dataframe": None}},
+    ]

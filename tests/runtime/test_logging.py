@@ -77,9 +77,9 @@ def test_the_logger_gets_what_is_reported_at_its_step_with_the_hyperparameters(t
     fit(run, Net(lr=0.01))
     assert rows[0] == ("hparams", {"lr": 0.01})
     trained = [(step, values["epoch"]) for step, values in rows[1:] if "train/loss" in values]
-    assert trained == [(2, 0), (4, 0), (6, 0), (8, 0), (10, 1), (12, 1), (14, 1), (16, 1)]
+    assert trained == [(1, 0), (3, 0), (5, 0), (7, 0), (9, 1), (11, 1), (13, 1), (15, 1)]
     validated = [step for step, values in rows[1:] if "val/loss" in values]
-    assert validated == [8, 16]
+    assert validated == [7, 15]
     assert not any("secret" in values for _, values in rows)
     assert "secret" in run.callback_metrics
 
@@ -89,7 +89,7 @@ def test_true_writes_json_lines_under_the_root(tmp_path):
     fit(run)
     assert run.log_dir == str(tmp_path / "run/logs/version_0")
     rows = lines(tmp_path / "run/logs/version_0/metrics.jsonl")
-    assert [row["step"] for row in rows if "train/loss" in row] == list(range(2, 17, 2))
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 16, 2))
     hparams = json.loads((tmp_path / "run/logs/version_0/hparams.json").read_text())
     assert hparams == {"lr": 0.1}
 
@@ -98,7 +98,9 @@ def test_true_writes_json_lines_under_the_root(tmp_path):
 def test_nothing_is_logged_without_a_logger_or_in_a_trial_run(tmp_path, flags):
     run = trainer(tmp_path, **flags)
     fit(run)
-    assert (run.logger, run.loggers) == (None, [])
+    assert [type(each).__name__ for each in run.loggers] == ["DummyLogger"] * (
+        "logger" in flags and bool(flags["logger"])
+    )
     assert not (tmp_path / "run/logs").exists()
 
 
@@ -126,15 +128,15 @@ def test_a_preempted_and_a_crashed_run_repeat_no_step(tmp_path, kind):
     with pytest.raises(rk.Preempted):
         attempt(Stop(10, crash=False))
     run = attempt()
-    assert run.logger.version == "version_0"
-    path = tmp_path / "run/logs/version_0" / kind.FILE
+    assert run.logger.version == 0
+    (path,) = (tmp_path / "run").glob(f"*/version_0/{kind.FILE}")
     if kind is loggers.JSONLLogger:
         steps = [row["step"] for row in lines(path) if "train/loss" in row]
     else:
         header, *rows = [line.split(",") for line in path.read_text().splitlines()]
         column = header.index("train/loss")
-        steps = [int(row[0]) for row in rows if row[column]]
-    assert steps == list(range(1, 17))
+        steps = [int(row[header.index("step")]) for row in rows if row[column]]
+    assert steps == list(range(16))
 
 
 def test_a_test_after_training_is_logged_into_the_same_run(tmp_path):
@@ -142,8 +144,8 @@ def test_a_test_after_training_is_logged_into_the_same_run(tmp_path):
     model = fit(run)
     run.validate(model, DataLoader(DATA, 16))
     rows = lines(tmp_path / "run/logs/version_0/metrics.jsonl")
-    # The validation of step 16 is there already.
-    assert [row["step"] for row in rows if "val/loss" in row] == [8, 16]
+    # Steps are numbered from 0; after training, by those that are done.
+    assert [row["step"] for row in rows if "val/loss" in row] == [7, 15, 16]
 
     class Tested(Net):
         def test_step(self, batch, batch_idx):
@@ -289,9 +291,12 @@ def test_rich_draws_when_it_is_installed_and_else_the_built_in_bar_does(
     assert "|██████████| 100%" in out
 
 
-def test_a_bar_that_never_draws_is_refused():
-    with pytest.raises(ValueError, match="refresh_rate=0 must be an integer of at least 1"):
-        TQDMProgressBar(refresh_rate=0)
+def test_a_bar_of_a_negative_rate_is_refused_and_one_of_none_draws_nothing(tmp_path, terminal):
+    with pytest.raises(ValueError, match="refresh_rate=-1 must be an integer of at least 0"):
+        TQDMProgressBar(refresh_rate=-1)
+    flags = {"enable_progress_bar": True, "max_epochs": 1, "callbacks": TQDMProgressBar(0)}
+    fit(trainer(tmp_path, **flags))
+    assert "|██████████| 100%" not in terminal()
 
 
 def test_throughput_is_what_a_known_sleep_per_step_allows(tmp_path):
@@ -376,7 +381,7 @@ def test_a_rollback_cuts_off_what_was_logged_after_its_checkpoint(tmp_path, caps
     fit(run, Later())
     assert "rolled back to 4" in capsys.readouterr().out
     rows = lines(tmp_path / "run/logs/version_0/metrics.jsonl")
-    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 8))
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(7))
 
 
 def test_a_bar_is_drawn_again_when_enough_steps_or_news_have_come():

@@ -82,7 +82,7 @@ def test_a_third_partys_plugins_are_used_by_name(third, tmp_path):
         strategy="plain",
     )
     trainer.fit(Net(), DataLoader(TensorDataset(torch.ones(16, 2)), 4))
-    assert set(third.LINES) >= {2, 4}
+    assert set(third.LINES) >= {1, 3}
     assert "end" in third.LINES
     assert type(trainer.profiler) is third.Clock
     assert [type(logger) for logger in trainer.loggers] == [third.Mine]

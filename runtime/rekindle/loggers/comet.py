@@ -6,7 +6,7 @@ there is nobody to ask: the archives of two attempts may hold a step both.
 """
 
 import secrets
-from typing import Any
+from typing import Any, Literal
 
 from rekindle.loggers.feed import Known
 from rekindle.loggers.logger import Attempt, flat
@@ -25,11 +25,12 @@ class CometLogger(ServiceLogger):
         workspace: str | None = None,
         project: str | None = None,
         experiment_key: str | None = None,
+        mode: Literal["get_or_create", "get", "create"] | None = None,
         online: bool | None = None,
         prefix: str | None = None,
         **options: Any,
     ) -> None:
-        """`options` go to `comet_ml.ExperimentConfig`.
+        """`options` go to `comet_ml.ExperimentConfig`; `mode` is for the run's first attempt.
 
         Raises ModuleNotFoundError when comet_ml is not installed.
         """
@@ -37,7 +38,7 @@ class CometLogger(ServiceLogger):
         self._where = {
             "api_key": api_key, "workspace": workspace, "project_name": project, "online": online
         }  # fmt: skip
-        self._project, self._options = project, options
+        self._project, self._options, self._mode = project, options, mode
 
     @property
     def name(self) -> str | None:
@@ -52,7 +53,7 @@ class CometLogger(ServiceLogger):
         """Begin the experiment, or go on with it."""
         self._record = self._module.start(
             experiment_key=self._id,
-            mode="get_or_create",
+            mode="get_or_create" if attempt.resumed else self._mode or "get_or_create",
             experiment_config=self._module.ExperimentConfig(**self._options),
             **{key: value for key, value in self._where.items() if value is not None},
         )

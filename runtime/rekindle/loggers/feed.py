@@ -48,6 +48,8 @@ class Record:
     values: dict[str, float] = field(default_factory=dict)
     step: int | None = None
     hyperparameters: dict[str, Any] | None = None
+    measured: dict[str, float] | None = None
+    """Metrics that hyperparameters are shown with, for loggers that take them."""
     rewind: int | None = None
     """The step that training went back to."""
     numbers: dict[str, int] = field(default_factory=dict)
@@ -82,6 +84,8 @@ class Feed:
         self._written = -1
         self.apart = False
         """Whether what is handed over now counts batches of evaluations."""
+        self.now = 0
+        """The run's step at the newest record."""
         self.dropped = 0
         """Records that found the queue full."""
         self.failed = 0
@@ -91,7 +95,7 @@ class Feed:
     def put(self, record: Record) -> None:
         """Hand over a record; never waits."""
         if record.values and record.now is None:
-            now = self._attempt.now()
+            now = self.now = self._attempt.now()
             step = now if record.step is None else record.step
             record = replace(record, step=step, now=now, apart=self.apart)
         with self._changed:
@@ -119,6 +123,13 @@ class Feed:
     def opened(self, timeout: float = 60.0) -> bool:
         """Whether the logger is open; waits until that is known."""
         return self._open.wait(timeout) and not self._dead
+
+    def drained(self, timeout: float) -> bool:
+        """Whether all that was handed over is written; waits for it."""
+        with self._changed:
+            return self._changed.wait_for(
+                lambda: self._dead or (not self._waiting and self._writing is None), timeout
+            )
 
     def close(self, status: str) -> None:
         """Take no more records; write what is waiting and close the logger. Does not wait."""
@@ -152,7 +163,9 @@ class Feed:
             self._known = known if again else {}
         except Exception as error:
             # Whatever it is, it comes out of a logger's own code, and no run depends on one.
-            self._dead = True
+            with self._changed:
+                self._dead = True
+                self._changed.notify_all()
             self._say(f"is not used: {_words(error)}. Training goes on without it.")
             return
         finally:
@@ -169,6 +182,7 @@ class Feed:
                 same = bool(self._done) and self._done[0].now == self._writing.now
                 self._done = [*(self._done if same else ()), self._writing][-_SAVED:]
             self._writing = None
+            self._changed.notify_all()
             while not self._waiting and self._status is None:
                 self._changed.wait()
             self._writing = self._waiting.popleft() if self._waiting else None
@@ -176,7 +190,8 @@ class Feed:
 
     def _write(self, record: Record) -> None:
         if record.hyperparameters is not None:
-            self._logger.write_hyperparameters(record.hyperparameters)
+            measured = () if record.measured is None else (record.measured,)
+            self._logger.write_hyperparameters(record.hyperparameters, *measured)
             return
         if record.rewind is not None:
             there = replace(self._attempt, step=record.rewind, apart=record.numbers)

@@ -8,11 +8,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rekindle.loggers.feed import Feed, Record
 from rekindle.loggers.files import JSONLLogger
-from rekindle.loggers.logger import Attempt, Logger
+from rekindle.loggers.logger import Attempt, Logger, overrides
 from rekindle.plugins import named
 from rekindle.ranks.distributed import World
 
@@ -45,6 +46,8 @@ class Journal:
 
     def __init__(self, loggers: Sequence[Logger], world: World, say: Callable[[str], None]) -> None:
         self._loggers, self._world, self._say = list(loggers), world, say
+        self._saving = [(logger, overrides(logger, "save")) for logger in loggers]
+        """Loggers, and whether they are to be told to save after each record."""
         self._feeds: dict[str, Feed] = {}
         self._told: list[Logger] = []
         self._described = False
@@ -58,11 +61,11 @@ class Journal:
         # Loggers are told apart by their kind and place among those of that kind.
         before = {str(entry["logger"]): entry for entry in saved}
         names = _names(self._loggers)
+        for logger in self._loggers:
+            logger.leave()
         self._restore(saved)
         attempt = replace(attempt, apart=dict(self._apart))
-        for name, logger in zip(names, self._loggers, strict=True):
-            if name in before:
-                logger.load_state_dict(dict(before[name]["state"]))
+        self.recall(saved)
         if self._world.first:
             ready = [logger for logger in self._loggers if self._prepared(logger, attempt)]
             for name, logger in zip(names, self._loggers, strict=True):
@@ -89,32 +92,49 @@ class Journal:
                 logger.begin(None)
         self._described = bool(saved) and all(entry.get("described") for entry in saved)
 
+    def recall(self, saved: Sequence[Mapping[str, Any]]) -> None:
+        """Have the loggers go on with what a checkpoint names."""
+        before = {str(entry["logger"]): entry for entry in saved}
+        for name, logger in zip(_names(self._loggers), self._loggers, strict=True):
+            if name in before:
+                logger.load_state_dict(dict(before[name]["state"]))
+
+    def graph(self, module: Any) -> None:
+        """Show the module's operations, at loggers that can."""
+        for logger in self._loggers:
+            if type(logger).log_graph is not Logger.log_graph and self._world.first:
+                self._guarded(logger, partial(logger.log_graph, module))
+
     def describe(self, hyperparameters: Mapping[str, Any]) -> None:
         """Log the run's hyperparameters, unless an attempt before has done so."""
         if not self._described and hyperparameters:
             for logger in self._loggers:
-                logger.log_hyperparams(hyperparameters)
+                self._guarded(logger, partial(logger.log_hyperparams, hyperparameters))
         self._described = True
 
     def record(self, values: Mapping[str, float], *, step: int, epoch: int) -> None:
         """Log values of a step; never waits."""
         if not self._feeds:
             return
-        named = {**values, "epoch": float(epoch)}
-        self._hand_over(named, step)
+        self._hand_over({**values, "epoch": epoch}, step)
         self._tell()
 
     def _hand_over(self, values: Mapping[str, float], step: int) -> None:
         if not self._feeds:
             return
-        for logger in self._loggers:
-            try:
-                logger.log_metrics(values, step)
-            except Exception as error:
-                # A logger of the user's that overrides log_metrics does its work right here.
-                if logger not in self._told:
-                    self._told.append(logger)
-                    self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
+        for logger, saves in self._saving:
+            self._guarded(logger, partial(logger.log_metrics, values, step))
+            if saves:
+                self._guarded(logger, logger.save)
+
+    def _guarded(self, logger: Logger, call: Callable[[], Any]) -> None:
+        """A logger of the user's that overrides a method does its work right here."""
+        try:
+            call()
+        except Exception as error:
+            if logger not in self._told:
+                self._told.append(logger)
+                self._say(f"logger {type(logger).__name__} failed: {error}. Training goes on.")
 
     def record_batches(
         self, batches: Mapping[tuple[int, int], Mapping[str, float]], *, counted: bool
@@ -191,6 +211,9 @@ class Journal:
             feed.wait(max(0.0, limit - time.monotonic()))
         self._tell()
         for logger in self._loggers:
+            if overrides(logger, "finalize"):
+                ended = "success" if status == "finished" else "failed"
+                self._guarded(logger, partial(logger.finalize, ended))
             logger.end()
         self._feeds = {}
 

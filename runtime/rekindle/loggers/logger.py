@@ -5,21 +5,29 @@ hand the record over to a thread and return. That thread calls `open`, `write` a
 all that a logger of one's own has to define. So a service that is slow, or gone, costs the training
 nothing.
 
+Outside of a run the same is done by a thread of the logger's own, which is made when something is
+to be written (`save`, `experiment`, a record after a run) and ended by the next run, by `finalize`
+or with the process.
+
 A run that resumes at step s does again what the attempt before did after s. A logger that can take
 records back cuts them off in `open`; one that cannot says there how far each name has been written,
 and what is not beyond that is not written again.
 """
 
+import atexit
 import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rekindle.loggers.feed import Feed, Known, Record
 
 _EARLY = 100
 """Records that are kept before a run."""
+_SECONDS = 20.0
+"""How long is waited for what is written outside of a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +62,21 @@ class Logger:
     run begins is kept until then.
     """
 
+    LOGGER_JOIN_CHAR: ClassVar[str] = "/"
+    """What joins the prefix and a metric's name."""
     prefix: str = ""
-    """Put before each name of a metric, with a slash."""
+    """Put before each name of a metric, together with what joins them."""
     _feed: Feed | None = None
     _running = False
+    _used = False
+    """Whether this object has been opened before: what it goes on with is its own."""
     _early: tuple[Record, ...] = ()
+    _alone: Feed | None = None
+    """What writes outside of a run."""
+    _root = "."
+    """Where a logger without a place of its own writes outside of a run."""
+    _now = 0
+    """The step that the last run has come to."""
 
     @property
     def name(self) -> str | None:
@@ -76,31 +94,53 @@ class Logger:
         return None
 
     @property
+    def root_dir(self) -> str | None:
+        """Directory of the experiment, in which its runs lie."""
+        return self.save_dir
+
+    @property
     def log_dir(self) -> str | None:
         """Directory of this run; None before it is known."""
         return self.save_dir
 
     @property
-    def experiment(self) -> Any:
-        """What the records are given to, for more than scalars; mute on ranks that do not write.
+    def group_separator(self) -> str:
+        """What separates groups in the names of metrics."""
+        return "/"
 
-        Raises RuntimeError outside of a run.
-        """
+    @property
+    def experiment(self) -> Any:
+        """What the records are given to, for more than scalars; mute on ranks that do not write."""
         return self if self.ready() else Mute()
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Hand over scalars of a step (by default the newest one)."""
         if self._feed is not None or not self._running:
-            values = {f"{self.prefix}{name}": float(value) for name, value in metrics.items()}
+            values = {f"{self.prefix}{name}": _number(value) for name, value in metrics.items()}
             self._put(Record(values=values, step=step))
 
-    def log_hyperparams(self, params: Any) -> None:
+    def log_hyperparams(self, params: Any = None, *arguments: Any, **options: Any) -> None:
         """Hand over hyperparameters: a mapping, or an object with attributes."""
-        given = params if isinstance(params, Mapping) else vars(params)
-        self._put(Record(hyperparameters=plain(given)))
+        self._put(Record(hyperparameters=named(params)))
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Show the model's operations, where a logger can; called when a run begins."""
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """A `ModelCheckpoint` has written a file."""
 
     def save(self) -> None:
-        """Nothing is kept back for this call; it is here for scripts that make it."""
+        """Wait until what was handed over is written."""
+        feed = self._feed if self._running else self._opened()
+        if feed is not None:
+            feed.drained(_SECONDS)
+
+    def finalize(self, status: str) -> None:
+        """End what was opened outside of a run; a run ends its loggers by itself."""
+        if not self._running:
+            if self._early:
+                self._opened()
+            self._end_alone(status)
 
     def prepare(self, attempt: Attempt) -> None:
         """Decide on names, in the main thread of every rank; touch nothing, do nothing slow.
@@ -150,28 +190,93 @@ class Logger:
     def begin(self, feed: Feed | None) -> None:
         """A run begins; `feed` is the thread that writes, on rank 0 (called by the trainer)."""
         early, self._early = self._early, ()
-        self._feed, self._running = feed, True
+        self._feed, self._running, self._used = feed, True, True
         for record in early:
             self._put(record)
 
     def end(self) -> None:
         """The run has ended (called by the trainer)."""
+        if self._feed is not None:
+            self._now = self._feed.now
         self._feed, self._running = None, False
 
     def ready(self) -> bool:
-        """Whether this logger writes; waits until it is open. RuntimeError outside of a run."""
-        if not self._running:
-            raise RuntimeError(
-                f"{type(self).__name__} is open while a run is going on: use its experiment in a "
-                f"hook, for example on_fit_start"
-            )
-        return self._feed is not None and self._feed.opened()
+        """Whether this logger writes; waits until it is open."""
+        feed = self._feed if self._running else self._opened()
+        return feed is not None and feed.opened()
+
+    def leave(self) -> None:
+        """End what was opened outside of a run, before one begins (called by the trainer)."""
+        self._end_alone("finished")
+
+    def place(self, root: str) -> None:
+        """Note the trainer's root (called by the trainer)."""
+        self._root = root
 
     def _put(self, record: Record) -> None:
         if self._feed is not None:
             self._feed.put(record)
-        elif not self._running and len(self._early) < _EARLY:
-            self._early = (*self._early, record)
+        elif self._running or os.environ.get("RANK", "0") != "0":
+            return
+        elif self._alone is not None or self._used:
+            if (feed := self._opened()) is not None:
+                feed.put(record)
+        else:
+            if not self._early:
+                _at_exit(self)
+            if len(self._early) < _EARLY:
+                self._early = (*self._early, record)
+
+    def _opened(self) -> Feed | None:
+        """The thread that writes outside of a run; None on ranks that do not write."""
+        if self._alone is None and os.environ.get("RANK", "0") == "0":
+            now = self._now
+            attempt = Attempt(
+                root=self._root, step=0, resumed=False, repeats=False, now=lambda: now
+            )
+            self.prepare(attempt)
+            self._used = True
+            self._alone = Feed(self, attempt)
+            _at_exit(self)
+            early, self._early = self._early, ()
+            for record in early:
+                self._alone.put(record)
+        return self._alone
+
+    def _end_alone(self, status: str) -> None:
+        feed, self._alone = self._alone, None
+        if feed is not None:
+            feed.close("finished" if status == "success" else status)
+            feed.wait(_SECONDS)
+
+
+def _at_exit(logger: Logger) -> None:
+    """Write what a logger still has when the process ends, unless it is gone by then."""
+    known = weakref.ref(logger)
+
+    def end() -> None:
+        found = known()
+        if found is not None:
+            found.finalize("success")
+
+    atexit.register(end)
+
+
+def overrides(logger: Logger, name: str) -> bool:
+    """Whether a script's own class defines a method: one that none of the loggers here has."""
+    module: str = getattr(getattr(type(logger), name, None), "__module__", "")
+    return not module.startswith("rekindle.")
+
+
+def _number(value: Any) -> float:
+    """An integer as it is, anything else of one element as a float."""
+    return value if type(value) is int else float(value)
+
+
+def named(params: Any) -> dict[str, Any]:
+    """Hyperparameters that were given as a mapping, as an object with attributes, or not at all."""
+    given = {} if params is None else params
+    return plain(given if isinstance(given, Mapping) else vars(given))
 
 
 class Mute:

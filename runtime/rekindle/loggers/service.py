@@ -35,7 +35,7 @@ class ServiceLogger(Logger):
         self._given = self._id = given or None
         self._record: Any = None
         """What the package gives to write to, once it is open."""
-        self.prefix = f"{prefix}/" if prefix else ""
+        self.prefix = f"{prefix}{self.LOGGER_JOIN_CHAR}" if prefix else ""
 
     @property
     def version(self) -> str | None:

@@ -8,6 +8,7 @@ written again.
 
 import os
 import secrets
+from collections.abc import Callable
 from typing import Any, Literal
 
 from rekindle.loggers.feed import Feed, Known
@@ -22,6 +23,7 @@ class WandbLogger(ServiceLogger):
     """Logs to Weights & Biases, `experiment` being the `wandb.Run`; needs the package wandb."""
 
     ID = "id"
+    LOGGER_JOIN_CHAR = "-"
 
     def __init__(
         self,
@@ -29,21 +31,32 @@ class WandbLogger(ServiceLogger):
         save_dir: "str | os.PathLike[str] | None" = None,
         version: str | None = None,
         offline: bool = False,
+        dir: "str | os.PathLike[str] | None" = None,
         id: str | None = None,
+        anonymous: bool | None = None,
         project: str | None = None,
-        prefix: str = "",
         log_model: Literal[False] = False,
+        experiment: Any = None,
+        prefix: str = "",
+        checkpoint_name: str | None = None,
+        add_file_policy: Literal["mutable", "immutable"] = "mutable",
         **options: Any,
     ) -> None:
         """`options` go to `wandb.init`; `version` and `id` both name the run's id.
 
-        Models are not logged: they are in the run's checkpoints, once.
+        `experiment` is a run that the script has begun itself; `dir` means `save_dir`. Models are
+        not logged, which `checkpoint_name` and `add_file_policy` would be about: they are in the
+        run's checkpoints, once.
         Raises ModuleNotFoundError when wandb is not installed.
         """
-        super().__init__("wandb", given=id or version, prefix=prefix, log_model=log_model)
-        self._name, self._project = name, project
-        self._directory = None if save_dir is None else os.fspath(save_dir)
+        own = getattr(experiment, "id", None)
+        super().__init__("wandb", given=id or version or own, prefix=prefix, log_model=log_model)
+        self._name, self._project, self._begun = name, project, experiment
+        place = dir if save_dir is None else save_dir
+        self._directory = None if place is None else os.fspath(place)
         self._options = {**({"mode": "offline"} if offline else {}), **options}
+        if anonymous is not None:
+            self._options["anonymous"] = {True: "allow", False: None}.get(anonymous, anonymous)
         self._watched: list[dict[str, Any]] = []
 
     @property
@@ -70,6 +83,66 @@ class WandbLogger(ServiceLogger):
         else:
             self._watched.append(options)
 
+    def log_table(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Log a table: columns and rows, or a data frame."""
+        self._show(
+            "Table", key, lambda kind: kind(columns=columns, data=data, dataframe=dataframe), step
+        )
+
+    def log_text(
+        self,
+        key: str,
+        columns: list[str] | None = None,
+        data: list[list[str]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """Log texts, as a table."""
+        self.log_table(key, columns, data, dataframe, step)
+
+    def log_image(
+        self, key: str, images: list[Any], step: int | None = None, **kwargs: list[Any]
+    ) -> None:
+        """Log images: tensors, arrays, PIL images or paths; `kwargs` hold a value for each."""
+        self._several("Image", key, images, step, kwargs)
+
+    def log_audio(
+        self, key: str, audios: list[Any], step: int | None = None, **kwargs: list[Any]
+    ) -> None:
+        """Log sounds: arrays or paths; `kwargs` hold a value for each."""
+        self._several("Audio", key, audios, step, kwargs)
+
+    def log_video(
+        self, key: str, videos: list[Any], step: int | None = None, **kwargs: list[Any]
+    ) -> None:
+        """Log videos: tensors, arrays or paths; `kwargs` hold a value for each."""
+        self._several("Video", key, videos, step, kwargs)
+
+    def _several(
+        self, kind: str, key: str, items: list[Any], step: int | None, each: dict[str, list[Any]]
+    ) -> None:
+        if not isinstance(items, list):
+            raise TypeError(f"{key!r}: give a list, not a {type(items).__name__}")
+        for name, values in each.items():
+            if len(values) != len(items):
+                raise ValueError(f"{key!r}: {len(items)} items, and {len(values)} of {name!r}")
+        options = [{name: values[i] for name, values in each.items()} for i in range(len(items))]
+        pairs = list(zip(items, options, strict=True))
+        self._show(kind, key, lambda made: [made(item, **rest) for item, rest in pairs], step)
+
+    def _show(self, kind: str, key: str, make: Callable[[Any], Any], step: int | None) -> None:
+        if self.ready():
+            at = {} if step is None else {_STEP: step}
+            made = make(getattr(self._module, kind))
+            self._record.log({f"{self.prefix}{key}": made, **at})
+
     def begin(self, feed: Feed | None) -> None:
         """A run begins (called by the trainer); waits for W&B if there is a model to watch."""
         super().begin(feed)
@@ -85,7 +158,7 @@ class WandbLogger(ServiceLogger):
     def open(self, attempt: Attempt) -> Known:
         """Begin the run, or go on with it."""
         given = {"name": self._name, "project": self._project, "dir": self._directory}
-        self._record = self._module.init(
+        self._record = self._begun or self._module.init(
             id=self._id,
             resume="allow",
             **{key: value for key, value in given.items() if value is not None},

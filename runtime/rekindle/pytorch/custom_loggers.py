@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from rekindle.loggers.logger import Logger, Mute
+from rekindle.loggers.logger import Mute
 from rekindle.pytorch.utilities.rank_zero import rank_zero_only
 
 
@@ -17,37 +17,6 @@ def rank_zero_experiment(fn: Callable[..., Any]) -> Callable[..., Any]:
         return fn(self) if rank_zero_only.rank == 0 else Mute()
 
     return experiment
-
-
-class DummyLogger(Logger):
-    """Writes nothing; takes any call."""
-
-    @property
-    def name(self) -> str:
-        """None to speak of."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """None to speak of."""
-        return ""
-
-    @property
-    def experiment(self) -> Any:
-        """Takes any call."""
-        return Mute()
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Nothing."""
-
-    def log_hyperparams(self, params: Any) -> None:
-        """Nothing."""
-
-    def write(self, metrics: dict[str, float], step: int, at: float) -> None:
-        """Nothing."""
-
-    def __getitem__(self, index: int) -> "DummyLogger":
-        return self
 
 
 def merge_dicts(

@@ -30,6 +30,8 @@ class Job:
     remove: tuple[str, ...] = ()
     repair: bool = False
     """Whether only what is not there is written."""
+    done: Callable[[], None] | None = None
+    """Called once the files are there, from the thread that writes them."""
 
 
 class Files:
@@ -71,12 +73,22 @@ class Files:
             except Exception as error:
                 paths = ", ".join([*job.write, *job.links]) or ", ".join(job.remove)
                 self._say(f"{paths}: not written: {type(error).__name__}: {error}")
+            else:
+                self._tell(job)
             with self._changed:
                 self._open -= 1
                 self._changed.notify_all()
                 if not self._open:
                     self._thread = None
                     return
+
+    def _tell(self, job: Job) -> None:
+        try:
+            if job.done is not None:
+                job.done()
+        except Exception as error:
+            # A logger's own code, about a file that is there; no run depends on it.
+            self._say(f"after_save_checkpoint failed: {type(error).__name__}: {error}")
 
     def _do(self, job: Job, ref: CommitRef | None) -> None:
         missing = [p for p in job.write if not (job.repair and os.path.exists(p))]

@@ -152,7 +152,8 @@ def assemble(
         if notice_line is not None and flags.fit_number == 1:
             console.say(notice_line)
     copies = placement.copies(flags, world)
-    if world.first and flags.enable_model_summary:
+    told = any(callback.summarizes for callback in trainer.callbacks)
+    if world.first and flags.enable_model_summary and not told:
         console.say(summary(module))
     module.to(world.device)
     convert(module, flags.precision, world.device, flags.fp8_skip)
@@ -350,6 +351,8 @@ def assemble(
     _announce(run, found)
     if not run.done:
         _open_loggers(run, found)
+    elif found.restored is not None:
+        run.journal.recall(found.restored.meta.get("loggers", ()))
     for hook in hooks.on_fit_start:
         hook(trainer, module)
     if session is not None and found.label is None and not run.done:
@@ -711,6 +714,7 @@ def _open_loggers(run: Run, found: Found) -> None:
             told |= owner.hparams
     if run.flags.enable_autolog_hparams:
         run.journal.describe(told)
+    run.journal.graph(run.module)
 
 
 def sanity_check(run: Run) -> bool:

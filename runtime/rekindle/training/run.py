@@ -302,7 +302,8 @@ class Run:
         if kept:
             values = {name: value for name, value in values.items() if name not in kept}
         if values:
-            self.journal.record(values, step=self.step, epoch=self.cursor.epoch)
+            # Steps are numbered from 0: the newest one is the number of those before it.
+            self.journal.record(values, step=max(0, self.step - 1), epoch=self.cursor.epoch)
 
     def record_batches(self, batches: BatchValues) -> None:
         """Give the values of a validation's batches to the loggers, counted over the run."""
