@@ -85,6 +85,10 @@ class Callback:
     """Limit on the time that training may take, beside the trainer's `max_time`."""
     optional: bool = False
     """Whether the callback may be missing in a checkpoint that is resumed (else R23)."""
+    switch: str | None = None
+    """The trainer's flag that switches off what the callback is for: with False it is refused."""
+    summarizes: bool = False
+    """Whether it tells the model's size when `fit` begins, which the trainer leaves to it then."""
     shares: tuple[str, ...] = ()
     """Keys of `state_dict` under which lies a tensor like each parameter, by the parameter's name:
     with a sharded model `load_state_dict` gets this rank's shares of them, as `DTensor`s."""

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rekindle import threads
 
@@ -40,8 +40,8 @@ class Progress:
     rate: float | None = None
     """Samples per second."""
     loss: float | None = None
-    values: dict[str, float] = field(default_factory=dict)
-    """What was logged with ``prog_bar=True``."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """What was logged with ``prog_bar=True``, or what a bar of the script's own shows."""
 
     def line(self, at: float) -> str:
         """As JSON; `at` in unix seconds."""
@@ -123,7 +123,7 @@ class Bar:
             parts.append(progress.phase)
         if progress.loss is not None:
             parts.append(f"loss {progress.loss:.4f}")
-        parts += [f"{name} {value:.4g}" for name, value in progress.values.items()]
+        parts += [f"{name} {shown(value)}" for name, value in progress.values.items()]
         return "  ".join(parts)[: (width or shutil.get_terminal_size().columns) - 1]
 
     def say(self, text: str) -> None:
@@ -151,6 +151,7 @@ class Console:
         self._lock = threading.Lock()
         self._renderer: Renderer | None = None
         self._make: Callable[[TextIO], Renderer] = Bar
+        self._values: Callable[[], dict[str, Any]] | None = None
         self._newest: Progress | None = None
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
@@ -164,9 +165,13 @@ class Console:
         """Whether there is a terminal to draw on, and the wish to."""
         return self._first and self._show and self._out().isatty()
 
-    def use(self, make: Callable[[TextIO], Renderer]) -> None:
-        """Draw with what `make` gives for a terminal, from now on."""
-        self._make = make
+    def use(
+        self,
+        make: Callable[[TextIO], Renderer],
+        values: Callable[[], dict[str, Any]] | None = None,
+    ) -> None:
+        """Draw with what `make` gives for a terminal, from now on; `values` says what to show."""
+        self._make, self._values = make, values
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -191,6 +196,8 @@ class Console:
         """Show how far training is (`now` in seconds of a steady clock)."""
         if not (self._first and self._show):
             return
+        if self._values is not None:
+            progress = replace(progress, values=self._values())
         self._newest = progress
         if self.draws:
             with self._lock:
@@ -243,8 +250,30 @@ def _blocks(share: float, width: int = 10) -> str:
     return "|" + "█" * full + " " * (width - full) + "|"
 
 
-def _finite(value: float | None) -> float | str | None:
+def shown(value: Any) -> str:
+    """A value as a bar shows it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _finite(value: Any) -> float | str | None:
     """JSON has no number for what is not finite, and people must see it."""
-    if value is None or math.isfinite(value):
+    if value is None or (isinstance(value, int | float) and math.isfinite(value)):
         return value
     return str(value)
+
+
+class Silent:
+    """Draws nothing, where a script draws for itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def draw(self, progress: Progress, now: float) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Write a line."""
+        print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing."""

@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from rekindle.checkpoint.location import ADDRESSING, without_credentials
 from rekindle.checkpoint.manifest import MODES
 from rekindle.data.guarantee import DataOptions
 from rekindle.data.guarantee import parse as data_options
+from rekindle.misconfiguration import MisconfigurationException
 from rekindle.model import precision as dtypes
 from rekindle.plugins import named
 
@@ -232,6 +233,7 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
     values |= {name: default for name, default in _DEFAULTS.items() if values[name] is None}
     _plugins(values)
     _refuse(values)
+    asked = {name: values[name] for name in _SWITCHES}
     for name in _SWITCHES:
         if type(values[name]) is not bool:
             raise ValueError(f"{name}={values[name]!r} must be True or False")
@@ -308,6 +310,7 @@ def parse(given: dict[str, Any], unknown: dict[str, Any]) -> Flags:
         callbacks = []
     callbacks = named("callback", callbacks)
     values["callbacks"] = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+    _agree(asked, values["callbacks"])
     # Scripts for other trainers often say it in their ModelCheckpoint alone.
     places = [callback.root for callback in values["callbacks"]]
     limits = [values["max_time"], *(callback.max_seconds for callback in values["callbacks"])]
@@ -505,6 +508,21 @@ def _barebones(values: dict[str, Any]) -> None:
                 f"leaves it out. Remove one of them."
             )
         values[name] = without
+
+
+def _agree(asked: Mapping[str, bool], callbacks: Sequence[Any]) -> None:
+    """Refuse callbacks beside a flag that switches off what they are for, and two of one kind."""
+    for callback in callbacks:
+        if not asked.get(callback.switch or "", True):
+            raise MisconfigurationException(
+                f"Trainer({callback.switch}=False) and callbacks=[{type(callback).__name__}(...)] "
+                f"exclude each other: remove the callback, or the flag (barebones=True sets it too)"
+            )
+    bars = [type(each).__name__ for each in callbacks if each.switch == "enable_progress_bar"]
+    if len(bars) > 1:
+        raise MisconfigurationException(
+            f"callbacks= has several progress bars, {' and '.join(bars)}: there is one, keep one"
+        )
 
 
 def _clipping(values: dict[str, Any]) -> None:

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from rekindle.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
     from rekindle.callbacks.functions import LambdaCallback as LambdaCallback
     from rekindle.callbacks.gradients import GradNorms as GradNorms
+    from rekindle.callbacks.model_summary import ModelSummary as ModelSummary
+    from rekindle.callbacks.model_summary import RichModelSummary as RichModelSummary
     from rekindle.callbacks.prediction import PredictionWriter as PredictionWriter
     from rekindle.callbacks.progress import ProgressBar as ProgressBar
     from rekindle.callbacks.progress import RichProgressBar as RichProgressBar
-    from rekindle.callbacks.progress import TQDMProgressBar as TQDMProgressBar
     from rekindle.callbacks.pruning import OptunaPruning as OptunaPruning
     from rekindle.callbacks.pruning import OptunaReporter as OptunaReporter
     from rekindle.callbacks.pruning import PruneCallback as PruneCallback
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
     from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
     from rekindle.callbacks.timer import Timer as Timer
+    from rekindle.callbacks.tqdm_bars import TQDMProgressBar as TQDMProgressBar
     from rekindle.callbacks.weight_averaging import EMAWeightAveraging as EMAWeightAveraging
     from rekindle.callbacks.weight_averaging import WeightAveraging as WeightAveraging
 
@@ -63,6 +65,7 @@ __all__ = [
     "LearningRateFinder",
     "LearningRateMonitor",
     "ModelCheckpoint",
+    "ModelSummary",
     "OptunaPruning",
     "OptunaReporter",
     "PredictionWriter",
@@ -70,6 +73,7 @@ __all__ = [
     "PruneCallback",
     "RayPruning",
     "RayReporter",
+    "RichModelSummary",
     "RichProgressBar",
     "SWA",
     "SpikeGuard",
@@ -102,6 +106,7 @@ __getattr__, __dir__ = attributes(
         "LearningRateFinder": ".rate_finder",
         "LearningRateMonitor": ".rates",
         "ModelCheckpoint": ".checkpoint",
+        "ModelSummary": ".model_summary",
         "OptunaPruning": ".pruning",
         "OptunaReporter": ".pruning",
         "PredictionWriter": ".prediction",
@@ -109,11 +114,12 @@ __getattr__, __dir__ = attributes(
         "PruneCallback": ".pruning",
         "RayPruning": ".pruning",
         "RayReporter": ".pruning",
+        "RichModelSummary": ".model_summary",
         "RichProgressBar": ".progress",
         "SWA": ".averaging",
         "SpikeGuard": ".spike",
         "StochasticWeightAveraging": ".averaging",
-        "TQDMProgressBar": ".progress",
+        "TQDMProgressBar": ".tqdm_bars",
         "ThroughputMonitor": ".throughput",
         "Timer": ".timer",
     },

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from rekindle.callback import Callback
 from rekindle.data.loader import to_device
+from rekindle.misconfiguration import MisconfigurationException
 from rekindle.randomness import seed_lane
 from rekindle.strategies.sharding import like
 
@@ -184,14 +185,23 @@ class SWA(Callback):
         """
         rates = [swa_lrs] if isinstance(swa_lrs, int | float) else list(swa_lrs)
         if not rates or not all(rate > 0 for rate in rates):
-            raise ValueError(f"SWA(swa_lrs={swa_lrs!r}): need positive learning rates")
+            raise MisconfigurationException(
+                f"SWA(swa_lrs={swa_lrs!r}): need positive learning rates"
+            )
         if isinstance(swa_epoch_start, float) and not 0 <= swa_epoch_start <= 1:
-            raise ValueError(
+            raise MisconfigurationException(
                 f"SWA(swa_epoch_start={swa_epoch_start!r}): a share is between 0.0 and 1.0; an "
                 f"epoch's number is an integer"
             )
+        if type(swa_epoch_start) is int and swa_epoch_start < 1:
+            raise MisconfigurationException(
+                f"SWA(swa_epoch_start={swa_epoch_start!r}): need an epoch from 1 on, or a share of "
+                f"them all, such as 0.0"
+            )
+        if avg_fn is not None and not callable(avg_fn):
+            raise MisconfigurationException(f"SWA(avg_fn={avg_fn!r}): give a function, or None")
         if annealing_strategy not in ("cos", "linear"):
-            raise ValueError(
+            raise MisconfigurationException(
                 f"SWA(annealing_strategy={annealing_strategy!r}): allowed are 'cos' and 'linear'"
             )
         self.rates, self.start = rates, swa_epoch_start

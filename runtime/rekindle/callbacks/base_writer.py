@@ -3,12 +3,30 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 from rekindle.callback import Callback
+from rekindle.enumeration import LightningEnum
+from rekindle.misconfiguration import MisconfigurationException
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
-_INTERVALS = ("batch", "epoch", "batch_and_epoch")
+
+class WriteInterval(LightningEnum):
+    """When predictions are handed on."""
+
+    BATCH = "batch"
+    EPOCH = "epoch"
+    BATCH_AND_EPOCH = "batch_and_epoch"
+
+    @property
+    def on_batch(self) -> bool:
+        """Whether after each batch."""
+        return self in (WriteInterval.BATCH, WriteInterval.BATCH_AND_EPOCH)
+
+    @property
+    def on_epoch(self) -> bool:
+        """Whether all at the end."""
+        return self in (WriteInterval.EPOCH, WriteInterval.BATCH_AND_EPOCH)
 
 
 class BasePredictionWriter(Callback):
@@ -23,12 +41,12 @@ class BasePredictionWriter(Callback):
     def __init__(
         self, write_interval: Literal["batch", "epoch", "batch_and_epoch"] = "batch"
     ) -> None:
-        if write_interval not in _INTERVALS:
-            raise ValueError(
+        if write_interval not in list(WriteInterval):
+            raise MisconfigurationException(
                 f"{type(self).__name__}(write_interval={write_interval!r}): allowed are "
-                f"{', '.join(map(repr, _INTERVALS))}"
+                f"{', '.join(repr(each.value) for each in WriteInterval)}"
             )
-        self.interval = write_interval
+        self.interval = WriteInterval(write_interval)
         self._ids: list[int] = []
         self._outputs: list[Any] = []
         self._indices: list[list[int]] = []
@@ -72,16 +90,16 @@ class BasePredictionWriter(Callback):
     ) -> None:
         """Hand a batch on."""
         ids = list(self._ids)
-        if "batch" in self.interval:
+        if self.interval.on_batch:
             self.write_on_batch_end(
                 trainer, pl_module, outputs, ids, batch, batch_idx, dataloader_idx
             )
-        if "epoch" in self.interval:
+        if self.interval.on_epoch:
             self._outputs.append(outputs)
             self._indices.append(ids)
 
     def on_predict_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Hand all batches on."""
-        if "epoch" in self.interval:
+        if self.interval.on_epoch:
             self.write_on_epoch_end(trainer, pl_module, self._outputs, self._indices)
             self._outputs, self._indices = [], []

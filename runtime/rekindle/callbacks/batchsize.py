@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from rekindle.callback import Callback
+from rekindle.misconfiguration import MisconfigurationException
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
@@ -83,10 +84,10 @@ class GradientAccumulationScheduler(Callback):
 
 def _checked(name: str, schedule: Mapping[int, int]) -> dict[int, int]:
     if not schedule:
-        raise ValueError(f"{name}: the schedule is empty; give {{epoch: size}}")
+        raise TypeError(f"{name}: the schedule is empty; give {{epoch: size}}")
     for key, value in schedule.items():
         if type(key) is not int or key < 0 or type(value) is not int or value < 1:
-            raise ValueError(
+            raise MisconfigurationException(
                 f"{name}: {{{key!r}: {value!r}}} is no entry; need a number from 0 on, and a size "
                 f"of at least 1"
             )

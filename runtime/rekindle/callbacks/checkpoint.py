@@ -10,6 +10,7 @@ Names are decided when a hook asks, and belong to the state: whichever files wer
 run began, and those it has itself, have a say in ``-v1``, so a resume comes to the same ones.
 """
 
+import copy
 import os
 import re
 import time
@@ -24,6 +25,8 @@ import torch
 from rekindle.callback import Callback
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.flags import Every
+from rekindle.loggers.logger import overrides
+from rekindle.misconfiguration import MisconfigurationException
 from rekindle.saving.files import Job
 from rekindle.saving.policy import root as root_of
 
@@ -37,6 +40,8 @@ _ALL = 1 << 31
 
 class Checkpoint(Callback):
     """Base class of callbacks that save: `Trainer.checkpoint_callbacks` are these."""
+
+    switch = "enable_checkpointing"
 
 
 class ModelCheckpoint(Checkpoint):
@@ -82,19 +87,21 @@ class ModelCheckpoint(Checkpoint):
         about the files: the run's own state is always whole.
         """
         if mode not in ("min", "max"):
-            raise ValueError(f"ModelCheckpoint(mode={mode!r}): allowed are 'min' and 'max'")
+            raise MisconfigurationException(
+                f"ModelCheckpoint(mode={mode!r}): allowed are 'min' and 'max'"
+            )
         if type(save_top_k) is not int or save_top_k < -1:
-            raise ValueError(
+            raise MisconfigurationException(
                 f"ModelCheckpoint(save_top_k={save_top_k!r}): need -1 (all), 0 (none) or a count"
             )
         if monitor is None and save_top_k > 1:
-            raise ValueError(
+            raise MisconfigurationException(
                 f"ModelCheckpoint(save_top_k={save_top_k}) needs monitor= to know which ones are "
                 f"best; to keep the newest ones use Trainer(keep_latest={save_top_k})"
             )
         given = [every_n_train_steps, train_time_interval, every_n_epochs]
         if sum(bool(one) for one in given) > 1:
-            raise ValueError(
+            raise MisconfigurationException(
                 "ModelCheckpoint: every_n_train_steps, train_time_interval and every_n_epochs "
                 "exclude each other; give one of them"
             )
@@ -103,7 +110,9 @@ class ModelCheckpoint(Checkpoint):
             ("every_n_epochs", every_n_epochs),
         ):
             if value is not None and (type(value) is not int or value < 0):
-                raise ValueError(f"ModelCheckpoint({name}={value!r}): need an integer, 0 for never")
+                raise MisconfigurationException(
+                    f"ModelCheckpoint({name}={value!r}): need an integer, 0 for never"
+                )
         where = None if dirpath is None else os.fspath(dirpath)
         if where is not None and "://" not in where:
             where = os.path.realpath(os.path.expanduser(where))
@@ -307,7 +316,7 @@ class ModelCheckpoint(Checkpoint):
                 f"{known}"
             )
             if self._validated:
-                raise ValueError(text)
+                raise MisconfigurationException(text)
             warnings.warn(text, stacklevel=2)
             return
         current = torch.as_tensor(values[self.monitor])
@@ -315,6 +324,11 @@ class ModelCheckpoint(Checkpoint):
             self._update(trainer, current, values)
         elif self.verbose:
             trainer.print(f"step {values['step']}: {self.monitor} was not in top {self.save_top_k}")
+
+    def file_exists(self, filepath: "str | os.PathLike[str]", trainer: "Trainer") -> bool:
+        """Whether rank 0 sees a file; every rank gets its answer."""
+        found = os.path.exists(filepath)
+        return found if trainer.world is None else bool(trainer.world.share(found))
 
     def check_monitor_top_k(self, trainer: "Trainer", current: torch.Tensor | None = None) -> bool:
         """Whether a value is one of the best `save_top_k` so far."""
@@ -403,7 +417,17 @@ class ModelCheckpoint(Checkpoint):
         links = {p: to for p, to in self._links.items() if self._files.get(to) == step}
         gone = tuple(p for p in self._gone if p not in here)
         if self._has_files and trainer.is_global_zero:
-            files.plan(Job(step=step, write=here, links=links, remove=gone))
+            told = [each for each in trainer.loggers if overrides(each, "after_save_checkpoint")]
+            # As it is now: by the time that the file is there, there may be a better one to come.
+            seen = copy.copy(self)
+            seen.best_k_models = dict(self.best_k_models)
+
+            def tell() -> None:
+                for logger in told:
+                    logger.after_save_checkpoint(seen)
+
+            done = tell if told and here else None
+            files.plan(Job(step=step, write=here, links=links, remove=gone, done=done))
         self._gone = list(gone)[-4:]
 
     # Names.

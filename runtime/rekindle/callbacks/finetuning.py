@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from rekindle.trainer import Trainer
 
 
-def _double(_epoch: int) -> float:
+def multiplicative(epoch: int) -> float:
+    """A rate that doubles with each epoch."""
     return 2.0
 
 
@@ -32,7 +33,7 @@ class BackboneFinetuning(Callback):
     def __init__(
         self,
         unfreeze_backbone_at_epoch: int = 10,
-        lambda_func: Callable[[int], float] = _double,
+        lambda_func: Callable[[int], float] = multiplicative,
         backbone_initial_ratio_lr: float = 0.1,
         backbone_initial_lr: float | None = None,
         should_align: bool = True,

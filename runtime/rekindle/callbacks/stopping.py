@@ -9,21 +9,37 @@ the job's status; Prometheus shows the patience that is used up.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+import warnings
+from collections.abc import Callable
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from rekindle.callback import Callback
+from rekindle.misconfiguration import MisconfigurationException
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
     from rekindle.trainer import Trainer
 
 
+class EarlyStoppingReason(IntEnum):
+    """Why training was stopped."""
+
+    NOT_STOPPED = 0
+    STOPPING_THRESHOLD = 1
+    DIVERGENCE_THRESHOLD = 2
+    PATIENCE_EXHAUSTED = 3
+    NON_FINITE_METRIC = 4
+
+
 class EarlyStopping(Callback):
     """Stop after `patience` values in a row of `monitor` that were no better than the best one."""
 
     after_module = True
+    mode_dict: ClassVar[dict[str, Callable[..., torch.Tensor]]] = {"min": torch.lt, "max": torch.gt}
+    order_dict: ClassVar[dict[str, str]] = {"min": "<", "max": ">"}
 
     def __init__(
         self,
@@ -42,29 +58,41 @@ class EarlyStopping(Callback):
         """Check the arguments.
 
         A value is better when it beats the best one by more than `min_delta`. Training also stops
-        as soon as a value is as good as `stopping_threshold`, as bad as `divergence_threshold`,
+        as soon as a value is better than `stopping_threshold`, worse than `divergence_threshold`,
         or, with `check_finite`, no finite number. With `strict` a metric that nobody logs is an
-        error. `check_on_train_epoch_end` looks at the end of an epoch only (True) or after a
-        validation only (False). Messages come once, from rank 0, so `log_rank_zero_only` is moot.
+        error; without, a warning when `verbose`, which also tells of each better value.
+        `check_on_train_epoch_end` looks at the end of an epoch only (True) or after a validation
+        only (False). Messages come once, from rank 0, so `log_rank_zero_only` is moot.
         """
         if mode not in ("min", "max"):
-            raise ValueError(f"EarlyStopping(mode={mode!r}): allowed are 'min' and 'max'")
+            raise MisconfigurationException(
+                f"EarlyStopping(mode={mode!r}): allowed are 'min' and 'max'"
+            )
         if type(patience) is not int or patience < 0:
             raise ValueError(f"EarlyStopping(patience={patience!r}): need a count")
         self.monitor, self.mode, self.patience = monitor, mode, patience
-        self.min_delta, self.verbose, self.strict = abs(min_delta), verbose, strict
+        self.min_delta, self.verbose, self.strict = min_delta, verbose, strict
+        self.min_delta *= 1 if mode == "max" else -1
+        self.log_rank_zero_only = log_rank_zero_only
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
         self.wait_count = 0
         self.stopped_epoch = 0
         self.best_score = torch.tensor(math.inf if mode == "min" else -math.inf)
-        self.stopping_reason: str | None = None
-        """Why training was stopped; None when it was not."""
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        """Why training was stopped."""
+        self.stopping_reason_message: str | None = None
+        """The same in words; None when it was not."""
         self._at_epoch_end = check_on_train_epoch_end
         self._before: Any = None
         self._judged = -1
         self._validated = False
+
+    @property
+    def monitor_op(self) -> Callable[..., torch.Tensor]:
+        """What tells whether a value is better than another."""
+        return self.mode_dict[self.mode]
 
     @property
     def state_key(self) -> str:
@@ -85,52 +113,66 @@ class EarlyStopping(Callback):
             self._check(trainer, trainer.measured.get(self.monitor, -1))
 
     def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Judge a metric of training; raises ValueError when nobody logs it (`strict`)."""
+        """Judge a metric of training; raises RuntimeError when nobody logs it (`strict`)."""
         run = trainer._run
         measures = self._validated or run is None or run.validation is None
-        if self.strict and measures and self.monitor not in trainer.callback_metrics:
+        if trainer.fast_dev_run:
+            return
+        if measures and self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise ValueError(
+            text = (
                 f"EarlyStopping(monitor={self.monitor!r}): no such metric was logged; known are "
                 f"{known}. Log it, or set strict=False."
             )
+            if self.strict:
+                raise RuntimeError(text)
+            if self.verbose:
+                warnings.warn(text, RuntimeWarning, stacklevel=2)
         if self._at_epoch_end is not False:
             self._check(trainer, trainer.measured.get(self.monitor, -1))
 
     def _check(self, trainer: "Trainer", measured: int) -> None:
         value = trainer.callback_metrics.get(self.monitor)
-        if value is None or measured <= self._judged:
+        if value is None or measured <= self._judged or trainer.fast_dev_run:
             return
         self._judged = measured
-        reason = self._judge(float(value))
+        kind, reason, better = self._judge(float(value))
+        if better is not None and self.verbose:
+            trainer.print(better)
         run = trainer._run
         if run is not None:
-            reason = run.world.share(reason)
+            kind, reason = run.world.share((int(kind), reason))
             run.meter.metrics({f"early_stopping/{self.monitor}/wait": float(self.wait_count)})
         if reason is None:
             return
-        self.stopping_reason, self.stopped_epoch = reason, trainer.current_epoch
+        self.stopping_reason = EarlyStoppingReason(kind)
+        self.stopping_reason_message, self.stopped_epoch = reason, trainer.current_epoch
         trainer.stop(f"EarlyStopping: {reason}")
 
-    def _judge(self, value: float) -> str | None:
-        """Take the value into account; why to stop, or None."""
-        name, best = self.monitor, float(self.best_score)
+    def _judge(self, value: float) -> tuple[int, str | None, str | None]:
+        """Take the value into account; why to stop and in which words, or how it is better."""
+        name, best, kinds = self.monitor, float(self.best_score), EarlyStoppingReason
         if self.check_finite and not math.isfinite(value):
-            return f"{name} = {value} is not finite; the best was {best:.5g}"
+            text = f"{name} = {value} is not finite; the best was {best:.5g}"
+            return kinds.NON_FINITE_METRIC, text, None
         sign = 1.0 if self.mode == "min" else -1.0
         limit = self.stopping_threshold
-        if limit is not None and sign * value <= sign * limit:
-            return f"{name} = {value:.5g} has reached the threshold {limit:.5g}"
+        if limit is not None and sign * value < sign * limit:
+            text = f"{name} = {value:.5g} has reached the threshold {limit:.5g}"
+            return kinds.STOPPING_THRESHOLD, text, None
         limit = self.divergence_threshold
-        if limit is not None and sign * value >= sign * limit:
-            return f"{name} = {value:.5g} has diverged beyond {limit:.5g}"
-        if sign * value < sign * best - self.min_delta:
+        if limit is not None and sign * value > sign * limit:
+            text = f"{name} = {value:.5g} has diverged beyond {limit:.5g}"
+            return kinds.DIVERGENCE_THRESHOLD, text, None
+        if sign * (value - self.min_delta) < sign * best:
             self.best_score, self.wait_count = torch.tensor(value), 0
-            return None
+            than = f", the best was {best:.5g}" if math.isfinite(best) else ""
+            return kinds.NOT_STOPPED, None, f"EarlyStopping: {name} = {value:.5g}{than}"
         self.wait_count += 1
         if self.wait_count < self.patience:
-            return None
-        return f"{name} did not improve on {best:.5g} {self.wait_count} times in a row"
+            return kinds.NOT_STOPPED, None, None
+        text = f"{name} did not improve on {best:.5g} {self.wait_count} times in a row"
+        return kinds.PATIENCE_EXHAUSTED, text, None
 
     def state_dict(self) -> dict[str, Any]:
         """The patience that is left, and the best value."""
@@ -139,7 +181,8 @@ class EarlyStopping(Callback):
             "stopped_epoch": self.stopped_epoch,
             "best_score": float(self.best_score),
             "patience": self.patience,
-            "reason": self.stopping_reason,
+            "stopping_reason": int(self.stopping_reason),
+            "stopping_reason_message": self.stopping_reason_message,
             "judged": self._judged,
         }
 
@@ -147,5 +190,7 @@ class EarlyStopping(Callback):
         """Go on from there."""
         self.wait_count = state_dict["wait_count"]
         self.stopped_epoch = state_dict["stopped_epoch"]
-        self.best_score = torch.tensor(state_dict["best_score"])
-        self.stopping_reason, self._judged = state_dict["reason"], state_dict["judged"]
+        self.best_score = torch.tensor(float(state_dict["best_score"]))
+        self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))
+        self.stopping_reason_message = state_dict.get("stopping_reason_message")
+        self._judged = state_dict.get("judged", -1)

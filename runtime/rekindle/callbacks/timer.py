@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rekindle.callback import Callback
 from rekindle.flags import seconds_of
+from rekindle.misconfiguration import MisconfigurationException
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
@@ -28,7 +29,9 @@ class Timer(Callback):
         verbose: bool = True,
     ) -> None:
         if interval not in ("step", "epoch"):
-            raise ValueError(f"Timer(interval={interval!r}): allowed are 'step' and 'epoch'")
+            raise MisconfigurationException(
+                f"Timer(interval={interval!r}): allowed are 'step' and 'epoch'"
+            )
         self.duration, self.interval, self.verbose = (
             seconds_of(duration, "Timer(duration=)"),
             interval,

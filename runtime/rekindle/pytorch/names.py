@@ -44,38 +44,49 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     # Callbacks.
     "callbacks": {
         _CALLBACKS: "*",
-        "": "ModelPruning ModelSummary RichModelSummary SpikeDetection",
+        "": "ModelPruning SpikeDetection",
     },
     "callbacks.batch_size_finder": {_CALLBACKS: "BatchSizeFinder"},
     "callbacks.callback": {_CALLBACKS: "Callback"},
     "callbacks.checkpoint": {_CALLBACKS: "Checkpoint"},
     "callbacks.device_stats_monitor": {_CALLBACKS: "DeviceStatsMonitor"},
-    "callbacks.early_stopping": {_CALLBACKS: "EarlyStopping", "": "EarlyStoppingReason"},
+    "callbacks.early_stopping": {
+        _CALLBACKS: "EarlyStopping",
+        f"{_CALLBACKS}.stopping": "EarlyStoppingReason",
+    },
     "callbacks.finetuning": {
         _CALLBACKS: "BackboneFinetuning BaseFinetuning",
-        "": "multiplicative",
+        f"{_CALLBACKS}.finetuning": "multiplicative",
     },
     "callbacks.gradient_accumulation_scheduler": {_CALLBACKS: "GradientAccumulationScheduler"},
     "callbacks.lambda_function": {_CALLBACKS: "LambdaCallback"},
     "callbacks.lr_finder": {_CALLBACKS: "LearningRateFinder"},
     "callbacks.lr_monitor": {_CALLBACKS: "LearningRateMonitor"},
     "callbacks.model_checkpoint": {_CALLBACKS: "ModelCheckpoint"},
-    "callbacks.model_summary": {"": "ModelSummary"},
+    "callbacks.model_summary": {_CALLBACKS: "ModelSummary"},
     "callbacks.on_exception_checkpoint": {_CALLBACKS: "OnExceptionCheckpoint"},
-    "callbacks.prediction_writer": {_CALLBACKS: "BasePredictionWriter", "": "WriteInterval"},
+    "callbacks.prediction_writer": {
+        _CALLBACKS: "BasePredictionWriter",
+        f"{_CALLBACKS}.base_writer": "WriteInterval",
+    },
     "callbacks.progress": {_CALLBACKS: "ProgressBar RichProgressBar TQDMProgressBar"},
-    "callbacks.progress.progress_bar": {_CALLBACKS: "ProgressBar", "": "get_standard_metrics"},
+    "callbacks.progress.progress_bar": {
+        _CALLBACKS: "ProgressBar",
+        f"{_CALLBACKS}.progress": "get_standard_metrics",
+    },
     "callbacks.progress.rich_progress": {
         _CALLBACKS: "RichProgressBar",
         "": "BatchesProcessedColumn CustomBarColumn CustomInfiniteTask CustomProgress "
-        "CustomTimeColumn MetricsTextColumn ProcessingSpeedColumn RichProgressBarTheme",
+        "CustomTimeColumn MetricsTextColumn ProcessingSpeedColumn",
+        f"{_CALLBACKS}.progress": "RichProgressBarTheme",
     },
     "callbacks.progress.tqdm_progress": {
         _CALLBACKS: "TQDMProgressBar",
-        "": "Tqdm convert_inf",
+        f"{_CALLBACKS}.tqdm_bars": "convert_inf",
+        "": "Tqdm",
     },
     "callbacks.pruning": {"": "ModelPruning"},
-    "callbacks.rich_model_summary": {"": "RichModelSummary"},
+    "callbacks.rich_model_summary": {_CALLBACKS: "RichModelSummary"},
     "callbacks.spike": {"": "SpikeDetection"},
     "callbacks.stochastic_weight_avg": {_CALLBACKS: "StochasticWeightAveraging"},
     "callbacks.throughput_monitor": {_CALLBACKS: "ThroughputMonitor"},
@@ -121,7 +132,8 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "loggers.litlogger": {"": "LitLogger"},
     "loggers.logger": {
         _LOGGERS: "Logger",
-        f"{_OWN}.custom_loggers": "DummyLogger merge_dicts rank_zero_experiment",
+        f"{_LOGGERS}.dummy": "DummyLogger",
+        f"{_OWN}.custom_loggers": "merge_dicts rank_zero_experiment",
     },
     "loggers.mlflow": {_LOGGERS: "MLFlowLogger"},
     "loggers.neptune": {_LOGGERS: "NeptuneLogger"},
@@ -256,7 +268,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         f"{_UTILITIES}.parsing": "AttributeDict is_picklable",
         f"{_UTILITIES}.rank_zero": "rank_zero_deprecation rank_zero_info rank_zero_only "
         "rank_zero_warn",
-        f"{_UTILITIES}.summary": "measure_flops",
+        "rekindle.model.summary": "measure_flops",
         f"{_UTILITIES}.warnings": "disable_possible_user_warnings",
         f"{_UTILITIES}.memory": "FLOAT16_EPSILON FLOAT32_EPSILON FLOAT64_EPSILON",
         "rekindle.data.combined": "CombinedLoader",
@@ -277,12 +289,12 @@ NAMES: Mapping[str, Mapping[str, str]] = {
         "": "download_model_from_registry find_model_local_ckpt_path",
     },
     "utilities.model_summary": {
-        f"{_UTILITIES}.summary": "LayerSummary ModelSummary get_formatted_model_size "
+        "rekindle.model.summary": "LayerSummary ModelSummary get_formatted_model_size "
         "get_human_readable_count parse_batch_shape summarize",
         "": "DeepSpeedSummary",
     },
     "utilities.model_summary.model_summary": {
-        f"{_UTILITIES}.summary": "LayerSummary ModelSummary get_formatted_model_size "
+        "rekindle.model.summary": "LayerSummary ModelSummary get_formatted_model_size "
         "get_human_readable_count parse_batch_shape summarize",
     },
     "utilities.model_summary.model_summary_deepspeed": {

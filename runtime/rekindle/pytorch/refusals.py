@@ -25,7 +25,10 @@ _FILES = (
     "files of Lightning's as they are"
 )
 _LAUNCHER = "processes are started by `torchrun`, `python -m rekindle.launch` or a TrainingJob"
-_BAR = "derive from ProgressBar and define renderer(self, stream)"
+_BAR = (
+    "define configure_columns(self, trainer) in a class derived from RichProgressBar, with columns "
+    "of rich.progress"
+)
 _PRUNING = "use torch.nn.utils.prune in on_train_epoch_end of a callback"
 _DEEPSPEED = "deepspeed itself is not used: DeepSpeedStrategy runs on FSDP2"
 
@@ -41,19 +44,8 @@ INSTEAD: Mapping[str, str] = {
     "XLAAccelerator": _TPU,
     "get_nvidia_gpu_stats": "use the callback DeviceStatsMonitor, or torch.cuda.memory_stats",
     # Callbacks.
-    "multiplicative": "give BackboneFinetuning(lambda_func=lambda epoch: 2.0)",
-    "WriteInterval": "use rekindle.callbacks.PredictionWriter, or write in on_predict_batch_end "
-    "of a callback",
-    "EarlyStoppingReason": "trainer.should_stop and the console's last line say why it stopped",
     "ModelPruning": _PRUNING,
-    "callbacks.ModelSummary": "the trainer says the size by itself (enable_model_summary=); for a "
-    "table print rekindle.pytorch.utilities.model_summary.ModelSummary(model)",
-    "callbacks.model_summary.ModelSummary": "the trainer says the size by itself "
-    "(enable_model_summary=); for a table print "
-    "rekindle.pytorch.utilities.model_summary.ModelSummary(model)",
-    "RichModelSummary": "the trainer says the size by itself (enable_model_summary=)",
     "SpikeDetection": "use rekindle.callbacks.SpikeGuard",
-    "get_standard_metrics": "trainer.callback_metrics has what was logged",
     "BatchesProcessedColumn": _BAR,
     "CustomBarColumn": _BAR,
     "CustomInfiniteTask": _BAR,
@@ -61,9 +53,8 @@ INSTEAD: Mapping[str, str] = {
     "CustomTimeColumn": _BAR,
     "MetricsTextColumn": _BAR,
     "ProcessingSpeedColumn": _BAR,
-    "RichProgressBarTheme": "RichProgressBar has the terminal's colours; remove theme=",
-    "Tqdm": _BAR,
-    "convert_inf": _BAR,
+    "Tqdm": "take tqdm.auto.tqdm, for example in init_train_tqdm of a class derived from "
+    "TQDMProgressBar",
     # Core.
     "do_nothing_closure": "call optimizer.step() without a closure",
     # Loggers.

@@ -1,13 +1,8 @@
 """Errors that scripts raise and catch."""
 
+from rekindle import misconfiguration
 from rekindle.outcome import Preempted
 
+MisconfigurationException = misconfiguration.MisconfigurationException
 SIGTERMException = Preempted
 """What ends a run that was told to go: state is saved, and the process ends with exit code 75."""
-
-
-class MisconfigurationException(Exception):
-    """Something is put together wrongly. For scripts that raise it.
-
-    Errors of ours about flags are ValueError and TypeError, those of checks `RequirementError`.
-    """

@@ -1,15 +1,13 @@
 """A table of a model's layers: types, sizes, and the shapes that an example input takes."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.flop_counter import FlopCounterMode
-
-from rekindle.pytorch.utilities.batches import move_data_to_device
 
 _UNITS = (" ", "K", "M", "B", "T")
 _UNKNOWN = "?"
@@ -104,7 +102,7 @@ class ModelSummary:
     def _run(self) -> None:
         model = self._model
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        given = move_data_to_device(self._example, device)
+        given = _moved(self._example, device)
         modes = [(layer, layer.training) for layer in model.modules()]
         model.eval()
         try:
@@ -189,7 +187,8 @@ class ModelSummary:
         root = type(self._model).__name__
         return {name: counts.get(f"{root}.{name}", {}) for name in self.layer_names}
 
-    def _columns(self) -> list[tuple[str, list[str]]]:
+    def columns(self) -> list[tuple[str, list[str]]]:
+        """Titles and texts of the table's columns."""
         flops = [get_human_readable_count(sum(f.values())) for f in self.flop_counts.values()]
         columns = [
             (" ", [str(number) for number in range(len(self._layers))]),
@@ -210,28 +209,69 @@ class ModelSummary:
         return columns
 
     def __str__(self) -> str:
-        columns = self._columns()
-        widths = [max(map(len, (title, *column))) for title, column in columns]
-        rows = zip(*([title, *column] for title, column in columns), strict=True)
-        header, *body = (
-            " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
-            for row in rows
+        return table(
+            self.columns(),
+            self.total_parameters,
+            self.trainable_parameters,
+            self.model_size,
+            self.total_training_modes,
+            self.total_flops,
         )
-        line = "-" * (sum(widths) + 3 * (len(widths) + 1))
-        modes = self.total_training_modes
-        fixed = self.total_parameters - self.trainable_parameters
-        totals = (
-            (get_human_readable_count(self.trainable_parameters), "Trainable params"),
-            (get_human_readable_count(fixed), "Non-trainable params"),
-            (get_human_readable_count(self.total_parameters), "Total params"),
-            (get_formatted_model_size(self.model_size), "Total estimated model params size (MB)"),
-            (str(modes["train"]), "Modules in train mode"),
-            (str(modes["eval"]), "Modules in eval mode"),
-            (get_human_readable_count(self.total_flops), "Total Flops"),
-        )
-        return "\n".join([header, line, *body, line, *(f"{a:<10}{b}" for a, b in totals)])
 
     __repr__ = __str__
+
+
+def table(
+    columns: Sequence[tuple[str, list[str]]],
+    total_parameters: int,
+    trainable_parameters: int,
+    model_size: float,
+    modes: Mapping[str, int],
+    flops: int,
+) -> str:
+    """The table as text, with the sums below it."""
+    widths = [max(map(len, (title, *column))) for title, column in columns]
+    rows = zip(*([title, *column] for title, column in columns), strict=True)
+    header, *body = (
+        " | ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    line = "-" * (sum(widths) + 3 * (len(widths) + 1))
+    sums = totals(total_parameters, trainable_parameters, model_size, modes, flops)
+    return "\n".join([header, line, *body, line, *(f"{a:<10}{b}" for a, b in sums)])
+
+
+def totals(
+    total_parameters: int,
+    trainable_parameters: int,
+    model_size: float,
+    modes: Mapping[str, int],
+    flops: int,
+) -> list[tuple[str, str]]:
+    """The sums below the table: figure and words."""
+    fixed = total_parameters - trainable_parameters
+    return [
+        (get_human_readable_count(trainable_parameters), "Trainable params"),
+        (get_human_readable_count(fixed), "Non-trainable params"),
+        (get_human_readable_count(total_parameters), "Total params"),
+        (get_formatted_model_size(model_size), "Total estimated model params size (MB)"),
+        (str(modes["train"]), "Modules in train mode"),
+        (str(modes["eval"]), "Modules in eval mode"),
+        (get_human_readable_count(flops), "Total Flops"),
+    ]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """An example on the device of the model."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {name: _moved(item, device) for name, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_moved(item, device) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(item, device) for item in value)
+    return value
 
 
 def summarize(lightning_module: Any, max_depth: int = 1) -> ModelSummary:
