@@ -16,10 +16,7 @@ def _keeps(pl, lines):
         def log_metrics(self, metrics, step=None):
             values = {key: float(v) for key, v in metrics.items() if key != "epoch"}
             if values:
-                # By training steps we count those that are done.
-                lines.append(
-                    [step if not any("epoch" in key for key in values) else "epoch", values]
-                )
+                lines.append([step, values])
 
     return Keeps()
 
