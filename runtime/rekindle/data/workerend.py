@@ -9,14 +9,18 @@ exits is killed.
 
 import atexit
 import multiprocessing
+import pickle
 import signal
 import time
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch.utils.data import DataLoader
+
+from rekindle.data.sending import unsendable, words
 
 _registered: list[bool] = []
 _living: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -36,10 +40,28 @@ class Workers(DataLoader[Any]):
     """A DataLoader whose iterators can be found again."""
 
     def __iter__(self) -> Any:
-        iterator = super().__iter__()
+        with warnings.catch_warnings():
+            # What torch guesses of an error in starting workers is told exactly below.
+            warnings.filterwarnings("ignore", "Got pickle error when attempting to start")
+            try:
+                iterator = super().__iter__()
+            except (AttributeError, TypeError, pickle.PicklingError) as error:
+                self._explain(error)
+                raise
         if self.num_workers:
             _living.add(iterator)
         return iterator
+
+    def _explain(self, error: Exception) -> None:
+        """Raise ValueError that names what could not be sent to workers, if that was it."""
+        if not self.num_workers:
+            return
+        context = self.multiprocessing_context or multiprocessing
+        start = context.get_start_method()
+        sent = {n: getattr(self, n) for n in ("dataset", "collate_fn", "worker_init_fn")}
+        found = None if start == "fork" else unsendable(sent)
+        if found is not None:
+            raise ValueError(words(*found, start, error)) from error
 
 
 @contextmanager

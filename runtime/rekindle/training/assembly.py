@@ -654,6 +654,19 @@ def _cursor(
     if kept != saved.G:
         console.say(f"global_batch_size changes from {saved.G} to {kept} at step {step}")
     size = saved.m if micro == saved.script_m else micro
+    first = next((int(entry["G"]) for entry in found.restored.meta.get("history", ())), kept)
+    if asked is None and kept % size:
+        raise ValueError(
+            f"the run has a global batch of {kept}, made of batch_size={saved.script_m}, and is at "
+            f"step {step}; batch_size={micro} does not divide it. Write batch_size="
+            f"{saved.script_m} again, or "
+            f"Trainer(global_batch_size={batch}) to go on with a global batch of {batch}."
+        )
+    if asked is None and batch not in (kept, first):
+        console.say(
+            f"the global batch stays {kept}, as the checkpoint of step {step} has it; by this "
+            f"script it would be {batch}. Write Trainer(global_batch_size={batch}) to change it."
+        )
     cursor = replace(saved.resized(G=kept, m=size), script_m=micro, script_G=asked)
     if flags.seed != saved.seed:
         console.say(f"seed stays {saved.seed}, as the checkpoint of step {step} has it")

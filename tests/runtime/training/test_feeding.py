@@ -146,6 +146,25 @@ def test_a_new_batch_size_of_the_script_wins_over_what_a_schedule_had_made(tmp_p
     assert audit(meta(tmp_path)).exact
 
 
+def test_a_batch_of_another_script_is_named_beside_that_of_the_checkpoint(tmp_path, capsys):
+    def data(batch_size):
+        return DataLoader(Data().dataset(), batch_size)
+
+    fit(tmp_path, stop=3, data=data(4))
+    words = "global batch of 8, made of batch_size=4, and is at step 3; batch_size=16 does not"
+    with pytest.raises(ValueError, match=words) as caught:
+        resumed(tmp_path, data=data(16))
+    assert "batch_size=4 again, or Trainer(global_batch_size=32) to" in str(caught.value)
+    capsys.readouterr()
+    resumed(tmp_path, data=data(4), accumulate_grad_batches=4, max_steps=4)
+    said = capsys.readouterr().out
+    assert "the global batch stays 8, as the checkpoint of step 3 has it; by this" in said
+    assert "Trainer(global_batch_size=16)" in said
+    resumed(tmp_path, data=data(16), global_batch_size=32, max_steps=6)
+    assert [(e["step"], e["G"]) for e in meta(tmp_path)["history"]] == [(0, 8), (4, 32)]
+    assert "stays" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [({2: 6}, "global_batch_size=6 is not a multiple of the micro-batch 4"), ({2: -4}, "-4")],
