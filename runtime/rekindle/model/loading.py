@@ -4,9 +4,11 @@ A path means a commit of a run, or a file that Lightning or `Trainer.save_checkp
 is looked at under Lightning's keys, so that `on_load_checkpoint` is the same for both.
 """
 
+import importlib
 import os
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +19,12 @@ from rekindle.model.describing import recall
 from rekindle.model.hyperparameters import arguments, from_file, recalled
 
 _T = TypeVar("_T")
+_CLASS = "_class_path"
+_COMMANDS = {
+    f"{package}.cli.instantiate_module"
+    for package in ("rekindle.pytorch", "lightning.pytorch", "pytorch_lightning")
+}
+"""What makes the arguments of a command into objects: its own checkpoints name it."""
 _Path = str | os.PathLike[str]
 
 
@@ -40,6 +48,50 @@ def opened(path: _Path) -> dict[str, Any]:
     return found
 
 
+def made_again(
+    cls: type, saved: Mapping[str, Any], name: str | None, override: Mapping[str, Any]
+) -> Any:
+    """An object with the arguments of a checkpoint, built as a command did if one has made it.
+
+    A class in there has to be loaded already, so that nothing is run because a file says so; raises
+    ValueError otherwise.
+    """
+    if saved.get("_instantiator") not in _COMMANDS:
+        return cls(**arguments(cls, saved, name, override))
+    given = {key: value for key, value in saved.items() if key != "_instantiator"}
+    # As in Lightning, the class that was written counts where the one that is asked takes **kwargs.
+    values = arguments(cls, given, name, override)
+    for place, path in _class_paths("", values):
+        part, _, kind = path.rpartition(".")
+        found = getattr(sys.modules.get(part), kind, None)
+        if found is None:
+            raise ValueError(
+                f"{cls.__name__}.load_from_checkpoint: the checkpoint names {path} for "
+                f"{place}, which is not loaded. Import {part or path} first, or give {place}=."
+            )
+        if place == _CLASS and not (isinstance(found, type) and issubclass(found, cls)):
+            raise ValueError(
+                f"{cls.__name__}.load_from_checkpoint: the checkpoint is of {path}, which is no "
+                f"{cls.__name__}. Call it on that class, or on one that it derives from."
+            )
+    # The command's parser lies above; only what a command has made needs it.
+    command = importlib.import_module("rekindle.pytorch.cli")
+    return command.instantiate_module(cls, values)
+
+
+def _class_paths(place: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Every class that is named in what a command was given, with the argument it is for."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key in ("class_path", _CLASS) and isinstance(item, str):
+                yield place or key, item
+            else:
+                yield from _class_paths(place or str(key), item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _class_paths(place, item)
+
+
 def module(
     cls: type[_T],
     path: _Path,
@@ -55,7 +107,7 @@ def module(
     if hparams_file is not None:
         saved = from_file(os.fspath(hparams_file))
     found["hyper_parameters"] = {**saved, **override}
-    made: Any = cls(**arguments(cls, saved, found.get("hparams_name"), override))
+    made = made_again(cls, saved, found.get("hparams_name"), override)
     strict = getattr(made, "strict_loading", True) if strict is None else strict
     deferred.configure(made, torch.device("cpu"))
     made.on_load_checkpoint(found)
@@ -78,7 +130,7 @@ def datamodule(
     saved = found.get("datamodule_hyper_parameters", {})
     if hparams_file is not None:
         saved = from_file(os.fspath(hparams_file))
-    made: Any = cls(**arguments(cls, saved, found.get("datamodule_hparams_name"), override))
+    made = made_again(cls, saved, found.get("datamodule_hparams_name"), override)
     if cls.__qualname__ in found:
         made.load_state_dict(found[cls.__qualname__])
     return made  # type: ignore[no-any-return]
