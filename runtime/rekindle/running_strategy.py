@@ -5,6 +5,7 @@ asks of `trainer.strategy` is mostly about its peers: wait for them, tell them s
 their tensors together. That is here; everything else is asked of the value.
 """
 
+import os
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.distributed.nn import functional as _functional
 
 from rekindle.ranks.distributed import device_of
 from rekindle.requirement import RequirementError
+from rekindle.strategies import FSDP2, Strategy
 
 if TYPE_CHECKING:
     from rekindle.ranks.distributed import World
@@ -42,6 +44,23 @@ class RunningStrategy:
             f"trainer.strategy has no attribute {name!r}: how the model is spread is "
             f"trainer.flags.strategy, and the trainer does the rest itself"
         )
+
+    @property
+    def strategy_names(self) -> set[str]:
+        """Lightning's names for what this is; `isinstance` goes by them."""
+        value = self._trainer.flags.strategy
+        if type(value) is Strategy and self.world_size == 1:
+            return {"Strategy", "SingleDeviceStrategy"}
+        own: dict[type, str] = {FSDP2: "FSDPStrategy", Strategy: "DDPStrategy"}
+        kinds = {own.get(kind, kind.__name__) for kind in type(value).__mro__[:-1]}
+        if value.shards:
+            kinds.discard("DDPStrategy")
+        return {"Strategy", "ParallelStrategy", type(value).__name__, *kinds}
+
+    @property
+    def num_processes(self) -> int:
+        """How many processes there are on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
 
     @property
     def _world(self) -> "World":

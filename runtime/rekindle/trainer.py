@@ -48,6 +48,7 @@ from rekindle.saving import policy, runs
 from rekindle.saving.persistence import FLUSH_SECONDS, Session
 from rekindle.strategies import Strategy
 from rekindle.trainer_members import TrainerMembers
+from rekindle.trainer_variables import from_environment
 from rekindle.training import feeding, savefile, state
 from rekindle.training.assembly import assemble, sanity_check
 from rekindle.training.fitting import explained
@@ -69,6 +70,7 @@ _MARGIN = 3.0
 class Trainer(TrainerMembers):
     """Trains and validates modules; preemption, resume and data order are its business."""
 
+    @from_environment
     def __init__(
         self,
         *,
@@ -135,7 +137,7 @@ class Trainer(TrainerMembers):
         model_registry: str | None = None,
         **unknown: Any,
     ) -> None:
-        """Check the flags; nothing is started yet.
+        """Check the flags; nothing is started yet. ``PL_TRAINER_<FLAG>`` gives one in their place.
 
         Counts of samples: a micro-batch is the loader's `batch_size`; `global_batch_size` is what
         one optimizer step sees over all processes, by default micro-batch times

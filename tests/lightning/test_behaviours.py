@@ -43,6 +43,8 @@ processes:
 - A validation that is due within the first step of a later epoch comes before that epoch.
 - With several processes `batch_idx` counts the batches of all of them, so that it is the same for a
   sample on any number; in manual optimization it counts calls of `training_step`, as in Lightning.
+- With several processes `limit_train_batches` and its kin count the batches of all of them
+  together: the same samples on any number.
 - With several processes a hook that looks at `callback_metrics` within an epoch sees this process'
   newest values; callbacks that monitor, schedulers and the ends of epochs get those of all.
 - Loggers get values under the number of steps that are done: 1 after the first one, where

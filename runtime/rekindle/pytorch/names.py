@@ -233,9 +233,9 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "strategies.strategy": {_STRATEGIES: "Strategy"},
     "strategies.xla": {"": "XLAStrategy"},
     # Serving.
-    "serve": {"": "ServableModule ServableModuleValidator"},
-    "serve.servable_module": {"": "ServableModule"},
-    "serve.servable_module_validator": {"": "ServableModuleValidator"},
+    "serve": {f"{_OWN}.servable": "ServableModule ServableModuleValidator"},
+    "serve.servable_module": {f"{_OWN}.servable": "ServableModule"},
+    "serve.servable_module_validator": {f"{_OWN}.servable": "ServableModuleValidator"},
     # The trainer.
     "trainer": {"rekindle": "Trainer seed_everything"},
     "trainer.call": {},

@@ -35,6 +35,11 @@ class NotSupported(NotImplementedError, AttributeError):
 class Refused(type):
     """The class of names that are refused when they are used."""
 
+    def __instancecheck__(cls, instance: object) -> bool:
+        """Whether it is what Lightning calls so: only a trainer's strategy is ever asked."""
+        found = getattr(type(instance), "strategy_names", None)
+        return found is not None and cls.__name__ in found.fget(instance)
+
     def _refuse(cls) -> NoReturn:
         raise NotSupported(f"{cls.__name__} is not supported: {cls.__doc__}")
 

@@ -147,8 +147,11 @@ INSTEAD: Mapping[str, str] = {
     "RegisterRecordFunction": "use Trainer(profiler='pytorch'), and torch.profiler.record_function",
     "ScheduleWrapper": "give PyTorchProfiler(schedule=torch.profiler.schedule(...))",
     # Strategies.
-    "ModelParallelStrategy": "write Trainer(mesh={'dp': 2, 'tp': 2}), and the plan of layers in "
-    "the module's tensor_parallel_plan; see rekindle.strategies",
+    "ModelParallelStrategy": "write Trainer(mesh={'dp': data_parallel_size, 'tp': "
+    "tensor_parallel_size}), strategy=FSDP2(wrap={Block}) for what is gathered at a time, and "
+    "build the layers whole, in configure_model or __init__. What parallelize_module was given, "
+    "{'net.0': ColwiseParallel(), ...}, is returned by the module's tensor_parallel_plan(self); "
+    "the trainer calls parallelize_module and fully_shard, so leave both out",
     "ParallelStrategy": "write Trainer(strategy='ddp') or FSDP2(); see rekindle.strategies",
     "SingleDeviceStrategy": "write Trainer(accelerator='cpu' or 'gpu', devices=1)",
     "SingleDeviceXLAStrategy": _TPU,
@@ -165,9 +168,6 @@ INSTEAD: Mapping[str, str] = {
         ),
         _LAUNCHER,
     ),
-    # Serving.
-    "ServableModule": "export the model, and serve the export",
-    "ServableModuleValidator": "export the model, and serve the export",
     # Utilities.
     "collect_init_args": "call self.save_hyperparameters()",
     "get_init_args": "call self.save_hyperparameters()",

@@ -29,8 +29,25 @@ _UNNEEDED = {
 """Options of other trainers that need no switch here, and why."""
 
 
+class Kind(type):
+    """The class of strategies: `trainer.strategy` is an instance of what it stands for.
+
+    Scripts ask ``isinstance(trainer.strategy, FSDPStrategy)``. What they have there are the
+    processes of a run; `names` of it says which strategies those are.
+    """
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return type.__instancecheck__(cls, instance) or cls.__name__ in names_of(instance)
+
+
+def names_of(instance: object) -> Collection[str]:
+    """Lightning's names for the strategy of a running trainer; none for anything else."""
+    found = getattr(type(instance), "strategy_names", None)
+    return () if found is None else found.fget(instance)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Strategy:
+class Strategy(metaclass=Kind):
     """The whole model on each process, gradients summed."""
 
     notices: tuple[str, ...] = ()
@@ -146,16 +163,38 @@ _SHARDING: dict[str, dict[str, Any]] = {
 }
 
 
-def FSDPStrategy(
-    *,
-    auto_wrap_policy: Policy | None = None,
-    activation_checkpointing_policy: Policy | None = None,
-    sharding_strategy: object = "FULL_SHARD",
-    mixed_precision: object = None,
-    cpu_offload: object = False,
-    **options: Any,
-) -> Strategy:
+class FSDPStrategy(metaclass=Kind):
     """`FSDP2` by the names that Lightning has for its options."""
+
+    def __new__(  # type: ignore[misc]
+        cls,
+        *,
+        auto_wrap_policy: Policy | None = None,
+        activation_checkpointing_policy: Policy | None = None,
+        sharding_strategy: object = "FULL_SHARD",
+        mixed_precision: object = None,
+        cpu_offload: object = False,
+        **options: Any,
+    ) -> Strategy:
+        """An `FSDP2`, or for NO_SHARD a plain `Strategy`."""
+        return _fsdp(
+            auto_wrap_policy,
+            activation_checkpointing_policy,
+            sharding_strategy,
+            mixed_precision,
+            cpu_offload,
+            options,
+        )
+
+
+def _fsdp(
+    auto_wrap_policy: Policy | None,
+    activation_checkpointing_policy: Policy | None,
+    sharding_strategy: object,
+    mixed_precision: object,
+    cpu_offload: object,
+    options: Mapping[str, Any],
+) -> Strategy:
     name = str(getattr(sharding_strategy, "name", sharding_strategy)).upper()
     notices = _unneeded("FSDPStrategy", options)
     if name == "NO_SHARD":
@@ -194,18 +233,38 @@ def _mixed(given: object) -> Literal["bf16", "32"] | None:
     return found
 
 
-def DeepSpeedStrategy(
-    *,
-    stage: int = 2,
-    offload_optimizer: bool = False,
-    offload_parameters: bool = False,
-    allgather_bucket_size: float | None = None,
-    reduce_bucket_size: float | None = None,
-) -> Strategy:
+class DeepSpeedStrategy(metaclass=Kind):
     """ZeRO's stages on `FSDP2`, without the deepspeed package; `notices` say what became of them.
 
     Raises ValueError for a stage that does not exist.
     """
+
+    def __new__(  # type: ignore[misc]
+        cls,
+        *,
+        stage: int = 2,
+        offload_optimizer: bool = False,
+        offload_parameters: bool = False,
+        allgather_bucket_size: float | None = None,
+        reduce_bucket_size: float | None = None,
+    ) -> Strategy:
+        """An `FSDP2`, or for stage 0 a plain `Strategy`."""
+        return _deepspeed(
+            stage,
+            offload_optimizer,
+            offload_parameters,
+            allgather_bucket_size,
+            reduce_bucket_size,
+        )
+
+
+def _deepspeed(
+    stage: int,
+    offload_optimizer: bool,
+    offload_parameters: bool,
+    allgather_bucket_size: float | None,
+    reduce_bucket_size: float | None,
+) -> Strategy:
     if stage not in (0, 1, 2, 3):
         raise ValueError(f"DeepSpeedStrategy(stage={stage!r}): stages are 0, 1, 2 and 3")
     if stage == 0:
@@ -233,13 +292,13 @@ def DeepSpeedStrategy(
 
 _NAMES: dict[str, Callable[[], Strategy]] = {
     "auto": Strategy,
-    "ddp": Strategy,
-    "ddp_find_unused_parameters_true": Strategy,
-    "ddp_find_unused_parameters_false": Strategy,
+    "ddp": DDPStrategy,
+    "ddp_find_unused_parameters_true": DDPStrategy,
+    "ddp_find_unused_parameters_false": DDPStrategy,
     "fsdp": FSDP2,
     "fsdp2": FSDP2,
     "fsdp_cpu_offload": lambda: FSDP2(offload=True),
-    "deepspeed": DeepSpeedStrategy,
+    "deepspeed": lambda: DeepSpeedStrategy(stage=2),
     "deepspeed_stage_1": lambda: DeepSpeedStrategy(stage=1),
     "deepspeed_stage_2": lambda: DeepSpeedStrategy(stage=2),
     "deepspeed_stage_2_offload": lambda: DeepSpeedStrategy(stage=2, offload_optimizer=True),

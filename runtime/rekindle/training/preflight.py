@@ -95,7 +95,7 @@ def check_told(module: Module, stage: str, *, several: bool) -> None:
     """R1 for a hook around a step that cannot be told which of several loaders a batch is from."""
     for name in (f"on_{stage}_batch_start", f"on_{stage}_batch_end"):
         method = getattr(module, name)
-        if not several or getattr(type(module), name) is getattr(Module, name):
+        if not several or not _has_own(module, name):
             continue
         kinds = [p.kind for p in inspect.signature(method).parameters.values()]
         least = 4 if name.endswith("end") else 3
@@ -104,6 +104,11 @@ def check_told(module: Module, stage: str, *, several: bool) -> None:
                 f"R1 there are several loaders, and {type(module).__name__}.{name} has no "
                 f"dataloader_idx argument. Add dataloader_idx=0 to its arguments."
             )
+
+
+def _has_own(module: Module, name: str) -> bool:
+    """Whether the class defines a method, or a function was assigned to the object."""
+    return name in vars(module) or getattr(type(module), name) is not getattr(Module, name)
 
 
 def check_removed(module: Module) -> None:
@@ -120,7 +125,7 @@ def check_defined(module: Module, *, validation: bool, several: bool = False) ->
     """R1 for a missing method, before anything is loaded; `several` loaders to validate with."""
     check_removed(module)
     for name in ("training_step", "configure_optimizers"):
-        if getattr(type(module), name) is getattr(Module, name):
+        if not _has_own(module, name):
             # The base class's own method says what to do.
             try:
                 getattr(module, name)(*[None] * (0 if name == "configure_optimizers" else 2))

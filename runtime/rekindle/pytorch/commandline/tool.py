@@ -92,6 +92,8 @@ class LightningCLI:
         self.subclass_mode_data = datamodule_class is None or subclass_mode_data
         self._model_class: Any = model_class or Module
         self._datamodule_class: Any = datamodule_class or DataModule
+        self._objects: dict[str, Any] = {}
+        """Flags of `trainer_defaults` that are objects, such as a profiler."""
         self._subcommand_parsers: dict[str, LightningArgumentParser] = {}
         self._subcommand_method_arguments: dict[str, list[str]] = {}
 
@@ -154,8 +156,9 @@ class LightningCLI:
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The trainer, the model and the data."""
         parser.add_lightning_class_args(self.trainer_class, "trainer")
-        defaults = {f"trainer.{k}": v for k, v in self.trainer_defaults.items() if k != "callbacks"}
-        parser.set_defaults(defaults)
+        for flag, value in self.trainer_defaults.items():
+            if flag != "callbacks":
+                self._set_default(parser, flag, value)
         parser.add_lightning_class_args(
             self._model_class, "model", subclass_mode=self.subclass_mode_model
         )
@@ -166,6 +169,15 @@ class LightningCLI:
             # The model may have loaders of its own.
             required=self.datamodule_class is not None,
         )
+
+    def _set_default(self, parser: LightningArgumentParser, flag: str, value: Any) -> None:
+        """The default of a flag; an object that cannot be written goes to the trainer as it is."""
+        try:
+            parser.set_defaults({f"trainer.{flag}": value})
+        except ValueError:
+            if value is None or isinstance(value, bool | int | float | str | list | tuple | dict):
+                raise
+            self._objects[flag] = value
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Define it to add arguments, or to link them: `parser.link_arguments`."""
@@ -277,7 +289,11 @@ class LightningCLI:
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the trainer; what is given here wins over the configuration."""
         parser = self._parser()
-        flags = {**dict(self._get(self.config_init, "trainer", {})), **kwargs}
+        flags = dict(self._get(self.config_init, "trainer", {}))
+        for flag, value in self._objects.items():
+            if flags.get(flag) == parser.get_default(f"trainer.{flag}"):
+                flags[flag] = value
+        flags.update(kwargs)
         if "callbacks" not in flags:
             rank_zero_warn(
                 f"{self.trainer_class.__name__} takes no callbacks, so none is added to it"
