@@ -98,6 +98,17 @@ class Callback:
     """Hooks of the class that this instance can do without: `fit` leaves them out, so that no step
     pays for them. They are functions, so what a subclass has overridden is not among them."""
 
+    def log(self, name: str, value: Any, *arguments: Any, **options: Any) -> None:
+        """Log as the module does, see `Module.log`; in a hook.
+
+        The trainer puts the module's own method in this one's place.
+        """
+        raise RuntimeError(f"{type(self).__name__}.log({name!r}, ...): call it in a hook")
+
+    def log_dict(self, dictionary: Any, *arguments: Any, **options: Any) -> None:
+        """Log as the module does, see `Module.log_dict`; in a hook."""
+        raise RuntimeError(f"{type(self).__name__}.log_dict(...): call it in a hook")
+
     @property
     def state_key(self) -> str:
         """Name of this callback's state in a checkpoint; unique among the trainer's callbacks."""

@@ -500,6 +500,8 @@ class Trainer(TrainerMembers):
             seed = self.world.share(randomness.global_seed())
             self.flags = replace(self.flags, seed=seed)
         model.attach(self, None)
+        for callback in self.callbacks:
+            vars(callback).update(log=model.log, log_dict=model.log_dict)
         return self.world
 
     def _end(self, run: "Run") -> None:

@@ -69,16 +69,23 @@ class Tuner:
         init_val: int = 2,
         max_trials: int = 25,
         batch_arg_name: str = "batch_size",
+        margin: float = 0.05,
+        max_val: int = 8192,
     ) -> int:
         """The largest batch that fits the memory of every process's device; collective.
 
-        ``power`` doubles from `init_val` until it no longer fits, ``binsearch`` then closes in.
-        No batch is larger than the data. The size is written to the attribute or hyperparameter
-        `batch_arg_name` of the data module or of the model, where there is one. Raises ValueError
-        when not even `init_val` fits.
+        ``power`` doubles from `init_val` until it no longer fits, ``binsearch`` then closes in, and
+        takes the share `margin` off. No batch is larger than the data, or than `max_val`. The size
+        is written to the attribute or hyperparameter `batch_arg_name` of the data module or of the
+        model, where there is one. Raises ValueError when not even `init_val` fits.
         """
         search = Search(
-            mode=mode, steps_per_trial=steps_per_trial, init_val=init_val, max_trials=max_trials
+            mode=mode,
+            steps_per_trial=steps_per_trial,
+            init_val=init_val,
+            max_trials=max_trials,
+            margin=margin,
+            max_val=max_val,
         )
         source = self._source(model, train_dataloaders, datamodule)
         try:

@@ -49,6 +49,9 @@ processes:
   newest values; callbacks that monitor, schedulers and the ends of epochs get those of all.
 - Loggers get values under the number of steps that are done: 1 after the first one, where
   Lightning's first is 0. Step values of an evaluation, of all processes, come at its end.
+- `StochasticWeightAveraging` takes the statistics of BatchNorm anew in a pass that is no epoch: no
+  step is counted and no hook runs. A bar of ours is drawn by a thread, and `get_metrics` is asked
+  with each report, not with each batch.
 - `logger=True` writes JSON lines below the root, and without `logger` nothing is written.
 - `devices=[0]` also runs where there is no GPU. `configure_model` runs once for each module.
 """

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.averaging import EMA as EMA
     from rekindle.callbacks.averaging import SWA as SWA
     from rekindle.callbacks.averaging import StochasticWeightAveraging as StochasticWeightAveraging
+    from rekindle.callbacks.backbone import BackboneFinetuning as BackboneFinetuning
     from rekindle.callbacks.base_finetuning import BaseFinetuning as BaseFinetuning
     from rekindle.callbacks.base_writer import BasePredictionWriter as BasePredictionWriter
     from rekindle.callbacks.batch_finder import BatchSizeFinder as BatchSizeFinder
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from rekindle.callbacks.device_stats import DeviceStats as DeviceStats
     from rekindle.callbacks.device_stats import DeviceStatsMonitor as DeviceStatsMonitor
     from rekindle.callbacks.exception_file import OnExceptionCheckpoint as OnExceptionCheckpoint
-    from rekindle.callbacks.finetuning import BackboneFinetuning as BackboneFinetuning
     from rekindle.callbacks.functions import LambdaCallback as LambdaCallback
     from rekindle.callbacks.gradients import GradNorms as GradNorms
     from rekindle.callbacks.model_summary import ModelSummary as ModelSummary
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from rekindle.callbacks.rate_finder import LearningRateFinder as LearningRateFinder
     from rekindle.callbacks.rates import LearningRateMonitor as LearningRateMonitor
     from rekindle.callbacks.spike import SpikeGuard as SpikeGuard
+    from rekindle.callbacks.spike_detection import SpikeDetection as SpikeDetection
     from rekindle.callbacks.stopping import EarlyStopping as EarlyStopping
     from rekindle.callbacks.throughput import ThroughputMonitor as ThroughputMonitor
     from rekindle.callbacks.timer import Timer as Timer
@@ -76,6 +77,7 @@ __all__ = [
     "RichModelSummary",
     "RichProgressBar",
     "SWA",
+    "SpikeDetection",
     "SpikeGuard",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
@@ -86,7 +88,7 @@ __all__ = [
 __getattr__, __dir__ = attributes(
     __name__,
     {
-        "BackboneFinetuning": ".finetuning",
+        "BackboneFinetuning": ".backbone",
         "BaseFinetuning": ".base_finetuning",
         "BasePredictionWriter": ".base_writer",
         "Checkpoint": ".checkpoint",
@@ -117,6 +119,7 @@ __getattr__, __dir__ = attributes(
         "RichModelSummary": ".model_summary",
         "RichProgressBar": ".progress",
         "SWA": ".averaging",
+        "SpikeDetection": ".spike_detection",
         "SpikeGuard": ".spike",
         "StochasticWeightAveraging": ".averaging",
         "TQDMProgressBar": ".tqdm_bars",

@@ -6,10 +6,11 @@ optimizer and everything that holds a reference see the same tensors as always. 
 cut short by a preemption notice; the state that is saved then is the one that training goes on
 with, so `state_dict` puts the weights back first.
 
-`SWA` adds up the weights at the end of each epoch of the last part of training, with a learning
+`SWA` adds up the weights that each epoch of the last part of training begins with, with a learning
 rate of its own, and puts the mean in their place when training ends. The rate is set right before
 the optimizer steps, whatever the schedulers have said. Running statistics of BatchNorm layers are
-those of other weights, so they are taken again in one pass over the training data.
+those of other weights, so they are taken again in one pass over the training data, which is no
+epoch: nothing is counted and no hook runs.
 """
 
 import math
@@ -174,14 +175,17 @@ class SWA(Callback):
         swa_epoch_start: int | float = 0.8,
         annealing_epochs: int = 10,
         annealing_strategy: Literal["cos", "linear"] = "cos",
-        avg_fn: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor] | None = None,
+        avg_fn: Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor] | None = None,
+        device: "torch.device | str | None" = None,
     ) -> None:
         """Check the arguments.
 
         `swa_lrs` is the learning rate to move to, one for all parameter groups or one for each,
-        within `annealing_epochs` epochs. `swa_epoch_start` is the first epoch (0-based), or a share
-        of all epochs as float. `avg_fn` makes the new average of the old one, the weights and how
-        many are in it already; the default is the mean.
+        within `annealing_epochs` epochs. `swa_epoch_start` is the first epoch, counted from 1, or a
+        share of all epochs as float: from it on the weights that each epoch begins with are
+        averaged. `avg_fn` makes the new average of the old one, the weights and how many are in it
+        already; the default is the mean. The average lies where the weights are, whatever `device`
+        says.
         """
         rates = [swa_lrs] if isinstance(swa_lrs, int | float) else list(swa_lrs)
         if not rates or not all(rate > 0 for rate in rates):
@@ -210,21 +214,44 @@ class SWA(Callback):
         self.average: dict[str, torch.Tensor] = {}
         """Name of the parameter -> mean so far."""
         self._initial: list[float] = []
-        self._combine = avg_fn or _mean
+        self._combine = avg_fn or self.avg_fn
+        self._latest = -1
+        """The newest epoch that the mean has."""
 
     def _first(self, trainer: "Trainer") -> int:
+        """The first epoch whose beginning counts, from 0."""
         if not isinstance(self.start, float):
-            return self.start
+            return max(self.start - 1, 0)
         if trainer.max_epochs < 0:
-            raise ValueError(
+            raise MisconfigurationException(
                 f"SWA(swa_epoch_start={self.start}) is a share of all epochs: give the number of "
                 f"the first epoch, or Trainer(max_epochs=...)"
             )
-        return int(trainer.max_epochs * self.start)
+        return max(int(trainer.max_epochs * self.start) - 1, 0)
+
+    @staticmethod
+    def pl_module_contains_batch_norm(pl_module: torch.nn.Module) -> bool:
+        """Whether there are statistics to take anew."""
+        return any(isinstance(module, _BatchNorm) for module in pl_module.modules())
+
+    @staticmethod
+    def avg_fn(average: torch.Tensor, weight: torch.Tensor, count: Any) -> torch.Tensor:
+        """The mean so far, with one more."""
+        mean: torch.Tensor = average + (weight - average) / (count + 1)
+        return mean
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Refuse what cannot work before the first step."""
         self._first(trainer)
+        for what, count in (
+            ("optimizers", len(trainer.optimizers)),
+            ("lr schedulers", max(1, len(trainer.lr_scheduler_configs))),
+        ):
+            if count != 1:
+                raise MisconfigurationException(
+                    f"SWA needs one optimizer, with one lr scheduler at "
+                    f"most; there are {count} {what}"
+                )
         groups = len(trainer.optimizers[0].param_groups)
         if len(self.rates) not in (1, groups):
             raise ValueError(
@@ -232,44 +259,53 @@ class SWA(Callback):
                 f"{groups} parameter groups"
             )
 
+    def on_train_epoch_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Take the weights that the epoch begins with into the mean, and set its rate."""
+        epoch = trainer.current_epoch
+        if epoch < self._first(trainer):
+            return
+        self._set_rates(trainer, trainer.optimizers[0])
+        if epoch <= self._latest:
+            return
+        self._latest = epoch
+        with torch.no_grad():
+            for name, weight in pl_module.named_parameters():
+                if not self.n_averaged or name not in self.average:
+                    self.average[name] = weight.detach().clone()
+                    continue
+                old = _like(weight.detach(), self.average[name])
+                count = torch.tensor(self.n_averaged, device=old.device)
+                self.average[name] = self._combine(old, weight.detach(), count).clone()
+        self.n_averaged += 1
+
     def on_before_optimizer_step(
         self, trainer: "Trainer", pl_module: "Module", optimizer: torch.optim.Optimizer
     ) -> None:
-        """Set the learning rate of the averaging phase."""
-        after = trainer.current_epoch - self._first(trainer)
-        if after < 0:
-            return
-        groups = optimizer.param_groups
+        """Set the learning rate of the averaging phase, whatever a scheduler has said."""
+        if trainer.current_epoch >= self._first(trainer):
+            self._set_rates(trainer, optimizer)
+
+    def _set_rates(self, trainer: "Trainer", optimizer: torch.optim.Optimizer) -> None:
+        after, groups = trainer.current_epoch - self._first(trainer), optimizer.param_groups
         if not self._initial:
             self._initial = [float(group["lr"]) for group in groups]
-        part = min(1.0, (after + 1) / self.annealing_epochs) if self.annealing_epochs > 0 else 1.0
+        part = min(1.0, after / self.annealing_epochs) if self.annealing_epochs > 0 else 1.0
         if self.strategy == "cos":
             part = (1.0 - math.cos(math.pi * part)) / 2
         rates = self.rates * len(groups) if len(self.rates) == 1 else self.rates
         for group, initial, rate in zip(groups, self._initial, rates, strict=True):
             group["lr"] = initial + (rate - initial) * part
 
-    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Take this epoch's weights into the mean."""
-        if trainer.current_epoch < self._first(trainer):
-            return
-        with torch.no_grad():
-            for name, weight in pl_module.named_parameters():
-                if name not in self.average:
-                    self.average[name] = weight.detach().clone()
-                    continue
-                old = _like(weight.detach(), self.average[name])
-                self.average[name] = self._combine(old, weight.detach(), self.n_averaged)
-        self.n_averaged += 1
-
     def on_train_end(self, trainer: "Trainer", pl_module: "Module") -> None:
-        """Put the mean in the place of the weights."""
-        if not self.n_averaged:
+        """Put the mean in the place of the weights; not when training has ended early."""
+        endless = trainer.max_epochs < 0
+        if not self.n_averaged or not (endless or trainer.current_epoch == trainer.max_epochs):
             return
         with torch.no_grad():
             for name, weight in pl_module.named_parameters():
                 weight.copy_(_like(weight.detach(), self.average[name]))
-        _renew_statistics(trainer, pl_module)
+        if not endless:
+            _renew_statistics(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """The mean so far."""
@@ -277,19 +313,16 @@ class SWA(Callback):
             "n_averaged": self.n_averaged,
             "average": dict(self.average),
             "initial": list(self._initial),
+            "latest": self._latest,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self.n_averaged = state_dict["n_averaged"]
+        self.n_averaged, self._latest = state_dict["n_averaged"], state_dict["latest"]
         self.average, self._initial = dict(state_dict["average"]), list(state_dict["initial"])
 
 
 StochasticWeightAveraging = SWA
-
-
-def _mean(average: torch.Tensor, weight: torch.Tensor, count: int) -> torch.Tensor:
-    return average + (weight - average) / (count + 1)
 
 
 def _renew_statistics(trainer: "Trainer", module: "Module") -> None:

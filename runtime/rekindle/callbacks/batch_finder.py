@@ -30,12 +30,18 @@ class Search:
     steps_per_trial: int = 3
     init_val: int = 2
     max_trials: int = 25
+    margin: float = 0.0
+    """Share that ``binsearch`` takes off what it finds."""
+    max_val: int | None = None
+    """No size above it is tried."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("power", "binsearch"):
             raise ValueError(
                 f"batch size search: mode={self.mode!r}, allowed are 'power' and 'binsearch'"
             )
+        if not 0.0 <= self.margin < 1.0:
+            raise ValueError(f"batch size search: margin={self.margin!r}, need a share below 1")
         for name in ("steps_per_trial", "init_val", "max_trials"):
             if getattr(self, name) < 1:
                 raise ValueError(
@@ -54,14 +60,15 @@ def largest(trainer: "Trainer", module: "Module", source: Source, search: Search
             f"batch size search needs a dataset with a length and single samples; "
             f"{type(source.dataset).__name__} is {what}. Give the batch size."
         )
-    fits, limit, size = 0, source.samples + 1, min(search.init_val, source.samples)
+    most = source.samples if search.max_val is None else min(source.samples, search.max_val)
+    fits, limit, size = 0, most + 1, min(search.init_val, most)
     for _ in range(search.max_trials):
         if _fits(trainer, module, replace(source, batch_size=size), search.steps_per_trial):
             fits = size
         else:
             limit = size
-        if limit > source.samples:
-            size = min(2 * fits, source.samples)
+        if limit > most:
+            size = min(2 * fits, most)
         elif search.mode == "binsearch":
             size = (fits + limit) // 2
         if size <= fits or size >= limit:
@@ -71,7 +78,8 @@ def largest(trainer: "Trainer", module: "Module", source: Source, search: Search
             f"batch size search: not even a batch of {search.init_val} fits the device; use a "
             f"smaller model, activation checkpointing or strategy='fsdp'"
         )
-    return fits
+    reduced = max(1, int(fits * (1 - search.margin)))
+    return reduced if search.mode == "binsearch" else fits
 
 
 def _fits(trainer: "Trainer", module: "Module", source: Source, steps: int) -> bool:
@@ -97,8 +105,11 @@ class BatchSizeFinder(Callback):
     `global_batch_size` given, it is the largest size that fits and divides it with a micro-batch
     for each process that the job wants. It is written to the attribute or hyperparameter
     `batch_arg_name` of data module and module, where there is one. A run that resumes keeps the
-    size of its first attempt.
+    size of its first attempt. A class derived from it with an `on_fit_start` of its own is asked
+    for nothing then, and may call `scale_batch_size`.
     """
+
+    SUPPORTED_MODES = ("power", "binsearch")
 
     def __init__(
         self,
@@ -107,9 +118,17 @@ class BatchSizeFinder(Callback):
         init_val: int = 2,
         max_trials: int = 25,
         batch_arg_name: str = "batch_size",
+        margin: float = 0.05,
+        max_val: int = 8192,
     ) -> None:
+        """`margin` is the share that ``binsearch`` takes off; no size above `max_val` is tried."""
         self._search = Search(
-            mode=mode, steps_per_trial=steps_per_trial, init_val=init_val, max_trials=max_trials
+            mode=mode,
+            steps_per_trial=steps_per_trial,
+            init_val=init_val,
+            max_trials=max_trials,
+            margin=margin,
+            max_val=max_val,
         )
         self._name = batch_arg_name
         self.optimal_batch_size: int | None = None
@@ -117,9 +136,22 @@ class BatchSizeFinder(Callback):
 
     def data_found(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Look, before the position in the data is made; collective."""
-        source, world = trainer.train_source, trainer.world
-        if source is None or world is None or begun(trainer):
+        own = type(self).on_fit_start is not BatchSizeFinder.on_fit_start
+        if own or trainer.train_source is None or begun(trainer):
             return
+        self.scale_batch_size(trainer, pl_module)
+
+    def scale_batch_size(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Look, and note the size for what comes; before training, on every rank alike.
+
+        Raises RuntimeError once training goes on: its batches are dealt out already.
+        """
+        source, world = trainer.train_source, trainer.world
+        if source is None or world is None or trainer._run is not None:
+            raise RuntimeError(
+                "BatchSizeFinder.scale_batch_size: a size can be looked for before training only. "
+                "Use the callback as it is, or Tuner.scale_batch_size before fit"
+            )
         found = largest(trainer, pl_module, source, self._search)
         if (whole := trainer.flags.global_batch_size) is not None:
             most = min(found, max(1, whole // workers_of_the_job(world.size)))

@@ -64,7 +64,16 @@ class GradientAccumulationScheduler(Callback):
     optional = True
 
     def __init__(self, scheduling: Mapping[int, int]) -> None:
-        self.scheduling = _checked("GradientAccumulationScheduler", scheduling)
+        checked = _checked("GradientAccumulationScheduler", scheduling)
+        self.scheduling = checked if 0 in checked else {0: 1, **checked}
+
+    def get_accumulate_grad_batches(self, epoch: int) -> int:
+        """Micro-batches of an epoch's steps."""
+        return _in_force(self.scheduling, epoch) or 1
+
+    def going_to_accumulate_grad_batches(self) -> bool:
+        """Whether a step ever has more than one."""
+        return any(count > 1 for count in self.scheduling.values())
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Raises ValueError beside another way to say the same."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle.callback import Callback
+from rekindle.callbacks.batch_rates import BatchRates
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
@@ -32,27 +33,57 @@ PEAK = {
 
 
 class ThroughputMonitor(Callback):
-    """Logs ``throughput/``: samples_per_second, tokens_per_second, mfu and goodput."""
+    """Logs ``throughput/``: samples_per_second, tokens_per_second, mfu and goodput.
+
+    With `batch_size_fn` it is Lightning's: totals and rates of each stage go to the loggers, as
+    ``train/samples``, ``train/device/batches_per_sec`` and so on, and nothing else does.
+    """
 
     optional = True
 
     def __init__(
         self,
+        batch_size_fn: "Callable[[Any], int] | None" = None,
+        length_fn: "Callable[[Any], int] | None" = None,
+        *,
         flops_per_sample: float | None = None,
         tokens: Callable[[Any], int] | None = None,
         peak_flops: float | None = None,
+        window_size: int = 100,
+        separator: str = "/",
     ) -> None:
         """Say how much work a sample is, and what there is to count.
 
         `flops_per_sample` is the work of forward and backward pass for one sample; `tokens` counts
         the tokens of a batch; `peak_flops` is what one device can do per second, known for common
-        GPUs in 16-bit arithmetic.
+        GPUs in 16-bit arithmetic. `batch_size_fn` and `length_fn` count the samples and the items
+        of a batch; rates are those of the newest `window_size` batches, and the module's attribute
+        `flops_per_batch` is the work of one.
         """
+        if batch_size_fn is not None and (flops_per_sample is not None or tokens is not None):
+            raise ValueError(
+                "ThroughputMonitor(batch_size_fn=...) counts by length_fn= and the module's "
+                "flops_per_batch; leave out flops_per_sample= and tokens="
+            )
+        self._rates: BatchRates | None = None
+        if batch_size_fn is not None:
+            self._rates = BatchRates(
+                batch_size_fn, length_fn, window=window_size, separator=separator, peak=peak_flops
+            )
+        else:
+            kind = ThroughputMonitor
+            self.idle = (
+                kind.on_validation_start, kind.on_validation_batch_end, kind.on_validation_end,
+                kind.on_test_start, kind.on_test_batch_end,
+                kind.on_predict_start, kind.on_predict_batch_end,
+            )  # fmt: skip
         self._flops, self._tokens, self._peak = flops_per_sample, tokens, peak_flops
         self._count = 0
         self._seen = -1
         self._since: tuple[float, int, int] | None = None
         self._began: float | None = None
+        self._validated = 0
+        """Batches of validations so far."""
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Note when the run began, and find the device's peak."""
@@ -65,6 +96,8 @@ class ThroughputMonitor(Callback):
 
     def on_train_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Begin to measure."""
+        if self._rates is not None:
+            self._rates.begin(trainer)
         self._since = (time.perf_counter(), trainer.samples, 0)
         self._count = 0
 
@@ -80,9 +113,69 @@ class ThroughputMonitor(Callback):
     ) -> None:
         """Log, once per log interval."""
         step = trainer.global_step
+        if self._rates is not None:
+            self._rates.count(trainer, pl_module, batch)
+            done = 0 if trainer._run is None else trainer._run.step
+            if done != self._seen and done % trainer.flags.log_every_n_steps == 0:
+                self._seen = done
+                self._rates.report(trainer, max(0, done - 1))
+            return
         if step != self._seen and step % trainer.flags.log_every_n_steps == 0:
             self._seen = step
             self._log(trainer, pl_module)
+
+    def on_validation_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Begin to measure."""
+        if self._rates is not None and not trainer.sanity_checking:
+            self._rates.begin(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count, and log in batches that are reported."""
+        if self._rates is None or trainer.sanity_checking:
+            return
+        self._rates.count(trainer, pl_module, batch)
+        self._validated += 1
+        run, number = trainer._run, self._validated
+        if run is not None and trainer.state.fn == "fit":
+            number = run.step
+        if number % trainer.flags.log_every_n_steps == 0:
+            self._rates.report(trainer, self._validated)
+
+    def on_validation_end(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Take the validation's time out of training's."""
+        if self._rates is not None and not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._rates.pause(time.perf_counter() - self._rates.finished())
+
+    def on_test_start(self, trainer: "Trainer", pl_module: "Module") -> None:
+        """Begin to measure."""
+        if self._rates is not None:
+            self._rates.begin(trainer)
+
+    def on_test_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "Module",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count, and log in batches that are reported."""
+        if self._rates is not None:
+            self._rates.count(trainer, pl_module, batch)
+            if (batch_idx + 1) % trainer.flags.log_every_n_steps == 0:
+                self._rates.report(trainer, batch_idx + 1)
+
+    on_predict_start = on_test_start
+    on_predict_batch_end = on_test_batch_end
 
     def _log(self, trainer: "Trainer", module: "Module") -> None:
         assert self._since is not None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rekindle.callback import Callback
 from rekindle.flags import seconds_of
 from rekindle.misconfiguration import MisconfigurationException
+from rekindle.trainer_state import RunningStage
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
@@ -28,6 +29,7 @@ class Timer(Callback):
         interval: Literal["step", "epoch"] = "step",
         verbose: bool = True,
     ) -> None:
+        interval = getattr(interval, "value", interval)
         if interval not in ("step", "epoch"):
             raise MisconfigurationException(
                 f"Timer(interval={interval!r}): allowed are 'step' and 'epoch'"
@@ -40,27 +42,31 @@ class Timer(Callback):
         self.max_seconds = self.duration if interval == "step" else None
         self._before = 0.0
         self._began: float | None = None
+        self._offsets: dict[str, float] = {}
+        """Stage -> seconds of other attempts."""
         self._spans: dict[str, tuple[float, float | None]] = {}
         """Stage -> when it began last in this process, and when it ended."""
 
     def start_time(self, stage: str = "train") -> float | None:
-        """When ``train``, ``validate`` or ``test`` began, on the monotonic clock."""
-        return self._spans.get(str(stage), (None, None))[0]
+        """When ``train``, ``validate``, ``test`` ... began, on the monotonic clock."""
+        return self._spans.get(_stage(stage), (None, None))[0]
 
     def end_time(self, stage: str = "train") -> float | None:
         """When it ended."""
-        return self._spans.get(str(stage), (None, None))[1]
+        return self._spans.get(_stage(stage), (None, None))[1]
 
     def time_elapsed(self, stage: str = "train") -> float:
         """Seconds so far: of training over all attempts, of the newest validation or test."""
-        if str(stage) != "train":
-            start, end = self.start_time(stage), self.end_time(stage)
-            return 0.0 if start is None else (end or time.monotonic()) - start
+        name = _stage(stage)
+        if name != "train":
+            start, end = self.start_time(name), self.end_time(name)
+            offset = self._offsets.get(name, 0.0)
+            return offset + (0.0 if start is None else (end or time.monotonic()) - start)
         return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
 
     def time_remaining(self, stage: str = "train") -> float | None:
         """Seconds that are left; None without a limit."""
-        return None if self.duration is None else max(0.0, self.duration - self.time_elapsed(stage))
+        return None if self.duration is None else self.duration - self.time_elapsed(stage)
 
     def _start(self, stage: str) -> None:
         self._spans[stage] = time.monotonic(), None
@@ -93,7 +99,7 @@ class Timer(Callback):
         """Stop the clock."""
         self._before, self._began = self.time_elapsed(), None
         self._end("train")
-        if self.verbose and self.interval == "step" and self.time_remaining() == 0.0:
+        if self.verbose and self.interval == "step" and (self.time_remaining() or 0.0) <= 0.0:
             trainer.print(f"Timer: {self.duration:g} s of training are over")
 
     def on_train_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
@@ -104,10 +110,23 @@ class Timer(Callback):
             trainer.stop(f"Timer: {self.duration:g} s of training are over")
 
     def state_dict(self) -> dict[str, Any]:
-        """The time so far."""
-        return {"elapsed": self.time_elapsed()}
+        """The time so far, by stage."""
+        return {
+            "time_elapsed": {stage.value: self.time_elapsed(stage.value) for stage in RunningStage}
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there; a run that goes back in its own process keeps its own count."""
         if self._began is None:
-            self._before = float(state_dict["elapsed"])
+            elapsed = state_dict.get("time_elapsed") or {"train": state_dict["elapsed"]}
+            self._offsets = {str(stage): float(value) for stage, value in elapsed.items()}
+            self._before = self._offsets.pop("train", 0.0)
+
+
+def _stage(stage: str) -> str:
+    """A stage's name; ValueError for what is none."""
+    name = str(getattr(stage, "value", stage))
+    known = [each.value for each in RunningStage]
+    if name not in known:
+        raise ValueError(f"Timer: there is no stage {name!r}; there are {', '.join(known)}")
+    return name

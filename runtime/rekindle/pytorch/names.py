@@ -44,7 +44,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     # Callbacks.
     "callbacks": {
         _CALLBACKS: "*",
-        "": "ModelPruning SpikeDetection",
+        "": "ModelPruning",
     },
     "callbacks.batch_size_finder": {_CALLBACKS: "BatchSizeFinder"},
     "callbacks.callback": {_CALLBACKS: "Callback"},
@@ -56,7 +56,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     },
     "callbacks.finetuning": {
         _CALLBACKS: "BackboneFinetuning BaseFinetuning",
-        f"{_CALLBACKS}.finetuning": "multiplicative",
+        f"{_CALLBACKS}.backbone": "multiplicative",
     },
     "callbacks.gradient_accumulation_scheduler": {_CALLBACKS: "GradientAccumulationScheduler"},
     "callbacks.lambda_function": {_CALLBACKS: "LambdaCallback"},
@@ -87,7 +87,7 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     },
     "callbacks.pruning": {"": "ModelPruning"},
     "callbacks.rich_model_summary": {_CALLBACKS: "RichModelSummary"},
-    "callbacks.spike": {"": "SpikeDetection"},
+    "callbacks.spike": {_CALLBACKS: "SpikeDetection"},
     "callbacks.stochastic_weight_avg": {_CALLBACKS: "StochasticWeightAveraging"},
     "callbacks.throughput_monitor": {_CALLBACKS: "ThroughputMonitor"},
     "callbacks.timer": {_CALLBACKS: "Timer", f"{_UTILITIES}.enums": "Interval"},

@@ -45,7 +45,6 @@ INSTEAD: Mapping[str, str] = {
     "get_nvidia_gpu_stats": "use the callback DeviceStatsMonitor, or torch.cuda.memory_stats",
     # Callbacks.
     "ModelPruning": _PRUNING,
-    "SpikeDetection": "use rekindle.callbacks.SpikeGuard",
     "BatchesProcessedColumn": _BAR,
     "CustomBarColumn": _BAR,
     "CustomInfiniteTask": _BAR,

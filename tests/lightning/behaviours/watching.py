@@ -286,3 +286,45 @@ def standard_metrics_of_a_bar(pl, folder):
         trainer = pl.Trainer(**{**QUIET, "logger": logger})
         found.append(module.get_standard_metrics(trainer))
     return found, module.get_standard_metrics(pl.Trainer(**QUIET))
+
+
+def a_spike_ends_training(pl, folder):
+    """`SpikeDetection` raises when a loss jumps, and writes which batches to leave out."""
+    found = []
+    for options in ({}, {"atol": 5.0, "rtol": None}, {"rtol": 50.0}, {"warmup": 7}):
+
+        class Jumps(regression(pl)):
+            def training_step(self, batch, batch_idx):
+                loss = self.loss(batch)
+                return loss * (40.0 if batch_idx == 5 else 1.0)
+
+        place = folder / str(len(found))
+        callback = pl.callbacks.SpikeDetection(exclude_batches_path=place, **options)
+        flags = {**QUIET, "max_epochs": 1, "callbacks": [callback]}
+        trainer = pl.Trainer(default_root_dir=folder, **flags)
+        try:
+            trainer.fit(Jumps(), loader(16))
+            told = "no spike"
+        except RuntimeError as error:
+            told = (type(error).__name__, str(error).partition("\n")[0])
+        path = place / "skip_batches.json"
+        found.append((told, callback.bad_batches, path.read_text() if path.exists() else None))
+    return found
+
+
+def throughput_goes_to_the_loggers(pl, folder):
+    """`ThroughputMonitor` gives loggers totals, and rates once its window is full."""
+    callback = pl.callbacks.ThroughputMonitor(
+        lambda batch: len(batch[0]), length_fn=lambda batch: batch[0].numel(), window_size=3
+    )
+    model = regression(pl)()
+    model.flops_per_batch = 100
+    trainer = _fit(pl, folder, callback, model, log_every_n_steps=1, max_epochs=1)
+    trainer.test(model, loader(8), verbose=False)
+    found = []
+    for row in _rows(trainer.logger):
+        names = sorted(name for name in row if "/" in name)
+        totals = {n: row[n] for n in names if n.endswith(("samples", "batches", "lengths"))}
+        if names:
+            found.append((row["step"], row.get("epoch"), names, totals))
+    return found

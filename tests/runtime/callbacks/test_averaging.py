@@ -69,19 +69,19 @@ def test_a_validation_cut_short_saves_the_weights_of_training(fit, same):
 
 
 @pytest.mark.parametrize("strategy", ["cos", "linear"])
-def test_swa_ends_with_the_mean_of_its_epochs_and_moves_the_learning_rate(fit, strategy):
+def test_swa_ends_with_the_mean_of_what_its_epochs_begin_with_and_moves_the_rate(fit, strategy):
     rates, weights = [], Weights()
 
     class Rates(Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
             rates.append(optimizer.param_groups[0]["lr"])
 
-    swa = SWA(0.01, swa_epoch_start=1, annealing_epochs=2, annealing_strategy=strategy)
+    swa = SWA(0.01, swa_epoch_start=2, annealing_epochs=2, annealing_strategy=strategy)
     trainer = fit(swa, Rates(), weights, max_epochs=4)
-    ends = [weights.steps[i] for i in (9, 14, 19)]
+    ends = [weights.steps[i] for i in (4, 9, 14)]
     expected = [sum(parts) / 3 for parts in zip(*ends, strict=True)]
     assert close(trainer.model.parameters(), expected)
-    assert rates[4::5] == pytest.approx([0.05, 0.03, 0.01, 0.01])
+    assert rates[4::5] == pytest.approx([0.05, 0.05, 0.03, 0.01])
 
 
 @pytest.mark.parametrize("stop", [7, 12])

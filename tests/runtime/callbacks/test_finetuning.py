@@ -60,10 +60,10 @@ def test_it_resumes_bit_equal_before_and_after(fit, same, net, schedule, stop):
 
 
 def test_a_module_without_a_backbone_is_told_so(fit):
-    with pytest.raises(AttributeError, match="Net has no submodule 'encoder'"):
+    with pytest.raises(ValueError, match="Net has no submodule 'encoder'"):
         fit(BackboneFinetuning(backbone="encoder"))
-    with pytest.raises(ValueError, match="need an epoch from 1 on"):
-        BackboneFinetuning(0)
+    with pytest.raises(ValueError, match="need an epoch from 0 on"):
+        BackboneFinetuning(-1)
 
 
 class Unfreezes(BaseFinetuning):

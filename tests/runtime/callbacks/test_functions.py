@@ -51,7 +51,7 @@ def test_a_callback_has_no_hook_in_every_step_that_it_does_not_need():
     assert hooks.on_after_optimizer_step == ()
     stepwise = [callbacks.LearningRateMonitor(), callbacks.BatchSizeSchedule({9: 4}, "step")]
     hooks = Hooks([*stepwise, callbacks.ModelCheckpoint(every_n_train_steps=2)], Module())
-    assert len(hooks.on_before_optimizer_step) == 1
+    assert len(hooks.on_train_batch_start) == 1
     assert len(hooks.on_after_optimizer_step) == 1
     assert len(hooks.on_train_batch_end) == 1
 
