@@ -95,6 +95,11 @@ class Meter:
         self._totals: dict[str, tuple[float, int]] = {}
 
     @property
+    def before_optimizer(self) -> float:
+        """Seconds since the last `flush` that steps have spent before their optimizer's part."""
+        return self.data + self.transfer + self.forward + self.backward
+
+    @property
     def step_seconds(self) -> float:
         """Mean duration of the steps since the last `flush`; 0 without one."""
         return sum(self.durations) / len(self.durations) if self.durations else 0.0
@@ -111,7 +116,8 @@ class Meter:
         """Write out and begin anew."""
         SAMPLES.inc(self.samples)
         steps = len(self.durations)
-        self.optimizer -= self.comm_wait
+        # A step that was not finished has waited, too, and has no time of an optimizer.
+        self.optimizer = max(0.0, self.optimizer - self.comm_wait)
         for phase in PHASES:
             self._add(phase, getattr(self, phase), steps)
         self._add("steps", sum(self.durations), steps)

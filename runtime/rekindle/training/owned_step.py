@@ -93,7 +93,7 @@ class OwnedStep:
     def __call__(self, step: Step, batches: Iterator[Batch]) -> bool:
         """Take one step; whether the epoch is to end without it."""
         run, update = self._run, self._run.update
-        began = time.perf_counter()
+        began, before = time.perf_counter(), run.meter.before_optimizer
         run.losses, run.logs.step = [], run.step
         update.take_back(run.module)
         self._begin(step)
@@ -130,6 +130,7 @@ class OwnedStep:
             return False
         update.move_on(run)
         took = time.perf_counter() - began
+        run.meter.optimizer += max(0.0, took - (run.meter.before_optimizer - before))
         run.meter.durations.append(took)
         run.advance(step, took)
         if closing is not None:

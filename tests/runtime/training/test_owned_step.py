@@ -1,10 +1,15 @@
 """A run that stops between two steps goes on as if it had not, whoever does what of the step."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
+
+PROGRAM = Path(__file__).parents[1] / "program"
 
 
 class Net(rk.Module):
@@ -78,3 +83,31 @@ def test_a_restart_does_not_show(tmp_path, kind):
     whole = trained(tmp_path / "whole", kind, 8)
     parts = trained(tmp_path / "parts", kind, 2, 3, 5, 8)
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+
+
+@pytest.mark.processes
+@pytest.mark.filterwarnings("ignore:Nothing.configure_optimizers returned None")
+def test_ranks_take_such_steps_as_one_process_does(ranks, tmp_path):
+    program = runpy.run_path(str(PROGRAM / "owned.py"))
+
+    def task(kind, batch=4, **more):
+        return {"program": "owned.py", "kind": kind, "root": kind, "batch_size": batch, **more}
+
+    kinds = ("Steps", "Clears", "Nothing", "Ends")
+    alone = {
+        kind: program["main"](task(kind, 8) | {"root": str(tmp_path / f"alone-{kind}")})
+        for kind in kinds[:3]
+    }
+    tasks = [task(kind) for kind in kinds]
+    first, second = ranks(2, *tasks)
+    for kind, *found in zip(kinds, first, second, strict=True):
+        assert found[0]["parameters"] == found[1]["parameters"]
+        if kind == "Ends":
+            # Batches 4 and 5 of all are those of the third step; one rank's word is enough.
+            assert (found[0]["step"], found[0]["epoch"]) == (2 + 4, 2)
+            continue
+        assert found[0]["step"] == alone[kind]["step"] == 8
+        for ours, theirs in zip(found[0]["parameters"], alone[kind]["parameters"], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+    for ours, theirs in zip(first[2]["seen"], alone["Nothing"]["seen"], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
