@@ -55,6 +55,30 @@ def check(accelerator: str, devices: int) -> None:
         )
 
 
+def by_hand(devices: object, num_nodes: int = 1) -> None:
+    """Complete the environment of a process that somebody has started as one of several.
+
+    As in Lightning, ``LOCAL_RANK`` alone, with ``NODE_RANK`` where there are several machines, says
+    which of `devices` processes this is. Raises ValueError where they could not find each other.
+    """
+    given = os.environ.get("LOCAL_RANK")
+    if given is None or "WORLD_SIZE" in os.environ or type(devices) is not int or devices < 2:
+        return
+    if "MASTER_PORT" not in os.environ or not 0 <= int(given) < devices:
+        raise ValueError(
+            f"LOCAL_RANK={given} says that this is one of devices={devices} processes that were "
+            f"started by hand: each needs another LOCAL_RANK below {devices}, and all the same "
+            f"MASTER_ADDR and MASTER_PORT. Remove LOCAL_RANK to have them started, or use torchrun."
+        )
+    rank = int(os.environ.get("NODE_RANK", "0")) * devices + int(given)
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(num_nodes * devices),
+        "LOCAL_WORLD_SIZE": str(devices),
+    }
+
+
 def relaunch(accelerator: str, devices: int) -> NoReturn:
     """Replace this process by `devices` processes of the same program."""
     check(accelerator, devices)

@@ -252,3 +252,31 @@ def test_more_gpus_than_there_are_are_refused_before_anything_starts(monkeypatch
     with pytest.raises(ValueError, match="devices=4, but this machine has 1 GPU. Lower it"):
         relaunch.check("gpu", 4)
     relaunch.check("cpu", 4)
+
+
+def test_a_process_that_was_started_by_hand_is_one_of_its_devices(monkeypatch):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "NODE_RANK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    relaunch.by_hand("auto")
+    relaunch.by_hand(1)
+    assert "WORLD_SIZE" not in os.environ
+    monkeypatch.setenv("NODE_RANK", "1")
+    relaunch.by_hand(2, num_nodes=2)
+    found = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+    assert found == {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    assert os.environ["MASTER_ADDR"] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(("rank", "port"), [("2", "1234"), ("0", None)])
+def test_processes_that_could_not_find_each_other_are_refused(monkeypatch, rank, port):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    if port is None:
+        monkeypatch.delenv("MASTER_PORT", raising=False)
+    else:
+        monkeypatch.setenv("MASTER_PORT", port)
+    with pytest.raises(ValueError, match=r"LOCAL_RANK below 2, and all the same MASTER_ADDR"):
+        relaunch.by_hand(2)

@@ -144,7 +144,7 @@ INSTEAD: Mapping[str, str] = {
     # Profilers.
     "XLAProfiler": _TPU,
     "RegisterRecordFunction": "use Trainer(profiler='pytorch'), and torch.profiler.record_function",
-    "ScheduleWrapper": "give PyTorchProfiler(schedule=torch.profiler.schedule(...))",
+    "ScheduleWrapper": "give PyTorchProfiler(wait=1, warmup=1, active=3)",
     # Strategies.
     "ModelParallelStrategy": "write Trainer(mesh={'dp': data_parallel_size, 'tp': "
     "tensor_parallel_size}), strategy=FSDP2(wrap={Block}) for what is gathered at a time, and "

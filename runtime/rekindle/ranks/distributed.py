@@ -22,7 +22,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from rekindle.relaunch import relaunch, startable
+from rekindle.relaunch import by_hand, relaunch, startable
 from rekindle.requirement import Failure, RequirementError, code_of, passes
 
 TIMEOUT = timedelta(minutes=10)
@@ -150,6 +150,7 @@ def join(
     Raises ValueError when that is not possible; ``"auto"`` is one process then. `device_ids` are
     the GPUs to use, one for each process of this machine.
     """
+    by_hand(devices, num_nodes)
     size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
