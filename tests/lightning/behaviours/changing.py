@@ -271,3 +271,14 @@ def a_callback_logs_by_itself(pl, folder):
 
     trainer = _fit(pl, folder, [Logs()], regression(pl)(), val=loader(4), max_epochs=1)
     return {name: trainer.callback_metrics[name] for name in ("mine", "a", "b")}
+
+
+def a_model_is_pruned(pl, folder):
+    """`ModelPruning` prunes parameters at the end of epochs."""
+    callback = pl.callbacks.ModelPruning("l1_unstructured", amount=0.5)
+    model = _norm(pl)()
+    _fit(pl, folder, [callback], model, max_epochs=1)
+    return sum(int((p == 0).sum()) for p in model.parameters()) > 0
+
+
+REFUSED = {"a_model_is_pruned": r"ModelPruning is not supported: .*torch\.nn\.utils\.prune"}

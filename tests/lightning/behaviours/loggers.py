@@ -309,3 +309,16 @@ def a_logger_can_be_set(pl, folder):
     first = len(trainer.loggers)
     trainer.loggers = []
     return first, trainer.logger is None, _files(folder)
+
+
+def mlflow_gets_the_models(pl, folder):
+    """`MLFlowLogger(log_model=True)` uploads checkpoints as artifacts."""
+    os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
+    made = pl.loggers.MLFlowLogger("exp", save_dir=str(folder / "ml"), log_model=True)
+    _fit(pl, folder, made, max_epochs=1, enable_checkpointing=True)
+    return made.version is not None
+
+
+REFUSED = {
+    "mlflow_gets_the_models": r"MLFlowLogger\(log_model=True\) is not supported: checkpoints"
+}

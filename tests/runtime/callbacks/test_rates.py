@@ -1,8 +1,11 @@
+import csv
+
 import pytest
 import torch
 
 from rekindle import Callback
 from rekindle.callbacks import LearningRateMonitor
+from rekindle.loggers import CSVLogger
 
 pytestmark = pytest.mark.processes
 
@@ -68,6 +71,23 @@ def test_groups_and_more_have_names_of_their_own(fit, net):
         "lr-AdamW/pg1-weight_decay": pytest.approx(0.01),
         "lr-AdamW/head-weight_decay": pytest.approx(0.01),
     }
+
+
+def test_rates_are_in_the_file_once_over_a_stop_and_a_resume(fit, scheduled, tmp_path):
+    def rows(root, **options):
+        logger = CSVLogger(tmp_path / "logs", name=root)
+        fit(
+            LearningRateMonitor("step"), model=scheduled, root=root, logger=logger,
+            log_every_n_steps=1, **options,
+        )  # fmt: skip
+        with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
+            found = [row for row in csv.DictReader(file) if row["lr-SGD"]]
+        return [(int(row["step"]), float(row["lr-SGD"])) for row in found]
+
+    whole = rows("whole")
+    assert [step for step, _ in whole] == list(range(15))
+    assert len(rows("cut", stop=8)) >= 8
+    assert rows("cut") == whole
 
 
 def test_an_unknown_interval_is_refused():

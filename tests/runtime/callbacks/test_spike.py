@@ -156,3 +156,26 @@ def test_a_spike_in_the_last_steps_is_undone_as_well(fit, net, data, spike, ends
     assert trainer.global_step == steps
     left_out = (1, 4 * spike, 4 * spike + 4)
     assert [(w.epoch, w.start, w.stop) for w in trainer._run.skipped] == [left_out]
+
+
+def test_detection_goes_on_over_a_resume_as_without_one(fit, net, tmp_path):
+    """The losses that a jump is measured by are in the checkpoint."""
+    from rekindle.callbacks.spike_detection import SpikeDetection, TrainingSpikeException
+
+    class Jumps(net):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            return loss * 1000 if self.trainer.global_step == 11 else loss
+
+    def detection(root):
+        return SpikeDetection(window=4, exclude_batches_path=tmp_path / root, rtol=1.0)
+
+    whole, again = detection("whole"), detection("cut")
+    with pytest.raises(TrainingSpikeException, match="in batch 1"):
+        fit(whole, model=Jumps, root="whole")
+    fit(detection("cut"), model=Jumps, root="cut", stop=8)
+    with pytest.raises(TrainingSpikeException, match="in batch 1"):
+        fit(again, model=Jumps, root="cut")
+    assert whole.bad_batches == [0, 1]
+    assert (again.bad_batches, list(again._recent)) == (whole.bad_batches, list(whole._recent))
+    assert (tmp_path / "cut/skip_batches.json").exists()
