@@ -44,6 +44,7 @@ THREADS = {
     ("task", "checkpoint.saver", "rekindle-touch"),
     ("task", "launch.store", "store"),
     ("task", "loggers.feed", "rekindle-*"),
+    ("task", "pytorch.serving", "rekindle-serving"),
     ("task", "saving.files", "rekindle-files"),
     ("task", "saving.keeping", "rekindle-touch-copies"),
     ("task", "saving.opening", "rekindle-opening"),

@@ -14,11 +14,12 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import torch
+
+from rekindle import threads
 
 Serving = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -113,14 +114,12 @@ def server(serve: Serving, host: str, port: int) -> Iterator["Client"]:
         def log_message(self, format: str, *arguments: Any) -> None:
             """Not a word for each request."""
 
-    with ThreadingHTTPServer((host, port), Handler) as found:
-        thread = Thread(target=found.serve_forever, name="rekindle-serving", daemon=True)
-        thread.start()
+    with HTTPServer((host, port), Handler) as found:
+        threads.task(found.serve_forever, name="rekindle-serving")
         try:
             yield Client(host, found.server_port, failed)
         finally:
             found.shutdown()
-            thread.join()
 
 
 class Client:
