@@ -53,6 +53,7 @@ def test_a_script_that_is_killed_again_and_again_ends_as_a_plain_one(
     kills, ended, turns = 0, False, 0
     root = tmp_path / "killed"
     while not ended or kills < KILLS:
+        fresh, began = not root.exists(), time.monotonic()
         process = start(script, root, environment)
         if kills < KILLS:
             # Where this is in the script is up to the machine: that is what is wanted.
@@ -62,6 +63,9 @@ def test_a_script_that_is_killed_again_and_again_ends_as_a_plain_one(
         process.join(DEADLINE)
         ended = (root / "result.json").exists()
         if ended:
+            if fresh:
+                # The first one was cold: moments after a script's end would kill nothing.
+                took = min(took, time.monotonic() - began)
             assert json.loads((root / "result.json").read_text()) == expected
             turns += 1
             root = tmp_path / f"killed-{turns}"
