@@ -55,14 +55,14 @@ def view(
 
     With `weights_only` there are no optimizers, schedulers and callbacks.
     """
-    cursor = meta["cursor"]
+    cursor, manual = meta["cursor"], meta.get("manual_steps")
     ended = bool(meta["step"]) and cursor["sample"] == 0
     found: dict[str, Any] = {
         "epoch": cursor["epoch"] - ended,
-        "global_step": meta["step"],
+        "global_step": meta["step"] if manual is None else manual,
         "pytorch-lightning_version": VERSION,
         "state_dict": dict(state["model"]),
-        "loops": _loops(meta["step"], cursor["epoch"] - ended, _batches(cursor), ended),
+        "loops": _loops(meta["step"], cursor["epoch"] - ended, _batches(cursor), ended, manual),
     }
     if not weights_only:
         found["callbacks"] = copied(state["callbacks"])
@@ -94,8 +94,11 @@ def _by_number(saved: Mapping[str, Any]) -> dict[str, Any]:
     return {"state": dict(sorted(states.items())), "param_groups": groups}
 
 
-def _loops(step: int, epoch: int, batches: int, ended: bool) -> dict[str, Any]:
-    """Lightning's counters of progress, after a step or at the end of an epoch."""
+def _loops(step: int, epoch: int, batches: int, ended: bool, manual: int | None) -> dict[str, Any]:
+    """Lightning's counters of progress, after a step or at the end of an epoch.
+
+    With manual optimization so many steps of all optimizers are counted in place of the batches'.
+    """
 
     def count(number: int, *names: str, last: int | None = None) -> dict[str, int]:
         done = dict.fromkeys(names or ("ready", "started", "processed", "completed"), number)
@@ -109,7 +112,8 @@ def _loops(step: int, epoch: int, batches: int, ended: bool) -> dict[str, Any]:
         cleared = count(number, "ready", "started", "completed")
         return {"step": stepped, "zero_grad": cleared}
 
-    total, current = optimizer(step), optimizer(batches)
+    own, now = (step, batches) if manual is None else (0, 0)
+    total, current = optimizer(own), optimizer(now)
     fitting: dict[str, Any] = {
         "state_dict": {},
         "epoch_loop.state_dict": {"_batches_that_stepped": step},
@@ -124,7 +128,7 @@ def _loops(step: int, epoch: int, batches: int, ended: bool) -> dict[str, Any]:
         },
         "epoch_loop.manual_optimization.state_dict": {},
         "epoch_loop.manual_optimization.optim_step_progress": {
-            "total": count(0, "ready", "completed"),
+            "total": count(manual or 0, "ready", "completed"),
             "current": count(0, "ready", "completed"),
         },
         "epoch_loop.val_loop.state_dict": {},

@@ -461,7 +461,7 @@ class Trainer(TrainerMembers):
                     )
                     if stage != "predict":
                         values = {name: v for each in found for name, v in each.items()}
-                        journal.record(values, step=self.global_step, epoch=self.current_epoch)
+                        journal.record(values, step=self._batches_done, epoch=self.current_epoch)
                 self._logged = journal.state()
             self.lifecycle.move("done")
         except BaseException as error:
@@ -579,10 +579,10 @@ class Trainer(TrainerMembers):
         """What loggers are told when a pass follows a fit, or stands alone."""
         return Attempt(
             root=policy.root(self.flags)[0],
-            step=self.global_step,
+            step=self._batches_done,
             resumed=bool(self._logged),
             repeats=False,
-            now=lambda: self.global_step,
+            now=lambda: self._batches_done,
         )
 
     def _close_loggers(self, seconds: float, error: BaseException | None) -> None:
@@ -717,6 +717,11 @@ class Trainer(TrainerMembers):
     def global_step(self) -> int:
         """Optimizer steps done in the surviving timeline, those of all optimizers."""
         return 0 if self._run is None else self._run.optimizer_steps
+
+    @property
+    def _batches_done(self) -> int:
+        """What loggers number by: steps of training, however many optimizers each has stepped."""
+        return 0 if self._run is None else self._run.step
 
     @property
     def current_epoch(self) -> int:

@@ -149,7 +149,7 @@ class ModelCheckpoint(Checkpoint):
         self._taken: list[str] | None = None
         """Files that were in the folder before the run began."""
         self._files: dict[str, int] = {}
-        """Files of this run -> the step that each is of."""
+        """Files of this run -> the step whose commit each is of."""
         self._gone: list[str] = []
         """Files that go with the next commit."""
         self._links: dict[str, str] = {}
@@ -388,7 +388,8 @@ class ModelCheckpoint(Checkpoint):
             score = float(values[str(self.monitor)])
             about = {"monitor": self.monitor, "mode": self.mode, "score": score}
         self._pending[self._alias(trainer, path)] = about
-        self._files[path] = self._last_global_step_saved = trainer.global_step
+        self._last_global_step_saved = trainer.global_step
+        self._files[path] = _commit_step(trainer)
         if Path(path).stem.partition("-")[0] != self.CHECKPOINT_NAME_LAST:
             self._last_checkpoint_saved = path
         trainer.request_checkpoint()
@@ -412,7 +413,7 @@ class ModelCheckpoint(Checkpoint):
         return named
 
     def _plan(self, trainer: "Trainer", files: Any) -> None:
-        step = trainer.global_step
+        step = _commit_step(trainer)
         here = {p: self.save_weights_only for p, s in self._files.items() if s == step}
         links = {p: to for p, to in self._links.items() if self._files.get(to) == step}
         gone = tuple(p for p in self._gone if p not in here)
@@ -549,6 +550,11 @@ def _folder(trainer: "Trainer") -> str | None:
             return os.path.join(os.path.abspath(logger.log_dir), "checkpoints")
     root = trainer.default_root_dir
     return f"{root.rstrip('/')}/checkpoints"
+
+
+def _commit_step(trainer: "Trainer") -> int:
+    """What the commit of this moment is known by; `global_step` counts each optimizer's steps."""
+    return 0 if trainer._run is None else trainer._run.step
 
 
 def _values(trainer: "Trainer") -> dict[str, Any]:

@@ -76,7 +76,8 @@ def _here(trainer: "Trainer") -> tuple[dict[str, Any], dict[str, Any]]:
         tree["datamodule"] = datamodule.state_dict()
     sample, micro = (0, 1) if run is None else (run.cursor.sample, run.cursor.m)
     meta: dict[str, Any] = {
-        "step": trainer.global_step,
+        "step": 0 if run is None else run.step,
+        "manual_steps": None if run is None or run.update.automatic else run.optimizer_steps,
         "cursor": {"epoch": trainer.current_epoch, "sample": sample, "m": micro},
         "hyper_parameters": {"module": described(module), "datamodule": described(datamodule)},
         "hparams_names": {

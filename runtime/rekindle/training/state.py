@@ -94,6 +94,7 @@ def collect(
             rank_state["gradients"] = own_gradients
     meta = {
         "step": run.step,
+        "manual_steps": None if run.update.automatic else run.optimizer_steps,
         "epoch": run.cursor.epoch,
         "cursor": run.cursor.to_json(),
         "ledger": run.ledger.totals(part[0] for part in parts),

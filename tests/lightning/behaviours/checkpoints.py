@@ -546,3 +546,66 @@ def loops_can_be_removed_before_a_resume(pl, folder):
     _fit(pl, folder / "one", callback, epochs=1)
     path = callback.best_model_path
     return _fit(pl, folder / "two", model=Model(), epochs=2, ckpt_path=path).global_step
+
+
+class _Taught:
+    """Two optimizers that a module steps itself."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(torch.nn.functional.mse_loss(self(batch[0]), batch[1]))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        first, second = list(self.parameters())[:1], list(self.parameters())[1:]
+        return torch.optim.SGD(first, 0.1), torch.optim.SGD(second, 0.1)
+
+
+def files_of_several_optimizers_are_of_their_step(pl, folder):
+    """`global_step` counts each optimizer's steps, and a file holds what there was at that step."""
+    model = type("Taught", (_Taught, regression(pl)), {"automatic_optimization": False})()
+    callback = pl.callbacks.ModelCheckpoint(dirpath=folder / "f", save_top_k=-1, save_last=True)
+    trainer = _fit(pl, folder, callback, model=model)
+    found = torch.load(callback.last_model_path, weights_only=True)
+    manual = found["loops"]["fit_loop"]["epoch_loop.manual_optimization.optim_step_progress"]
+    same = all(torch.equal(v, found["state_dict"][k]) for k, v in model.state_dict().items())
+    return _names(folder / "f"), trainer.global_step, found["global_step"], manual["total"], same
+
+
+def a_file_of_several_optimizers_may_be_written_at_any_moment(pl, folder):
+    """`save_checkpoint` within training holds the same count."""
+
+    class Saves(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.global_step == 4:
+                trainer.save_checkpoint(folder / "here.ckpt")
+
+    model = type("Taught", (_Taught, regression(pl)), {"automatic_optimization": False})()
+    _fit(pl, folder, Saves(), model=model)
+    return torch.load(folder / "here.ckpt", weights_only=True)["global_step"]
+
+
+def loggers_count_batches_where_optimizers_are_several(pl, folder):
+    """Loggers number values by the batches of training, also after it."""
+
+    class Logs(_Taught, regression(pl)):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            super().training_step(batch, batch_idx)
+            self.log("seen", float(batch_idx))
+
+        def test_step(self, batch, batch_idx):
+            self.log("tested", 1.0)
+
+    logger = pl.loggers.CSVLogger(folder)
+    trainer = pl.Trainer(**{**QUIET, "logger": logger, "max_epochs": 1, "log_every_n_steps": 1})
+    model = Logs()
+    trainer.fit(model, loader())
+    trainer.test(model, loader())
+    text = (folder / "lightning_logs" / "version_0" / "metrics.csv").read_text()
+    names, *rows = (line.split(",") for line in text.splitlines())
+    return sorted(row[names.index("step")] for row in rows)
