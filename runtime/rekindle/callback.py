@@ -83,6 +83,8 @@ class Callback:
     """Where checkpoints go when the trainer's flags do not say."""
     max_seconds: float | None = None
     """Limit on the time that training may take, beside the trainer's `max_time`."""
+    every_loader: bool = False
+    """Whether `predicted` is asked for each of several loaders, too."""
     optional: bool = False
     """Whether the callback may be missing in a checkpoint that is resumed (else R23)."""
     switch: str | None = None

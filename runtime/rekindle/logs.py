@@ -87,8 +87,10 @@ class Slot:
     total: float | torch.Tensor = 0.0
     weight: float = 0.0
     step: int = -1
+    lane: int = -1
+    """Which micro-batch of that step had one last."""
     recent: list[tuple[Any, float]] = field(default_factory=list)
-    """Values of the newest step that had any."""
+    """Values of the newest step that had any, one for each micro-batch."""
     used: bool = False
     """Whether a metric was logged since the last reduction."""
     forked: bool = False
@@ -156,6 +158,8 @@ class Logs:
         self._slots = self._by_phase["train"]
         self.step = 0
         """The optimizer step that runs; set by the loop."""
+        self.lane = 0
+        """Where in the step the micro-batch begins that runs; set by the loop."""
         self.begun = 0
         """The first step of this epoch; set by the loop."""
         self.alone = True
@@ -221,6 +225,10 @@ class Logs:
             if slot.step != self.step:
                 slot.recent = []
                 slot.step = self.step
+            elif slot.lane == self.lane and slot.recent:
+                # Logged again for the same batch: the later value is the batch's.
+                slot.recent.pop()
+            slot.lane = self.lane
             slot.recent.append((value, weight))
         if slot.on_epoch and slot.metric is None:
             if tensor:

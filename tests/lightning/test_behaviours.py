@@ -52,6 +52,7 @@ processes:
 - `StochasticWeightAveraging` takes the statistics of BatchNorm anew in a pass that is no epoch: no
   step is counted and no hook runs. A bar of ours is drawn by a thread, and `get_metrics` is asked
   with each report, not with each batch.
+- `predict` gives every process the predictions of all of them, in the order of the data.
 - `logger=True` writes JSON lines below the root, and without `logger` nothing is written.
 - `devices=[0]` also runs where there is no GPU. `configure_model` runs once for each module.
 """

@@ -52,8 +52,8 @@ def test_where_values_are_folded_does_not_change_the_sum():
 
 def test_a_step_value_is_the_mean_over_the_newest_step_that_had_one():
     book, other = logs()[0], logs()[0]
-    for step, value, size in [(0, 9.0, 4), (1, 1.0, 4), (1, 4.0, 2)]:
-        book.step, book.batch_size = step, size
+    for step, start, value, size in [(0, 0, 9.0, 4), (1, 0, 1.0, 4), (1, 4, 4.0, 2)]:
+        book.step, book.lane, book.batch_size = step, start, size
         note(book, "loss", torch.tensor(value))
     other.step = 0
     note(other, "loss", torch.tensor(100.0))

@@ -37,6 +37,7 @@ class BasePredictionWriter(Callback):
 
     # What it has is written, or made again.
     optional = True
+    every_loader = True
 
     def __init__(
         self, write_interval: Literal["batch", "epoch", "batch_and_epoch"] = "batch"
@@ -48,8 +49,8 @@ class BasePredictionWriter(Callback):
             )
         self.interval = WriteInterval(write_interval)
         self._ids: list[int] = []
-        self._outputs: list[Any] = []
-        self._indices: list[list[int]] = []
+        self._outputs: dict[int, list[Any]] = {}
+        self._indices: dict[int, list[list[int]]] = {}
 
     def write_on_batch_end(
         self,
@@ -67,12 +68,15 @@ class BasePredictionWriter(Callback):
     def write_on_epoch_end(
         self, trainer: "Trainer", pl_module: "Module", predictions: Any, batch_indices: Any
     ) -> None:
-        """Write all batches of this process."""
+        """Write all batches of this process, of several loaders a list for each.
+
+        `batch_indices` are the places of samples by loader, batch and sample.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no write_on_epoch_end()")
 
     def on_predict_start(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Begin anew."""
-        self._outputs, self._indices = [], []
+        self._outputs, self._indices = {}, {}
 
     def predicted(self, batch_idx: int, ids: Any) -> tuple[Any] | None:
         """Note which samples come; nothing is known already."""
@@ -95,11 +99,15 @@ class BasePredictionWriter(Callback):
                 trainer, pl_module, outputs, ids, batch, batch_idx, dataloader_idx
             )
         if self.interval.on_epoch:
-            self._outputs.append(outputs)
-            self._indices.append(ids)
+            self._outputs.setdefault(dataloader_idx, []).append(outputs)
+            self._indices.setdefault(dataloader_idx, []).append(ids)
 
     def on_predict_epoch_end(self, trainer: "Trainer", pl_module: "Module") -> None:
         """Hand all batches on."""
         if self.interval.on_epoch:
-            self.write_on_epoch_end(trainer, pl_module, self._outputs, self._indices)
-            self._outputs, self._indices = [], []
+            loaders = range(len(trainer.num_predict_batches))
+            outputs = [self._outputs.get(number, []) for number in loaders]
+            indices = [self._indices.get(number, []) for number in loaders]
+            given = outputs[0] if len(outputs) == 1 else outputs
+            self.write_on_epoch_end(trainer, pl_module, given, indices)
+            self._outputs, self._indices = {}, {}

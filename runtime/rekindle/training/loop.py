@@ -136,6 +136,7 @@ def stepping(run: Run) -> Callable[[Step, Iterator[Batch]], bool | None]:
             before, now = now, clock()
             meter.data += now - before
             logs.batch_size = size = stop - start
+            logs.lane = start
             index = start // step.micro
             if gradients is not None:
                 gradients.begin(number // size_of_world, last=lane is lanes[-1])

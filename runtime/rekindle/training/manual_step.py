@@ -111,7 +111,7 @@ def _round(
         batch = run.move(batch)
     run.meter.data += time.perf_counter() - began
     size = 0 if own is None else own.stop - own.start
-    logs.batch_size = size
+    logs.batch_size, logs.lane = size, 0 if own is None else own.start
     update.begin(run, size, sum(lane.stop - lane.start for lane in lanes.values()))
     ended = own is not None and begin_batch(run, batch, index)
     if asks and world.size > 1:

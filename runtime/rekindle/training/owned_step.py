@@ -145,7 +145,7 @@ class OwnedStep:
         run, world = self._run, self._run.world
         lanes = step.lanes_of(world.rank, world.size)
         for position, lane in enumerate(lanes):
-            run.logs.batch_size = lane.stop - lane.start
+            run.logs.batch_size, run.logs.lane = lane.stop - lane.start, lane.start
             before = time.perf_counter()
             ids, batch = next(batches)
             read = time.perf_counter()

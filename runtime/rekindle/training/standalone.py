@@ -144,7 +144,7 @@ def _check_predicting(trainer: "Trainer", source: Evaluation | None, data: Valid
             f"loader after the other"
         )
     for callback in trainer.callbacks if data.several else ():
-        if type(callback).predicted is not Callback.predicted:
+        if type(callback).predicted is not Callback.predicted and not callback.every_loader:
             raise ValueError(
                 f"{type(callback).__name__} writes the batches of one loader; call predict() once "
                 f"for each"
