@@ -66,7 +66,7 @@ def test_ci_runs_the_two_commands_of_this_page():
 
 @pytest.mark.parametrize("changes", [None, "storage", "capacity", "watch"])
 def test_the_manifest_is_accepted(changes):
-    from rekindle_local.apiserver.server import ApiServer
+    from rekindle_local.apiserver.http.server import ApiServer
 
     server = ApiServer()
     server.load([yaml.safe_load((ROOT / "crds" / "trainingjob.yaml").read_text())])

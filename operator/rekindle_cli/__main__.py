@@ -18,8 +18,10 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rekindle_cli import auditing, checkpoints, interrupts, training
-from rekindle_cli.failure import (
+from rekindle_cli.checkpoints import auditing, checkpoints
+from rekindle_cli.local import training
+from rekindle_cli.output import interrupts
+from rekindle_cli.output.failure import (
     BUG,
     EXIT_CODES,
     INTERRUPTED,
@@ -31,9 +33,9 @@ from rekindle_cli.failure import (
 )
 
 if TYPE_CHECKING:
-    from rekindle_cli.report import Report
-    from rekindle_cli.stack import Stack
-    from rekindle_cli.view import View
+    from rekindle_cli.jobs.report import Report
+    from rekindle_cli.jobs.view import View
+    from rekindle_cli.local.stack import Stack
 
 app = typer.Typer(
     name="rekindle",
@@ -54,7 +56,7 @@ Nodes = Annotated[int, typer.Option(min=1, max=64, help="Nodes of the embedded c
 
 def _jobs(context: typer.Context, incomplete: str) -> list[str]:
     """Names of jobs, for the shell; without a cluster there are none."""
-    from rekindle_cli import query
+    from rekindle_cli.jobs import query
 
     given = context.params
     wanted = query.Query(namespace=given.get("namespace"), kubeconfig=given.get("kubeconfig"))
@@ -102,8 +104,8 @@ def up(
     verbose: Verbose = False,
 ) -> None:
     """Run the embedded cluster and the operator in the foreground, until Ctrl-C."""
-    from rekindle_cli import foreground
-    from rekindle_cli.stack import Stack
+    from rekindle_cli.local import foreground
+    from rekindle_cli.local.stack import Stack
 
     options = foreground.options(
         nodes=nodes, port=port, state_dir=state_dir, workdir=workdir, verbose=verbose
@@ -138,9 +140,9 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run a job on this machine: start a cluster, apply the manifest, follow it to its end."""
-    from rekindle_cli import run as runner
-    from rekindle_cli.report import as_json as report_json
-    from rekindle_cli.stack import Stack
+    from rekindle_cli.jobs.report import as_json as report_json
+    from rekindle_cli.local import run as runner
+    from rekindle_cli.local.stack import Stack
 
     started = time.monotonic()
     bundle, options = runner.prepare(
@@ -174,8 +176,8 @@ def demo(
     verbose: Verbose = False,
 ) -> None:
     """Train the bundled job, take a node away in the middle, and prove that nothing was lost."""
-    from rekindle_cli import demo as show
-    from rekindle_cli.report import as_json as report_json
+    from rekindle_cli.jobs.report import as_json as report_json
+    from rekindle_cli.local import demo as show
 
     out = sys.stderr if as_json else sys.stdout
     outcome = show.perform(epochs=epochs, seed=seed, view=_view(out), verbose=verbose)
@@ -204,7 +206,7 @@ def get(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """List jobs with their progress."""
-    from rekindle_cli import query
+    from rekindle_cli.jobs import query
 
     if all_namespaces and namespace is not None:
         raise Failure("-A lists all namespaces and -n names one: give one of them.", reason="Usage")
@@ -225,8 +227,8 @@ def why(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Say in plain words what happened to a job, what it cost, and what to do."""
-    from rekindle_cli import query
-    from rekindle_cli.view import print_sentences
+    from rekindle_cli.jobs import query
+    from rekindle_cli.jobs.view import print_sentences
 
     wanted = query.Query(name=job, namespace=namespace, kubeconfig=kubeconfig)
     found, said = query.explained(wanted)
@@ -252,7 +254,7 @@ def restart(
     kubeconfig: Kubeconfig = None,
 ) -> None:
     """Run a job again that has ended, from its newest checkpoint or from scratch."""
-    from rekindle_cli import query, restarting
+    from rekindle_cli.jobs import query, restarting
 
     wanted = query.Query(name=job, namespace=namespace, kubeconfig=kubeconfig)
     asked = restarting.restart(wanted, scratch=from_scratch, now=datetime.now(UTC))
@@ -300,20 +302,20 @@ def _version() -> str:
 
 
 def _view(stream: IO[str]) -> "View":
-    from rekindle_cli.view import open_view
+    from rekindle_cli.jobs.view import open_view
 
     return open_view(stream, live=True)
 
 
 def _summary(report: "Report", stream: IO[str]) -> None:
-    from rekindle_cli.report import summary
-    from rekindle_cli.view import print_rows
+    from rekindle_cli.jobs.report import summary
+    from rekindle_cli.jobs.view import print_rows
 
     print_rows(summary(report), stream)
 
 
 def _keep(stack: "Stack", view: "View") -> None:
-    from rekindle_cli import foreground
+    from rekindle_cli.local import foreground
 
     view.note("the cluster stays up until Ctrl-C:")
     print("\n".join(foreground.greeting(stack)), file=sys.stderr, flush=True)

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from rekindle import contract
-from rekindle_cli.failure import Failure
+from rekindle_cli.output.failure import Failure
 
 Manifest = dict[str, Any]
 """One object of the Kubernetes API."""
@@ -218,7 +218,7 @@ def localise(bundle: Bundle, s3: S3Access | None) -> Localised:
 
 
 def _without_credentials(endpoint: str) -> None:
-    from rekindle.checkpoint.location import InvalidLocation, without_credentials
+    from rekindle.checkpoint.objects.location import InvalidLocation, without_credentials
 
     try:
         without_credentials(endpoint, "spec.checkpoint.endpointUrl")

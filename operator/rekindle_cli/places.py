@@ -7,7 +7,7 @@ is asked first; in a wheel there is no checkout, and the copies are all there is
 from pathlib import Path
 
 import rekindle
-from rekindle_cli.failure import Failure
+from rekindle_cli.output.failure import Failure
 
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parents[1]

@@ -23,22 +23,23 @@ from typing import Any, Self, TypeVar
 
 import psutil
 
-from rekindle_local import certificates, provisioner
-from rekindle_local.addresses import ClusterAddresses
-from rekindle_local.apiserver.server import ApiServer
+from rekindle_local import provisioner
+from rekindle_local.apiserver.http.server import ApiServer
 from rekindle_local.client import ApiError, KubeClient
-from rekindle_local.constraints import is_ready
-from rekindle_local.dns import NameTable
 from rekindle_local.images import Image
 from rekindle_local.kubelet import hostsfile
 from rekindle_local.kubelet.agent import Kubelet, KubeletConfig
 from rekindle_local.kubelet.host import KubeletTimings
-from rekindle_local.lifecycle import LifecycleTimings, NodeLifecycle
-from rekindle_local.nodes import SPOT_TAINT, EmbeddedNode
-from rekindle_local.objectstore import ObjectStore
+from rekindle_local.network import certificates
+from rekindle_local.network.addresses import ClusterAddresses
+from rekindle_local.network.dns import NameTable
+from rekindle_local.nodes.node_lifecycle import LifecycleTimings, NodeLifecycle
+from rekindle_local.nodes.nodes import SPOT_TAINT, EmbeddedNode
+from rekindle_local.objectstore.server import ObjectStore
 from rekindle_local.provisioner import Provisioner
-from rekindle_local.scheduler import Scheduler
-from rekindle_local.statelock import StateLock
+from rekindle_local.scheduling.constraints import is_ready
+from rekindle_local.scheduling.scheduler import Scheduler
+from rekindle_local.state_lock import StateLock
 
 _START_SECONDS = 60.0
 _TEMPORARY = re.compile(r"embedded-(\d+)-\w{8}")

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import aiohttp
 
-from rekindle_local import constraints
 from rekindle_local.client import MERGE, STRATEGIC, ApiError, KubeClient, Manifest, Reflector
 from rekindle_local.events import EventRecorder
 from rekindle_local.quantity import parse_quantity
+from rekindle_local.scheduling import constraints
 
 NAME = "rekindle.dev/local-path"
 PROTECTION = "kubernetes.io/pvc-protection"

@@ -23,9 +23,12 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT
-from rekindle_operator import connections, handlers, logs, metrics, resources, tls
-from rekindle_operator.cluster import Cluster
-from rekindle_operator.controller import Controller
+from rekindle_operator import logs, metrics
+from rekindle_operator.controller import handlers
+from rekindle_operator.controller.controller import Controller
+from rekindle_operator.coordinator import connections, tls
+from rekindle_operator.kube.cluster import Cluster
+from rekindle_operator.pods import manifests
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -78,7 +81,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--runtime-image",
-        default=resources.RUNTIME_IMAGE,
+        default=manifests.RUNTIME_IMAGE,
         metavar="IMAGE",
         help="where the launcher is copied from into images that do not have it "
         "(spec.launcher.inject)",

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from rekindle_operator.allowance import Allowance
+from rekindle_operator.coordinator.rate_limit import Allowance
 
 ABOUT_A_JOB = "%s/%s:"
 FIELDS = ("namespace", "job", "round", "incident", "reason")

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from rekindle_operator import fleet, status
+from rekindle_operator.status import fleet, status
 
 REGISTRY = CollectorRegistry()
 
@@ -76,7 +76,7 @@ DROPPED = Counter(
 
 
 class Fleet(Collector):
-    """What is true of all jobs at the moment of a scrape (see rekindle_operator.fleet)."""
+    """What is true of all jobs at the moment of a scrape (see rekindle_operator.status.fleet)."""
 
     def __init__(self) -> None:
         self.jobs: Callable[[], Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]] = tuple

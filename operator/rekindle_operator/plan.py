@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rekindle.contract import Directive, Round
-from rekindle_operator.incidents import Incident
+from rekindle_operator.incidents.incidents import Incident
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,49 +11,49 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rekindle.callback import Callback as Callback
     from rekindle.checkpoint import Store as Store
+    from rekindle.checkpoint.following import follow as follow
     from rekindle.data.ledger import Audit as Audit
     from rekindle.data.ledger import audit as audit
-    from rekindle.data.loaderconfig import LoaderConfig as LoaderConfig
-    from rekindle.data.order import GlobalOrder as GlobalOrder
+    from rekindle.data.loader_config import LoaderConfig as LoaderConfig
+    from rekindle.data.sampling.order import GlobalOrder as GlobalOrder
     from rekindle.data.splitting import split as split
     from rekindle.data.streams import ShardedStream as ShardedStream
     from rekindle.datamodule import DataModule as DataModule
     from rekindle.datamodule import DataModule as LightningDataModule
+    from rekindle.errors.outcome import Preempted as Preempted
+    from rekindle.errors.requirement import RequirementError as RequirementError
     from rekindle.flags import Every as Every
-    from rekindle.following import follow as follow
     from rekindle.model.module import Module as LightningModule
     from rekindle.model.module import Module as Module
     from rekindle.model.module import StepOutput as StepOutput
     from rekindle.model.optimizers import OptimizerConfig as OptimizerConfig
     from rekindle.model.optimizers import SchedulerSpec as SchedulerSpec
     from rekindle.model.precision import MixedPrecision as MixedPrecision
-    from rekindle.outcome import Preempted as Preempted
     from rekindle.randomness import seed_everything as seed_everything
     from rekindle.reporting import report as report
-    from rekindle.requirement import RequirementError as RequirementError
-    from rekindle.trainer import Trainer as Trainer
+    from rekindle.trainer.trainer import Trainer as Trainer
 
 _HOME = {
     "Audit": ("rekindle.data.ledger", "Audit"),
     "Callback": ("rekindle.callback", "Callback"),
     "DataModule": ("rekindle.datamodule", "DataModule"),
     "Every": ("rekindle.flags", "Every"),
-    "GlobalOrder": ("rekindle.data.order", "GlobalOrder"),
+    "GlobalOrder": ("rekindle.data.sampling.order", "GlobalOrder"),
     "LightningDataModule": ("rekindle.datamodule", "DataModule"),
     "LightningModule": ("rekindle.model.module", "Module"),
-    "LoaderConfig": ("rekindle.data.loaderconfig", "LoaderConfig"),
+    "LoaderConfig": ("rekindle.data.loader_config", "LoaderConfig"),
     "MixedPrecision": ("rekindle.model.precision", "MixedPrecision"),
     "Module": ("rekindle.model.module", "Module"),
     "OptimizerConfig": ("rekindle.model.optimizers", "OptimizerConfig"),
-    "Preempted": ("rekindle.outcome", "Preempted"),
-    "RequirementError": ("rekindle.requirement", "RequirementError"),
+    "Preempted": ("rekindle.errors.outcome", "Preempted"),
+    "RequirementError": ("rekindle.errors.requirement", "RequirementError"),
     "SchedulerSpec": ("rekindle.model.optimizers", "SchedulerSpec"),
     "ShardedStream": ("rekindle.data.streams", "ShardedStream"),
     "StepOutput": ("rekindle.model.module", "StepOutput"),
     "Store": ("rekindle.checkpoint", "Store"),
-    "Trainer": ("rekindle.trainer", "Trainer"),
+    "Trainer": ("rekindle.trainer.trainer", "Trainer"),
     "audit": ("rekindle.data.ledger", "audit"),
-    "follow": ("rekindle.following", "follow"),
+    "follow": ("rekindle.checkpoint.following", "follow"),
     "report": ("rekindle.reporting", "report"),
     "seed_everything": ("rekindle.randomness", "seed_everything"),
     "split": ("rekindle.data.splitting", "split"),

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 
     from rekindle.checkpoint.retention import Retention
     from rekindle.model.module import Module
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class Callback:

@@ -132,7 +132,8 @@ ENV_CHECKPOINT_KEEP = "REKINDLE_CHECKPOINT_KEEP"
 """What retention keeps, as JSON: ``{"latest": 3, "best": [{"metric", "mode", "count"}], "every":
 steps or null, "hourly": 0}``."""
 ENV_NOTICE_FILE = "REKINDLE_NOTICE_FILE"
-"""A file that says, as soon as it is there, that the pod has to go; see rekindle.launch.notices."""
+"""A file that says, as soon as it is there, that the pod is to go; see
+rekindle.launch.health.preemption_notices."""
 ENV_HANG_TIMEOUT = "REKINDLE_HANG_TIMEOUT"
 """Seconds without a sign of life after which a worker counts as hung; ``auto`` (or unset) learns
 them from the run, ``never`` looks away."""
@@ -554,8 +555,8 @@ class Member(Document):
     slots: Annotated[int, SLOTS]
     """How many workers the pod runs."""
     reach_port: Annotated[int, PORT] = 0
-    """Where the pod's agent says its uid to whoever connects (``rekindle.launch.reach``); 0: it
-    does not."""
+    """Where the pod's agent says its uid to whoever connects (``launch.coordinator.reachability``);
+    0: it does not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The user's data: where it comes from and which loaders read it.
 
 The trainer takes the loaders apart: dataset, batch size, shuffle flag, collate function and worker
-settings are kept, order and sharding are its own (see `rekindle.data.order`). So a data module is
-written as for one process, and knows nothing about ranks or resuming.
+settings are kept, order and sharding are its own (see `rekindle.data.sampling.order`). So a data
+module is written as for one process, and knows nothing about ranks or resuming.
 """
 
 import dis
@@ -20,7 +20,7 @@ from rekindle.model.hyperparameters import HyperparametersMixin
 from rekindle.model.transfer import TransferHooks
 
 if TYPE_CHECKING:
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class DataModule(HyperparametersMixin, TransferHooks):

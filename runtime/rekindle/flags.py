@@ -15,11 +15,11 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from rekindle import strategies
-from rekindle.checkpoint.location import ADDRESSING, without_credentials
-from rekindle.checkpoint.manifest import MODES
-from rekindle.data.guarantee import DataOptions
-from rekindle.data.guarantee import parse as data_options
-from rekindle.misconfiguration import MisconfigurationException
+from rekindle.checkpoint.format.manifest import MODES
+from rekindle.checkpoint.objects.location import ADDRESSING, without_credentials
+from rekindle.data.determinism import DataOptions
+from rekindle.data.determinism import parse as data_options
+from rekindle.errors.misconfiguration import MisconfigurationException
 from rekindle.model import precision as dtypes
 from rekindle.plugins import named
 
@@ -147,7 +147,7 @@ class Flags:
     """As given; see `rekindle.profilers.profiler.chosen`."""
     root: str = DEFAULT_ROOT
     fit_number: int = 1
-    """Which call of `fit` with this root it is; see `saving.runs`."""
+    """Which call of `fit` with this root it is; see `persistence.run_identity`."""
     store: Mapping[str, str] = field(default_factory=dict)
     """What the script says of the store, by the names in `STORE`."""
     data: DataOptions = field(default_factory=DataOptions)

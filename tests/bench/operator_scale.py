@@ -32,7 +32,7 @@ import psutil
 import yaml
 
 from rekindle_local import cluster as embedded
-from rekindle_local.apiserver.server import ApiServer
+from rekindle_local.apiserver.http.server import ApiServer
 from rekindle_local.client import KubeClient
 
 PODS = 4

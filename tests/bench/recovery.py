@@ -59,10 +59,10 @@ from kubernetes import client, config
 from recovery_steps import Course, longest_gap, resumed_at, settled, steps_lost
 
 from rekindle.contract import RECOVERY_PHASES
-from rekindle_cli.stack import free_ports
+from rekindle_cli.local.stack import free_ports
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
-from rekindle_local.lifecycle import AS_IN_A_CLUSTER
+from rekindle_local.nodes.node_lifecycle import AS_IN_A_CLUSTER
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

@@ -46,8 +46,8 @@ Transfer = Callable[[], object]
 
 def rekindle(endpoint: str, size: int) -> tuple[Transfer, Transfer]:
     """A save's and a load's way to the store."""
-    from rekindle.checkpoint.checksum import DEFAULT, crc
-    from rekindle.checkpoint.s3 import S3Objects
+    from rekindle.checkpoint.format.checksum import DEFAULT, crc
+    from rekindle.checkpoint.objects.s3 import S3Objects
 
     objects = S3Objects(BUCKET, endpoint_url=endpoint)
     checksum = crc(DEFAULT)

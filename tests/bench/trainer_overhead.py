@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader
 
 import rekindle as rk
 from rekindle.data.loader import LaneSampler
-from rekindle.data.order import Cursor
+from rekindle.data.sampling.order import Cursor
 
 BATCHES = 64
 SAMPLES = 10_000_000

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rekindle_local.apiserver.server import ApiServer
+from rekindle_local.apiserver.http.server import ApiServer
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "rekindle"

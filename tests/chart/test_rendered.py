@@ -19,8 +19,8 @@ from rekindle.contract import (
     POD_METRICS_PORT_NAME,
 )
 from rekindle_operator import __main__ as operator
-from rekindle_operator import resources
-from rekindle_operator.spec import parse
+from rekindle_operator.api.spec import parse
+from rekindle_operator.pods import manifests
 
 pytestmark = pytest.mark.processes
 
@@ -97,7 +97,7 @@ def training_pod() -> Document:
         },
         created_at=0.0,
     )
-    return resources.pod(job, 0, 0)
+    return manifests.pod(job, 0, 0)
 
 
 @pytest.fixture(scope="module")

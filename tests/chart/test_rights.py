@@ -12,9 +12,10 @@ from unittest.mock import Mock
 import pytest
 
 from rekindle.contract import GROUP, PLURAL
-from rekindle_operator import handlers, resources
-from rekindle_operator.cluster import Cluster
+from rekindle_operator.controller import handlers
+from rekindle_operator.kube.cluster import Cluster
 from rekindle_operator.plan import Deletion, Event
+from rekindle_operator.pods import manifests
 
 pytestmark = pytest.mark.processes
 
@@ -108,7 +109,7 @@ def watched() -> Rights:
 
 def used() -> Rights:
     finalizers = (GROUP, f"{PLURAL}/finalizers", "update")
-    assert '"blockOwnerDeletion": True' in Path(resources.__file__).read_text(), (
+    assert '"blockOwnerDeletion": True' in Path(manifests.__file__).read_text(), (
         f"children block no deletion any more: {finalizers} can go"
     )
     return asked() | watched() | {finalizers} | KOPF

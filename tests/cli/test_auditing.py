@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from rekindle.checkpoint import Saver, Store
-from rekindle.data.draws import Weighted
 from rekindle.data.ledger import Ledger
-from rekindle.data.order import Cursor
+from rekindle.data.sampling.order import Cursor
+from rekindle.data.sampling.samplers import Weighted
 from rekindle_cli.__main__ import app
-from rekindle_cli.failure import Failure
+from rekindle_cli.output.failure import Failure
 
 START = Cursor(epoch=0, sample=0, G=24, m=4, seed=5, N=103, length=103)
 HISTORY = [

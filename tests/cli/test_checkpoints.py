@@ -10,12 +10,14 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from rekindle.checkpoint import CommitRef, IntegrityError, Saver, Store, StoreError, manifest
-from rekindle.checkpoint.export import export
+from rekindle.checkpoint import CommitRef, IntegrityError, Saver, Store, StoreError
+from rekindle.checkpoint.format import manifest
 from rekindle.checkpoint.verify import verify
-from rekindle_cli import importing, places
+from rekindle.interop.export import export
+from rekindle_cli import places
 from rekindle_cli.__main__ import app
-from rekindle_cli.failure import Failure
+from rekindle_cli.checkpoints import importing
+from rekindle_cli.output.failure import Failure
 
 
 @pytest.fixture
@@ -279,7 +281,7 @@ def test_import_brings_a_file_in_and_refuses_code(tmp_path):
     assert asked("show", uri)["tensors"][0]["name"] == "model.w"
     torch.save({"x": Failure}, tmp_path / "evil.ckpt")
     text = call("import", str(tmp_path / "evil.ckpt"), f"{uri}2", code=2)
-    assert "needs rekindle_cli.failure.Failure, which is code and not data" in text
+    assert "needs rekindle_cli.output.failure.Failure, which is code and not data" in text
 
 
 def test_an_import_that_dies_is_reported():

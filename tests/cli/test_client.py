@@ -5,9 +5,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from rekindle_cli import client
-from rekindle_cli.client import Forgotten, Unavailable
-from rekindle_cli.failure import Failure
+from rekindle_cli.jobs import client
+from rekindle_cli.jobs.client import Forgotten, Unavailable
+from rekindle_cli.output.failure import Failure
 
 RESOURCES = {
     "resources": [

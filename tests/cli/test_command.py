@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from rekindle_cli import __main__ as command
-from rekindle_cli import places, stack
+from rekindle_cli import places
+from rekindle_cli.local import stack
 from rekindle_cli.manifest import S3Access
 
 SECONDS = 180.0
@@ -51,7 +52,7 @@ def rekindle(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Call the entry point in this process, without its signal handlers."""
-    monkeypatch.setattr("rekindle_cli.interrupts.install", lambda: None)
+    monkeypatch.setattr("rekindle_cli.output.interrupts.install", lambda: None)
 
     def run(*arguments: str) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["rekindle", *arguments])

@@ -2,8 +2,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rekindle_cli.demo import NOTICE_SECONDS, Plan, Reclaimer, plan
-from rekindle_cli.snapshot import Snapshot
+from rekindle_cli.jobs.snapshot import Snapshot
+from rekindle_cli.local.demo import NOTICE_SECONDS, Plan, Reclaimer, plan
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 HALF = Plan(share=0.5, lot=0.0)

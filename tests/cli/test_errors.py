@@ -13,9 +13,9 @@ import typer.main
 import yaml
 
 from rekindle_cli import __main__ as command
-from rekindle_cli import training
-from rekindle_cli.failure import REASONS, USAGE, Failure
-from rekindle_local.apiserver.server import ApiServer
+from rekindle_cli.local import training
+from rekindle_cli.output.failure import REASONS, USAGE, Failure
+from rekindle_local.apiserver.http.server import ApiServer
 
 ROOT = Path(__file__).parents[2]
 KUBECONFIG = """
@@ -158,7 +158,7 @@ def places(tmp_path_factory):
 @pytest.fixture
 def call(monkeypatch, capsys, tmp_path):
     """The entry point in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr("rekindle_cli.interrupts.install", lambda: None)
+    monkeypatch.setattr("rekindle_cli.output.interrupts.install", lambda: None)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("KUBECONFIG", raising=False)
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):

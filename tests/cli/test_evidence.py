@@ -4,12 +4,12 @@ import time
 
 import pytest
 
-from rekindle.checkpoint import manifest
-from rekindle.checkpoint.file import FileObjects
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.objects.file import FileObjects
 from rekindle.data.ledger import Ledger
-from rekindle.data.order import Cursor
-from rekindle_cli import evidence
-from rekindle_cli.evidence import Evidence
+from rekindle.data.sampling.order import Cursor
+from rekindle_cli.jobs import evidence
+from rekindle_cli.jobs.evidence import Evidence
 from rekindle_cli.manifest import S3Access
 
 CURSOR = Cursor(epoch=0, sample=0, G=4, m=2, seed=3, N=10, length=10)

@@ -1,9 +1,9 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle_cli.causes import HAPPENED, SHORT, exit_meaning
-from rekindle_cli.explain import explain
-from rekindle_cli.snapshot import Job
+from rekindle_cli.jobs.explain import explain
+from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.output.causes import HAPPENED, SHORT, exit_meaning
 
 
 def said(document, about=None) -> list[str]:

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from rekindle_cli.client import Forgotten, Unavailable
-from rekindle_cli.failure import Failure
-from rekindle_cli.follow import Follower
-from rekindle_cli.run import Patience, StepWatch, follow_to_end
-from rekindle_cli.snapshot import Snapshot
-from rekindle_cli.wording import parse_time
+from rekindle_cli.jobs.client import Forgotten, Unavailable
+from rekindle_cli.jobs.follow import Follower
+from rekindle_cli.jobs.snapshot import Snapshot
+from rekindle_cli.local.run import Patience, StepWatch, follow_to_end
+from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.wording import parse_time
 
 pytestmark = pytest.mark.servers
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from rekindle_cli import interrupts, places
+from rekindle_cli import places
+from rekindle_cli.output import interrupts
 
 PROGRAM = """
 import os, signal, sys, time

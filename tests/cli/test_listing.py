@@ -1,7 +1,7 @@
 from datetime import UTC, datetime
 
-from rekindle_cli.listing import job_json, table
-from rekindle_cli.snapshot import Job
+from rekindle_cli.jobs.listing import job_json, table
+from rekindle_cli.jobs.snapshot import Job
 
 NOW = datetime(2026, 11, 20, 12, 1, tzinfo=UTC)
 

@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from rekindle_cli import manifest
-from rekindle_cli.failure import Failure
 from rekindle_cli.manifest import S3Access
+from rekindle_cli.output.failure import Failure
 
 S3 = S3Access(endpoint="http://127.0.0.1:9", access_key="embedded", secret_key="s")
 JOB = """

@@ -1,6 +1,6 @@
 import json
 
-from rekindle_cli.refusal import explain_refusal
+from rekindle_cli.output.refusal import explain_refusal
 
 
 def body(message: str, *causes: tuple[str, str]) -> str:

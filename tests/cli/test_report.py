@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle_cli.evidence import Committed, Evidence, Samples
-from rekindle_cli.report import Preemption, Report, _samples, as_json, flaws, summary
-from rekindle_cli.rounds import Round
-from rekindle_cli.snapshot import Job
+from rekindle_cli.jobs.evidence import Committed, Evidence, Samples
+from rekindle_cli.jobs.report import Preemption, Report, _samples, as_json, flaws, summary
+from rekindle_cli.jobs.rounds import Round
+from rekindle_cli.jobs.snapshot import Job
 
 EXACT = Samples(expected=19200, used=19200, repeated=0, missed=0, digest_ok=True)
 LAST = Committed(step=300, fence=3, world_size=2, created=0.0, base=140)

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 import pytest
 
 from rekindle.contract import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
-from rekindle_cli import client, restarting
-from rekindle_cli.client import ApiError
-from rekindle_cli.failure import Failure
-from rekindle_cli.query import Query
-from rekindle_cli.snapshot import Job
+from rekindle_cli.jobs import client, restarting
+from rekindle_cli.jobs.client import ApiError
+from rekindle_cli.jobs.query import Query
+from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.output.failure import Failure
 
 NOW = datetime(2026, 11, 30, 9, 0, 0, 250_000, tzinfo=UTC)
 

@@ -1,4 +1,4 @@
-from rekindle_cli.rounds import assemble, joined
+from rekindle_cli.jobs.rounds import assemble, joined
 
 STAMP = "2026-11-20T12:00:05.000000000Z 2026-11-20 12:00:05,000 rekindle "
 FIRST = STAMP + "round 1 (first round): 2 pods, 2 workers; ours have rank 0 to 0"

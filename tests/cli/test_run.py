@@ -10,13 +10,13 @@ import pytest
 import yaml
 
 from rekindle_cli import manifest
-from rekindle_cli.evidence import Evidence
-from rekindle_cli.explain import explain
-from rekindle_cli.failure import Failure
-from rekindle_cli.query import Query, explained, listed
-from rekindle_cli.run import Request, last_words, prepare, run_job
-from rekindle_cli.stack import Options, Stack
-from rekindle_cli.view import PlainView
+from rekindle_cli.jobs.evidence import Evidence
+from rekindle_cli.jobs.explain import explain
+from rekindle_cli.jobs.query import Query, explained, listed
+from rekindle_cli.jobs.view import PlainView
+from rekindle_cli.local.run import Request, last_words, prepare, run_job
+from rekindle_cli.local.stack import Options, Stack
+from rekindle_cli.output.failure import Failure
 
 JOB = """
 apiVersion: rekindle.dev/v1alpha1

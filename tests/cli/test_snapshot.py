@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rekindle_cli.snapshot import Job, Pod, Snapshot
+from rekindle_cli.jobs.snapshot import Job, Pod, Snapshot
 
 
 def test_a_job_that_no_operator_has_seen_has_no_phase(job) -> None:

@@ -2,9 +2,9 @@ import os
 
 import pytest
 
-from rekindle_cli.failure import USAGE, Failure
-from rekindle_cli.stack import Options, Stack
-from rekindle_local.statelock import StateLock
+from rekindle_cli.local.stack import Options, Stack
+from rekindle_cli.output.failure import USAGE, Failure
+from rekindle_local.state_lock import StateLock
 
 
 @pytest.mark.processes

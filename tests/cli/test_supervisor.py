@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rekindle_cli import tether
-from rekindle_cli.supervisor import Supervisor, pause
+from rekindle_cli.local import tether
+from rekindle_cli.local.supervisor import Supervisor, pause
 
 SECONDS = 60.0
 SERVE = """
@@ -102,8 +102,8 @@ def test_a_process_that_ignores_the_request_to_end_is_killed(supervise, tmp_path
 
 @pytest.mark.processes
 def test_a_process_that_hangs_is_replaced(supervise, health, monkeypatch) -> None:
-    monkeypatch.setattr("rekindle_cli.supervisor._PROBE_EVERY", 0.3)
-    monkeypatch.setattr("rekindle_cli.supervisor._PROBE_SECONDS", 0.3)
+    monkeypatch.setattr("rekindle_cli.local.supervisor._PROBE_EVERY", 0.3)
+    monkeypatch.setattr("rekindle_cli.local.supervisor._PROBE_SECONDS", 0.3)
     operator = supervise(SERVE, health=health)
     assert operator.wait_until_healthy(SECONDS)
     first = operator.pid
@@ -117,8 +117,8 @@ def test_a_process_that_hangs_is_replaced(supervise, health, monkeypatch) -> Non
 def test_one_that_takes_long_to_start_is_given_time(
     supervise, health, monkeypatch, tmp_path, patience
 ) -> None:
-    monkeypatch.setattr("rekindle_cli.supervisor._PROBE_EVERY", 0.02)
-    monkeypatch.setattr("rekindle_cli.supervisor._START_SECONDS", patience)
+    monkeypatch.setattr("rekindle_cli.local.supervisor._PROBE_EVERY", 0.02)
+    monkeypatch.setattr("rekindle_cli.local.supervisor._START_SECONDS", patience)
     os.mkfifo(tmp_path / "go")
     operator = supervise(f"open({str(tmp_path / 'go')!r}).read()\n{SERVE}", health=health)
     until(lambda: operator.pid)

@@ -4,9 +4,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rekindle_cli.rounds import Round
-from rekindle_cli.snapshot import Snapshot
-from rekindle_cli.timeline import timeline
+from rekindle_cli.jobs.rounds import Round
+from rekindle_cli.jobs.snapshot import Snapshot
+from rekindle_cli.jobs.timeline import timeline
 
 NOW = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from rekindle_cli.explain import explain
-from rekindle_cli.listing import job_json, row
-from rekindle_cli.report import Report, as_json, summary
-from rekindle_cli.snapshot import Job, Snapshot
-from rekindle_cli.timeline import timeline
-from rekindle_cli.view import screen
+from rekindle_cli.jobs.explain import explain
+from rekindle_cli.jobs.listing import job_json, row
+from rekindle_cli.jobs.report import Report, as_json, summary
+from rekindle_cli.jobs.snapshot import Job, Snapshot
+from rekindle_cli.jobs.timeline import timeline
+from rekindle_cli.jobs.view import screen
 
 NOON = datetime(2026, 11, 20, 12, 0, 40, tzinfo=UTC)
 LOST = {

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 import pytest
 from rich.console import Console
 
-from rekindle_cli.explain import explain
-from rekindle_cli.snapshot import Job, Snapshot
-from rekindle_cli.timeline import Line
-from rekindle_cli.view import (
+from rekindle_cli.jobs.explain import explain
+from rekindle_cli.jobs.snapshot import Job, Snapshot
+from rekindle_cli.jobs.timeline import Line
+from rekindle_cli.jobs.view import (
     LiveView,
     PlainView,
     open_view,

@@ -2,7 +2,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from rekindle_cli import wording
+from rekindle_cli.output import wording
 
 NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 

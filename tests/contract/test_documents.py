@@ -29,7 +29,7 @@ from rekindle.contract import (
     View,
     pod_path,
 )
-from rekindle_operator.incidents import stamp
+from rekindle_operator.incidents.incidents import stamp
 
 MEMBER = Member(pod="digits-0", uid="u0", address="10.0.0.1", store_port=29400, slots=2)
 ROUND = Round(

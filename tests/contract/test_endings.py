@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from rekindle.contract import CERTAIN, PAID_BY, Cause, Outcome
-from rekindle.endings import (
+from rekindle.errors.outcome import classify
+from rekindle.errors.process_endings import (
     OWN_SIGNALS,
     ROWS,
     Ended,
@@ -16,10 +17,9 @@ from rekindle.endings import (
     row_of,
     signal_in,
 )
-from rekindle.outcome import classify
-from rekindle_operator.documents import parse_pod
-from rekindle_operator.observed import Observed
-from rekindle_operator.pod_endings import ending
+from rekindle_operator.failures.pod_endings import ending
+from rekindle_operator.observed.documents import parse_pod
+from rekindle_operator.observed.observations import Observed
 
 KILL, SEGV, TERM = -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGTERM
 FROM_OUTSIDE = {KILL, TERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT, -signal.SIGUSR1}

@@ -2,12 +2,13 @@
 
 import pytest
 
-from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
+from rekindle.checkpoint.saving.interval import Pace
 from rekindle.flags import Every
-from rekindle.saving.policy import interval, retention, store_options
-from rekindle.trainer import Trainer
-from rekindle_operator import resources, spec
+from rekindle.persistence.policy import interval, retention, store_options
+from rekindle.trainer.trainer import Trainer
+from rekindle_operator.api import spec
+from rekindle_operator.pods import manifests
 
 
 def environment(mtbf=None, **checkpoint):
@@ -18,7 +19,7 @@ def environment(mtbf=None, **checkpoint):
             "checkpoint": {"uri": "s3://b/p", **checkpoint},
         },
     }
-    pod = resources.pod(spec.parse(body, 0.0), 0, 0, mtbf)
+    pod = manifests.pod(spec.parse(body, 0.0), 0, 0, mtbf)
     given = pod["spec"]["containers"][0]["env"]
     return {entry["name"]: entry["value"] for entry in given if "value" in entry}
 

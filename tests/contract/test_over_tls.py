@@ -16,12 +16,12 @@ from aiohttp import web
 
 from rekindle import contract
 from rekindle.contract import AgentPhase, AgentReport
-from rekindle.launch.client import Coordinator as Client
-from rekindle.launch.client import CoordinatorError
-from rekindle.launch.settings import from_environment
-from rekindle_operator import certificates, connections, tls
-from rekindle_operator import coordinator as module
-from rekindle_operator.coordinator import Coordinator
+from rekindle.launch.coordinator.client import Coordinator as Client
+from rekindle.launch.coordinator.client import CoordinatorError
+from rekindle.launch.pod.settings import from_environment
+from rekindle_operator.coordinator import certificates, connections, tls
+from rekindle_operator.coordinator import coordinator as module
+from rekindle_operator.coordinator.coordinator import Coordinator
 
 pytestmark = [pytest.mark.servers, pytest.mark.processes]
 
@@ -31,7 +31,7 @@ REPORT = AgentReport(
 )
 POD = """
 import os, signal, sys
-from rekindle.launch.first import stand_before_the_agent
+from rekindle.launch.spawn.init_process import stand_before_the_agent
 stand_before_the_agent()
 print(os.getppid(), flush=True)
 sys.stdin.read()

@@ -32,11 +32,11 @@ import yaml
 from kubernetes import client, config
 
 from rekindle.checkpoint import Store
-from rekindle_cli.stack import free_ports
+from rekindle_cli.local.stack import free_ports
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
-from rekindle_local.lifecycle import AS_IN_A_CLUSTER, LifecycleTimings
-from rekindle_local.objectstore import ObjectStore
+from rekindle_local.nodes.node_lifecycle import AS_IN_A_CLUSTER, LifecycleTimings
+from rekindle_local.objectstore.server import ObjectStore
 
 ROOT = Path(__file__).parents[2]
 GROUP, VERSION, PLURAL = "rekindle.dev", "v1alpha1", "trainingjobs"

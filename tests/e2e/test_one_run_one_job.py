@@ -4,7 +4,7 @@ import pytest
 
 from rekindle.checkpoint.holder import Holder
 from rekindle.data.ledger import audit
-from rekindle.saving.admission import Presence
+from rekindle.persistence.admission import Presence
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 

@@ -155,7 +155,7 @@ def roles(pids: list[int]) -> dict[str, list[int]]:
     for pid in pids:
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
-            if "rekindle.checkpoint.uploader" in Path(f"/proc/{pid}/cmdline").read_text():
+            if "rekindle.checkpoint.saving.uploader" in Path(f"/proc/{pid}/cmdline").read_text():
                 uploads.add(pid)
             if "/control" in Path(f"/proc/{pid}/maps").read_text():
                 pages.add(pid)

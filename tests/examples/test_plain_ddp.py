@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rekindle.checkpoint import Store
-from rekindle_cli.stack import free_ports
+from rekindle_cli.local.stack import free_ports
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "runtime" / "examples" / "plain_ddp" / "train.py"

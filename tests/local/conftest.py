@@ -13,7 +13,7 @@ from rekindle_local.client import ApiError, node_path, pod_path
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
 from rekindle_local.kubelet.host import KubeletTimings
-from rekindle_local.lifecycle import LifecycleTimings
+from rekindle_local.nodes.node_lifecycle import LifecycleTimings
 
 
 def config(**options):

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from rekindle_local.addresses import ClusterAddresses, NodeAddresses
+from rekindle_local.network.addresses import ClusterAddresses, NodeAddresses
 
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux has all of 127.0.0.0/8"

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rekindle_local.dns import NameTable, hosts_lines, records
 from rekindle_local.kubelet import hostsfile
-from rekindle_local.kubelet.processes import ID_VARIABLE, Command, Process
+from rekindle_local.kubelet.containers.processes import ID_VARIABLE, Command, Process
+from rekindle_local.network.dns import NameTable, hosts_lines, records
 
 READY = [{"type": "Ready", "status": "True"}]
 

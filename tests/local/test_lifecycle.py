@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from rekindle_local.client import KubeClient, node_path, pod_path
-from rekindle_local.lifecycle import (
+from rekindle_local.nodes.node_lifecycle import (
     LifecycleTimings,
     NodeLifecycle,
     managed_taints,

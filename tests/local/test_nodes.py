@@ -4,8 +4,8 @@ import socket
 
 import pytest
 
-from rekindle_local.lifecycle import LifecycleTimings
-from rekindle_local.nodes import SPOT_TAINT
+from rekindle_local.nodes.node_lifecycle import LifecycleTimings
+from rekindle_local.nodes.nodes import SPOT_TAINT
 
 pytestmark = pytest.mark.processes
 

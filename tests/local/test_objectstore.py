@@ -10,7 +10,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from rekindle_local.objectstore import ObjectStore, one_at_a_time
+from rekindle_local.objectstore.server import ObjectStore, one_at_a_time
 
 pytestmark = pytest.mark.processes
 

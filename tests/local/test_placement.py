@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.placement import Bind, Snapshot, Unschedulable, decide, requests
+from rekindle_local.scheduling.placement import Bind, Snapshot, Unschedulable, decide, requests
 
 READY = [{"type": "Ready", "status": "True"}]
 SPOT = {"key": "spot", "value": "yes", "effect": "NoSchedule"}

@@ -5,7 +5,7 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from rekindle_local.s3auth import Refused, Request, denied, sign, verify
+from rekindle_local.objectstore.signatures import Refused, Request, denied, sign, verify
 
 SECRETS = {"key": "secret"}
 

@@ -4,12 +4,12 @@ import sys
 
 import pytest
 
-from rekindle_local.statelock import StateDirectoryInUse, StateLock
+from rekindle_local.state_lock import StateDirectoryInUse, StateLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from rekindle_local.statelock import StateLock
+from rekindle_local.state_lock import StateLock
 StateLock(Path(sys.argv[1])).take()
 print("held", flush=True)
 sys.stdin.read()

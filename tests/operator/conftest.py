@@ -31,14 +31,15 @@ from rekindle.contract import (
     Round,
     Timings,
 )
-from rekindle_local.apiserver import schema as schemas
-from rekindle_operator import runs, spec, status
-from rekindle_operator.documents import parse_node, parse_pod
-from rekindle_operator.incidents import stamp
-from rekindle_operator.observed import Agent, Observed, gone
-from rekindle_operator.pod_endings import UNEXPLAINED
-from rekindle_operator.reconcile import reconcile
-from rekindle_operator.resources import Access
+from rekindle_local.apiserver.schemas import schema as schemas
+from rekindle_operator.api import run_claims, spec
+from rekindle_operator.failures.pod_endings import UNEXPLAINED
+from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.observed.documents import parse_node, parse_pod
+from rekindle_operator.observed.observations import Agent, Observed, gone
+from rekindle_operator.pods.manifests import Access
+from rekindle_operator.reconcile.reconcile import reconcile
+from rekindle_operator.status import status
 
 CRD = Path(__file__).parents[2] / "crds" / "trainingjob.yaml"
 START = 1_750_000_000.0
@@ -283,7 +284,7 @@ class World:
         """By uid: so many of a pod's next reports do not arrive."""
         self.refuses: str | None = None
         self.trains = True
-        self.rival: runs.Use | None = None
+        self.rival: run_claims.Use | None = None
         """Another job that names the same place for its checkpoints, and has not ended."""
         self.held_by: str | None = None
         """Somebody else writes where the job wants to, as its workers find when they begin."""
@@ -986,9 +987,9 @@ class World:
             return None
         pods = [pod.created_at for pod in self.alive]
         over = self.phase in status.TERMINAL and not pods
-        known = runs.Runs(lambda key: None)
+        known = run_claims.Runs(lambda key: None)
         record, first = status.read(self.status), min(pods, default=None)
-        own = runs.use_of(self.job, record, ended=over, first_pod=first)
+        own = run_claims.use_of(self.job, record, ended=over, first_pod=first)
         for use in filter(None, (own, self.rival)):
             known.note(use.key, use)
         if self.rival.began_at is None and known.holder(self.rival.key) is None:

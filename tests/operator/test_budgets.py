@@ -3,8 +3,9 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle_operator import retries, spec
-from rekindle_operator.incidents import Incident
+from rekindle_operator.api import spec
+from rekindle_operator.incidents import retries
+from rekindle_operator.incidents.incidents import Incident
 
 
 def spent(w):

@@ -19,13 +19,13 @@ import yaml
 from aiohttp import web
 from kubernetes.aio import client
 
-from rekindle_local.apiserver.options import DeleteOptions, WriteOptions
-from rekindle_local.apiserver.server import ApiServer
+from rekindle_local.apiserver.http.server import ApiServer
+from rekindle_local.apiserver.writes.options import DeleteOptions, WriteOptions
 from rekindle_local.quantity import parse_quantity
-from rekindle_operator import cluster as module
-from rekindle_operator import handlers
-from rekindle_operator.cluster import ApiError, Cluster, Refused
-from rekindle_operator.controller import Controller
+from rekindle_operator.controller import handlers
+from rekindle_operator.controller.controller import Controller
+from rekindle_operator.kube import cluster as module
+from rekindle_operator.kube.cluster import ApiError, Cluster, Refused
 from rekindle_operator.plan import Deletion, Event
 
 pytestmark = pytest.mark.servers

@@ -17,9 +17,9 @@ from aiohttp import ClientSession, web
 
 from rekindle import contract
 from rekindle.contract import AgentPhase, AgentReport
-from rekindle_operator import certificates, connections, tls
-from rekindle_operator.allowance import Allowance
-from rekindle_operator.connections import Door, Limits, Register, limits
+from rekindle_operator.coordinator import certificates, connections, tls
+from rekindle_operator.coordinator.connections import Door, Limits, Register, limits
+from rekindle_operator.coordinator.rate_limit import Allowance
 
 ALLOWED = Limits(total=10, strangers=6, per_peer=3, per_pod=2)
 
@@ -227,7 +227,7 @@ SERVER = """
 import asyncio, resource, sys
 from aiohttp import web
 from rekindle_operator import connections, logs
-from rekindle_operator.coordinator import Coordinator
+from rekindle_operator.coordinator.coordinator import Coordinator
 
 async def tokens(job):
     return ("t",)

@@ -2,8 +2,17 @@
 
 import pytest
 
-from rekindle_operator.contact import ALONE, OUTAGE, QUIET, SILENT, STALL, Hearing, Silence, loss
-from rekindle_operator.ear import PROBE_AFTER, Ear
+from rekindle_operator.observed.liveness import (
+    ALONE,
+    OUTAGE,
+    QUIET,
+    SILENT,
+    STALL,
+    Hearing,
+    Silence,
+    loss,
+)
+from rekindle_operator.observed.liveness_tracker import PROBE_AFTER, Ear
 
 NODE = "node node-1: node is unreachable"
 DEAD = {"peers": ("digits-0",)}

@@ -12,20 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rekindle.contract import AgentPhase, AgentReport, Progress
-from rekindle_operator import controller as module
-from rekindle_operator import (
-    faults,
-    handlers,
-    jobstate,
-    metrics,
-    resources,
-    spec,
-    statuswriter,
-)
-from rekindle_operator.cluster import ApiError, Refused, token_in
-from rekindle_operator.controller import Controller
-from rekindle_operator.incidents import stamp
-from rekindle_operator.patches import merge_patch
+from rekindle_operator import metrics
+from rekindle_operator.api import spec
+from rekindle_operator.api.merge_patch import merge_patch
+from rekindle_operator.controller import controller as module
+from rekindle_operator.controller import handlers, job_state, operator_faults, status_writer
+from rekindle_operator.controller.controller import Controller
+from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.kube.cluster import ApiError, Refused, token_in
+from rekindle_operator.pods import manifests
 
 KEY = ("ml", "digits")
 
@@ -300,7 +295,7 @@ def test_a_wish_to_save_is_shown_before_any_call(cluster):
 
 def test_nothing_is_decided_before_everything_was_listed(cluster, monkeypatch):
     monkeypatch.setattr(module, "LIST_PATIENCE", 0.05)
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
 
     async def scenario():
         async with Operator(cluster) as operator:
@@ -396,7 +391,7 @@ def test_a_job_that_went_unseen_is_forgotten_with_its_children(cluster):
 
 
 def test_no_agent_hears_of_a_round_that_is_not_in_the_status(cluster, monkeypatch):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
 
     async def scenario():
         async with Operator(cluster) as operator:
@@ -443,7 +438,7 @@ def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_no
 
 
 def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster, monkeypatch):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.02)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.02)
     cluster.body["spec"]["elastic"] = {"minReplicas": 1}
     denied = ApiError(403, "Forbidden", "exceeded quota: gpus")
 
@@ -468,7 +463,7 @@ def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster,
             assert "exceeded quota: gpus" in reasons["QuotaExceeded"]
             await operator.until(lambda: len(tries) == 5)
             pauses = [later - earlier for earlier, later in itertools.pairwise(tries)]
-            least = [faults.RETRY_LEAST * 2**number for number in range(4)]
+            least = [operator_faults.RETRY_LEAST * 2**number for number in range(4)]
             assert all(map(ge, pauses, least)), "tried ever more rarely"
             limited.on = False
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
@@ -491,7 +486,7 @@ HINDRANCES = {
 @pytest.mark.parametrize("name", HINDRANCES)
 @pytest.mark.parametrize("tries", [1, 3])
 def test_a_create_that_is_hindered_uses_up_no_name(cluster, monkeypatch, name, tries):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
 
     async def scenario():
         create, left = cluster.create, [HINDRANCES[name]] * tries
@@ -535,7 +530,7 @@ def test_figures_are_written_at_a_bounded_rate_and_news_at_once(cluster):
             for _ in range(30):
                 operator.controller.wake(KEY)
                 await operator.rest()
-            rate = 1 + (time.monotonic() - began) / statuswriter.STATUS_INTERVAL
+            rate = 1 + (time.monotonic() - began) / status_writer.STATUS_INTERVAL
             assert len(cluster.calls) - before <= rate
 
     run(scenario())
@@ -622,7 +617,7 @@ def test_a_secret_that_somebody_deletes_comes_back_with_another_token(cluster):
             fresh = await cluster.token("ml", "digits-rekindle", "job-uid")
             assert fresh != before
             assert await operator.controller._tokens_of(KEY) == (fresh, before)
-            assert state.tokens(time.monotonic() + jobstate.OVERLAP) == (fresh,)
+            assert state.tokens(time.monotonic() + job_state.OVERLAP) == (fresh,)
 
     run(scenario())
 
@@ -741,8 +736,8 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_whatever_a_reconcile_raises_reaches_the_job(cluster, monkeypatch, name):
     error, reason, words = FAULTS[name]
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
-    monkeypatch.setattr(faults, "RETRY_MOST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.001)
+    monkeypatch.setattr(operator_faults, "RETRY_MOST", 0.01)
     real, left = module.reconcile, [error] * 20
 
     def failing(*given, **more):
@@ -758,7 +753,7 @@ def test_whatever_a_reconcile_raises_reaches_the_job(cluster, monkeypatch, name)
             told = reconciled(cluster)
             assert told["reason"] == reason
             assert told["message"].startswith(words)
-            assert len(told["message"]) <= faults.LENGTH
+            assert len(told["message"]) <= operator_faults.LENGTH
             assert "Traceback" not in str(cluster.status)
             assert cluster.status["phase"] == "Pending"
             assert gauge() == 1
@@ -775,7 +770,7 @@ def test_whatever_a_reconcile_raises_reaches_the_job(cluster, monkeypatch, name)
 
 
 def test_trouble_that_passes_at_once_is_not_told(cluster, monkeypatch):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.001)
     real, left = module.reconcile, [TimeoutError()]
 
     def failing(*given, **more):
@@ -797,9 +792,9 @@ def test_trouble_that_passes_at_once_is_not_told(cluster, monkeypatch):
 def test_trouble_that_could_be_told_is_tried_again_at_once_and_then_more_rarely(
     cluster, monkeypatch
 ):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.001)
     real, left = module.reconcile, [TimeoutError()] * 4
-    pause, pauses = faults.pause, []
+    pause, pauses = operator_faults.pause, []
 
     def failing(*given, **more):
         if left and cluster.status.get("phase"):
@@ -811,7 +806,7 @@ def test_trouble_that_could_be_told_is_tried_again_at_once_and_then_more_rarely(
         return pauses[-1]
 
     monkeypatch.setattr(module, "reconcile", failing)
-    monkeypatch.setattr(faults, "pause", noted)
+    monkeypatch.setattr(operator_faults, "pause", noted)
 
     async def scenario():
         async with Operator(cluster) as operator:
@@ -820,7 +815,7 @@ def test_trouble_that_could_be_told_is_tried_again_at_once_and_then_more_rarely(
             await operator.until(lambda: len(pauses) == 4)
             await operator.until(lambda: reconciled(cluster)["status"] == "True")
             # The second one is the first that is told, and an API server that takes it answers.
-            assert pauses == [faults.RETRY_LEAST * factor for factor in (2, 1, 8, 16)]
+            assert pauses == [operator_faults.RETRY_LEAST * factor for factor in (2, 1, 8, 16)]
 
     run(scenario())
 
@@ -829,8 +824,8 @@ def test_trouble_that_could_be_told_is_tried_again_at_once_and_then_more_rarely(
 def test_when_the_status_cannot_be_written_an_event_tells_and_else_the_metrics(
     cluster, monkeypatch, caplog, events
 ):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.001)
-    monkeypatch.setattr(faults, "RETRY_MOST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.001)
+    monkeypatch.setattr(operator_faults, "RETRY_MOST", 0.01)
     cluster.faults["status"] = [ApiError(422, "Invalid", "status.phase: Unsupported value")] * 1000
     cluster.faults["post"] = [True] * events
 
@@ -852,17 +847,17 @@ def test_when_the_status_cannot_be_written_an_event_tells_and_else_the_metrics(
 @pytest.mark.parametrize("failures", [1, 2, 10, 5000])
 @pytest.mark.parametrize("passes", [False, True])
 def test_the_pause_before_another_try_grows_to_a_limit(failures, passes):
-    fault = faults.Fault(reason="R", message="m", passes=passes)
-    pause = faults.pause(failures, fault)
-    assert faults.RETRY_LEAST <= pause <= faults.RETRY_MOST
-    assert faults.pause(failures + 1, fault) >= pause
-    assert failures < 10 or pause == faults.RETRY_MOST
-    told = faults.pause(failures, fault, arrived=True)
-    assert told == (faults.RETRY_LEAST if passes else pause)
+    fault = operator_faults.Fault(reason="R", message="m", passes=passes)
+    pause = operator_faults.pause(failures, fault)
+    assert operator_faults.RETRY_LEAST <= pause <= operator_faults.RETRY_MOST
+    assert operator_faults.pause(failures + 1, fault) >= pause
+    assert failures < 10 or pause == operator_faults.RETRY_MOST
+    told = operator_faults.pause(failures, fault, arrived=True)
+    assert told == (operator_faults.RETRY_LEAST if passes else pause)
 
 
 def test_a_spec_that_is_mended_waits_for_no_pause(cluster, monkeypatch):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 30.0)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 30.0)
     good = copy.deepcopy(cluster.body["spec"])
     cluster.body["spec"]["template"] = None
 
@@ -1055,7 +1050,7 @@ def test_closing_ends_even_when_something_wakes_up_a_job_at_that_moment(cluster)
 
 
 def test_trouble_with_the_api_server_passes(cluster, monkeypatch):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
 
     async def scenario():
         cluster.faults["status"] = [TimeoutError(), ApiError(503), OSError("reset")]
@@ -1172,7 +1167,7 @@ def stranger(kind, name, **meta):
 
 def orphan(kind, name, **more):
     """As ``kubectl delete --cascade=orphan`` leaves a child."""
-    return {**stranger(kind, name, labels=resources.selector("digits")), **more}
+    return {**stranger(kind, name, labels=manifests.selector("digits")), **more}
 
 
 def secret_of(token="of-before"):
@@ -1186,7 +1181,7 @@ NAMES = [("Secret", "digits-rekindle"), ("Service", "digits-pods"), ("Pod", "dig
 @pytest.mark.parametrize(("kind", "name"), NAMES)
 @pytest.mark.parametrize("meta", [{}, {"ownerReferences": OTHERS}], ids=["alone", "owned"])
 def test_a_name_that_is_taken_is_told_and_waited_for(cluster, monkeypatch, kind, name, meta):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
     cluster.objects[kind, name] = theirs = stranger(kind, name, **meta)
 
     async def scenario():
@@ -1231,7 +1226,7 @@ def test_what_an_earlier_job_has_left_over_is_taken_over(cluster, name):
             assert await cluster.token("ml", "digits-rekindle", "job-uid") == token
             assert (token == "of-before") == (name == "a secret")
             if kind == "Service":
-                assert found["spec"]["selector"] == resources.selector("digits")
+                assert found["spec"]["selector"] == manifests.selector("digits")
                 assert found["spec"]["ports"][0]["port"] == 9430
 
     run(scenario())
@@ -1241,7 +1236,7 @@ def test_what_an_earlier_job_has_left_over_is_taken_over(cluster, name):
     ("name", "seen"), [("digits-0", False), ("digits-7r3", False), ("digits-7r3", True)]
 )
 def test_pods_that_an_earlier_job_has_left_over_are_deleted(cluster, monkeypatch, name, seen):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
     labels = {"rekindle.dev/slot": "0", "rekindle.dev/incarnation": "0"}
     left = orphan("Pod", name)
     left["metadata"]["labels"] |= labels
@@ -1263,7 +1258,7 @@ def test_pods_that_an_earlier_job_has_left_over_are_deleted(cluster, monkeypatch
 
 
 def test_a_child_of_an_earlier_job_that_is_going_away_is_waited_for(cluster, monkeypatch):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
     owners = [{"kind": "TrainingJob", "name": "digits", "uid": "earlier"}]
     body = stranger("Secret", "digits-rekindle", ownerReferences=owners)
     cluster.objects["Secret", "digits-rekindle"] = body
@@ -1342,7 +1337,7 @@ CHILD_EDITS = {
 
 @pytest.mark.parametrize("name", CHILD_EDITS)
 def test_a_secret_or_service_that_somebody_edits_is_put_right(cluster, monkeypatch, name):
-    monkeypatch.setattr(faults, "RETRY_LEAST", 0.01)
+    monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
     kind, edit = CHILD_EDITS[name]
     key = (kind, {"Secret": "digits-rekindle", "Service": "digits-pods"}[kind])
 

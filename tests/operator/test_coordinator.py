@@ -21,8 +21,8 @@ from rekindle.contract import (
     Round,
     View,
 )
-from rekindle_operator import coordinator as module
-from rekindle_operator.coordinator import Coordinator
+from rekindle_operator.coordinator import coordinator as module
+from rekindle_operator.coordinator.coordinator import Coordinator
 
 JOB = ("ml", "digits")
 TOKEN = "s3cret"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rekindle_cli.explain import explain
-from rekindle_cli.snapshot import Job
+from rekindle_cli.jobs.explain import explain
+from rekindle_cli.jobs.snapshot import Job
 
 OBJECT = "data/step-10.f3-0.bin"
 DAMAGE = (

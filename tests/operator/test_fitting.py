@@ -6,8 +6,10 @@ import random
 import pytest
 
 from rekindle.contract import AgentReport, Cause, Hang, Outcome, Restored, Rollback
-from rekindle_operator import fitting, incidents, status
-from rekindle_operator.incidents import Incident
+from rekindle_operator.api import status_size
+from rekindle_operator.incidents import incidents
+from rekindle_operator.incidents.incidents import Incident
+from rekindle_operator.status import status
 
 MOST = 64 * 1024
 HOSTILE = ["\U0001f525", "<&>", "\x1b[2J\ud800", '"\\', "x", "\u202e"]
@@ -47,31 +49,34 @@ def told(incident_list, word="x"):
 @pytest.mark.parametrize("pods", [1, 12])
 def test_the_worst_that_can_be_told_fits(word, pods):
     document = told([incident(n, word, pods) for n in range(incidents.KEEP)], word)
-    found = fitting.fit(document)
-    assert fitting.size(found) <= fitting.MOST < MOST
+    found = status_size.fit(document)
+    assert status_size.size(found) <= status_size.MOST < MOST
     assert len(json.dumps(found)) < MOST
     assert len(found["conditions"]) == 8
     assert found["incidents"][-1]["round"] == incidents.KEEP - 1
     assert all(incidents.from_status(one).cause is Cause.HUNG for one in found["incidents"])
-    assert fitting.fit(found) == found, "it settles"
+    assert status_size.fit(found) == found, "it settles"
 
 
 def test_any_mixture_fits():
     luck = random.Random(3)
     for _ in range(4):
         record = [incident(n, luck.choice(HOSTILE), luck.choice([0, 1, 9, 20])) for n in range(20)]
-        assert fitting.size(fitting.fit(told(record, luck.choice(HOSTILE)))) <= fitting.MOST
+        assert (
+            status_size.size(status_size.fit(told(record, luck.choice(HOSTILE))))
+            <= status_size.MOST
+        )
 
 
 def test_what_fits_is_left_alone():
     document = told([incident(n, pods=2, stacks="", evidence="e") for n in range(3)])
     document["conditions"] = document["conditions"][:1]
     document["message"] = document["conditions"][0]["message"] = "short"
-    assert fitting.fit(document) == document
+    assert status_size.fit(document) == document
 
 
 def test_the_oldest_incidents_say_less_first():
-    found = fitting.fit(told([incident(n, pods=5) for n in range(20)]))["incidents"]
+    found = status_size.fit(told([incident(n, pods=5) for n in range(20)]))["incidents"]
     assert len(found) == 20
     assert "stacks" not in found[0]
     assert len(found[-1]["stacks"]) == 2000
@@ -81,9 +86,9 @@ def test_the_oldest_incidents_say_less_first():
 @pytest.mark.parametrize("word", HOSTILE)
 @pytest.mark.parametrize("most", [5, 10, 100])
 def test_a_text_is_cut_to_bytes(word, most):
-    found = fitting.cut(word * 1000, most)
-    assert fitting.size(found) <= most or found == "..."
-    assert fitting.cut("ab", 100) == "ab"
+    found = status_size.cut(word * 1000, most)
+    assert status_size.size(found) <= most or found == "..."
+    assert status_size.cut("ab", 100) == "ab"
 
 
 def test_asides_take_few_places():

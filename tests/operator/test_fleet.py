@@ -3,8 +3,9 @@
 import pytest
 from prometheus_client import generate_latest
 
-from rekindle_operator import fleet, metrics
-from rekindle_operator.incidents import stamp
+from rekindle_operator import metrics
+from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.status import fleet
 
 NOW = 1_750_000_000.0
 

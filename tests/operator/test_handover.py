@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle_operator import rounds
+from rekindle_operator.rounds import rounds
 
 KARPENTER = "karpenter.sh/disrupted"
 NOTICES = {

@@ -3,8 +3,8 @@
 import pytest
 
 from rekindle.contract import DirectiveKind, RankReport, Rollback, Timings
-from rekindle_operator import detection
-from rekindle_operator.stragglers import RATIO, scores
+from rekindle_operator.incidents import detection
+from rekindle_operator.rounds.stragglers import RATIO, scores
 
 
 def hung(w):

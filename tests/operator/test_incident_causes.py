@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle_operator import detection, incidents, retries
+from rekindle_operator.incidents import detection, incidents, retries
 
 
 def preempted(w):

@@ -5,12 +5,12 @@ import asyncio
 import pytest
 
 from rekindle.contract import LABEL_INCARNATION, LABEL_SLOT
-from rekindle_operator import inquiries
-from rekindle_operator.cluster import ApiError
-from rekindle_operator.documents import parse_pod
-from rekindle_operator.incidents import stamp
-from rekindle_operator.inquiries import Inquiries, told
-from rekindle_operator.observed import Observed
+from rekindle_operator.controller import pod_lookups
+from rekindle_operator.controller.pod_lookups import Inquiries, told
+from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.kube.cluster import ApiError
+from rekindle_operator.observed.documents import parse_pod
+from rekindle_operator.observed.observations import Observed
 
 NOW = 1_750_000_600.0
 
@@ -120,7 +120,7 @@ def test_of_many_pods_that_are_held_a_few_are_asked_about():
 def test_of_many_pods_that_failed_a_few_are_asked_about_at_a_time():
     cluster = Answers()
     ask(cluster, *(pod(n, init=ended(3)) for n in range(40)))
-    assert len(cluster.asked) == inquiries.ENDINGS
+    assert len(cluster.asked) == pod_lookups.ENDINGS
 
 
 @pytest.mark.parametrize("error", [ApiError(403, "Forbidden", "may not"), TimeoutError()])
@@ -132,7 +132,7 @@ def test_without_an_answer_the_decision_is_made_with_what_is_there(error):
 
 
 def test_an_answer_that_does_not_come_is_given_up(monkeypatch):
-    monkeypatch.setattr(inquiries, "PATIENCE", 0.01)
+    monkeypatch.setattr(pod_lookups, "PATIENCE", 0.01)
     found = ask(Answers(never=True), pod(1, init=ended(3)))
     assert found.pods[0].name == "digits-1"
 

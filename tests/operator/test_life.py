@@ -5,7 +5,7 @@ import math
 import pytest
 
 from rekindle.contract import Progress, Restored
-from rekindle_operator.reconcile import END_SECONDS
+from rekindle_operator.reconcile.reconcile import END_SECONDS
 
 
 def test_phases_and_conditions_tell_where_a_job_is(world):

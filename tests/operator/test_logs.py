@@ -6,13 +6,14 @@ import logging
 
 import pytest
 
-from rekindle_operator import logs, milestones
+from rekindle_operator import logs
 from rekindle_operator.__main__ import parse
 from rekindle_operator.plan import Plan
+from rekindle_operator.status import milestones
 
 
 def line(message, *arguments, level=logging.INFO, **extra):
-    logger = logging.Logger("rekindle_operator.controller")
+    logger = logging.Logger("rekindle_operator.controller.controller")
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logs.Json())
@@ -27,7 +28,7 @@ def test_a_line_about_a_job_names_it_in_fields_of_their_own():
     assert found.pop("time").endswith("+00:00")
     assert found == {
         "level": "info",
-        "logger": "rekindle_operator.controller",
+        "logger": "rekindle_operator.controller.controller",
         "message": "round 3: a, b",
         "namespace": "ml",
         "job": "digits",

@@ -29,7 +29,8 @@ from hypothesis.stateful import (
 )
 
 from rekindle.contract import AgentPhase, Rollback
-from rekindle_operator import runs, status
+from rekindle_operator.api import run_claims
+from rekindle_operator.status import status
 
 DEEP = os.environ.get("REKINDLE_MACHINE") == "deep"
 pick = st.integers(0, 9)
@@ -431,7 +432,7 @@ class Histories(RuleBasedStateMachine):
         """With the same place for its checkpoints."""
         if self.w.rival is None:
             own, record = self.w.job, status.read({})
-            use = runs.use_of(own, record, ended=False)
+            use = run_claims.use_of(own, record, ended=False)
             self.w.rival = replace(use, key=("ml", "other"), created_at=self.w.now + 1.0)
 
     @rule()

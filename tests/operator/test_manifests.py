@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rekindle_local.apiserver import schema as schemas
+from rekindle_local.apiserver.schemas import schema as schemas
 from rekindle_local.kubelet.expansion import expand
-from rekindle_operator import resources, spec
+from rekindle_operator.api import spec
+from rekindle_operator.pods import manifests
 
 DATA = Path(__file__).parents[1] / "data"
 CRD = yaml.safe_load((DATA.parents[1] / "crds" / "trainingjob.yaml").read_text())
 SCHEMA = schemas.Schema(root=CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
 CASES = ["least", "whole", "own_shm", "torchrun", "injected"]
 TOKEN = "not-a-real-token"
-HOW = resources.Access(token=TOKEN, url="http://rekindle:8430", authority="PEM")
+HOW = manifests.Access(token=TOKEN, url="http://rekindle:8430", authority="PEM")
 
 
 def load(name):
@@ -33,7 +34,7 @@ def load(name):
 
 
 def made(document, job):
-    return resources.pod(job, document["slot"], document["incarnation"])
+    return manifests.pod(job, document["slot"], document["incarnation"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -48,7 +49,7 @@ def test_the_pod_is_the_golden_one(name):
 
 def test_secret_and_service_are_the_golden_ones():
     _, job = load("least")
-    children = [resources.secret(job, HOW), resources.service(job)]
+    children = [manifests.secret(job, HOW), manifests.service(job)]
     path = DATA / "least.children.yaml"
     if os.environ.get("REKINDLE_UPDATE_GOLDEN") == "1":
         path.write_text(yaml.safe_dump_all(children, sort_keys=False, width=100))
@@ -101,7 +102,7 @@ def test_a_users_variable_wins_over_ours():
 def test_labels_that_select_pods_are_ours():
     pod, *_ = container("whole")
     assert pod["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "rekindle"
-    assert resources.selector("digits").items() <= pod["metadata"]["labels"].items()
+    assert manifests.selector("digits").items() <= pod["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,7 @@ def test_shared_memory_is_of_memory_and_mounted_once(name, volumes):
 
 def test_the_token_is_in_the_secret_and_nowhere_else():
     document, job = load("whole")
-    secret = resources.secret(job, HOW)
+    secret = manifests.secret(job, HOW)
     text = str(secret)
     assert TOKEN in text or base64.b64encode(TOKEN.encode()).decode() in text
     pod = made(document, job)
@@ -142,14 +143,14 @@ def test_making_a_manifest_changes_nothing_of_the_job(name):
 
 def test_children_belong_to_the_job():
     document, job = load("least")
-    for child in (made(document, job), resources.secret(job, HOW), resources.service(job)):
+    for child in (made(document, job), manifests.secret(job, HOW), manifests.service(job)):
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"]) == ("5f1c", True)
 
 
 def test_names_fit_even_for_the_longest_job():
     longest = max(
-        len(resources.pod_name("d" * 50, 999, 9_999)), len(resources.secret_name("d" * 50))
+        len(manifests.pod_name("d" * 50, 999, 9_999)), len(manifests.secret_name("d" * 50))
     )
     assert longest <= 63
 
@@ -158,7 +159,7 @@ def test_names_fit_even_for_the_longest_job():
     ("slot", "incarnation", "name"), [(0, 0, "digits-0"), (12, 3, "digits-12r3")]
 )
 def test_names_tell_slot_and_incarnation(slot, incarnation, name):
-    assert resources.pod_name("digits", slot, incarnation) == name
+    assert manifests.pod_name("digits", slot, incarnation) == name
 
 
 def test_only_changes_that_pods_can_feel_change_the_hash():
@@ -242,7 +243,7 @@ def test_an_injected_launcher_is_found_by_the_interpreter_that_runs_it(given):
     found = trainer_of(job={"launcher": {"inject": True}}, args=["t.py"], **given)
     command = found["command"]
     python = command[0]
-    assert command[1:4] == ["-c", resources._BEGIN, "/rekindle"]
+    assert command[1:4] == ["-c", manifests._BEGIN, "/rekindle"]
     assert command[4:7] == [python, *START]
     assert (python == "python") == (given.get("command", [""])[0] == "python")
 
@@ -253,7 +254,7 @@ def test_a_module_path_of_the_image_or_the_user_stays_behind_the_launcher(known,
     monkeypatch.setattr(os, "execvp", lambda file, words: told.update(file=file, words=words))
     monkeypatch.setattr(sys, "argv", ["-c", "/rekindle", "python3", *START, "--", "torchrun"])
     monkeypatch.setenv("PYTHONPATH", known or "")
-    exec(resources._BEGIN, {})
+    exec(manifests._BEGIN, {})
     assert told == {"file": "python3", "words": ["python3", *START, "--", "torchrun"]}
     assert os.environ["PYTHONPATH"] == ("/rekindle:/image/lib" if known else "/rekindle")
 
@@ -261,7 +262,7 @@ def test_a_module_path_of_the_image_or_the_user_stays_behind_the_launcher(known,
 def test_a_python_that_is_too_old_is_named(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer"):
-        exec(resources._BEGIN, {})
+        exec(manifests._BEGIN, {})
 
 
 def test_the_launcher_is_brought_by_a_container_that_every_namespace_admits_which_admits_the_pod():
@@ -273,8 +274,8 @@ def test_the_launcher_is_brought_by_a_container_that_every_namespace_admits_whic
     assert bring["resources"]["requests"] == {"cpu": "4", "memory": "16Gi"}
     assert "nvidia.com/gpu" not in bring["resources"]["limits"]
     assert job.launcher.image is None
-    assert bring["image"] == resources.RUNTIME_IMAGE
-    other = resources.pod(job, 0, 0, runtime_image="mirror/r:1")
+    assert bring["image"] == manifests.RUNTIME_IMAGE
+    other = manifests.pod(job, 0, 0, runtime_image="mirror/r:1")
     assert other["spec"]["initContainers"][0]["image"] == "mirror/r:1"
 
 
@@ -321,7 +322,7 @@ def kept_away(affinity, **avoid):
         body["spec"]["template"]["spec"]["affinity"] = affinity
     before = copy.deepcopy(body)
     job = spec.parse(schemas.fill_defaults(body, SCHEMA), 0.0)
-    pod = resources.pod(job, 0, 1, None, resources.Avoid(**avoid))
+    pod = manifests.pod(job, 0, 1, None, manifests.Avoid(**avoid))
     assert job.template["spec"].get("affinity") == before["spec"]["template"]["spec"].get(
         "affinity"
     ), "the user's words are not written into"
@@ -389,7 +390,7 @@ WHERE = {
         *("livenessProbe", "lifecycle"),
     ),
     "affinity": ("nodeAffinity",),
-    "nodeAffinity": (resources.REQUIRED, resources.PREFERRED),
+    "nodeAffinity": (manifests.REQUIRED, manifests.PREFERRED),
     "required": ("nodeSelectorTerms",),
 }
 
@@ -412,7 +413,7 @@ def test_whatever_is_in_a_template_there_is_a_pod_for_the_api_server_to_judge(pl
     elif where == "nodeAffinity":
         pod["affinity"] = {"nodeAffinity": {key: value}}
     else:
-        pod["affinity"] = {"nodeAffinity": {resources.REQUIRED: {key: value}}}
+        pod["affinity"] = {"nodeAffinity": {manifests.REQUIRED: {key: value}}}
     body = {
         "metadata": {"name": "digits", "namespace": "ml", "uid": "u"},
         "spec": {
@@ -421,8 +422,8 @@ def test_whatever_is_in_a_template_there_is_a_pod_for_the_api_server_to_judge(pl
             "launcher": {"inject": inject},
         },
     }
-    avoid = resources.Avoid(never=("a",), rather_not=("b",))
-    made = resources.pod(spec.parse(body, 0.0), 0, 0, 60.0, avoid)["spec"]
+    avoid = manifests.Avoid(never=("a",), rather_not=("b",))
+    made = manifests.pod(spec.parse(body, 0.0), 0, 0, 60.0, avoid)["spec"]
     found = {"pod": made, "trainer": made["containers"][0]}.get(where)
     lists = {"volumes", "initContainers", "env", "envFrom", "ports", "volumeMounts"}
     if found and value and (key not in lists or not isinstance(value, list)) and key != "affinity":

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from rekindle_operator import rounds
+from rekindle_operator.rounds import rounds
 
 
 def test_a_first_round_waits_for_all_wanted_pods(world):

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from rekindle.contract import DirectiveKind
-from rekindle_operator import notices
-from rekindle_operator.notices import NOT_READY, SHUTDOWN, UNREACHABLE, Sign
+from rekindle_operator.observed import preemption_notices
+from rekindle_operator.observed.preemption_notices import NOT_READY, SHUTDOWN, UNREACHABLE, Sign
 
 ITN = "aws-node-termination-handler/spot-itn"
 GKE = "cloud.google.com/impending-node-termination"
@@ -17,7 +17,7 @@ AZURE = "remediator.kubernetes.azure.com/unschedulable"
 
 def told(*keys, grace=30.0, own=None, now=1000.0):
     signs = tuple(Sign(key=key, at=1000.0) for key in keys)
-    return notices.of_node(signs, grace=grace, own=own or {}, now=now)
+    return preemption_notices.of_node(signs, grace=grace, own=own or {}, now=now)
 
 
 @pytest.mark.parametrize(
@@ -75,9 +75,9 @@ def test_the_most_urgent_of_several_notices_comes_first():
 )
 def test_a_taint_counts_from_when_it_was_set_or_else_first_seen(taint, at):
     body = {"spec": {"taints": [taint]}}
-    (sign,) = notices.read(body, {}, 1234.0)
+    (sign,) = preemption_notices.read(body, {}, 1234.0)
     assert sign.at == at
-    (again,) = notices.read(body, {sign.key: sign.at}, 9999.0)
+    (again,) = preemption_notices.read(body, {sign.key: sign.at}, 9999.0)
     assert again == sign
 
 
@@ -93,17 +93,17 @@ def test_a_taint_counts_from_when_it_was_set_or_else_first_seen(taint, at):
     ],
 )
 def test_conditions_are_signs_too(condition, key):
-    signs = notices.read({"status": {"conditions": [condition]}}, {}, 1.0)
+    signs = preemption_notices.read({"status": {"conditions": [condition]}}, {}, 1.0)
     assert [sign.key for sign in signs] == ([key] if key else [])
 
 
 def test_a_node_that_is_not_ready_for_a_moment_is_not_left():
-    assert told(NOT_READY, now=1000.0 + notices.PATIENCE - 1) == ()
-    (notice,) = told(NOT_READY, now=1000.0 + notices.PATIENCE)
+    assert told(NOT_READY, now=1000.0 + preemption_notices.PATIENCE - 1) == ()
+    (notice,) = told(NOT_READY, now=1000.0 + preemption_notices.PATIENCE)
     assert notice.advice
     signs = (Sign(key=NOT_READY, at=1000.0),)
-    assert notices.patience_ends(signs, 1001.0) == 1000.0 + notices.PATIENCE
-    assert notices.patience_ends(signs, 1100.0) is None
+    assert preemption_notices.patience_ends(signs, 1001.0) == 1000.0 + preemption_notices.PATIENCE
+    assert preemption_notices.patience_ends(signs, 1100.0) is None
 
 
 def full(world, **more):
@@ -206,7 +206,7 @@ def test_who_is_told_again_with_less_time_is_left_by_then(world):
 
 def test_a_node_whose_kubelet_starts_anew_loses_no_pod(world):
     w = world().start().train(3).condition_of_node("digits-1", "Ready", "False")
-    w.run(notices.PATIENCE - 5)
+    w.run(preemption_notices.PATIENCE - 5)
     w.condition_of_node("digits-1", "Ready").run(120, pace=5)
     assert len(w.rounds) == 1
     assert not w.losses
@@ -216,14 +216,14 @@ def test_a_node_whose_kubelet_starts_anew_loses_no_pod(world):
 def test_a_node_that_stays_not_ready_is_left_without_hurry(world):
     w = world().start().train(3).condition_of_node("digits-1", "Ready", "False")
     w.until(lambda: "digits-1r1" in w.members and w.training(), 60)
-    assert w.now - w.pod("digits-0").created_at >= notices.PATIENCE
+    assert w.now - w.pod("digits-0").created_at >= preemption_notices.PATIENCE
     assert "not ready" in w.last["evidence"]
     assert w.last["stepsLost"] == 0
 
 
 def test_time_alone_wakes_the_operator_for_a_node_that_stays_not_ready(world):
     w = world().start().train(3).condition_of_node("digits-1", "Ready", "False").settle()
-    assert w.alarm == pytest.approx(w.now + notices.PATIENCE, abs=0.1)
+    assert w.alarm == pytest.approx(w.now + preemption_notices.PATIENCE, abs=0.1)
 
 
 def test_a_node_of_which_nothing_is_known_any_more_is_lost_at_once(world):

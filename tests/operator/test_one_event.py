@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from rekindle.contract import Cause, Restored, Timings
-from rekindle_cli.explain import explain
-from rekindle_cli.snapshot import Job
-from rekindle_operator import incidents, recovery
+from rekindle_cli.jobs.explain import explain
+from rekindle_cli.jobs.snapshot import Job
+from rekindle_operator.incidents import incidents, recovery
 
 MIN3 = {"elastic": {"minReplicas": 3}}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle_operator import contact
+from rekindle_operator.observed import liveness
 
 WHERE = ["children", "status"]
 
@@ -67,7 +67,7 @@ def test_a_loss_seen_by_a_new_operator_waits_for_the_other_agents_to_report(worl
 def test_an_agent_that_never_reports_again_is_left_behind(world):
     w = world().start().train(5)
     w.restart_operator(quiet=["digits-2"])
-    w.kill("digits-0").run(contact.REANNOUNCE + 2)
+    w.kill("digits-0").run(liveness.REANNOUNCE + 2)
     assert "digits-1" in w.members
     assert "digits-2" not in w.members
 

@@ -7,7 +7,7 @@ hangs on that here, and what only steps could tell is told as unknown.
 import pytest
 
 from rekindle.contract import Outcome, Progress, Timings
-from rekindle_operator.retries import STEADY
+from rekindle_operator.incidents.retries import STEADY
 
 
 def plain(world, **changes):

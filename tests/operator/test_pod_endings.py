@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, Cause, Outcome
-from rekindle_cli.causes import HAPPENED, SHORT
-from rekindle_operator.containers import parse_event
-from rekindle_operator.documents import parse_node, parse_pod
-from rekindle_operator.incidents import USER, Incident
-from rekindle_operator.observed import Agent, Observed, gone
-from rekindle_operator.pod_endings import ROWS, ending
-from rekindle_operator.pod_signs import needs_events, needs_log
+from rekindle_cli.output.causes import HAPPENED, SHORT
+from rekindle_operator.failures.pod_endings import ROWS, ending
+from rekindle_operator.failures.pod_signs import needs_events, needs_log
+from rekindle_operator.incidents.incidents import USER, Incident
+from rekindle_operator.observed.containers import parse_event
+from rekindle_operator.observed.documents import parse_node, parse_pod
+from rekindle_operator.observed.observations import Agent, Observed, gone
 
 NOW = 1_750_000_600.0
 STARTED = "2025-06-15T15:06:40Z"

@@ -3,13 +3,18 @@
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, Member, Round
-from rekindle_operator import pod_waits
-from rekindle_operator.containers import parse_event
-from rekindle_operator.documents import parse_pod
-from rekindle_operator.incidents import stamp
-from rekindle_operator.observed import Agent, Observed
-from rekindle_operator.pod_waits import ROWS
-from rekindle_operator.sentences import REFUSALS, SENTENCES, of_refusal, scheduling_advice
+from rekindle_operator.failures import pod_waits
+from rekindle_operator.failures.pod_waits import ROWS
+from rekindle_operator.failures.scheduler_messages import (
+    REFUSALS,
+    SENTENCES,
+    of_refusal,
+    scheduling_advice,
+)
+from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.observed.containers import parse_event
+from rekindle_operator.observed.documents import parse_pod
+from rekindle_operator.observed.observations import Agent, Observed
 
 NOW = 1_750_000_600.0
 LABELS = {"rekindle.dev/slot": "1", "rekindle.dev/incarnation": "0"}

@@ -13,8 +13,8 @@ from rekindle.contract import (
     Round,
     Timings,
 )
-from rekindle_operator.observed import Agent, Observed
-from rekindle_operator.recovery import measured
+from rekindle_operator.incidents.recovery import measured
+from rekindle_operator.observed.observations import Agent, Observed
 
 MEMBERS = tuple(
     Member(pod=f"digits-{n}", uid=f"u{n}", address="10.0.0.1", store_port=1, slots=1)

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from rekindle_operator import reflectors
-from rekindle_operator.cluster import ApiError
-from rekindle_operator.reflectors import Listener, Reflector
+from rekindle_operator.kube import reflectors
+from rekindle_operator.kube.cluster import ApiError
+from rekindle_operator.kube.reflectors import Listener, Reflector
 
 
 def body(name, version, **more):

@@ -2,8 +2,9 @@
 
 import pytest
 
-from rekindle_operator import reserved, resources, spec
-from rekindle_operator.spec import SpecError
+from rekindle_operator.api import spec
+from rekindle_operator.api.spec import SpecError
+from rekindle_operator.pods import manifests, reserved_names
 
 TRAINER = "spec.template.spec.containers[0]"
 
@@ -66,7 +67,7 @@ REFUSED = {
 def test_a_name_of_the_operators_is_refused_with_its_field(bodies, name):
     given, field = REFUSED[name]
     with pytest.raises(SpecError) as caught:
-        reserved.check(job(bodies, **given))
+        reserved_names.check(job(bodies, **given))
     assert str(caught.value).startswith(field)
 
 
@@ -85,7 +86,7 @@ FINE = {
 
 @pytest.mark.parametrize("name", FINE)
 def test_everything_else_is_the_users(bodies, name):
-    reserved.check(job(bodies, **FINE[name]))
+    reserved_names.check(job(bodies, **FINE[name]))
 
 
 def test_every_variable_that_the_operator_sets_is_reserved(bodies):
@@ -99,6 +100,6 @@ def test_every_variable_that_the_operator_sets_is_reserved(bodies):
         progress={"file": "/p"},
     )
     body["spec"]["checkpoint"] |= {"addressing": "path"}
-    pod = resources.pod(spec.parse(body, 0.0), 0, 0, 60.0)
+    pod = manifests.pod(spec.parse(body, 0.0), 0, 0, 60.0)
     env = {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
-    assert env <= resources.VARIABLES
+    assert env <= manifests.VARIABLES

@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle_operator import runs, spec, status
-from rekindle_operator.controller import Controller
-from rekindle_operator.jobstate import JobState
-from rekindle_operator.observed import Observed
-from rekindle_operator.reconcile import reconcile
-from rekindle_operator.resources import Access
-from rekindle_operator.runs import Runs, Use
+from rekindle_operator.api import run_claims, spec
+from rekindle_operator.api.run_claims import Runs, Use
+from rekindle_operator.controller.controller import Controller
+from rekindle_operator.controller.job_state import JobState
+from rekindle_operator.observed.observations import Observed
+from rekindle_operator.pods.manifests import Access
+from rekindle_operator.reconcile.reconcile import reconcile
+from rekindle_operator.status import status
 
 START = 1_750_000_000.0
 
@@ -62,7 +63,7 @@ CLAIM = {"persistentVolumeClaim": {"claimName": "ckpt"}}
     ],
 )
 def test_what_is_one_place(bodies, one, other, same):
-    places = runs.place_of(job(bodies, **one)), runs.place_of(job(bodies, **other))
+    places = run_claims.place_of(job(bodies, **one)), run_claims.place_of(job(bodies, **other))
     assert (places[0] is not None and places[0] == places[1]) is same
 
 

@@ -3,7 +3,7 @@ and pods that say nothing any more although nobody has told of their end."""
 
 import pytest
 
-from rekindle_operator import contact
+from rekindle_operator.observed import liveness
 
 VICTIM = "digits-1"
 UNREACHABLE = "node.kubernetes.io/unreachable"
@@ -28,7 +28,7 @@ def test_without_power_a_pod_is_left_within_seconds_and_named(world, blind):
     assert (w.last["cause"], w.last["victims"]) == ("PodLost", [VICTIM])
     for words in ("no report for", "digits-0, digits-2 cannot reach it"):
         assert words in w.last["evidence"]
-    assert w.last["secondsLost"] >= contact.SILENT, "it stood still since it was heard last"
+    assert w.last["secondsLost"] >= liveness.SILENT, "it stood still since it was heard last"
     assert w.restarts == (0, 1, 0)
 
 
@@ -163,7 +163,7 @@ def test_a_job_of_one_pod_whose_machine_is_gone_goes_on_elsewhere(world):
 
 def test_an_operator_that_begins_after_a_machine_has_lost_its_power_finds_out(world):
     w = dark(world).restart_operator()
-    w.until(lambda: VICTIM not in w.members and w.training(), contact.REANNOUNCE + 5)
+    w.until(lambda: VICTIM not in w.members and w.training(), liveness.REANNOUNCE + 5)
     assert (w.last["cause"], w.last["victims"]) == ("PodLost", [VICTIM])
     assert "no report has come" in w.last["evidence"]
 

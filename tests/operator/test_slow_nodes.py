@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from rekindle.contract import RankReport
-from rekindle_operator import stragglers
+from rekindle_operator.rounds import stragglers
 
 
 def test_a_node_is_slow_only_after_a_while_without_a_break():

@@ -13,11 +13,11 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client
 
-from rekindle_local.apiserver.server import ApiServer
+from rekindle_local.apiserver.http.server import ApiServer
 from rekindle_operator import __main__ as main
-from rekindle_operator import certificates, connections, tls
 from rekindle_operator.__main__ import parse
-from rekindle_operator.cluster import ApiError, Cluster
+from rekindle_operator.coordinator import certificates, connections, tls
+from rekindle_operator.kube.cluster import ApiError, Cluster
 
 NOW = datetime.now(UTC)
 YEAR = timedelta(days=365)

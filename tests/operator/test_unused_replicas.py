@@ -3,8 +3,8 @@
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, Member, Round
-from rekindle_operator import sizing
-from rekindle_operator.observed import Agent, Observed
+from rekindle_operator.observed.observations import Agent, Observed
+from rekindle_operator.rounds import sizing
 
 
 def report(name, useful, slots=1, current=None):
@@ -54,7 +54,7 @@ def test_a_pod_is_of_use_when_one_of_its_workers_is(bodies, told, slots, members
 
 
 def parsed(bodies, **spec):
-    from rekindle_operator.spec import parse
+    from rekindle_operator.api.spec import parse
 
     return parse(bodies(**spec), 0.0)
 

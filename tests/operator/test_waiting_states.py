@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle_cli.explain import explain
-from rekindle_cli.snapshot import Job
-from rekindle_operator import statuswriter
-from rekindle_operator.incidents import stamp
-from rekindle_operator.patches import merge_patch
-from rekindle_operator.reconcile import reconcile
-from rekindle_operator.resources import Access
+from rekindle_cli.jobs.explain import explain
+from rekindle_cli.jobs.snapshot import Job
+from rekindle_operator.api.merge_patch import merge_patch
+from rekindle_operator.controller import status_writer
+from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.pods.manifests import Access
+from rekindle_operator.reconcile.reconcile import reconcile
 
 TRAINER = {"name": "trainer", "image": "i", "args": ["t.py"]}
 MINUTES = 300.0
@@ -310,7 +310,7 @@ def test_nothing_that_is_told_changes_by_time_alone(world, rested, state):
         if made or later.delete or later.publish or later.events:
             break  # it was time for something to happen
         looks += 1
-        assert merge_patch(w.status, dict(later.status)).keys() <= statuswriter.CLOCKS
+        assert merge_patch(w.status, dict(later.status)).keys() <= status_writer.CLOCKS
     assert looks
 
 
@@ -328,7 +328,7 @@ def test_whoever_waits_is_looked_at_when_time_brings_something_and_else_rarely(
         later = plan_after(w, seconds, speaking=True)
         made = later.create and not w.hindered
         changed = merge_patch(w.status, dict(later.status)).keys()
-        changed -= {*statuswriter.CLOCKS, "progress"}  # which says when agents have reported last
+        changed -= {*status_writer.CLOCKS, "progress"}  # which says when agents have reported last
         return bool(made or later.delete or later.publish or later.events or changed)
 
     wakes = plan_after(w, 0.0, speaking=True).requeue or math.inf

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rekindle_cli.stack import free_ports
+from rekindle_cli.local.stack import free_ports
 
 
 class _Later(types.ModuleType):
@@ -60,16 +60,16 @@ def _no_seed_of_another_module():
 @pytest.fixture(autouse=True)
 def _each_fit_stands_for_a_start_of_its_script(request, monkeypatch):
     """Tests call `fit` again where a process would be started again; those of scripts do not."""
-    from rekindle.saving import runs
+    from rekindle.persistence import run_identity
 
-    runs.forget()
+    run_identity.forget()
     if "one_script" not in request.keywords:
 
         def first(root):
-            runs.forget()
+            run_identity.forget()
             return 1
 
-        monkeypatch.setattr(runs, "next_number", first)
+        monkeypatch.setattr(run_identity, "next_number", first)
     yield
     os.environ.pop("PL_GLOBAL_SEED", None)
 
@@ -107,7 +107,7 @@ def _forkserver():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            "rekindle.trainer",
+            "rekindle.trainer.trainer",
             "torchmetrics.classification",
             # Imported by the first optimizer of every rank, and by sharded models.
             "torch._dynamo",

@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle import cpus, relaunch
 from rekindle.callbacks import LambdaCallback
+from rekindle.data import cpus
+from rekindle.ranks import relaunch
 
 DATA = TensorDataset(torch.randn(24, 6), torch.zeros(24, dtype=torch.int64))
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 
 import rekindle as rk
-from rekindle.phase import TRANSITIONS, Lifecycle
+from rekindle.training.lifecycle import TRANSITIONS, Lifecycle
 
 DATA = TensorDataset(torch.arange(10.0)[:, None], torch.arange(10))
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest
 
 from rekindle import Every, Store, Trainer
-from rekindle.checkpoint.interval import Pace
 from rekindle.checkpoint.retention import Best, Retention
+from rekindle.checkpoint.saving.interval import Pace
 from rekindle.flags import STORE
-from rekindle.saving.policy import interval, retention, store_options
+from rekindle.persistence.policy import interval, retention, store_options
 
 
 def test_an_unknown_flag_is_answered_with_the_closest_one():

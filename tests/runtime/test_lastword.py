@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from rekindle import lastword
-from rekindle.outcome import classify
-from rekindle.ranks.control import ControlPage
+from rekindle.errors import error_report
+from rekindle.errors.outcome import classify
+from rekindle.ranks.control_page import ControlPage
 
 
 def outcome(error):
@@ -20,9 +20,9 @@ def page(tmp_path):
 
 def test_the_first_word_of_an_error_is_marked(page):
     error = ValueError("bad luck")
-    assert not lastword.left(error)
-    lastword.leave(error, page, outcome(error))
-    assert lastword.left(error)
+    assert not error_report.left(error)
+    error_report.leave(error, page, outcome(error))
+    assert error_report.left(error)
     assert [one.message for one in page.outcomes()] == ["ValueError: bad luck"]
 
 
@@ -33,22 +33,22 @@ def test_without_an_agent_or_room_for_it_the_error_goes_its_way(page, monkeypatc
     monkeypatch.setattr(ControlPage, "write_outcome", full)
     for where in (None, page):
         error = ValueError("bad luck")
-        lastword.leave(error, where, outcome(error))
-        assert lastword.left(error)
+        error_report.leave(error, where, outcome(error))
+        assert error_report.left(error)
 
 
 def test_the_interpreters_hook_says_what_nobody_said_and_calls_the_one_before(page, monkeypatch):
     seen = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, where: seen.append(error))
     before = sys.excepthook
-    lastword.watch(None, outcome)
+    error_report.watch(None, outcome)
     assert sys.excepthook is before
-    lastword.watch(page, outcome)
+    error_report.watch(page, outcome)
     ours = sys.excepthook
-    lastword.watch(page, outcome)
+    error_report.watch(page, outcome)
     assert sys.excepthook is ours
     said, new = ValueError("said"), ValueError("new")
-    lastword.leave(said, None, outcome(said))
+    error_report.leave(said, None, outcome(said))
     ours(ValueError, said, None)
     assert page.outcomes() == []
     ours(ValueError, new, None)

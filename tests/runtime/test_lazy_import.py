@@ -31,7 +31,7 @@ def python(code):
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "module", ["contract", "ranks.control", "outcome", "data.order", "data.ledger"]
+    "module", ["contract", "ranks.control_page", "outcome", "data.sampling.order", "data.ledger"]
 )
 def test_modules_without_tensors_need_no_torch(module):
     done = python(f"{BLOCKED}\nimport rekindle.{module}")
@@ -70,6 +70,6 @@ def test_a_name_loads_its_own_module_only():
     done = python(
         "import rekindle.callbacks\nassert 'rekindle.callbacks.timer' not in sys.modules\n"
         "rekindle.callbacks.Timer\nassert 'rekindle.callbacks.timer' in sys.modules\n"
-        "assert 'rekindle.callbacks.averaging' not in sys.modules"
+        "assert 'rekindle.callbacks.weights.averaging' not in sys.modules"
     )
     assert done.returncode == 0, done.stderr

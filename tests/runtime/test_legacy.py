@@ -13,9 +13,9 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from rekindle import dcp, legacy
 from rekindle.checkpoint import Store
-from rekindle.legacy import Refused
+from rekindle.interop import dcp, importing
+from rekindle.interop.importing import Refused
 
 RAN = []
 
@@ -44,7 +44,7 @@ def model() -> torch.nn.Module:
 
 def imported(tmp_path, source, step=None):
     uri = f"file://{tmp_path}/run"
-    said = legacy.run(str(source), uri, step, {})
+    said = importing.run(str(source), uri, step, {})
     store = Store.open(uri)
     return said, store.load(store.read(store.commits()[0]))
 
@@ -109,26 +109,26 @@ def test_a_file_that_would_run_code_is_refused_with_the_name(tmp_path, zipped):
         _use_new_zipfile_serialization=zipped,
     )
     with pytest.raises(Refused, match=r"needs .*run_code, which is code and not data; it was not"):
-        legacy.read(str(tmp_path / "evil.pt"))
+        importing.read(str(tmp_path / "evil.pt"))
 
 
 def test_hyper_parameters_that_are_classes_are_refused(tmp_path):
     torch.save({"hyper_parameters": argparse.Namespace(lr=1)}, tmp_path / "h.ckpt")
     with pytest.raises(Refused, match="argparse.Namespace.*save the tensors and plain values"):
-        legacy.read(str(tmp_path / "h.ckpt"))
+        importing.read(str(tmp_path / "h.ckpt"))
 
 
 def test_a_plain_pickle_is_refused(tmp_path):
     (tmp_path / "p.pkl").write_bytes(pickle.dumps({"a": Evil()}))
     with pytest.raises(Refused):
-        legacy.read(str(tmp_path / "p.pkl"))
+        importing.read(str(tmp_path / "p.pkl"))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04broken", b"\x80\x02."])
 def test_a_file_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(Refused, match="x.pt"):
-        legacy.read(str(tmp_path / "x.pt"))
+        importing.read(str(tmp_path / "x.pt"))
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):
@@ -139,9 +139,9 @@ def test_what_cannot_be_stored_is_named(tmp_path):
 
 def test_a_missing_file_and_a_plain_directory_are_refused(tmp_path):
     with pytest.raises(Refused, match="cannot read .*No such file"):
-        legacy.read(str(tmp_path / "none.pt"))
+        importing.read(str(tmp_path / "none.pt"))
     with pytest.raises(Refused, match="directory without .metadata"):
-        legacy.read(str(tmp_path))
+        importing.read(str(tmp_path))
 
 
 def test_a_store_with_checkpoints_is_left_alone(tmp_path):
@@ -207,16 +207,16 @@ def test_a_tensor_in_several_pieces(directory, tmp_path):
         m.storage_data |= pieces
 
     repickled(directory, change)
-    assert torch.equal(legacy.read(str(directory))[1]["model"]["w"], STATE["model"]["w"])
+    assert torch.equal(importing.read(str(directory))[1]["model"]["w"], STATE["model"]["w"])
 
 
 def test_metadata_that_would_run_code_is_refused(directory):
     repickled(directory, lambda m: m.planner_data.update(x=Evil()))
     with pytest.raises(Refused, match=r"names .*run_code, which DCP's own metadata never does"):
-        legacy.read(str(directory))
+        importing.read(str(directory))
     (directory / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
     with pytest.raises(Refused, match="names os.system"):
-        legacy.read(str(directory))
+        importing.read(str(directory))
 
 
 def test_a_byte_item_that_would_run_code_is_refused(directory):
@@ -228,7 +228,7 @@ def test_a_byte_item_that_would_run_code_is_refused(directory):
     info = type(metadata.storage_data[index])("evil", 0, len(buffer.getvalue()))
     repickled(directory, lambda m: m.storage_data.update({index: info}))
     with pytest.raises(Refused, match="epoch needs .*run_code"):
-        legacy.read(str(directory))
+        importing.read(str(directory))
 
 
 def first(metadata, name):
@@ -257,20 +257,20 @@ def first(metadata, name):
 def test_hostile_metadata_is_refused_with_the_reason(directory, change, why):
     repickled(directory, change)
     with pytest.raises(Refused, match=why):
-        legacy.read(str(directory))
+        importing.read(str(directory))
 
 
 def test_a_number_in_the_file_cannot_take_memory(directory):
     # LONG_BINPUT with a huge memo index makes the interpreter in C allocate by it.
     (directory / ".metadata").write_bytes(b"\x80\x02N" + b"r\xff\xff\xff\x7f" + b".")
     with pytest.raises(Refused, match="holds a NoneType"):
-        legacy.read(str(directory))
+        importing.read(str(directory))
 
 
 def test_only_a_record_is_given_a_state(directory):
     (directory / ".metadata").write_bytes(b"ctorch.serialization\n_get_layout\n}S'x'\nI1\nsb.")
     with pytest.raises(Refused, match="gives a state to a function"):
-        legacy.read(str(directory))
+        importing.read(str(directory))
     assert not hasattr(dcp._layout, "x")
 
 
@@ -287,7 +287,13 @@ def test_the_process_answers_with_one_object(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for source, code, key in (("m.pt", 0, "tensors"), ("none.pt", 2, "error")):
         done = subprocess.run(
-            [sys.executable, "-m", "rekindle.legacy", str(tmp_path / source), f"{tmp_path}/run"],
+            [
+                sys.executable,
+                "-m",
+                "rekindle.interop.importing",
+                str(tmp_path / source),
+                f"{tmp_path}/run",
+            ],
             env=environment,
             capture_output=True,
             timeout=60,

@@ -339,7 +339,7 @@ def test_device_stats_are_logged_at_the_interval(tmp_path):
 @pytest.mark.processes
 def test_importing_the_trainer_imports_no_service_and_no_bar():
     code = (
-        "import rekindle.trainer, sys; print([m for m in ('wandb', 'mlflow', 'comet_ml', "
+        "import rekindle.trainer.trainer, sys; print([m for m in ('wandb', 'mlflow', 'comet_ml', "
         "'tensorboard', 'rich', 'cProfile') if m in sys.modules])"
     )
     done = subprocess.run(
@@ -350,7 +350,7 @@ def test_importing_the_trainer_imports_no_service_and_no_bar():
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_a_long_pass_shows_how_far_it_is(tmp_path, terminal, monkeypatch, stage):
-    monkeypatch.setattr("rekindle.callbacks.progress.DRAW_SECONDS", 0.0)
+    monkeypatch.setattr("rekindle.callbacks.monitors.progress_bar.DRAW_SECONDS", 0.0)
 
     class Tested(Net):
         def test_step(self, batch, batch_idx):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from rekindle.logs import Logs, flattened, means, merged, newest, plain, reported
-from rekindle.requirement import RequirementError
+from rekindle.errors.requirement import RequirementError
+from rekindle.metrics.logged_values import Logs, flattened, means, merged, newest, plain, reported
 
 
 def mean_metric():

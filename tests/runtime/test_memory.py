@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 from rekindle import audit
-from rekindle.checkpoint import Store, hostcopy
-from rekindle.checkpoint.hostcopy import HostMemory
-from rekindle.ranks.control import ControlPage
-from rekindle_cli.stack import free_ports
+from rekindle.checkpoint import Store
+from rekindle.peer_memory import store as hostcopy
+from rekindle.peer_memory.store import HostMemory
+from rekindle.ranks.control_page import ControlPage
+from rekindle_cli.local.stack import free_ports
 
 pytestmark = pytest.mark.processes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rekindle_cli.stack import free_ports
+from rekindle_cli.local.stack import free_ports
 
 pytestmark = pytest.mark.processes
 

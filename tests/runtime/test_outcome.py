@@ -1,9 +1,10 @@
 import pytest
 
-from rekindle.checkpoint import ProbeError, SaveTimeout, objects
+from rekindle.checkpoint import ProbeError, SaveTimeout
+from rekindle.checkpoint.objects import interface
 from rekindle.contract import Cause, ExitCode
-from rekindle.outcome import Preempted, classify
-from rekindle.requirement import RequirementError
+from rekindle.errors.outcome import Preempted, classify
+from rekindle.errors.requirement import RequirementError
 
 
 class DistBackendError(RuntimeError):
@@ -51,15 +52,21 @@ def below(error, cause):
 @pytest.mark.parametrize(
     ("error", "cause"),
     [
-        (objects.Unreachable("no answer"), Cause.STORE_LOST),
+        (interface.Unreachable("no answer"), Cause.STORE_LOST),
         (SaveTimeout("the last checkpoint was not durable by its deadline"), Cause.STORE_LOST),
-        (below(ProbeError("R5 cannot write"), objects.Unreachable("no answer")), Cause.STORE_LOST),
+        (
+            below(ProbeError("R5 cannot write"), interface.Unreachable("no answer")),
+            Cause.STORE_LOST,
+        ),
         (RequirementError("R5 cannot write", transient=True), Cause.STORE_LOST),
-        (below(RuntimeError("of the script"), objects.Unreachable("no answer")), Cause.STORE_LOST),
-        (below(ProbeError("R5 cannot write"), objects.AccessDenied("no")), Cause.CONFIGURATION),
-        (below(ProbeError("R5 cannot write"), objects.NoSuchBucket("no")), Cause.CONFIGURATION),
-        (objects.AccessDenied("no"), Cause.USER_ERROR),
-        (below(OSError("R16 nothing is good"), objects.Unreachable("no")), Cause.INTEGRITY),
+        (
+            below(RuntimeError("of the script"), interface.Unreachable("no answer")),
+            Cause.STORE_LOST,
+        ),
+        (below(ProbeError("R5 cannot write"), interface.AccessDenied("no")), Cause.CONFIGURATION),
+        (below(ProbeError("R5 cannot write"), interface.NoSuchBucket("no")), Cause.CONFIGURATION),
+        (interface.AccessDenied("no"), Cause.USER_ERROR),
+        (below(OSError("R16 nothing is good"), interface.Unreachable("no")), Cause.INTEGRITY),
         (below(RuntimeError("of the script"), TimeoutError("its own")), Cause.USER_ERROR),
     ],
     ids=repr,

@@ -8,7 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle.checkpoint import LeaseLost, manifest
+from rekindle.checkpoint import LeaseLost
+from rekindle.checkpoint.format import manifest
 
 DATA = TensorDataset(torch.ones(8, 2))
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import rekindle as rk
 from rekindle.callbacks import ModelCheckpoint
 from rekindle.checkpoint import CommitRef, Store
-from rekindle.lightningfile import Refused
+from rekindle.interop.lightning_file import Refused
 
 DATA = TensorDataset(torch.zeros(8, 1))
 

@@ -8,8 +8,8 @@ import torch
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
-from rekindle.outcome import Damaged
-from rekindle.saving.persistence import Session
+from rekindle.errors.outcome import Damaged
+from rekindle.persistence.session import Session
 
 
 def newest(path):
@@ -202,7 +202,7 @@ def test_the_commit_says_where_the_run_is(fit, tmp_path):
 def test_an_interval_left_to_us_saves_and_says_why(fit, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("REKINDLE_CHECKPOINT_EVERY", "auto")
     monkeypatch.setenv("REKINDLE_MTBF_SECONDS", "7200")
-    monkeypatch.setattr("rekindle.checkpoint.interval.FIRST_SECONDS", 0.001)
+    monkeypatch.setattr("rekindle.checkpoint.saving.interval.FIRST_SECONDS", 0.001)
     fit(flags={"max_epochs": 1})
     steps = sorted(ref.step for ref in Store.open(str(tmp_path / "run")).commits())
     assert len(steps) == 2, "one to measure, and the last one: the next would come a second later"

@@ -7,7 +7,9 @@ import threading
 import pytest
 
 import rekindle as rk
-from rekindle.checkpoint import Store, manifest, saver, store
+from rekindle.checkpoint import Store, store
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.saving import saver
 
 ACCUMULATING = {"accumulate_grad_batches": 3}
 URI = "s3://training/run"

@@ -10,9 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
 from rekindle.checkpoint import Store
+from rekindle.metrics.prometheus import guard_counts
 from rekindle.strategies import FSDP2, DDPStrategy, DeepSpeedStrategy, FSDPStrategy, parse
 from rekindle.strategies.kinds import chosen
-from rekindle.telemetry import guard_counts
 
 DATA = TensorDataset(torch.randn(16, 4, generator=torch.Generator().manual_seed(0)))
 

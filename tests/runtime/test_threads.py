@@ -11,14 +11,15 @@ import pytest
 
 import rekindle
 from rekindle import threads
-from rekindle.checkpoint.background import Uploader
-from rekindle.checkpoint.uploader import Channel
+from rekindle.checkpoint.saving.uploader import Channel
+from rekindle.checkpoint.saving.uploader_client import Uploader
 from rekindle.contract import AgentPhase, AgentReport, View
-from rekindle.launch import first, notices
-from rekindle.launch.client import CoordinatorLink
-from rekindle.launch.streams import Copier
-from rekindle.launch.tracker import Tracker
-from rekindle.launch.watcher import Watcher
+from rekindle.launch.coordinator.client import CoordinatorLink
+from rekindle.launch.health import preemption_notices
+from rekindle.launch.health.progress_tracker import Tracker
+from rekindle.launch.health.watcher import Watcher
+from rekindle.launch.spawn import init_process
+from rekindle.launch.spawn.streams import Copier
 
 ROOT = Path(rekindle.__file__).parent
 SECONDS = 20.0
@@ -26,46 +27,58 @@ SECONDS = 20.0
 THREADS = {
     # A loop that something relies on for as long as the process lives.
     ("lasting", "console", "rekindle-progress"),
-    ("lasting", "checkpoint.background", "rekindle-uploads"),
-    ("lasting", "checkpoint.uploader", "trainer"),
-    ("lasting", "launch.client", "link*"),
-    ("lasting", "launch.exporter", "exporter"),
-    ("lasting", "launch.first", "lifeline"),
-    ("lasting", "launch.notices", "notices"),
-    ("lasting", "launch.peers", "peers"),
-    ("lasting", "launch.reach", "doorstep"),
-    ("lasting", "launch.streams", "copier"),
-    ("lasting", "launch.tracker", "tracker"),
-    ("lasting", "launch.watcher", "watcher"),
-    ("lasting", "saving.admission", "rekindle-lease"),
+    ("lasting", "checkpoint.saving.uploader_client", "rekindle-uploads"),
+    ("lasting", "checkpoint.saving.uploader", "trainer"),
+    ("lasting", "launch.coordinator.client", "link*"),
+    ("lasting", "launch.health.exporter", "exporter"),
+    ("lasting", "launch.spawn.init_process", "lifeline"),
+    ("lasting", "launch.health.preemption_notices", "notices"),
+    ("lasting", "launch.coordinator.peers", "peers"),
+    ("lasting", "launch.coordinator.reachability", "doorstep"),
+    ("lasting", "launch.spawn.streams", "copier"),
+    ("lasting", "launch.health.progress_tracker", "tracker"),
+    ("lasting", "launch.health.watcher", "watcher"),
+    ("lasting", "persistence.admission", "rekindle-lease"),
     # One piece of work, whose outcome somebody is told.
-    ("task", "checkpoint.hostcopy", "rekindle-copy"),
-    ("task", "checkpoint.saver", "rekindle-save-*"),
-    ("task", "checkpoint.saver", "rekindle-touch"),
-    ("task", "launch.store", "store"),
+    ("task", "peer_memory.store", "rekindle-copy"),
+    ("task", "checkpoint.saving.saver", "rekindle-save-*"),
+    ("task", "checkpoint.saving.saver", "rekindle-touch"),
+    ("task", "launch.pod.round_store", "store"),
     ("task", "loggers.feed", "rekindle-*"),
     ("task", "pytorch.serving", "rekindle-serving"),
-    ("task", "saving.files", "rekindle-files"),
-    ("task", "saving.keeping", "rekindle-touch-copies"),
-    ("task", "saving.opening", "rekindle-opening"),
+    ("task", "persistence.exported_files", "rekindle-files"),
+    ("task", "peer_memory.schedule", "rekindle-touch-copies"),
+    ("task", "persistence.async_open", "rekindle-opening"),
     ("task", "training.sources", "rekindle-signs"),
 }
 
 WITHOUT_END = {
     # Idle, until one of those comes that this thread or process exists for.
-    ("launch.client", "_watch", "wait_for"): "a report that arrives, or close, ends it",
-    ("launch.first", "_attend", "sigwait"): "PID 1 waits for signals, SIGCHLD among them",
-    ("launch.program", "main", "sigwait"): "as PID 1, below a worker",
-    ("launch.reach", "_serve", "accept"): "who asks for this pod, and close",
-    ("launch.streams", "_run", "poll"): "FIFOs and the pipe of stop",
+    ("launch.coordinator.client", "_watch", "wait_for"): "a report that arrives, or close, ends it",
     (
-        "checkpoint.uploader",
+        "launch.spawn.init_process",
+        "_attend",
+        "sigwait",
+    ): "PID 1 waits for signals, SIGCHLD among them",
+    ("launch.spawn.program", "main", "sigwait"): "as PID 1, below a worker",
+    ("launch.coordinator.reachability", "_serve", "accept"): "who asks for this pod, and close",
+    ("launch.spawn.streams", "_run", "poll"): "FIFOs and the pipe of stop",
+    (
+        "checkpoint.saving.uploader",
         "request",
         "get",
     ): "the thread that listens puts END in at the end",
-    ("saving.files", "_work", "get"): "runs only while jobs are counted, and each is put at once",
+    (
+        "persistence.exported_files",
+        "_work",
+        "get",
+    ): "runs only while jobs are counted, and each is put at once",
     # What is waited for has a deadline itself.
-    ("checkpoint.s3", "_put_parts", "result"): "each request has timeouts and limited retries",
+    (
+        "checkpoint.objects.s3",
+        "_put_parts",
+        "result",
+    ): "each request has timeouts and limited retries",
     ("checkpoint.shards", "read", "result"): "reads of objects, as above",
     ("checkpoint.shards", "exchange", "result"): "reads of objects, as above",
 }
@@ -256,15 +269,15 @@ def fails(monkeypatch, tmp_path):
         return once
 
     def notice():
-        once = Once(notices.Notice())
-        monkeypatch.setattr(notices, "_read", once)
-        notices.watch(tmp_path / "notice", lambda words, seconds: None)
+        once = Once(preemption_notices.Notice())
+        monkeypatch.setattr(preemption_notices, "_read", once)
+        preemption_notices.watch(tmp_path / "notice", lambda words, seconds: None)
         return once
 
     def lifeline():
         once = Once()
-        monkeypatch.setenv(first.ENV_COORDINATOR, "http://127.0.0.1:1")
-        own = first.Lifeline()
+        monkeypatch.setenv(init_process.ENV_COORDINATOR, "http://127.0.0.1:1")
+        own = init_process.Lifeline()
         monkeypatch.setattr(own, "_hold_one", once)
         threads.lasting(own.hold, name="lifeline")
         return once

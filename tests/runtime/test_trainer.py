@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 DATA = TensorDataset(X, (X.sum(1) > 0).long())

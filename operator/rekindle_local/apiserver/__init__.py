@@ -11,6 +11,6 @@ The layers, bottom up:
 - what runs beside requests: `garbage`, `disruption`, `watches`, `logs`;
 - `server`: HTTP.
 
-Use `rekindle_local.apiserver.server.ApiServer`. There is no RBAC, no admission webhook, no quota,
-no exec and no port-forward; a request for what is missing is answered with 404, 405 or 501.
+Use `rekindle_local.apiserver.http.server.ApiServer`. There is no RBAC, no admission webhook, no
+quota, no exec and no port-forward; a request for what is missing is answered with 404, 405 or 501.
 """

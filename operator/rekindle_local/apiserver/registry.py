@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rekindle_local.apiserver.errors import Json, qualified
-from rekindle_local.apiserver.rules import Rules
-from rekindle_local.apiserver.schema import Schema
+from rekindle_local.apiserver.schemas.rules import Rules
+from rekindle_local.apiserver.schemas.schema import Schema
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 

@@ -25,7 +25,6 @@ import aiohttp
 import psutil
 
 from rekindle_local import timestamps
-from rekindle_local.addresses import NodeAddresses
 from rekindle_local.client import (
     MERGE,
     STRATEGIC,
@@ -35,13 +34,15 @@ from rekindle_local.client import (
     Reflector,
     node_path,
 )
-from rekindle_local.dns import NameTable
 from rekindle_local.events import EventRecorder
 from rekindle_local.images import Image
-from rekindle_local.kubelet import processes, volumes
+from rekindle_local.kubelet import volumes
+from rekindle_local.kubelet.containers import processes
 from rekindle_local.kubelet.host import Host, KubeletTimings, stale_memory, tmp_root
 from rekindle_local.kubelet.logserver import LogServer
 from rekindle_local.kubelet.pod import PodWorker
+from rekindle_local.network.addresses import NodeAddresses
+from rekindle_local.network.dns import NameTable
 from rekindle_local.quantity import canonical
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"

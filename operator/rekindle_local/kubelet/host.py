@@ -9,11 +9,11 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from rekindle_local.addresses import NodeAddresses
 from rekindle_local.client import KubeClient
-from rekindle_local.dns import NameTable
 from rekindle_local.events import EventRecorder
 from rekindle_local.images import Image
+from rekindle_local.network.addresses import NodeAddresses
+from rekindle_local.network.dns import NameTable
 
 _LONGEST_TMP = 60
 

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 from rekindle_local.client import Manifest
-from rekindle_local.dns import DOMAIN, NameTable
+from rekindle_local.network.dns import DOMAIN, NameTable
 
-_SHIM = str(Path(__file__).with_name("shim.py"))
+_SHIM = str(Path(__file__).with_name("containers") / "shim.py")
 _SECONDS = 10.0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from aiohttp import web
 
 from rekindle_local import timestamps
-from rekindle_local.kubelet.container import ContainerRunner
+from rekindle_local.kubelet.containers.container import ContainerRunner
 from rekindle_local.kubelet.logs import LogOptions, stream
 from rekindle_local.kubelet.pod import PodWorker
 from rekindle_local.kubelet.status import Waiting

@@ -17,15 +17,16 @@ from typing import Protocol
 
 import aiohttp
 
-from rekindle_local import demands, timestamps
+from rekindle_local import timestamps
 from rekindle_local.client import STRATEGIC, ApiError, Manifest, pod_path
 from rekindle_local.kubelet import admission, status, volumes
 from rekindle_local.kubelet.claims import bound_volumes
-from rekindle_local.kubelet.container import ContainerRunner, PodPlace, fetch
+from rekindle_local.kubelet.containers.container import ContainerRunner, PodPlace, fetch
 from rekindle_local.kubelet.environment import Placement
 from rekindle_local.kubelet.host import Host
 from rekindle_local.kubelet.hostsfile import HostsFile
 from rekindle_local.kubelet.status import PodState, Terminated
+from rekindle_local.scheduling import demands
 
 _FORCED_GRACE = 2.0
 """Seconds a pod has whose object was removed by force."""

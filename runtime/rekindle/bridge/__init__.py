@@ -16,18 +16,20 @@ agrees with all ranks on the step at which a preemption notice is obeyed, and en
 checkpoint URI, Lightning finds `callbacks` through an entry point and adds the callback by itself.
 
 A script may call `fit` many times: a sweep, the folds of a cross-validation, several stages with
-one trainer or with others. Each call has checkpoints of its own (`rekindle.saving.runs`: the first
-in the root, the n-th in ``<root>/fits/<n>``). A restarted script makes the same calls again: those
-that had ended are repeated by loading what they had come to (weights, optimizers, callbacks'
-state, metrics, generators), the one that was interrupted goes on, and the rest of the script sees
-what it would have seen. What a script keeps elsewhere, in attributes that are in no ``state_dict``,
-a repeated fit does not bring back. Calls of the tuner's are none of these (`tuned`).
+one trainer or with others. Each call has checkpoints of its own
+(`rekindle.persistence.run_identity`: the first in the root, the n-th in ``<root>/fits/<n>``). A
+restarted script makes the same calls again: those that had ended are repeated by loading what they
+had come to (weights, optimizers, callbacks' state, metrics, generators), the one that was
+interrupted goes on, and the rest of the script sees what it would have seen. What a script keeps
+elsewhere, in attributes that are in no ``state_dict``, a repeated fit does not bring back. Calls of
+the tuner's are none of these (`tuned`).
 
 Exit code 75 has to reach whoever starts the script again. A script that is one process gives it, as
 does one whose ranks Lightning starts (``strategy="ddp"``): there the others end with 0, since it
 would kill rank 0 for their 75. `rekindle.launch` tells it in a job; torchrun tells 1 for whatever
-its workers do, but 75 where this package is installed (`rekindle.launch.byhand`). ``spawn`` and
-notebooks, which have none to tell, are refused; a wrapper of one's own has to pass it on.
+its workers do, but 75 where this package is installed (`rekindle.launch.agent.manual_torchrun`).
+``spawn`` and notebooks, which have none to tell, are refused; a wrapper of one's own has to pass it
+on.
 
 A resumed run is bit-equal to one that was never disturbed, with these exceptions, all of them
 Lightning's or the script's own: see `rekindle.bridge.data` (order and augmentation) and
@@ -62,7 +64,7 @@ def callbacks() -> "list[Callback]":
     if not os.environ.get(ENV_CHECKPOINT_URI):
         return []
     from rekindle.bridge.callback import RekindleCallback
-    from rekindle.ranks.control import announce
+    from rekindle.ranks.control_page import announce
 
     announce()
     return [RekindleCallback(_automatic=True)]

@@ -27,11 +27,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from rekindle.bridge import scope, tuned
 from rekindle.bridge.fit import Fit, leave_word
 from rekindle.checkpoint import IntegrityError
+from rekindle.errors.outcome import Damaged
 from rekindle.flags import Every
-from rekindle.outcome import Damaged
-from rekindle.ranks.control import ControlPage
-from rekindle.saving import policy, runs
-from rekindle.trainer import Trainer
+from rekindle.persistence import policy, run_identity
+from rekindle.ranks.control_page import ControlPage
+from rekindle.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -88,7 +88,7 @@ class RekindleCallback(Callback):
             rank_zero_warn(f"checkpoints of the job are not used here: {error}")
             return
         page = ControlPage.from_environment()
-        number = runs.next_number(policy.base(self.flags)[0])
+        number = run_identity.next_number(policy.base(self.flags)[0])
         try:
             self._fit = Fit(replace(self.flags, fit_number=number), trainer, page, self)
         except BaseException as error:

@@ -22,23 +22,24 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from rekindle import lastword, randomness
+from rekindle import randomness
 from rekindle.bridge import resuming, scope, state, tuned
 from rekindle.bridge.data import Cut, Source
 from rekindle.bridge.progress import Progress
 from rekindle.checkpoint import SaveError
-from rekindle.checkpoint.manifest import commit_key
+from rekindle.checkpoint.format.manifest import commit_key
 from rekindle.console import Console
 from rekindle.contract import ExitCode
+from rekindle.errors import error_report
+from rekindle.errors.outcome import Preempted, classify
 from rekindle.flags import Flags
-from rekindle.outcome import Preempted, classify
+from rekindle.metrics.prometheus import CHECKPOINT_ERRORS
+from rekindle.persistence import run_identity, run_selection
+from rekindle.persistence.policy import root
+from rekindle.persistence.restore import Found
+from rekindle.persistence.session import FLUSH_SECONDS, Session
 from rekindle.ranks.consensus import Consensus, Notice, obey
-from rekindle.ranks.control import ControlPage
-from rekindle.saving import runs, which_run
-from rekindle.saving.persistence import FLUSH_SECONDS, Session
-from rekindle.saving.policy import root
-from rekindle.saving.restore import Found
-from rekindle.telemetry import CHECKPOINT_ERRORS
+from rekindle.ranks.control_page import ControlPage
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -113,18 +114,18 @@ class Fit:
         """Which run this is, and what to begin from; collective."""
         trainer, lease = self._trainer, self.session.lease
         candidates, module = self.session.candidates, trainer.lightning_module
-        own = runs.identity(module, trainer.datamodule)  # type: ignore[attr-defined]
+        own = run_identity.identity(module, trainer.datamodule)  # type: ignore[attr-defined]
         # What the tuner finds may differ from start to start, and is brought back.
         searched = {f"{prefix}{name}" for name in tuned.names(module) for prefix in ("", "data.")}
         kept = {n: value for n, value in own.hyperparameters.items() if n not in searched}
         own = replace(own, hyperparameters=kept)
-        own = which_run.identify(self._world, lease, flags, own, None)
-        decision = which_run.decide(candidates, own, None, flags, None)
+        own = run_selection.identify(self._world, lease, flags, own, None)
+        decision = run_selection.decide(candidates, own, None, flags, None)
         assert decision is not None, "no ckpt_path was named"
         if decision.line is not None:
             self._console.say(decision.line)
         if decision.new_script:
-            own = which_run.begin_anew(self._world, lease, flags, own)
+            own = run_selection.begin_anew(self._world, lease, flags, own)
         self._own = own
         if not decision.goes_on:
             return Found()
@@ -371,7 +372,7 @@ class Fit:
         rank, step = self._world.rank, self._progress.own_step
         if isinstance(error, Preempted | KeyboardInterrupt):
             # Lightning turns the latter into a regular end of the process.
-            runs.failed()
+            run_identity.failed()
         if isinstance(error, Preempted) and self._child:
             error.code = 0  # rank 0 tells it
         if not isinstance(error, Preempted):
@@ -379,7 +380,7 @@ class Fit:
             leave_word(error, self._page, rank=rank, step=step, checkpoint=last)
         if isinstance(error, SIGTERMException):
             # Lightning's own, which would be told as a regular end.
-            runs.failed()
+            run_identity.failed()
             error.code = int(ExitCode.PREEMPTED)
         self._give_back()
         if not self._closed:
@@ -422,7 +423,7 @@ def leave_word(
     """Put an error into words for the agent, once."""
     if page is None or (isinstance(error, SystemExit) and not error.code):
         return
-    if lastword.left(error):
+    if error_report.left(error):
         return
     outcome = classify(error, step=step, rank=rank, now=time.time(), checkpoint=checkpoint)
-    lastword.leave(error, page, outcome)
+    error_report.leave(error, page, outcome)

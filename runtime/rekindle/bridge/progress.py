@@ -14,9 +14,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from rekindle.contract import Restored as RestoredReport
-from rekindle.ranks.control import ControlPage
+from rekindle.metrics.prometheus import Meter
+from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.distributed import World
-from rekindle.telemetry import Meter
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -19,10 +19,10 @@ from rekindle.bridge import state
 from rekindle.checkpoint import Restored
 from rekindle.contract import ENV_WORKERS
 from rekindle.contract import Restored as RestoredReport
-from rekindle.outcome import Preempted
-from rekindle.ranks.control import ControlPage
+from rekindle.errors.outcome import Preempted
+from rekindle.errors.requirement import RequirementError
+from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.distributed import World
-from rekindle.requirement import RequirementError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

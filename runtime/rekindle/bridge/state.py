@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from rekindle.checkpoint import EncodingError
-from rekindle.checkpoint.encoding import encode
+from rekindle.checkpoint.format.encoding import encode
 from rekindle.model import metrics
 from rekindle.ranks.distributed import World
 from rekindle.ranks.gradients import broadcast

@@ -4,11 +4,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rekindle.callback import Callback
 from rekindle.enumeration import LightningEnum
-from rekindle.misconfiguration import MisconfigurationException
+from rekindle.errors.misconfiguration import MisconfigurationException
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class WriteInterval(LightningEnum):

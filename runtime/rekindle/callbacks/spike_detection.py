@@ -17,7 +17,7 @@ from rekindle.callback import Callback
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class TrainingSpikeException(RuntimeError):

@@ -11,13 +11,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from rekindle.callback import Callback
+from rekindle.errors.misconfiguration import MisconfigurationException
 from rekindle.flags import seconds_of
-from rekindle.misconfiguration import MisconfigurationException
-from rekindle.trainer_state import RunningStage
+from rekindle.stages import RunningStage
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class Timer(Callback):

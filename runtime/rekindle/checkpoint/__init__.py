@@ -49,22 +49,22 @@ Importing the package imports none of them.
 
 from typing import TYPE_CHECKING
 
-from rekindle.lazyimport import attributes
+from rekindle.lazy_import import attributes
 
 if TYPE_CHECKING:
-    from rekindle.checkpoint.encoding import EncodingError as EncodingError
-    from rekindle.checkpoint.location import InvalidLocation as InvalidLocation
-    from rekindle.checkpoint.manifest import Commit as Commit
-    from rekindle.checkpoint.manifest import CommitRef as CommitRef
-    from rekindle.checkpoint.manifest import IntegrityError as IntegrityError
-    from rekindle.checkpoint.manifest import VersionError as VersionError
-    from rekindle.checkpoint.objects import StoreError as StoreError
-    from rekindle.checkpoint.probe import ProbeError as ProbeError
+    from rekindle.checkpoint.format.encoding import EncodingError as EncodingError
+    from rekindle.checkpoint.format.manifest import Commit as Commit
+    from rekindle.checkpoint.format.manifest import CommitRef as CommitRef
+    from rekindle.checkpoint.format.manifest import IntegrityError as IntegrityError
+    from rekindle.checkpoint.format.manifest import VersionError as VersionError
+    from rekindle.checkpoint.objects.interface import StoreError as StoreError
+    from rekindle.checkpoint.objects.location import InvalidLocation as InvalidLocation
+    from rekindle.checkpoint.objects.probe import ProbeError as ProbeError
     from rekindle.checkpoint.retention import Best as Best
     from rekindle.checkpoint.retention import Retention as Retention
-    from rekindle.checkpoint.saver import SaveError as SaveError
-    from rekindle.checkpoint.saver import Saver as Saver
-    from rekindle.checkpoint.saver import SaveTimeout as SaveTimeout
+    from rekindle.checkpoint.saving.saver import SaveError as SaveError
+    from rekindle.checkpoint.saving.saver import Saver as Saver
+    from rekindle.checkpoint.saving.saver import SaveTimeout as SaveTimeout
     from rekindle.checkpoint.store import Lease as Lease
     from rekindle.checkpoint.store import LeaseLost as LeaseLost
     from rekindle.checkpoint.store import Restored as Restored
@@ -96,22 +96,22 @@ __getattr__, __dir__ = attributes(
     __name__,
     {
         "Best": ".retention",
-        "Commit": ".manifest",
-        "CommitRef": ".manifest",
-        "EncodingError": ".encoding",
-        "IntegrityError": ".manifest",
-        "InvalidLocation": ".location",
+        "Commit": ".format.manifest",
+        "CommitRef": ".format.manifest",
+        "EncodingError": ".format.encoding",
+        "IntegrityError": ".format.manifest",
+        "InvalidLocation": ".objects.location",
         "Lease": ".store",
         "LeaseLost": ".store",
-        "ProbeError": ".probe",
+        "ProbeError": ".objects.probe",
         "Restored": ".store",
         "Retention": ".retention",
-        "SaveError": ".saver",
-        "SaveTimeout": ".saver",
-        "Saver": ".saver",
+        "SaveError": ".saving.saver",
+        "SaveTimeout": ".saving.saver",
+        "Saver": ".saving.saver",
         "Skipped": ".store",
         "Store": ".store",
-        "StoreError": ".objects",
-        "VersionError": ".manifest",
+        "StoreError": ".objects.interface",
+        "VersionError": ".format.manifest",
     },
 )

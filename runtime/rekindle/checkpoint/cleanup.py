@@ -20,9 +20,15 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from rekindle.checkpoint import lineage, manifest
-from rekindle.checkpoint.manifest import CommitRef, IntegrityError, ManifestError, VersionError
-from rekindle.checkpoint.objects import (
+from rekindle.checkpoint import lineage
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.format.manifest import (
+    CommitRef,
+    IntegrityError,
+    ManifestError,
+    VersionError,
+)
+from rekindle.checkpoint.objects.interface import (
     AccessDenied,
     NotFound,
     PreconditionFailed,

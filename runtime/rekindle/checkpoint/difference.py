@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rekindle.checkpoint.manifest import Commit, TensorEntry
+from rekindle.checkpoint.format.manifest import Commit, TensorEntry
 
 Change = Literal["added", "removed", "shape", "content", "unknown"]
 

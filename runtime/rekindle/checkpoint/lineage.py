@@ -19,7 +19,7 @@ began anew in the wrong place will want them back. Retention (`retention`) lets 
 
 from collections.abc import Callable, Iterable, Sequence
 
-from rekindle.checkpoint.manifest import CommitRef
+from rekindle.checkpoint.format.manifest import CommitRef
 
 FURTHEST = 10_000
 """From one lease to the next above it; some may have been removed in between."""

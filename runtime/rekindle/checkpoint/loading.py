@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle.checkpoint import layout, shards, tensors
-from rekindle.checkpoint.encoding import DecodingError, Json, Tree
-from rekindle.checkpoint.layout import Runs
-from rekindle.checkpoint.manifest import IntegrityError, ObjectEntry, TensorEntry
-from rekindle.checkpoint.objects import Objects
+from rekindle.checkpoint import shards
+from rekindle.checkpoint.format import layout, tensors
+from rekindle.checkpoint.format.encoding import DecodingError, Json, Tree
+from rekindle.checkpoint.format.layout import Runs
+from rekindle.checkpoint.format.manifest import IntegrityError, ObjectEntry, TensorEntry
+from rekindle.checkpoint.format.tensors import TORCH_DTYPES, rebuild
+from rekindle.checkpoint.objects.interface import Objects
 from rekindle.checkpoint.shards import Target
-from rekindle.checkpoint.tensors import TORCH_DTYPES, rebuild
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -29,7 +29,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from rekindle.checkpoint.manifest import Commit, CommitRef, ref_of
+from rekindle.checkpoint.format.manifest import Commit, CommitRef, ref_of
 
 _HOUR = 3600.0
 

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rekindle.checkpoint import checksum, layout
-from rekindle.checkpoint.layout import Runs
-from rekindle.checkpoint.manifest import IntegrityError, ObjectEntry, Slice, TensorEntry
-from rekindle.checkpoint.objects import NotFound, Objects, StoreError
-from rekindle.checkpoint.packing import ShardPlan
-from rekindle.checkpoint.tensors import as_bytes, view
+from rekindle.checkpoint.format import checksum, layout
+from rekindle.checkpoint.format.layout import Runs
+from rekindle.checkpoint.format.manifest import IntegrityError, ObjectEntry, Slice, TensorEntry
+from rekindle.checkpoint.format.packing import ShardPlan
+from rekindle.checkpoint.format.tensors import as_bytes, view
+from rekindle.checkpoint.objects.interface import NotFound, Objects, StoreError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

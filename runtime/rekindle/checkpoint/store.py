@@ -23,11 +23,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from rekindle.checkpoint import encoding, lineage, location, manifest
-from rekindle.checkpoint.file import FileObjects
-from rekindle.checkpoint.guarded import SETTLE_SECONDS, GuardedObjects
-from rekindle.checkpoint.holder import Holder
-from rekindle.checkpoint.manifest import (
+from rekindle.checkpoint import lineage
+from rekindle.checkpoint.format import encoding, manifest
+from rekindle.checkpoint.format.manifest import (
     Commit,
     CommitRef,
     IntegrityError,
@@ -35,14 +33,18 @@ from rekindle.checkpoint.manifest import (
     TensorEntry,
     VersionError,
 )
-from rekindle.checkpoint.objects import (
+from rekindle.checkpoint.holder import Holder
+from rekindle.checkpoint.objects import location
+from rekindle.checkpoint.objects.file import FileObjects
+from rekindle.checkpoint.objects.guarded import SETTLE_SECONDS, GuardedObjects
+from rekindle.checkpoint.objects.interface import (
     Conflict,
     NotFound,
     Objects,
     PreconditionFailed,
     StoreError,
 )
-from rekindle.checkpoint.probe import probe
+from rekindle.checkpoint.objects.probe import probe
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -148,7 +150,7 @@ class Store:
             objects = FileObjects(where.path)
         else:
             # boto3 is needed for s3:// only and takes half a second to import.
-            from rekindle.checkpoint.s3 import S3Objects
+            from rekindle.checkpoint.objects.s3 import S3Objects
 
             objects = S3Objects(
                 where.bucket,

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from rekindle.checkpoint import checksum, manifest
-from rekindle.checkpoint.manifest import (
+from rekindle.checkpoint.format import checksum, manifest
+from rekindle.checkpoint.format.manifest import (
     Commit,
     CommitRef,
     IntegrityError,
@@ -21,7 +21,7 @@ from rekindle.checkpoint.manifest import (
     Slice,
     TensorEntry,
 )
-from rekindle.checkpoint.objects import NotFound, Objects
+from rekindle.checkpoint.objects.interface import NotFound, Objects
 from rekindle.checkpoint.store import Store
 
 READ_BYTES = 16 * 2**20

@@ -32,7 +32,7 @@ nearest key, and the runtime's image would carry them for this alone. Needs PyYA
 
 from typing import TYPE_CHECKING
 
-from rekindle.lazyimport import attributes
+from rekindle.lazy_import import attributes
 
 if TYPE_CHECKING:
     from rekindle.config.settings import Config as Config

@@ -122,7 +122,7 @@ def main(arguments: Sequence[str]) -> int:
 def _refuse(error: ConfigError) -> int:
     """Tell people and, in a pod, the agent."""
     from rekindle.contract import Cause, ExitCode, Outcome
-    from rekindle.ranks.control import ControlPage
+    from rekindle.ranks.control_page import ControlPage
 
     print(f"rekindle: {error}", file=sys.stderr)
     page = ControlPage.from_environment()
@@ -162,7 +162,7 @@ def _run(verb: str, config: Config) -> None:
 
 def help_text(verb: str, config: Config | None) -> str:
     """The options of a command, with those of the model and the data when they are known."""
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
     lines = [_HELP.format(verb=verb, what=VERBS[verb])]
     blocks: list[tuple[str, Any]] = [("trainer", Trainer)]

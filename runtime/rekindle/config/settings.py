@@ -61,7 +61,7 @@ def read(
 
 def checked(root: Node) -> Config:
     """The configuration that a tree means."""
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
     keys = [one.name for one in fields(Config)]
     trainers = {one.name for one in fields(schema.schema(Trainer))}

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from rekindle.data.combined import Mode, length
-from rekindle.data.draws import Ids
 from rekindle.data.loader import Batches, Reader, Share, Source, Whole, fingerprint
-from rekindle.data.order import GlobalOrder, Kind
-from rekindle.data.passes import Passes
+from rekindle.data.sampling.order import GlobalOrder, Kind
+from rekindle.data.sampling.samplers import Ids
+from rekindle.data.sampling.script_samplers import Passes
 from rekindle.randomness import mixed, seed_sample
 
 _KEPT = 2

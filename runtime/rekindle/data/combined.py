@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from torch.utils._pytree import SUPPORTED_NODES, TreeSpec, tree_flatten, tree_unflatten
 
-from rekindle.data import workerend
+from rekindle.data import worker_shutdown
 
 Mode = Literal["min_size", "max_size_cycle", "max_size", "sequential"]
 Limits = list[int | float]
@@ -152,7 +152,7 @@ class CombinedLoader(Iterable[Found]):
         """Forget where it is, and end loader workers."""
         self._iterator = None
         for one in self._flattened:
-            workerend.close(one)
+            worker_shutdown.close(one)
 
     def _shortest(self) -> Iterator[Found]:
         for number, found in enumerate(zip(*self._flattened, strict=False)):

@@ -24,8 +24,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rekindle.data.draws import Ids, read_back
-from rekindle.data.order import Cursor, GlobalOrder
+from rekindle.data.sampling.order import Cursor, GlobalOrder
+from rekindle.data.sampling.samplers import Ids, read_back
 
 _MASK = (1 << 64) - 1
 _CHUNK = 1 << 18

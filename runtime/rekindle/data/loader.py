@@ -1,4 +1,4 @@
-"""Reading batches in the order that `rekindle.data.order` has decided.
+"""Reading batches in the order that `rekindle.data.sampling.order` has decided.
 
 A script's `DataLoader` is taken apart (see `apart`): dataset, batch size, shuffle flag, collate
 function and worker settings are kept, and put together again around a sampler that yields whole
@@ -31,10 +31,10 @@ import torch
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from torch.utils.data.dataloader import default_collate, default_convert
 
-from rekindle.data import workerend
-from rekindle.data.draws import Draw, Ids
+from rekindle.data import worker_shutdown
 from rekindle.data.iterated import Iterated
-from rekindle.data.order import ENDLESS, Cursor
+from rekindle.data.sampling.order import ENDLESS, Cursor
+from rekindle.data.sampling.samplers import Draw, Ids
 from rekindle.randomness import mixed, seed_all, seed_sample, watch
 
 
@@ -310,7 +310,7 @@ class WorkerStart:
 
     def __init__(self, then: Callable[[int], None] | None) -> None:
         self._then = then
-        workerend.at_exit()
+        worker_shutdown.at_exit()
 
     def __call__(self, worker: int) -> None:
         """Run in the worker, before it reads anything."""
@@ -340,7 +340,7 @@ def build(source: Source, sampler: LaneSampler | BatchSampler, seed: int) -> Ite
         if not options["pin_memory"]:
             return Direct(reader, sampler)
         options["persistent_workers"] = False
-    return workerend.Workers(
+    return worker_shutdown.Workers(
         reader,
         # The sampler's items are whole lanes, so the loader must not batch again.
         batch_size=None,

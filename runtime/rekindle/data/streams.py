@@ -27,14 +27,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from rekindle.data import workerend
-from rekindle.data.draws import Ids
+from rekindle.data import worker_shutdown
 from rekindle.data.iterated import Iterated
 from rekindle.data.loader import Batch, Source
-from rekindle.data.order import ENDLESS, EpochOrder, Lane, Step
+from rekindle.data.sampling.order import ENDLESS, EpochOrder, Lane, Step
+from rekindle.data.sampling.samplers import Ids
+from rekindle.errors.requirement import RequirementError
 from rekindle.randomness import seed_sample
 from rekindle.ranks.distributed import World
-from rekindle.requirement import RequirementError
 
 Exhaustion = Literal["drain", "min", "repeat"]
 State = dict[str, Any]
@@ -454,7 +454,7 @@ class Streaming:
             return iter(reader)
         options["persistent_workers"] = False
         return iter(
-            workerend.Workers(
+            worker_shutdown.Workers(
                 reader, batch_size=None, num_workers=workers, collate_fn=_same, **options
             )
         )

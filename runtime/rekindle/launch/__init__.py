@@ -30,6 +30,6 @@ Importing this package is free, because workers import it before they run the us
 import sys
 
 if sys.version_info < (3, 11):  # noqa: UP036 - the image may be anybody's
-    from rekindle.launch.oldpython import refuse
+    from rekindle.launch.old_python import refuse
 
     refuse()

@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rekindle.checkpoint import flush
-from rekindle.checkpoint.location import InvalidLocation, parse
+from rekindle.checkpoint.objects.location import InvalidLocation, parse
+from rekindle.checkpoint.saving import flush
 from rekindle.contract import (
     ENV_CHECKPOINT_URI,
     ENV_PROGRESS,
@@ -34,14 +34,17 @@ from rekindle.contract import (
     ExitCode,
     Outcome,
 )
-from rekindle.launch import first, forkserver, notices, preload, termination, torchrun_flags, worker
-from rekindle.launch import settings as environment
-from rekindle.launch.command import Command, Program, Script, command_of, is_python
-from rekindle.launch.forkserver import Starter
-from rekindle.launch.progress import Source, source_of
-from rekindle.launch.settings import Settings
-from rekindle.launch.signals import Signals
-from rekindle.launch.variables import of_pod
+from rekindle.launch.health import preemption_notices
+from rekindle.launch.health.progress_readers import Source, source_of
+from rekindle.launch.pod import settings as environment
+from rekindle.launch.pod import termination_message
+from rekindle.launch.pod.settings import Settings
+from rekindle.launch.pod.signals import Signals
+from rekindle.launch.spawn import fork_server_client, preload, torchrun_flags, worker
+from rekindle.launch.spawn import init_process as first
+from rekindle.launch.spawn.command import Command, Program, Script, command_of, is_python
+from rekindle.launch.spawn.environment import of_pod
+from rekindle.launch.spawn.fork_server_client import Starter
 
 UPLOAD_SECONDS = 10.0
 """Longest wait for uploads at the end of a pod; agents of an ended job are given 15 s."""
@@ -90,10 +93,10 @@ def main(arguments: Sequence[str]) -> int:
             code=int(ExitCode.USER_ERROR),
             message=f"the agent itself has failed: {type(error).__name__}: {error}",
             reason="AgentFailed",
-            traceback=termination.middle_out("".join(lines), 2000),
+            traceback=termination_message.middle_out("".join(lines), 2000),
             at=time.time(),
         )
-        termination.write(log, outcome)
+        termination_message.write(log, outcome)
         return int(ExitCode.USER_ERROR)
 
 
@@ -189,7 +192,7 @@ def interpreter_of(line: bytes) -> str | None:
 def _refuse(log: Path | None, message: str) -> int:
     code = int(ExitCode.USER_ERROR)
     cause = Cause.CONFIGURATION
-    termination.write(log, Outcome(cause=cause, code=code, message=message, at=time.time()))
+    termination_message.write(log, Outcome(cause=cause, code=code, message=message, at=time.time()))
     return code
 
 
@@ -197,14 +200,14 @@ def _serve(settings: Settings, signals: Signals, command: Command, source: Sourc
     # First of all: it takes longest, and what follows has threads and files of its own.
     directory = Path(tempfile.mkdtemp(prefix="rekindle-"))
     starter = _starter(settings, signals, command, directory)
-    from rekindle.launch import exporter
-    from rekindle.launch.agent import Agent
-    from rekindle.launch.client import Coordinator, CoordinatorLink, Link
-    from rekindle.launch.peers import Peers
-    from rekindle.launch.reach import Doorstep
-    from rekindle.launch.session import Session
-    from rekindle.launch.solo import SoloLink
-    from rekindle.launch.store import Spare
+    from rekindle.launch.agent.agent import Agent
+    from rekindle.launch.coordinator.client import Coordinator, CoordinatorLink, Link
+    from rekindle.launch.coordinator.peers import Peers
+    from rekindle.launch.coordinator.reachability import Doorstep
+    from rekindle.launch.coordinator.session import Session
+    from rekindle.launch.coordinator.single_pod import SoloLink
+    from rekindle.launch.health import exporter
+    from rekindle.launch.pod.round_store import Spare
 
     plain_torch_logs()
     link: Link = CoordinatorLink(Coordinator(settings)) if settings.access else SoloLink()
@@ -235,7 +238,7 @@ def _serve(settings: Settings, signals: Signals, command: Command, source: Sourc
             logger.warning("other pods cannot ask whether this one is there: %s", error)
         Peers(session).start()
     signals.grace = settings.grace
-    notices.watch(notices.notice_file(os.environ), signals.tell)
+    preemption_notices.watch(preemption_notices.notice_file(os.environ), signals.tell)
     session.start()
     return agent.serve()
 
@@ -254,7 +257,7 @@ def _starter(settings: Settings, signals: Signals, command: Command, directory: 
         return Starter(target=target, count=settings.slots, memory=(), warm=False)
     memory = memory_files()
     variables = of_pod(settings, directory, memory, command.role or "default")
-    warm = os.environ.get(ENV_WARM) != "0" and forkserver.usable() and not target.flags
+    warm = os.environ.get(ENV_WARM) != "0" and fork_server_client.usable() and not target.flags
     # Some variables are read by libraries that are here already, or are set by the script first.
     late = "torch" in sys.modules and "OMP_NUM_THREADS" in variables
     top = preload.script_top(target.arguments)

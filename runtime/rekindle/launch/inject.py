@@ -17,7 +17,7 @@ from pathlib import Path
 
 import rekindle
 
-ENTRY_POINTS = "[torchrun.handlers]\nrekindle = rekindle.launch.backend:get_handler\n"
+ENTRY_POINTS = "[torchrun.handlers]\nrekindle = rekindle.launch.agent.backend:get_handler\n"
 _METADATA = "Metadata-Version: 2.1\nName: rekindle\nVersion: 0\n"
 
 

@@ -5,7 +5,7 @@ The names are resolved on first use, so that importing the package imports nothi
 
 from typing import TYPE_CHECKING, Any
 
-from rekindle.lazyimport import attributes
+from rekindle.lazy_import import attributes
 
 if TYPE_CHECKING:
     from rekindle.loggers.comet import CometLogger as CometLogger

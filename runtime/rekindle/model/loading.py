@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from rekindle import lightningfile, resolving
+from rekindle.checkpoint import resolving
+from rekindle.interop import lightning_file
 from rekindle.model import deferred
 from rekindle.model.describing import recall
 from rekindle.model.hyperparameters import arguments, from_file, recalled
@@ -30,20 +31,20 @@ _Path = str | os.PathLike[str]
 
 def opened(path: _Path) -> dict[str, Any]:
     """A checkpoint under Lightning's keys; FileNotFoundError, `Refused`, or R16 for damage."""
-    if not lightningfile.is_file(path):
+    if not lightning_file.is_file(path):
         restored = resolving.read(path)
         if "loop" not in restored.state:
-            # Brought into a store from elsewhere: see `rekindle.legacy`.
+            # Brought into a store from elsewhere: see `rekindle.interop.importing`.
             others = {key: value for key, value in restored.state.items() if key != "model"}
             return {"state_dict": restored.state["model"], **others}
-        return lightningfile.view(restored.state, restored.meta, recalled)
-    found = lightningfile.read(path)
-    stored = lightningfile.meta_of(found).get("hyper_parameters", {})
-    for owner, _, key in lightningfile.HYPERPARAMETERS:
+        return lightning_file.view(restored.state, restored.meta, recalled)
+    found = lightning_file.read(path)
+    stored = lightning_file.meta_of(found).get("hyper_parameters", {})
+    for owner, _, key in lightning_file.HYPERPARAMETERS:
         for name, theirs in found.get(key, {}).items():
             # A text in the file may be a class, a path: as it was, unless a hook has changed it.
             ours = recall(stored.get(owner, {}).get(name))
-            if lightningfile.same(lightningfile.storable(ours), theirs, by_value=True):
+            if lightning_file.same(lightning_file.storable(ours), theirs, by_value=True):
                 found[key][name] = ours
     return found
 

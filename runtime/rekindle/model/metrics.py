@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rekindle.requirement import RequirementError
+from rekindle.errors.requirement import RequirementError
 
 States = dict[str, dict[str, Any]]
 """Path of a metric in its module -> ``{"count": updates, "states": {name: tensor or list}}``."""

@@ -24,8 +24,8 @@ from rekindle.model.transfer import TransferHooks
 
 if TYPE_CHECKING:
     from rekindle.loggers.logger import Logger
-    from rekindle.logs import Logs
-    from rekindle.trainer import Trainer
+    from rekindle.metrics.logged_values import Logs
+    from rekindle.trainer.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +184,9 @@ class Module(HyperparametersMixin, Manual, StepHooks, TransferHooks, Surrounding
         """
         if format != "safetensors":
             raise ValueError(f"export(format={format!r}): allowed is 'safetensors'")
-        from rekindle import weights
+        from rekindle.interop import safetensors_file
 
-        weights.write(self.state_dict(), os.fspath(uri))
+        safetensors_file.write(self.state_dict(), os.fspath(uri))
 
     @property
     def trainer(self) -> "Trainer":

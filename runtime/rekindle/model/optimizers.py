@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
+from rekindle.errors.requirement import RequirementError
 from rekindle.model.module import Module
 from rekindle.model.step_hooks import overridden
-from rekindle.requirement import RequirementError
 from rekindle.strategies.sharding import like
 
 _FORMS = (

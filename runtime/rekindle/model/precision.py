@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from rekindle.requirement import RequirementError
+from rekindle.errors.requirement import RequirementError
 
 Precision = Literal["32-true", "64-true", "bf16-true", "bf16-mixed", "16-mixed", "fp8"]
 

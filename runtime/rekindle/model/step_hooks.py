@@ -2,7 +2,7 @@
 
 Each method here says what the trainer does by itself, so a module that overrides one can call
 ``super()`` for the rest. The trainer calls none of them that is not overridden: it does the same
-inline, which costs less (see `training.update` and, for the others, `training.owned_step`).
+inline, which costs less (see `training.update` and, for the others, `training.step.owned_step`).
 """
 
 from collections.abc import Callable, Sequence

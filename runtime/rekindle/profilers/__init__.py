@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rekindle.lazyimport import attributes
+from rekindle.lazy_import import attributes
 
 if TYPE_CHECKING:
     from rekindle.profilers.advanced import AdvancedProfiler as AdvancedProfiler

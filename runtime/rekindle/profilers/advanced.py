@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rekindle.profilers.profiler import Profiler
 
 if TYPE_CHECKING:
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 _LINES = 30
 """Functions in a report to the console."""

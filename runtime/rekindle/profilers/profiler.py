@@ -16,7 +16,7 @@ from rekindle.plugins import named
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class Profiler(Callback):

@@ -18,7 +18,7 @@ from rekindle.profilers.traces import PyTorchProfiler
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class SimpleProfiler(Profiler):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from rekindle.model.module import Module
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 _ROWS = 20
 

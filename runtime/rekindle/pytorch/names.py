@@ -32,14 +32,19 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     },
     # Devices.
     "accelerators": {
-        "rekindle.accelerators": "Accelerator CPUAccelerator CUDAAccelerator MPSAccelerator "
-        "find_usable_cuda_devices",
+        "rekindle.strategies.accelerators": "Accelerator CPUAccelerator CUDAAccelerator "
+        "MPSAccelerator find_usable_cuda_devices",
         "": "AcceleratorRegistry HPUAccelerator TPUAccelerator XLAAccelerator",
     },
-    "accelerators.accelerator": {"rekindle.accelerators": "Accelerator"},
-    "accelerators.cpu": {"rekindle.accelerators": "CPUAccelerator get_cpu_stats"},
-    "accelerators.cuda": {"rekindle.accelerators": "CUDAAccelerator", "": "get_nvidia_gpu_stats"},
-    "accelerators.mps": {"rekindle.accelerators": "MPSAccelerator get_device_stats=get_cpu_stats"},
+    "accelerators.accelerator": {"rekindle.strategies.accelerators": "Accelerator"},
+    "accelerators.cpu": {"rekindle.strategies.accelerators": "CPUAccelerator get_cpu_stats"},
+    "accelerators.cuda": {
+        "rekindle.strategies.accelerators": "CUDAAccelerator",
+        "": "get_nvidia_gpu_stats",
+    },
+    "accelerators.mps": {
+        "rekindle.strategies.accelerators": "MPSAccelerator get_device_stats=get_cpu_stats"
+    },
     "accelerators.xla": {"": "XLAAccelerator"},
     # Callbacks.
     "callbacks": {
@@ -251,14 +256,12 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "trainer.connectors.logger_connector.result": {"": "_ResultCollection"},
     "trainer.connectors.signal_connector": {"": "_SignalConnector"},
     "trainer.setup": {},
-    "trainer.states": {
-        "rekindle.trainer_state": "RunningStage TrainerFn TrainerState TrainerStatus"
-    },
+    "trainer.states": {"rekindle.stages": "RunningStage TrainerFn TrainerState TrainerStatus"},
     "trainer.trainer": {"rekindle": "Trainer"},
-    "tuner": {"rekindle.tuning": "Tuner"},
+    "tuner": {"rekindle.trainer.tuner": "Tuner"},
     "tuner.batch_size_scaling": {},
-    "tuner.lr_finder": {"rekindle.tuning": "_LRFinder=LRFinder"},
-    "tuner.tuning": {"rekindle.tuning": "Tuner"},
+    "tuner.lr_finder": {"rekindle.trainer.tuner": "_LRFinder=LRFinder"},
+    "tuner.tuning": {"rekindle.trainer.tuner": "Tuner"},
     # Utilities.
     "utilities": {
         f"{_UTILITIES}.batches": "move_data_to_device suggested_max_num_workers",

@@ -17,7 +17,7 @@ from rekindle.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from rekindle.pytorch.utilities.seed import isolate_rng
 
 if TYPE_CHECKING:
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class ServableModule(ABC, torch.nn.Module):

@@ -34,9 +34,9 @@ import torch
 import torch.distributed as dist
 
 from rekindle.checkpoint import SaveError
-from rekindle.outcome import Preempted
+from rekindle.errors.outcome import Preempted
 from rekindle.randomness import EARLY, LONGEST, LaneSeeds
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.distributed import World
 
 STOP, SAVE, END, DREW, BAD, PACE = range(6)

@@ -22,8 +22,8 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from rekindle.relaunch import by_hand, relaunch, startable
-from rekindle.requirement import Failure, RequirementError, code_of, passes
+from rekindle.errors.requirement import Failure, RequirementError, code_of, passes
+from rekindle.ranks.relaunch import by_hand, relaunch, startable
 
 TIMEOUT = timedelta(minutes=10)
 """How long a collective waits for a silent peer that is alive; a dead one is noticed at once."""

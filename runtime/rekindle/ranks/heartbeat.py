@@ -3,7 +3,7 @@
 A pod's control page tells how far its *first* worker is. To find the worker that a run waits for,
 each of them has to be seen by itself: so each maps a small file of its own in the round's private
 directory and stores there what it is at and when it last got on. That costs two stores per step.
-The agent reads all of them once a second (`rekindle.launch.watchdog`).
+The agent reads all of them once a second (`rekindle.launch.health.watchdog`).
 
 A word is aligned and has one writer, so a reader never sees half of a value. Times are those of
 `time.monotonic()`, one clock for all processes of a machine.

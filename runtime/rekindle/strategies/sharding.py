@@ -8,7 +8,8 @@ With manual optimization there are backward passes and optimizer steps within `t
 there it is each network of the module that is gathered, whenever it is called.
 
 A collective runs in every forward pass. So all processes must make equally many of them, and one
-that has no micro-batch in a round repeats one with weight zero; see `rekindle.training.lockstep`.
+that has no micro-batch in a round repeats one with weight zero; see
+`rekindle.training.step.uneven_inputs`.
 """
 
 import functools

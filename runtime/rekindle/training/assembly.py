@@ -13,47 +13,48 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle import randomness
+from rekindle.checkpoint.resolving import locate, whole
 from rekindle.console import Console
 from rekindle.contract import ENV_JOB
 from rekindle.contract import Restored as RestoredReport
-from rekindle.data.apart import Evaluation
 from rekindle.data.batches import size_of
-from rekindle.data.draws import Draw
 from rekindle.data.iterated import Iterated
 from rekindle.data.loader import Batches, LaneSampler, Source, build, fingerprint
-from rekindle.data.order import ENDLESS, Cursor
+from rekindle.data.sampling.order import ENDLESS, Cursor
+from rekindle.data.sampling.samplers import Draw
+from rekindle.data.sampling.tokens import samples_of
+from rekindle.data.script_data import Evaluation
 from rekindle.data.streams import ShardedStream, Streaming, refuse_loose, why_loose
-from rekindle.data.tokens import samples_of
+from rekindle.errors.requirement import RequirementError
 from rekindle.flags import Flags
 from rekindle.loggers.journal import Journal
 from rekindle.loggers.logger import Attempt
-from rekindle.logs import Logs
+from rekindle.metrics.logged_values import Logs
+from rekindle.metrics.prometheus import Meter
 from rekindle.model import deferred, optimizers
 from rekindle.model.module import Module
 from rekindle.model.precision import autocast, convert, scaler_of
 from rekindle.model.step_hooks import owned
 from rekindle.model.transfer import transfer
+from rekindle.persistence import policy, run_identity, run_selection
+from rekindle.persistence.restore import Found
+from rekindle.persistence.session import Session
 from rekindle.ranks.consensus import Consensus, Notice
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
+from rekindle.ranks.deterministic_reduction import LaneSum
 from rekindle.ranks.distributed import World
 from rekindle.ranks.finite import Finite
 from rekindle.ranks.gradients import broadcast
 from rekindle.ranks.heartbeat import Heartbeat
-from rekindle.ranks.lanesum import LaneSum
-from rekindle.requirement import RequirementError
-from rekindle.resolving import locate, whole
-from rekindle.saving import policy, runs, which_run
-from rekindle.saving.persistence import Session
-from rekindle.saving.restore import Found
 from rekindle.strategies.statistics import synchronised
-from rekindle.telemetry import Meter
-from rekindle.training import batching, feeding, placement, state
+from rekindle.training import batches, state
 from rekindle.training.evaluation import validate
-from rekindle.training.fitting import fitted
+from rekindle.training.hook_profiling import HookTimes
 from rekindle.training.hooks import Hooks
-from rekindle.training.hooktimes import HookTimes
-from rekindle.training.lockstep import Lockstep
-from rekindle.training.preflight import (
+from rekindle.training.run import Feed, Run, batches_of, planned_steps
+from rekindle.training.setup import batch_sharing, placement
+from rekindle.training.setup.batch_size_probe import fitted
+from rekindle.training.setup.preflight import (
     StepFunction,
     check_data,
     check_defined,
@@ -64,12 +65,12 @@ from rekindle.training.preflight import (
     step_function,
     summary,
 )
-from rekindle.training.run import Feed, Run, batches_of, planned_steps
 from rekindle.training.sources import ask, dealt, load
+from rekindle.training.step.uneven_inputs import Lockstep
 from rekindle.training.update import Update
 
 if TYPE_CHECKING:
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 _MEANING = {
     "approximate": "after an interruption the epoch is read again and what was used is passed "
@@ -103,7 +104,9 @@ def assemble(
         trainer.save_by(session)
     hooks = Hooks(trainer.callbacks, module, flags.strategy)
     # Before anything else: callbacks may write to hyperparameters what they find.
-    identity = trainer._identity = None if session is None else runs.identity(module, datamodule)
+    identity = trainer._identity = (
+        None if session is None else run_identity.identity(module, datamodule)
+    )
     shared: list[str] = []
     if not hooks.on_load_checkpoint:
         # Hooks may keep what they are shown, while the memory is written to again.
@@ -147,7 +150,7 @@ def assemble(
     if session is not None and found is None:
         session.lease.take()
     if session is not None and identity is not None:
-        identity = which_run.identify(world, session.lease, flags, identity, found)
+        identity = run_selection.identify(world, session.lease, flags, identity, found)
         _, notice_line = policy.root(flags)
         if notice_line is not None and flags.fit_number == 1:
             console.say(notice_line)
@@ -164,11 +167,11 @@ def assemble(
         if session is not None:
             session.into = lambda stored: state.shares(module, trainer.callbacks, stored)
     if session is not None and identity is not None:
-        decision = which_run.decide(session.candidates, identity, found, flags, begun_from)
+        decision = run_selection.decide(session.candidates, identity, found, flags, begun_from)
         if decision is not None and decision.line is not None:
             console.say(decision.line)
         if decision is not None and decision.new_script:
-            identity = which_run.begin_anew(world, session.lease, flags, identity)
+            identity = run_selection.begin_anew(world, session.lease, flags, identity)
         if decision is not None and not decision.goes_on:
             found = Found()
         elif found is None:
@@ -189,7 +192,7 @@ def assemble(
         _check_manual(flags)
     draw = _draw(train_source, flags, found)
     chosen = trainer.train_source.batch_size
-    workers = batching.workers_of_the_job(world.size) * copies.size // world.size
+    workers = batch_sharing.workers_of_the_job(world.size) * copies.size // world.size
     cursor = _cursor(train_source, chosen, draw, flags, mark, workers, found, console)
     if flags.max_tokens is not None:
         flags = _in_samples(flags.max_tokens, flags, train_source, cursor, draw)
@@ -214,7 +217,7 @@ def assemble(
                 f"{cursor.G}, in {cursor.G // size} micro-batches"
             )
             cursor = replace(cursor, m=size)
-    shares = batching.sharing(
+    shares = batch_sharing.sharing(
         flags, module, streamed=stream is not None, sharded=sharded or copies.size < world.size
     )
     cursor = shares.cut(cursor, copies.size)
@@ -312,7 +315,7 @@ def assemble(
                 dealt(asked, flags.limit_val_batches, copies, cursor.seed),
                 step_function(module, "validation_step", several=asked.several),
             ),
-            batch_size=feeding.batch_size_of(datamodule),
+            batch_size=batches.batch_size_of(datamodule),
         ),
     )
     run.check_cadence()
@@ -330,9 +333,9 @@ def assemble(
     randomness.seed_start(cursor.seed, world.rank, attempt)
     if found.restored is not None:
         state.apply(run, found.restored, again=found.again)
-    feeding.note(run)
+    batches.note(run)
     if found.restored is not None and not same_data(cursor, found.restored.meta):
-        feeding.turn(run, found.restored.meta)
+        batches.turn(run, found.restored.meta)
     if session is not None:
         session.begin(found)
     even = sharded or (world.size > 1 and synchronised(module))
@@ -411,7 +414,7 @@ def _find(
     flags: Flags,
     start_from: str | None,
     console: Console,
-    identity: runs.Identity | None,
+    identity: run_identity.Identity | None,
 ) -> Found:
     """What to begin from; collective."""
     start_from = start_from or flags.start
@@ -429,7 +432,7 @@ def _find(
         raise ValueError(f"ckpt_path={start_from!r} and resume='never' exclude each other")
     target = locate(
         start_from,
-        root=which_run.place_of(session.candidates.world, session.lease, flags, start_from),
+        root=run_selection.place_of(session.candidates.world, session.lease, flags, start_from),
         script_root=whole(flags.root),
         options=session.lease.options,
     )
@@ -605,7 +608,7 @@ def _cursor(
         most = source.dataset.num_shards // flags.accumulate_grad_batches
         workers = max(1, min(workers, most))
     batch = asked or chosen * flags.accumulate_grad_batches * workers
-    length = feeding.length_of(source, draw, flags)
+    length = batches.length_of(source, draw, flags)
     if not length:
         raise ValueError(
             f"limit_train_batches={flags.limit_train_batches!r} or drop_last leaves no batch of "
@@ -619,7 +622,7 @@ def _cursor(
         seed=flags.seed,
         N=source.samples,
         length=length,
-        order=feeding.kind_of(source, draw, flags),
+        order=batches.kind_of(source, draw, flags),
         fingerprint=mark,
         draw="" if draw is None else draw.mark,
         script_m=micro,
@@ -692,7 +695,7 @@ def _announce(run: Run, found: Found) -> None:
             )
         if not run.done and (tight := session.tight()) is not None:
             run.console.say(tight)
-    feeding.tell(run)
+    batches.tell(run)
     if run.page is not None and run.world.local_rank == 0:
         run.page.begin(
             step=run.step,

@@ -24,27 +24,35 @@ import torch.distributed as dist
 
 from rekindle.data.batches import size_of
 from rekindle.data.loader import to_device
-from rekindle.logs import BatchValues, Logs, Phase, check_value, flattened, means, reported
+from rekindle.errors.requirement import RequirementError
+from rekindle.metrics.logged_values import (
+    BatchValues,
+    Logs,
+    Phase,
+    check_value,
+    flattened,
+    means,
+    reported,
+)
+from rekindle.metrics.prometheus import Meter
 from rekindle.model import metrics
 from rekindle.model.module import Module, StepOutput
 from rekindle.model.step_hooks import overridden
 from rekindle.model.transfer import transfer
-from rekindle.phase import State
 from rekindle.randomness import seed_validation
 from rekindle.ranks.distributed import World
 from rekindle.ranks.gradients import broadcast
 from rekindle.ranks.heartbeat import Activity
-from rekindle.requirement import RequirementError
 from rekindle.strategies.sharding import sharded
-from rekindle.telemetry import Meter
 from rekindle.training.hooks import Hooks
-from rekindle.training.preflight import StepFunction
+from rekindle.training.lifecycle import State
 from rekindle.training.run import Part, Run, Validation
+from rekindle.training.setup.preflight import StepFunction
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 _CPU = torch.device("cpu")
 _CUT = object()

@@ -17,19 +17,21 @@ import torch
 
 from rekindle.checkpoint import SaveError
 from rekindle.data.loader import Batch
-from rekindle.data.order import Step
-from rekindle.logs import BatchValues, newest, reported
+from rekindle.data.sampling.order import Step
+from rekindle.metrics.logged_values import BatchValues, newest, reported
+from rekindle.metrics.prometheus import CHECKPOINT_ERRORS
 from rekindle.model import metrics
 from rekindle.model.optimizers import SchedulerSpec
 from rekindle.ranks.consensus import obey
 from rekindle.ranks.heartbeat import Activity
-from rekindle.telemetry import CHECKPOINT_ERRORS
-from rekindle.training import evaluation, feeding, owned_step, state
+from rekindle.training import batches as feeding
+from rekindle.training import evaluation, state
 from rekindle.training.evaluation import reduce
-from rekindle.training.manual_step import ManualStep
-from rekindle.training.rollback import go_back, late, pass_over, refuse
 from rekindle.training.run import Run
-from rekindle.training.step_output import first, loss_in, outputs
+from rekindle.training.step import owned_step
+from rekindle.training.step.manual_step import ManualStep
+from rekindle.training.step.rollback import go_back, late, pass_over, refuse
+from rekindle.training.step.step_output import first, loss_in, outputs
 
 _LOSS = "\0loss"
 """Key of the loss among gathered values; no user can log it."""

@@ -15,36 +15,36 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle.console import Console, Progress
-from rekindle.data import workerend
-from rekindle.data.apart import Evaluation
+from rekindle.data import worker_shutdown
 from rekindle.data.ledger import Ledger
 from rekindle.data.loader import Batch, LaneSampler, Source
-from rekindle.data.order import Cursor, Step
+from rekindle.data.sampling.order import Cursor, Step
+from rekindle.data.script_data import Evaluation
 from rekindle.data.streams import Streaming
 from rekindle.flags import Flags
 from rekindle.loggers.journal import Journal
-from rekindle.logs import BatchValues, Logs, newest, reported
+from rekindle.metrics.logged_values import BatchValues, Logs, newest, reported
+from rekindle.metrics.prometheus import Meter
 from rekindle.model.module import Module
 from rekindle.model.optimizers import Optimization
+from rekindle.persistence.run_identity import Identity
+from rekindle.persistence.session import Session
 from rekindle.randomness import LaneSeeds
 from rekindle.ranks.consensus import Consensus, Notice
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
+from rekindle.ranks.deterministic_reduction import LaneSum
 from rekindle.ranks.distributed import World
 from rekindle.ranks.finite import Finite, Window
 from rekindle.ranks.gradients import GradientSum
 from rekindle.ranks.heartbeat import Heartbeat
-from rekindle.ranks.lanesum import LaneSum
-from rekindle.saving.persistence import Session
-from rekindle.saving.runs import Identity
-from rekindle.telemetry import Meter
-from rekindle.training.batching import Sharing
+from rekindle.training.hook_profiling import HookTimes
 from rekindle.training.hooks import Hooks
-from rekindle.training.hooktimes import HookTimes
-from rekindle.training.preflight import StepFunction
+from rekindle.training.setup.batch_sharing import Sharing
+from rekindle.training.setup.preflight import StepFunction
 from rekindle.training.update import Update
 
 if TYPE_CHECKING:
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Validation:
     def close(self) -> None:
         """End the workers that loaders keep."""
         for part in self.parts:
-            workerend.close(part.loader)
+            worker_shutdown.close(part.loader)
 
     def counts(self, world_size: int) -> list[int | float]:
         """Batches of each loader for one rank."""

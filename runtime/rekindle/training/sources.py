@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch.utils.data import RandomSampler, Subset
 
-from rekindle import cpus, threads
-from rekindle.data.apart import Evaluation, take_apart, take_apart_all
+from rekindle import threads
+from rekindle.data import cpus
 from rekindle.data.batches import ids_of, unshuffled
 from rekindle.data.loader import (
     Batch,
@@ -30,12 +30,13 @@ from rekindle.data.loader import (
     limited,
     streams_name,
 )
+from rekindle.data.script_data import Evaluation, take_apart, take_apart_all
 from rekindle.datamodule import DataModule
+from rekindle.errors.requirement import RequirementError
 from rekindle.flags import Flags
 from rekindle.model.module import Module
 from rekindle.randomness import seed_sample
 from rekindle.ranks.distributed import World
-from rekindle.requirement import RequirementError
 from rekindle.training.run import Part, Validation
 
 Stage = Literal["fit", "validate", "test", "predict"]

@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING, Any
 
 from rekindle.callback import Callback
 from rekindle.checkpoint import Store
-from rekindle.data.apart import Evaluation
+from rekindle.checkpoint.resolving import choose, first_good, locate, whole
 from rekindle.data.combined import CombinedLoader
-from rekindle.lightningfile import read, view
+from rekindle.data.script_data import Evaluation
+from rekindle.interop.lightning_file import read, view
 from rekindle.loggers.journal import Journal
-from rekindle.logs import BatchValues, Logs, by_loader, reported
+from rekindle.metrics.logged_values import BatchValues, Logs, by_loader, reported
+from rekindle.metrics.prometheus import Meter
 from rekindle.model import deferred
 from rekindle.model.hyperparameters import recalled
 from rekindle.model.module import Module
 from rekindle.model.precision import autocast, convert
+from rekindle.persistence.policy import base, best_rule, store_options
+from rekindle.persistence.run_selection import newest_place
 from rekindle.ranks.distributed import World
-from rekindle.resolving import choose, first_good, locate, whole
-from rekindle.saving.policy import base, best_rule, store_options
-from rekindle.saving.which_run import newest_place
-from rekindle.telemetry import Meter
 from rekindle.training.evaluation import evaluate, predict
 from rekindle.training.hooks import Hooks
-from rekindle.training.placement import copies
-from rekindle.training.preflight import check_removed, check_told, step_function
 from rekindle.training.run import Validation
+from rekindle.training.setup.placement import copies
+from rekindle.training.setup.preflight import check_removed, check_told, step_function
 from rekindle.training.sources import Stage, dealt, load, needed, step_name
 from rekindle.training.state import load_model
 
 if TYPE_CHECKING:
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 def run_alone(

@@ -20,18 +20,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from rekindle import lightningfile, logs, randomness
+from rekindle import randomness
 from rekindle.callback import Callback
-from rekindle.checkpoint import CommitRef, Restored, encoding
-from rekindle.checkpoint.manifest import TensorEntry
-from rekindle.checkpoint.tensors import TORCH_DTYPES, flatten, rebuild
-from rekindle.data.order import Cursor
+from rekindle.checkpoint import CommitRef, Restored
+from rekindle.checkpoint.format import encoding
+from rekindle.checkpoint.format.manifest import TensorEntry
+from rekindle.checkpoint.format.tensors import TORCH_DTYPES, flatten, rebuild
+from rekindle.data.sampling.order import Cursor
+from rekindle.errors.requirement import RequirementError
+from rekindle.interop import lightning_file
+from rekindle.metrics import logged_values
 from rekindle.model import metrics, optimizers
 from rekindle.model.hyperparameters import described, recalled
 from rekindle.model.optimizers import plain
 from rekindle.ranks.finite import Window
 from rekindle.ranks.gradients import broadcast
-from rekindle.requirement import RequirementError
 from rekindle.strategies.sharding import empty, like, sharded
 from rekindle.training.run import Run
 
@@ -76,7 +79,7 @@ def collect(
             "skipped": [window.to_json() for window in run.skipped],
             "drawn_since": [part[3] for part in parts],
         },
-        "logs": logs.merged([part[1] for part in parts]),
+        "logs": logged_values.merged([part[1] for part in parts]),
         "metrics": metrics.merged(module, [part[2] for part in parts]),
         "callbacks": _callbacks(run.trainer.callbacks),
     }
@@ -126,13 +129,13 @@ def collect(
     if run.feed.stream is not None:
         meta["stream"] = run.feed.stream.account(state["stream"])
     if run.hooks.on_save_checkpoint:
-        shown = lightningfile.view(state, meta, recalled)
-        before = lightningfile.copied(shown)
+        shown = lightning_file.view(state, meta, recalled)
+        before = lightning_file.copied(shown)
         for hook in run.hooks.on_save_checkpoint:
             hook(run.trainer, module, shown)
         # What a hook says of callbacks is their state; weights stay whole, whatever it removes.
         state["callbacks"] = before["callbacks"] = shown.get("callbacks", {})
-        if changed := lightningfile.changes(before, shown):
+        if changed := lightning_file.changes(before, shown):
             state["hooks"] = changed
     return state, rank_state, meta
 
@@ -231,11 +234,11 @@ def _shown(run: Run, restored: Restored) -> tuple[dict[str, Any], dict[str, Any]
 
     What a hook left out of the checkpoint when it was saved is in the state all the same.
     """
-    shown = lightningfile.view(restored.state, restored.meta, recalled)
-    before = lightningfile.copied(shown)
+    shown = lightning_file.view(restored.state, restored.meta, recalled)
+    before = lightning_file.copied(shown)
     for hook in run.hooks.on_load_checkpoint:
         hook(run.trainer, run.module, shown)
-    changed = lightningfile.changes(before, shown)
+    changed = lightning_file.changes(before, shown)
     state = dict(restored.state)
     if not changed:
         return state, {}
@@ -248,12 +251,12 @@ def _shown(run: Run, restored: Restored) -> tuple[dict[str, Any], dict[str, Any]
         )
     named = {
         "state_dict": dict(state["model"]),
-        "callbacks": lightningfile.copied(state["callbacks"]),
+        "callbacks": lightning_file.copied(state["callbacks"]),
     }
     data = restored.meta.get("datamodule_class", "")
     if "datamodule" in state:
-        named[data] = lightningfile.copied(state["datamodule"])
-    lightningfile.change(named, changed)
+        named[data] = lightning_file.copied(state["datamodule"])
+    lightning_file.change(named, changed)
     state |= {"model": named["state_dict"], "callbacks": named.get("callbacks", {})}
     if data in keys:
         state["datamodule"] = named.get(data, {})

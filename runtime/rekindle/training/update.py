@@ -25,17 +25,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.distributed as dist
 
+from rekindle.errors.requirement import RequirementError
 from rekindle.model.optimizers import NoOptimizer, Optimization, plain
 from rekindle.model.step_hooks import Owned
+from rekindle.ranks.deterministic_reduction import LaneSum
 from rekindle.ranks.distributed import World
 from rekindle.ranks.gradients import GradientSum
-from rekindle.ranks.lanesum import LaneSum
-from rekindle.requirement import RequirementError
 from rekindle.strategies.sharding import like
 
 if TYPE_CHECKING:
-    from rekindle.training.lockstep import Lockstep
     from rekindle.training.run import Run
+    from rekindle.training.step.uneven_inputs import Lockstep
 
 Clip = Literal["norm", "value"]
 

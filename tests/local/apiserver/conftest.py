@@ -15,11 +15,11 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 import yaml
 
-from rekindle_local.apiserver.operations import Objects
-from rekindle_local.apiserver.options import WriteOptions
+from rekindle_local.apiserver.http.server import ApiServer
 from rekindle_local.apiserver.registry import Registry
-from rekindle_local.apiserver.server import ApiServer
 from rekindle_local.apiserver.storage import Store
+from rekindle_local.apiserver.writes.operations import Objects
+from rekindle_local.apiserver.writes.options import WriteOptions
 
 WIDGET_CRD = yaml.safe_load("""
 apiVersion: apiextensions.k8s.io/v1

@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle_local.apiserver.errors import ApiError
-from rekindle_local.apiserver.quotas import Quotas
+from rekindle_local.apiserver.kinds.quotas import Quotas
 
 
 def named(kind, name="x", **fields):

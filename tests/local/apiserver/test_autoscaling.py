@@ -2,8 +2,8 @@
 
 import pytest
 
-from rekindle_local.apiserver.autoscaling import to_v1, to_v2
 from rekindle_local.apiserver.errors import ApiError
+from rekindle_local.apiserver.kinds.autoscaling import to_v1, to_v2
 
 
 def autoscaler(version="v2", **spec):

@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.apiserver.disruption import Budgets, headroom
+from rekindle_local.apiserver.controllers.disruption import Budgets, headroom
 from rekindle_local.apiserver.errors import ApiError
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rekindle_local.apiserver.garbage import EVENT_TTL, Collector
-from rekindle_local.apiserver.options import DeleteOptions
+from rekindle_local.apiserver.controllers.garbage import EVENT_TTL, Collector
+from rekindle_local.apiserver.writes.options import DeleteOptions
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_events_are_forgotten_after_their_time(bench, collector):
 
 
 def test_a_flood_of_events_drops_the_oldest(bench, collector, monkeypatch):
-    monkeypatch.setattr("rekindle_local.apiserver.garbage.EVENT_LIMIT", 10)
+    monkeypatch.setattr("rekindle_local.apiserver.controllers.garbage.EVENT_LIMIT", 10)
     for at in range(11):
         bench.now += 1
         bench.create(

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from rekindle_local.apiserver import watches
+from rekindle_local.apiserver.http import watches
 
 pytestmark = pytest.mark.servers
 
@@ -398,7 +398,7 @@ def test_initial_events_end_with_an_annotated_bookmark(api):
 
 
 def test_an_idle_watch_gets_bookmarks_with_the_current_revision(fresh_api, monkeypatch):
-    monkeypatch.setattr("rekindle_local.apiserver.server.BOOKMARK_SECONDS", 0.05)
+    monkeypatch.setattr("rekindle_local.apiserver.http.server.BOOKMARK_SECONDS", 0.05)
     api = fresh_api()
     with api.watch("/api/v1/pods", allowWatchBookmarks="true") as events:
         mark = next(events)

@@ -3,8 +3,8 @@
 import pytest
 
 from rekindle_local.apiserver.errors import ApiError
-from rekindle_local.apiserver.operations import timestamp
-from rekindle_local.apiserver.options import DeleteOptions, WriteOptions
+from rekindle_local.apiserver.writes.operations import timestamp
+from rekindle_local.apiserver.writes.options import DeleteOptions, WriteOptions
 
 
 def refused(code, action, *arguments, **options):

@@ -1,8 +1,8 @@
 import pytest
 
 from rekindle_local.apiserver.errors import ApiError
-from rekindle_local.apiserver.models import builtin
-from rekindle_local.apiserver.ownership import apply_owned, leaves, track_update
+from rekindle_local.apiserver.kinds.models import builtin
+from rekindle_local.apiserver.writes.ownership import apply_owned, leaves, track_update
 
 PODS = builtin("", "v1", "Pod")
 

@@ -1,8 +1,8 @@
 import pytest
 
 from rekindle_local.apiserver.errors import ApiError
-from rekindle_local.apiserver.models import builtin
-from rekindle_local.apiserver.patches import json_patch, merge_patch, strategic_merge_patch
+from rekindle_local.apiserver.kinds.models import builtin
+from rekindle_local.apiserver.writes.patches import json_patch, merge_patch, strategic_merge_patch
 
 
 def strategic(document, patch, kind="Pod"):

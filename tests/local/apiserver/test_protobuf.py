@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle_local.apiserver.errors import ApiError
-from rekindle_local.apiserver.protobuf import decode_body
+from rekindle_local.apiserver.http.protobuf import decode_body
 
 
 def varint(number):

@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.apiserver.rules import check, compile_rules, parse_quantity
+from rekindle_local.apiserver.schemas.rules import check, compile_rules, parse_quantity
 
 
 def rules(rule, properties=None, **more):

@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.apiserver.schema import (
+from rekindle_local.apiserver.schemas.schema import (
     Schema,
     check_structural,
     fill_defaults,

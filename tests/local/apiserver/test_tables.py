@@ -1,8 +1,8 @@
 import pytest
 
-from rekindle_local.apiserver.printers import duration, pod_status
+from rekindle_local.apiserver.http.tables import custom_cell, json_path, table
+from rekindle_local.apiserver.kinds.printers import duration, pod_status
 from rekindle_local.apiserver.registry import Column, Registry
-from rekindle_local.apiserver.tables import custom_cell, json_path, table
 
 
 @pytest.mark.parametrize(

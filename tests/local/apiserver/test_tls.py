@@ -8,8 +8,8 @@ import warnings
 
 import pytest
 
-from rekindle_local import certificates
-from rekindle_local.apiserver.server import ApiServer
+from rekindle_local.apiserver.http.server import ApiServer
+from rekindle_local.network import certificates
 
 pytestmark = pytest.mark.servers
 

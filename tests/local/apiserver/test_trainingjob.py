@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rekindle_local.apiserver.schema import Schema
+from rekindle_local.apiserver.schemas.schema import Schema
 
 CRD = yaml.safe_load((Path(__file__).parents[3] / "crds" / "trainingjob.yaml").read_text())
 [VERSION] = CRD["spec"]["versions"]

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from rekindle_local.cluster import ClusterConfig, ClusterThread
-from rekindle_local.kubelet.processes import ROOT_VARIABLE
+from rekindle_local.kubelet.containers.processes import ROOT_VARIABLE
 
 pytestmark = pytest.mark.processes
 

@@ -1,4 +1,4 @@
-from rekindle_local.kubelet.backoff import Backoff
+from rekindle_local.kubelet.containers.backoff import Backoff
 
 
 def delays(runs, base=10.0, cap=300.0):

@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.kubelet.pathmap import PathMap
+from rekindle_local.kubelet.containers.path_map import PathMap
 
 PATHS = PathMap([("/data", "/h/d"), ("/data/deep", "/h/deep"), ("/dev/termination-log", "/h/t")])
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from rekindle_local.kubelet import hostsfile
-from rekindle_local.kubelet.processes import (
+from rekindle_local.kubelet.containers.processes import (
     ID_VARIABLE,
     ROOT_VARIABLE,
     Command,
@@ -146,7 +146,7 @@ def test_containers_do_not_outlive_a_killed_kubelet(tmp_path):
     program = (
         "import asyncio, os, sys\n"
         "from pathlib import Path\n"
-        "from rekindle_local.kubelet.processes import Command, Process\n"
+        "from rekindle_local.kubelet.containers.processes import Command, Process\n"
         "async def main():\n"
         "    here = Path(sys.argv[1])\n"
         "    one = await Process.start(Command(argv=('sh', '-c', 'setsid sleep 60 & sleep 60'),\n"

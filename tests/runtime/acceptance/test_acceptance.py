@@ -22,7 +22,7 @@ def start(tmp_path_factory):
     import multiprocessing
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rekindle.trainer", "torchmetrics", "torch._dynamo"])
+    context.set_forkserver_preload(["rekindle.trainer.trainer", "torchmetrics", "torch._dynamo"])
     base = tmp_path_factory.mktemp("acceptance")
 
     def run(name, **given):

@@ -36,8 +36,8 @@ from torchmetrics import MeanMetric
 
 from rekindle import Every
 from rekindle.bridge import RekindleCallback, RekindlePlugin, callbacks
-from rekindle.ranks.control import ControlPage
-from rekindle.saving import runs
+from rekindle.persistence import run_identity
+from rekindle.ranks.control_page import ControlPage
 
 STEPS = 30
 
@@ -122,7 +122,7 @@ class Duel(Net):
 
 def fit(root, *, notice=None, data=None, ckpt_path=None, bridge=None, plugins=(), **flags):
     """What one `fit` has come to, in a start of the script."""
-    runs.forget()
+    run_identity.forget()
     pl.seed_everything(7, verbose=False)
     kind = flags.pop("kind", Net)
     # Callbacks have state: each fit gets its own.

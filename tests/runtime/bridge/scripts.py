@@ -28,7 +28,7 @@ from torchmetrics import MeanMetric
 
 from rekindle import Every
 from rekindle.bridge import RekindleCallback
-from rekindle.saving import runs
+from rekindle.persistence import run_identity
 
 KILLS = int(os.environ.get("REKINDLE_KILLS", "2"))
 
@@ -279,7 +279,7 @@ def _start(name, folder, how, kill, out):
         SCRIPTS[name](start)
     except SystemExit as end:
         return end.code or 0
-    runs._end(os.getpid())
+    run_identity._end(os.getpid())
     out.write_text(json.dumps([start.events.count, start.seen]))
     return 0
 

@@ -6,7 +6,7 @@ import torch
 from rekindle import Callback, Every, Store
 from rekindle.callbacks import ModelCheckpoint
 from rekindle.checkpoint.retention import Best, Retention
-from rekindle.saving.policy import retention
+from rekindle.persistence.policy import retention
 
 pytestmark = pytest.mark.processes
 

@@ -70,7 +70,7 @@ def test_bad_arguments_are_named(bad):
 
 
 def test_several_micro_batches_are_weighed():
-    from rekindle.callbacks.spike import _Pair
+    from rekindle.callbacks.spike_guard import _Pair
 
     pair = _Pair([(torch.tensor(1.0), 3), (torch.tensor(3.0), 1)], torch.device("cpu"))
     assert pair.value().tolist() == [6.0, 4.0]

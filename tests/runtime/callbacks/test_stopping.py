@@ -50,7 +50,7 @@ def test_training_ends_for_a_reason_that_is_said(fit, capsys, values, arguments,
 def test_the_reason_reaches_the_jobs_status_and_prometheus(fit, tmp_path, monkeypatch):
     from prometheus_client import REGISTRY
 
-    from rekindle.ranks.control import ControlPage
+    from rekindle.ranks.control_page import ControlPage
 
     agent = ControlPage(tmp_path, create=True)
     monkeypatch.setenv("REKINDLE_RUN_DIR", str(tmp_path))

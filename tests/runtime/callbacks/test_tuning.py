@@ -5,10 +5,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import rekindle as rk
-from rekindle.callbacks import BatchSizeFinder, LearningRateFinder, trial
-from rekindle.checkpoint.hostcopy import HostMemory
+from rekindle.callbacks import BatchSizeFinder, LearningRateFinder
+from rekindle.callbacks.search import trial
 from rekindle.contract import ENV_MEMORY
-from rekindle.tuning import Tuner
+from rekindle.peer_memory.store import HostMemory
+from rekindle.trainer.tuner import Tuner
 
 pytestmark = pytest.mark.processes
 
@@ -70,7 +71,7 @@ def test_a_rate_needs_a_place(data, net, tuner):
 
 
 def test_a_short_curve_suggests_nothing():
-    from rekindle.tuning import LRFinder
+    from rekindle.trainer.tuner import LRFinder
 
     assert LRFinder(results={"lr": [0.1] * 9, "loss": [1.0] * 9}).suggestion() is None
     falling = LRFinder(

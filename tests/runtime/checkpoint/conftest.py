@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from rekindle.checkpoint import Saver, Store
-from rekindle.checkpoint.file import FileObjects
-from rekindle.checkpoint.objects import Unreachable
-from rekindle.checkpoint.s3 import S3Objects
-from rekindle_local.objectstore import one_at_a_time
+from rekindle.checkpoint.objects.file import FileObjects
+from rekindle.checkpoint.objects.interface import Unreachable
+from rekindle.checkpoint.objects.s3 import S3Objects
+from rekindle_local.objectstore.server import one_at_a_time
 
 _numbers = itertools.count()
 _names: dict[str, str] = {}

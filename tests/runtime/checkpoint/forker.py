@@ -19,8 +19,8 @@ from botocore.retries import standard
 
 from rekindle.checkpoint import CommitRef, Retention, Saver, Store
 from rekindle.checkpoint.cleanup import Cleaner
-from rekindle.checkpoint.file import FileObjects
-from rekindle.checkpoint.s3 import S3Objects
+from rekindle.checkpoint.objects.file import FileObjects
+from rekindle.checkpoint.objects.s3 import S3Objects
 
 standard.ExponentialBackoff.delay_amount = lambda *_: 0.005
 

@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from rekindle.checkpoint import InvalidLocation, Store
-from rekindle.checkpoint.objects import (
+from rekindle.checkpoint.objects.interface import (
     AccessDenied,
     InvalidCredentials,
     StoreError,
     Unreachable,
 )
-from rekindle.checkpoint.s3 import S3Objects, mask
+from rekindle.checkpoint.objects.s3 import S3Objects, mask
 
 pytestmark = pytest.mark.servers
 

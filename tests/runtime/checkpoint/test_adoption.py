@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
-from rekindle.checkpoint import CommitRef, Store, manifest
-from rekindle.checkpoint.adoption import adopt
+from rekindle.checkpoint import CommitRef, Store
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.saving.orphan_commit import adopt
 
 
 @pytest.fixture

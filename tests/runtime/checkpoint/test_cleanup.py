@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.checkpoint import Best, CommitRef, Retention, Store, manifest
+from rekindle.checkpoint import Best, CommitRef, Retention, Store
 from rekindle.checkpoint.cleanup import Cleaner, Housekeeper, sweep
-from rekindle.checkpoint.manifest import ManifestError
-from rekindle.checkpoint.objects import NotFound, PreconditionFailed, Stat
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.format.manifest import ManifestError
+from rekindle.checkpoint.objects.interface import NotFound, PreconditionFailed, Stat
 
 
 @pytest.fixture

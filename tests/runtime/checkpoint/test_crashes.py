@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from rekindle.checkpoint import CommitRef, Store, manifest
+from rekindle.checkpoint import CommitRef, Store
+from rekindle.checkpoint.format import manifest
 
 pytestmark = pytest.mark.sweep
 

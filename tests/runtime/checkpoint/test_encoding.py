@@ -15,8 +15,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.checkpoint.encoding import DecodingError, EncodingError, decode, encode
-from rekindle.checkpoint.tensors import TORCH_DTYPES, flatten, rebuild
+from rekindle.checkpoint.format.encoding import DecodingError, EncodingError, decode, encode
+from rekindle.checkpoint.format.tensors import TORCH_DTYPES, flatten, rebuild
 
 _dtypes = sorted(set(TORCH_DTYPES) - {"complex32"})  # torch warns about it
 

@@ -6,11 +6,12 @@ import zlib
 import torch
 from safetensors.torch import load_file
 
-from rekindle.checkpoint import CommitRef, Store, manifest
+from rekindle.checkpoint import CommitRef, Store
 from rekindle.checkpoint.difference import difference
-from rekindle.checkpoint.export import export
-from rekindle.checkpoint.manifest import Commit, ObjectEntry, PartEntry, Slice, TensorEntry
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.format.manifest import Commit, ObjectEntry, PartEntry, Slice, TensorEntry
 from rekindle.checkpoint.verify import verify
+from rekindle.interop.export import export
 
 CHUNK = 32
 

@@ -26,8 +26,9 @@ import pytest
 import torch
 from botocore.retries import standard
 
-from rekindle.checkpoint import CommitRef, Retention, Saver, Store, manifest
+from rekindle.checkpoint import CommitRef, Retention, Saver, Store
 from rekindle.checkpoint.cleanup import Cleaner
+from rekindle.checkpoint.format import manifest
 from rekindle.checkpoint.verify import verify
 
 FAULTS = (

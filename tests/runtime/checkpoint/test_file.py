@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
-from rekindle.checkpoint import file
-from rekindle.checkpoint.file import FileObjects
-from rekindle.checkpoint.objects import (
+from rekindle.checkpoint.objects import file
+from rekindle.checkpoint.objects.file import FileObjects
+from rekindle.checkpoint.objects.interface import (
     AccessDenied,
     NoSpace,
     NotFound,

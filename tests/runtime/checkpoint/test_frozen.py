@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from rekindle.checkpoint import CommitRef, Saver, Store, manifest
+from rekindle.checkpoint import CommitRef, Saver, Store
+from rekindle.checkpoint.format import manifest
 
 FROZEN = ("model.backbone", "model.odd")
 

@@ -5,9 +5,9 @@ import threading
 import pytest
 
 from rekindle.checkpoint import CommitRef, LeaseLost, ProbeError, Store, store
-from rekindle.checkpoint.file import FileObjects
-from rekindle.checkpoint.guarded import GuardedObjects
-from rekindle.checkpoint.objects import PreconditionFailed
+from rekindle.checkpoint.objects.file import FileObjects
+from rekindle.checkpoint.objects.guarded import GuardedObjects
+from rekindle.checkpoint.objects.interface import PreconditionFailed
 
 
 class Ignoring(FileObjects):

@@ -8,9 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle.checkpoint import hostcopy
-from rekindle.checkpoint.encoding import EncodingError
-from rekindle.checkpoint.hostcopy import (
+from rekindle.checkpoint.format.encoding import EncodingError
+from rekindle.checkpoint.format.manifest import CommitRef
+from rekindle.checkpoint.format.tensors import flatten
+from rekindle.contract import ENV_MEMORY
+from rekindle.peer_memory import store
+from rekindle.peer_memory.store import (
     Copy,
     HostMemory,
     Known,
@@ -21,11 +24,8 @@ from rekindle.checkpoint.hostcopy import (
     planned,
     unpack,
 )
-from rekindle.checkpoint.manifest import CommitRef
-from rekindle.checkpoint.tensors import flatten
-from rekindle.contract import ENV_MEMORY
 
-RUN = hostcopy.identity("s3://bucket/run", "ns/job")
+RUN = store.identity("s3://bucket/run", "ns/job")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def write(memory, number, generation=1, **more):
     plan = planned(flat, None)
     ranks = [pack({"rng": torch.tensor([number, rank])}) for rank in range(2)]
     assert memory.reserve(plan.size + 1000)
-    text = hostcopy.json.dumps(flat.tree).encode()
+    text = store.json.dumps(flat.tree).encode()
     full = label(number, generation, **more)
     memory.write(full, flat, plan, ranks, text, b'{"step": %d}' % number, later=number % 2 == 0)
     memory.settle()
@@ -128,8 +128,8 @@ def test_a_flipped_bit_is_seen(memory, where):
 
 def test_a_copy_of_another_run_or_of_another_version_is_none(memory, monkeypatch):
     mine, theirs = memory
-    write(mine, 1, identity=hostcopy.identity("s3://bucket/other", "ns/job"))
-    monkeypatch.setattr(hostcopy, "_VERSION", 2)
+    write(mine, 1, identity=store.identity("s3://bucket/other", "ns/job"))
+    monkeypatch.setattr(store, "_VERSION", 2)
     write(mine, 2)
     monkeypatch.undo()
     assert theirs.copies(RUN) == []
@@ -197,7 +197,7 @@ def test_the_newest_known_commit_is_remembered_for_its_run(memory):
 
 def test_without_memory_there_is_one_slot_or_none(memory, monkeypatch, caplog):
     mine, _ = memory
-    monkeypatch.setattr(hostcopy.memory, "available", lambda: 2_400_000)
+    monkeypatch.setattr(store.memory, "available", lambda: 2_400_000)
     assert mine.reserve(900_000)
     assert mine._usable == 1
     assert not mine.reserve(4_000_000)

@@ -23,7 +23,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from rekindle import dcp
 from rekindle.checkpoint import (
     CommitRef,
     IntegrityError,
@@ -31,15 +30,14 @@ from rekindle.checkpoint import (
     Saver,
     Store,
     VersionError,
-    checksum,
-    encoding,
-    manifest,
 )
-from rekindle.checkpoint.encoding import DecodingError
-from rekindle.checkpoint.location import parse
-from rekindle.checkpoint.objects import Refused, Unreachable, check_key
+from rekindle.checkpoint.format import checksum, encoding, manifest
+from rekindle.checkpoint.format.encoding import DecodingError
+from rekindle.checkpoint.format.tensors import rebuild
+from rekindle.checkpoint.objects.interface import Refused, Unreachable, check_key
+from rekindle.checkpoint.objects.location import parse
 from rekindle.checkpoint.retention import candidate
-from rekindle.checkpoint.tensors import rebuild
+from rekindle.interop import dcp
 
 pytestmark = pytest.mark.sweep
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle.checkpoint.interval import FIRST_SECONDS, Pace, interval
+from rekindle.checkpoint.saving.interval import FIRST_SECONDS, Pace, interval
 
 times = st.floats(0.001, 1e5)
 

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.checkpoint.layout import pack, share
+from rekindle.checkpoint.format.layout import pack, share
 
 sizes = st.lists(st.integers(0, 500), max_size=12)
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.checkpoint.lineage import garbage, live_line
-from rekindle.checkpoint.manifest import CommitRef
 
 
 def ref(text: str) -> CommitRef:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rekindle.checkpoint import InvalidLocation, Store
-from rekindle.checkpoint.location import OF_S3, check_options, parse, without_credentials
+from rekindle.checkpoint.objects.location import OF_S3, check_options, parse, without_credentials
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.checkpoint import manifest
-from rekindle.checkpoint.manifest import (
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.format.manifest import (
     Commit,
     CommitRef,
     IntegrityError,

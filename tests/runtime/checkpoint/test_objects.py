@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from rekindle.checkpoint import s3
-from rekindle.checkpoint.objects import NotFound, PreconditionFailed, Refused
+from rekindle.checkpoint.objects import s3
+from rekindle.checkpoint.objects.interface import NotFound, PreconditionFailed, Refused
 
 pytestmark = pytest.mark.servers
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rekindle.checkpoint
-from rekindle.checkpoint import checksum
+from rekindle.checkpoint.format import checksum
 
 FOLDER = Path(rekindle.checkpoint.__file__).parent
 MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")

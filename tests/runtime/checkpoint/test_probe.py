@@ -7,10 +7,16 @@ from types import MethodType
 import pytest
 from botocore.exceptions import ClientError
 
-from rekindle.checkpoint import ProbeError, Store, probe
-from rekindle.checkpoint.objects import AccessDenied, PreconditionFailed, Refused, Unreachable
-from rekindle.checkpoint.s3 import S3Objects
-from rekindle.requirement import passes
+from rekindle.checkpoint import ProbeError, Store
+from rekindle.checkpoint.objects import probe
+from rekindle.checkpoint.objects.interface import (
+    AccessDenied,
+    PreconditionFailed,
+    Refused,
+    Unreachable,
+)
+from rekindle.checkpoint.objects.s3 import S3Objects
+from rekindle.errors.requirement import passes
 
 pytestmark = pytest.mark.servers
 

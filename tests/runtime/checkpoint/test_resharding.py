@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rekindle.checkpoint import IntegrityError, Store, shards
-from rekindle.checkpoint.layout import Box, Runs, common, runs, within
-from rekindle_cli.stack import free_ports
+from rekindle.checkpoint.format.layout import Box, Runs, common, runs, within
+from rekindle_cli.local.stack import free_ports
 
 PROGRAM = Path(__file__).parent / "ranks" / "reshard.py"
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.checkpoint.manifest import CommitRef
+from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.checkpoint.retention import Best, Candidate, Retention, kept, metrics_of
 
 pytestmark = pytest.mark.sweep

@@ -10,9 +10,9 @@ from botocore.exceptions import ClientError
 from botocore.httpchecksum import AwsChunkedWrapper
 from botocore.retries import standard
 
-from rekindle.checkpoint import s3
-from rekindle.checkpoint.objects import AccessDenied, Unreachable
-from rekindle.checkpoint.s3 import S3Objects
+from rekindle.checkpoint.objects import s3
+from rekindle.checkpoint.objects.interface import AccessDenied, Unreachable
+from rekindle.checkpoint.objects.s3 import S3Objects
 
 pytestmark = pytest.mark.servers
 

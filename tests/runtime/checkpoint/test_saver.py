@@ -15,11 +15,10 @@ from rekindle.checkpoint import (
     Saver,
     SaveTimeout,
     Store,
-    layout,
-    manifest,
-    writer,
 )
-from rekindle.checkpoint.objects import Unreachable
+from rekindle.checkpoint.format import layout, manifest
+from rekindle.checkpoint.objects.interface import Unreachable
+from rekindle.checkpoint.saving import writer
 
 pytestmark = pytest.mark.servers
 

@@ -4,8 +4,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from rekindle.checkpoint import IntegrityError, checksum
-from rekindle.checkpoint.objects import Refused
+from rekindle.checkpoint import IntegrityError
+from rekindle.checkpoint.format import checksum
+from rekindle.checkpoint.objects.interface import Refused
 
 
 @pytest.fixture

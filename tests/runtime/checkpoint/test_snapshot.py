@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from rekindle.checkpoint import flush, memory
-from rekindle.checkpoint.snapshot import Slot
+from rekindle.checkpoint.saving import flush, snapshot_memory
+from rekindle.checkpoint.saving.snapshot import Slot
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def system(root, files):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return memory.available(root)
+    return snapshot_memory.available(root)
 
 
 MACHINE = {"proc/meminfo": "MemTotal: 1000 kB\nMemAvailable:  500 kB\n"}

@@ -6,8 +6,14 @@ import threading
 
 import pytest
 
-from rekindle.checkpoint import CommitRef, IntegrityError, Store, VersionError, manifest
-from rekindle.checkpoint.objects import AccessDenied, NotFound, PreconditionFailed, StoreError
+from rekindle.checkpoint import CommitRef, IntegrityError, Store, VersionError
+from rekindle.checkpoint.format import manifest
+from rekindle.checkpoint.objects.interface import (
+    AccessDenied,
+    NotFound,
+    PreconditionFailed,
+    StoreError,
+)
 
 pytestmark = pytest.mark.servers
 

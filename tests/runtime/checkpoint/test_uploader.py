@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import rekindle
-from rekindle.checkpoint import CommitRef, LeaseLost, SaveError, Saver, SaveTimeout, Store, flush
-from rekindle.checkpoint.background import Uploader
-from rekindle.checkpoint.uploader import Channel
+from rekindle.checkpoint import CommitRef, LeaseLost, SaveError, Saver, SaveTimeout, Store
+from rekindle.checkpoint.saving import flush
+from rekindle.checkpoint.saving.uploader import Channel
+from rekindle.checkpoint.saving.uploader_client import Uploader
 
 pytestmark = pytest.mark.processes
 
@@ -284,7 +285,9 @@ def test_memory_that_does_not_suffice_is_said_once_and_saves_go_on(
     store, state, same, monkeypatch, caplog, free, said
 ):
     size = 2**20
-    monkeypatch.setattr("rekindle.checkpoint.memory.available", lambda: int(free * size / 0.9))
+    monkeypatch.setattr(
+        "rekindle.checkpoint.saving.snapshot_memory.available", lambda: int(free * size / 0.9)
+    )
     saver = Saver(store, lease_fence=1, base=None, rank=0, world_size=1, process=True)
     states = [{"w": torch.randn(size // 4)} for _ in range(3)]
     for step, one in enumerate(states, 1):

@@ -9,7 +9,7 @@ import pytest
 import rekindle
 from rekindle.config.command import help_text, main, parse
 from rekindle.config.tree import ConfigError
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 
 PROGRAM = Path(__file__).with_name("program.py")
 

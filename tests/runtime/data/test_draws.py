@@ -18,11 +18,11 @@ from torch.utils.data import (
 )
 
 from rekindle import LoaderConfig, split
-from rekindle.data.apart import take_apart
-from rekindle.data.draws import Custom, Weighted, read_back
 from rekindle.data.loader import LaneSampler, build
-from rekindle.data.loaderconfig import cpus
-from rekindle.data.order import Cursor, GlobalOrder
+from rekindle.data.loader_config import cpus
+from rekindle.data.sampling.order import Cursor, GlobalOrder
+from rekindle.data.sampling.samplers import Custom, Weighted, read_back
+from rekindle.data.script_data import take_apart
 
 DATA = TensorDataset(torch.arange(50))
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
-from rekindle.data.apart import take_apart_all
 from rekindle.data.combined import CombinedLoader
+from rekindle.data.script_data import take_apart_all
 from rekindle.ranks.distributed import World
 from rekindle.training.evaluation import _share
 from rekindle.training.sources import dealt

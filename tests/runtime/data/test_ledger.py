@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rekindle.data.ledger import Ledger, NoLedger, audit
-from rekindle.data.order import Cursor
+from rekindle.data.sampling.order import Cursor
 
 START = Cursor(epoch=0, sample=0, G=24, m=4, seed=5, N=103, length=103)
 

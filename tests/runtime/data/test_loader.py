@@ -12,7 +12,6 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from rekindle.data.apart import take_apart
 from rekindle.data.loader import (
     BatchSampler,
     LaneSampler,
@@ -22,7 +21,8 @@ from rekindle.data.loader import (
     limited,
     to_device,
 )
-from rekindle.data.order import Cursor
+from rekindle.data.sampling.order import Cursor
+from rekindle.data.script_data import take_apart
 from rekindle.randomness import seed_lane
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.data.order import Cursor, EpochOrder, GlobalOrder, Step, steps
+from rekindle.data.sampling.order import Cursor, EpochOrder, GlobalOrder, Step, steps
 
 
 def cursor(**changes) -> Cursor:

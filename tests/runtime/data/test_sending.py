@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import rekindle as rk
-from rekindle.data.sending import unsendable, words
+from rekindle.data.worker_pickling import unsendable, words
 
 
 class Data(Dataset):

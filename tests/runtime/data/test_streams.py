@@ -13,7 +13,7 @@ import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
 from rekindle.data import streams
-from rekindle.data.apart import take_apart
+from rekindle.data.script_data import take_apart
 from rekindle.ranks.distributed import World
 
 SIZES = [7, 0, 31, 12, 5, 1, 22, 9, 14, 3, 8, 2]

@@ -172,7 +172,9 @@ def _handler(coordinator: FakeCoordinator) -> type[BaseHTTPRequestHandler]:
 
 FORKS = multiprocessing.get_context("forkserver")
 """Pods are forked from a process that has imported torch: a second less for each of them."""
-FORKS.set_forkserver_preload(["torch._dynamo", "rekindle.launch.__main__", "rekindle.launch.agent"])
+FORKS.set_forkserver_preload(
+    ["torch._dynamo", "rekindle.launch.__main__", "rekindle.launch.agent.agent"]
+)
 
 
 class Pod:

@@ -5,9 +5,9 @@ import os
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, View
-from rekindle.launch.access import Access, AccessFiles, access_to
-from rekindle.launch.client import Coordinator, CoordinatorError
-from rekindle.launch.settings import from_environment
+from rekindle.launch.coordinator.client import Coordinator, CoordinatorError
+from rekindle.launch.pod.access import Access, AccessFiles, access_to
+from rekindle.launch.pod.settings import from_environment
 
 
 def write(folder, **files):

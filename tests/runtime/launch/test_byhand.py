@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rekindle.launch import byhand
+from rekindle.launch.agent import manual_torchrun
 
 SCRIPT = """
 import os, signal, sys
@@ -38,7 +38,7 @@ signal.pause()
     ],
 )
 def test_only_workers_that_have_all_left_are_told_so(codes, code):
-    assert byhand.code_of(codes) == code
+    assert manual_torchrun.code_of(codes) == code
 
 
 @pytest.mark.processes

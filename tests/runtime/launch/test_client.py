@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, View
-from rekindle.launch.client import Coordinator, CoordinatorError, CoordinatorLink
-from rekindle.launch.settings import Settings, from_environment
+from rekindle.launch.coordinator.client import Coordinator, CoordinatorError, CoordinatorLink
+from rekindle.launch.pod.settings import Settings, from_environment
 
 REPORT = AgentReport(
     pod="a", uid="u", address="127.0.0.1", store_port=1, slots=1, phase=AgentPhase.WAITING

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rekindle.launch import torchrun_flags
-from rekindle.launch.command import (
+from rekindle.launch.spawn import torchrun_flags
+from rekindle.launch.spawn.command import (
     LOCAL_RANK,
     NO_VALUE,
     PYTHON,
@@ -13,7 +13,7 @@ from rekindle.launch.command import (
     command_of,
 )
 
-OURS = (PYTHON, "-u", "-m", "rekindle.launch.worker")
+OURS = (PYTHON, "-u", "-m", "rekindle.launch.spawn.worker")
 ONE = ("--num_processes", "1", "--num_machines", "1")
 SHELL_SCRIPTS = {
     "run.sh": "#!/bin/bash\nset -e\ntorchrun --nproc_per_node=4 train.py",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rekindle.contract import AgentPhase, Cause, Directive, DirectiveKind, Outcome
-from rekindle.launch.decision import (
+from rekindle.launch.agent.decision import (
     DONE_WAIT,
     FAR,
     LINGER,

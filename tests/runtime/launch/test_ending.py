@@ -4,7 +4,7 @@ import sys
 import types
 import weakref
 
-from rekindle.launch.worker import keep_operators
+from rekindle.launch.spawn.worker import keep_operators
 
 
 class Thing:

@@ -5,7 +5,7 @@ import struct
 import pytest
 import torch
 
-from rekindle.launch.events import HEAD, EventFiles, masked_crc, step_of
+from rekindle.launch.health.tensorboard_events import HEAD, EventFiles, masked_crc, step_of
 
 
 def record(payload: bytes) -> bytes:

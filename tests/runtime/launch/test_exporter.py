@@ -12,11 +12,11 @@ from types import SimpleNamespace
 import pytest
 
 from rekindle.contract import Member, Round
-from rekindle.launch import exporter
-from rekindle.launch.session import Session
-from rekindle.launch.settings import from_environment
-from rekindle.launch.solo import SoloLink
-from rekindle.ranks.control import ControlPage
+from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.single_pod import SoloLink
+from rekindle.launch.health import exporter
+from rekindle.launch.pod.settings import from_environment
+from rekindle.ranks.control_page import ControlPage
 
 WORKER = """
 from prometheus_client import Counter, Gauge

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.processes
 PROGRAM = """
 import os, signal, sys, time
 from rekindle.launch import first
-from rekindle.launch.signals import Signals
+from rekindle.launch.pod.signals import Signals
 first.END_SECONDS = 60.0 if os.environ.get("PATIENT") else first.END_SECONDS
 first.stand_before_the_agent()
 """

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekindle.launch import forkserver
-from rekindle.launch.command import Script
-from rekindle.launch.forkserver import DEATHS, Fresh, Starter
-from rekindle.launch.preload import EVERYTHING
+from rekindle.launch.spawn import fork_server_client
+from rekindle.launch.spawn.command import Script
+from rekindle.launch.spawn.fork_server_client import DEATHS, Fresh, Starter
+from rekindle.launch.spawn.preload import EVERYTHING
 
 
 class Server:
@@ -36,14 +36,14 @@ class Server:
 def starter(monkeypatch):
     monkeypatch.setattr(Server, "made", [])
     monkeypatch.setattr(Server, "refuses", None)
-    monkeypatch.setattr(forkserver, "ForkServer", Server)
+    monkeypatch.setattr(fork_server_client, "ForkServer", Server)
     at(monkeypatch, 0.0)
     script = Script(arguments=("train.py",))
     return lambda: Starter(target=script, count=1, memory=(), warm=True)
 
 
 def at(monkeypatch, seconds):
-    monkeypatch.setattr(forkserver, "time", SimpleNamespace(monotonic=lambda: seconds))
+    monkeypatch.setattr(fork_server_client, "time", SimpleNamespace(monotonic=lambda: seconds))
 
 
 def test_one_that_does_not_get_ready_is_replaced_by_one_that_imports_nothing(
@@ -52,7 +52,7 @@ def test_one_that_does_not_get_ready_is_replaced_by_one_that_imports_nothing(
     made = starter()
     made.tend()
     assert len(Server.made) == 1
-    at(monkeypatch, forkserver.WARM_SECONDS + 1)
+    at(monkeypatch, fork_server_client.WARM_SECONDS + 1)
     made.tend()
     first, second = Server.made
     assert first.killed
@@ -87,5 +87,5 @@ def test_where_none_can_be_had_workers_are_interpreters_of_their_own(starter, mo
     made.tend()
     started = []
     monkeypatch.setattr(Fresh, "__init__", lambda self, *given, **_: started.append(given[0]))
-    assert isinstance(made.start(forkserver.Job(environment={})), Fresh)
+    assert isinstance(made.start(fork_server_client.Job(environment={})), Fresh)
     assert started[0][-1] == "train.py"

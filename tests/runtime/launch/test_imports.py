@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.launch.imports import Import, top_of
+from rekindle.launch.spawn.script_imports import Import, top_of
 
 TORCH = Import("torch")
 

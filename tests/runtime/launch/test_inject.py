@@ -116,7 +116,7 @@ def test_an_old_python_is_refused_in_one_sentence(tmp_path):
     assert "is Python 3.9.2" in message
 
 
-@pytest.mark.parametrize("name", ["__init__.py", "launch/__init__.py", "launch/oldpython.py"])
+@pytest.mark.parametrize("name", ["__init__.py", "launch/__init__.py", "launch/old_python.py"])
 def test_what_an_old_python_reads_is_written_for_it(name):
     source = (Path(rekindle.__file__).parent / name).read_text()
     ast.parse(source, feature_version=(3, 7))

@@ -3,8 +3,8 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle.endings import Ended, Process, row_of
-from rekindle.launch.lastlines import last_line, outcome_in
+from rekindle.errors.process_endings import Ended, Process, row_of
+from rekindle.launch.health.last_lines import last_line, outcome_in
 
 OWN = """\
 step 3

@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekindle.launch import exporter, notices
-from rekindle.launch.notices import Notice, parse
-from rekindle.launch.session import Session
-from rekindle.launch.settings import from_environment
-from rekindle.launch.signals import Signals
-from rekindle.launch.solo import SoloLink
+from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.single_pod import SoloLink
+from rekindle.launch.health import exporter, preemption_notices
+from rekindle.launch.health.preemption_notices import Notice, parse
+from rekindle.launch.pod.settings import from_environment
+from rekindle.launch.pod.signals import Signals
 
 OPERATOR = {
     "REKINDLE_COORDINATOR_URL": "http://op:8430",
@@ -75,7 +75,7 @@ class Ear:
 
 @pytest.fixture
 def fast(monkeypatch):
-    monkeypatch.setattr(notices, "POLL", 0.01)
+    monkeypatch.setattr(preemption_notices, "POLL", 0.01)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def fast(monkeypatch):
 )
 def test_a_file_is_a_notice_as_soon_as_it_is_there(tmp_path, fast, text, heard):
     ear, path = Ear(), tmp_path / "notice"
-    thread = notices.watch(path, ear)
+    thread = preemption_notices.watch(path, ear)
     assert not ear.event.wait(0.05)
     path.write_text(text)
     assert ear.event.wait(60)
@@ -97,10 +97,10 @@ def test_a_file_is_a_notice_as_soon_as_it_is_there(tmp_path, fast, text, heard):
 
 
 def test_a_file_that_is_still_being_written_is_read_when_it_is_whole(tmp_path, monkeypatch):
-    monkeypatch.setattr(notices, "POLL", 0.2)
+    monkeypatch.setattr(preemption_notices, "POLL", 0.2)
     ear, path = Ear(), tmp_path / "notice"
     path.write_text('{"seconds":')
-    notices.watch(path, ear)
+    preemption_notices.watch(path, ear)
     path.write_text('{"seconds": 7}')
     assert ear.event.wait(60)
     assert ear.heard == [("file", 7.0)]
@@ -109,12 +109,12 @@ def test_a_file_that_is_still_being_written_is_read_when_it_is_whole(tmp_path, m
 def test_an_empty_file_may_be_about_to_say_more(tmp_path):
     path = tmp_path / "notice"
     path.touch()
-    assert notices._read(path, 0) is None
-    assert notices._read(path, 1) == Notice()
+    assert preemption_notices._read(path, 0) is None
+    assert preemption_notices._read(path, 1) == Notice()
 
 
 def post(server, body=b"", **headers):
-    url = f"http://127.0.0.1:{server.server_port}{notices.PATH}"
+    url = f"http://127.0.0.1:{server.server_port}{preemption_notices.PATH}"
     request = urllib.request.Request(url, data=body, headers=headers, method="POST")
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
@@ -160,10 +160,10 @@ def test_without_an_operator_the_machine_itself_may_call(served):
 )
 def test_without_a_token_nobody_else_may(peer, heard):
     if heard:
-        notices.admit(token="", shown=None, peer=peer)
+        preemption_notices.admit(token="", shown=None, peer=peer)
     else:
-        with pytest.raises(notices.Refusal, match="from itself only"):
-            notices.admit(token="", shown=None, peer=peer)
+        with pytest.raises(preemption_notices.Refusal, match="from itself only"):
+            preemption_notices.admit(token="", shown=None, peer=peer)
 
 
 @pytest.mark.parametrize("served", [False], indirect=True)

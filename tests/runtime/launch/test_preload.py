@@ -10,7 +10,7 @@ import threading
 import numpy.random
 import pytest
 
-from rekindle.launch import preload
+from rekindle.launch.spawn import preload
 
 HELD = threading.Event()
 
@@ -185,7 +185,7 @@ def test_a_module_is_found_with_its_package_and_its_relative_imports(
 def test_the_folder_of_a_script_comes_first_in_the_path(command, folder, monkeypatch):
     monkeypatch.setattr(sys, "path", ["first", "second"])
     monkeypatch.setattr(sys, "argv", [])
-    from rekindle.launch.worker import prepare
+    from rekindle.launch.spawn.worker import prepare
 
     prepare([*command, "--x"])
     assert sys.path[0] == (os.path.realpath(folder) if folder else "first")

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import AgentPhase, Cause, DirectiveKind
-from rekindle_cli.stack import free_ports
+from rekindle_cli.local.stack import free_ports
 
 pytestmark = pytest.mark.processes
 
 # What a trainer does with the control page, without torch. Its ranks agree through a file.
 OBEDIENT = """
 import os, pathlib, sys, time
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 page = ControlPage.from_environment()
 page.attach()
 page.begin(step=0, samples=0, total_steps=None)
@@ -35,7 +35,7 @@ sys.exit(75)
 """
 DEAF = """
 import os, pathlib, signal, subprocess, time
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 ControlPage.from_environment().attach()
 helper = subprocess.Popen(["sleep", "60"])
@@ -371,7 +371,7 @@ def test_torchrun_by_hand_takes_the_backend(coordinator, start_pod, tmp_path):
     (registered / "rekindle-0.dist-info").mkdir(parents=True)
     (registered / "rekindle-0.dist-info" / "METADATA").write_text("Name: rekindle\nVersion: 0\n")
     (registered / "rekindle-0.dist-info" / "entry_points.txt").write_text(
-        "[torchrun.handlers]\nrekindle = rekindle.launch.backend:get_handler\n"
+        "[torchrun.handlers]\nrekindle = rekindle.launch.agent.backend:get_handler\n"
     )
     paths = {"PYTHONPATH": os.pathsep.join([str(registered), *filter(None, sys.path)])}
     # torchrun tells its workers no round; in the second one the pods change places.

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rekindle.contract import Progress
-from rekindle.launch.progress import (
+from rekindle.launch.health.progress_readers import (
     Course,
     HuggingFace,
     Reading,

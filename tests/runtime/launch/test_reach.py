@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from rekindle.contract import Suspect, View
-from rekindle.launch import peers
-from rekindle.launch.peers import Peers
-from rekindle.launch.reach import Doorstep, unreached
+from rekindle.launch.coordinator import peers
+from rekindle.launch.coordinator.peers import Peers
+from rekindle.launch.coordinator.reachability import Doorstep, unreached
 
 pytestmark = pytest.mark.servers
 

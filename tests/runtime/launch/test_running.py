@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.launch.running import names_trainer, running_at
+from rekindle.launch.pod.worker_uptime import names_trainer, running_at
 
 
 @pytest.mark.parametrize(

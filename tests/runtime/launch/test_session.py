@@ -14,12 +14,12 @@ from rekindle.contract import (
     Round,
     View,
 )
-from rekindle.launch.rendezvous import place
-from rekindle.launch.session import Session, joinable
-from rekindle.launch.settings import from_environment
-from rekindle.launch.signals import Signals
-from rekindle.launch.solo import SoloLink, solo_view
-from rekindle.ranks.control import ControlPage
+from rekindle.launch.agent.rendezvous import place
+from rekindle.launch.coordinator.session import Session, joinable
+from rekindle.launch.coordinator.single_pod import SoloLink, solo_view
+from rekindle.launch.pod.settings import from_environment
+from rekindle.launch.pod.signals import Signals
+from rekindle.ranks.control_page import ControlPage
 
 
 def a_round(number: int, *slots: int, port: int = 1000) -> Round:

@@ -3,9 +3,9 @@
 import pytest
 
 from rekindle.launch.__main__ import checked
-from rekindle.launch.access import Access
-from rekindle.launch.cgroup import oom_kills
-from rekindle.launch.settings import from_environment
+from rekindle.launch.pod.access import Access
+from rekindle.launch.pod.cgroup import oom_kills
+from rekindle.launch.pod.settings import from_environment
 
 OPERATED = {
     "REKINDLE_COORDINATOR_URL": "http://op:8430/",

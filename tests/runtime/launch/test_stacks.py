@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rekindle.launch import stacks
+from rekindle.launch.health import stacks
 
 DUMP = """Thread 0x00007fe12e8e66c0 (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 982 in run
@@ -15,7 +15,7 @@ Current thread 0x00007fe12f648b80 (most recent call first):
   File "{inner}", line 5 in {function}
   File "/app/train.py", line 17 in training_step
   File "<frozen runpy>", line 88 in _run_code
-  File "/site-packages/rekindle/launch/worker.py", line 60 in main
+  File "/site-packages/rekindle/launch/spawn/worker.py", line 60 in main
 """
 
 

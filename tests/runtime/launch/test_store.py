@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import Member, Round
-from rekindle.launch.store import Spare, StoreError, connect
+from rekindle.launch.pod.round_store import Spare, StoreError, connect
 
 
 def a_round(port: int) -> Round:

@@ -1,6 +1,6 @@
 """Files that others write to, replace, cut and leave half written."""
 
-from rekindle.launch.tailing import MOST, Tail
+from rekindle.launch.health.tailing import MOST, Tail
 
 
 def test_what_was_there_before_is_passed_over(tmp_path):

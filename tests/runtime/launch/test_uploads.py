@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekindle.checkpoint import flush
+from rekindle.checkpoint.saving import flush
 from rekindle.launch.__main__ import UPLOAD_SECONDS, await_uploads, upload_seconds
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import AgentPhase
-from rekindle.launch import forkserver
-from rekindle.launch.forkserver import ForkServer
-from rekindle.launch.preload import EVERYTHING
-from rekindle.launch.warm import Job
+from rekindle.launch.spawn import fork_server_client
+from rekindle.launch.spawn.fork_server import Job
+from rekindle.launch.spawn.fork_server_client import ForkServer
+from rekindle.launch.spawn.preload import EVERYTHING
 
 pytestmark = pytest.mark.processes
 
@@ -226,8 +226,8 @@ def test_libraries_that_keep_the_rank_or_draw_numbers_are_shared_all_the_same(st
 
 def test_a_fork_server_that_does_not_answer_is_killed_with_what_it_might_still_say(monkeypatch):
     deaf = [sys.executable, "-c", "import time; time.sleep(600)"]
-    monkeypatch.setattr(forkserver, "arguments_of", lambda _start: deaf)
-    monkeypatch.setattr(forkserver, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(fork_server_client, "arguments_of", lambda _start: deaf)
+    monkeypatch.setattr(fork_server_client, "ANSWER_SECONDS", 0.1)
     server = ForkServer(command=["train.py"], count=1, memory=(), unfit={}, like_this=None)
     with pytest.raises(OSError, match="does not answer"):
         server.start(Job(environment={}))
@@ -269,7 +269,7 @@ def test_a_worker_that_does_not_die_holds_up_neither_the_agent_nor_the_fork_serv
 def test_a_round_says_how_it_came_up(coordinator, start_pod):
     script = """
 import time
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 page = ControlPage.from_environment()
 page.attach()
 page.begin(step=0, samples=0, total_steps=None)

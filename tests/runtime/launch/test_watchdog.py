@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.launch.watchdog import (
+from rekindle.launch.health.watchdog import (
     FACTOR,
     LEAST,
     UNKNOWN,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import Outcome
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 
 pytestmark = pytest.mark.processes
 
@@ -40,7 +40,7 @@ def test_a_script_sees_what_python_shows_it(tmp_path, command):
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "train.py").write_text(SEEN)
     plain = run(tmp_path, *command)
-    ours = run(tmp_path, "-m", "rekindle.launch.worker", *command)
+    ours = run(tmp_path, "-m", "rekindle.launch.spawn.worker", *command)
     assert ours.stdout == plain.stdout != ""
     assert (ours.returncode, ours.stderr) == (0, "")
 
@@ -50,7 +50,9 @@ def test_a_failing_script_prints_pythons_traceback_and_leaves_word(tmp_path, scr
     (tmp_path / "train.py").write_text(script)
     page = ControlPage(tmp_path, create=True)
     plain = run(tmp_path, "train.py")
-    ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py", run_dir=tmp_path, RANK="3")
+    ours = run(
+        tmp_path, "-m", "rekindle.launch.spawn.worker", "train.py", run_dir=tmp_path, RANK="3"
+    )
     assert ours.stderr == plain.stderr
     assert ours.returncode == plain.returncode == 1
     [outcome] = page.outcomes()
@@ -63,7 +65,7 @@ def test_an_outcome_of_the_trainer_stays(tmp_path):
     (tmp_path / "train.py").write_text(NESTED)
     page = ControlPage(tmp_path, create=True)
     page.write_outcome(Outcome(cause="Integrity", code=70, message="known better", rank=0))
-    run(tmp_path, "-m", "rekindle.launch.worker", "train.py", run_dir=tmp_path, RANK="0")
+    run(tmp_path, "-m", "rekindle.launch.spawn.worker", "train.py", run_dir=tmp_path, RANK="0")
     assert [outcome.message for outcome in page.outcomes()] == ["known better"]
 
 
@@ -73,20 +75,20 @@ def test_an_outcome_of_the_trainer_stays(tmp_path):
 def test_exit_codes_pass_and_parting_words_are_kept(tmp_path, ending, code, words):
     (tmp_path / "train.py").write_text(f"import sys; sys.exit({ending})")
     page = ControlPage(tmp_path, create=True)
-    ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py", run_dir=tmp_path)
+    ours = run(tmp_path, "-m", "rekindle.launch.spawn.worker", "train.py", run_dir=tmp_path)
     assert ours.returncode == code
     assert [outcome.message for outcome in page.outcomes()] == words
 
 
 def test_a_worker_whose_agent_is_gone_does_not_run(tmp_path):
     (tmp_path / "train.py").write_text("print('ran')")
-    ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py", REKINDLE_PARENT_PID="1")
+    ours = run(tmp_path, "-m", "rekindle.launch.spawn.worker", "train.py", REKINDLE_PARENT_PID="1")
     assert (ours.returncode, ours.stdout) == (-9, "")
 
 
 def test_an_interrupted_script_dies_of_the_signal_like_python(tmp_path):
     (tmp_path / "train.py").write_text("raise KeyboardInterrupt")
     plain = run(tmp_path, "train.py")
-    ours = run(tmp_path, "-m", "rekindle.launch.worker", "train.py")
+    ours = run(tmp_path, "-m", "rekindle.launch.spawn.worker", "train.py")
     assert (ours.returncode, ours.stderr) == (plain.returncode, plain.stderr)
     assert ours.returncode == -2

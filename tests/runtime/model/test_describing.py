@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from rekindle.checkpoint import encoding
+from rekindle.checkpoint.format import encoding
 from rekindle.model import describing
 from rekindle.model.describing import Missing, describe, recall
 

@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
+from rekindle.errors.requirement import RequirementError
 from rekindle.model import metrics
-from rekindle.requirement import RequirementError
 
 torchmetrics = pytest.importorskip("torchmetrics")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from rekindle.checkpoint import hostcopy, saver
-from rekindle.saving import keeping, recall
+from rekindle.checkpoint.saving import saver
+from rekindle.peer_memory import restore, schedule, store
 
 given = globals()  # ENVIRONMENT, MEMORY, TASK and OUT come from whoever runs this file
 task = given["TASK"]
@@ -24,13 +24,13 @@ torch.set_num_threads(1)
 # Line by line: this process may be killed.
 sys.stdout = Path(given["OUT"]).with_suffix(".txt").open("w", buffering=1)
 if task.get("copies", "every step") == "every step":
-    keeping.LEAST_SECONDS, keeping.SHARE = 0.0, 1e9
-    write = hostcopy.HostMemory.write
+    schedule.LEAST_SECONDS, schedule.SHARE = 0.0, 1e9
+    write = store.HostMemory.write
     # Whoever dies in a step has the copy from before it, however late a thread would have made it.
-    hostcopy.HostMemory.write = lambda *args, later: write(*args, later=False)
+    store.HostMemory.write = lambda *args, later: write(*args, later=False)
 if task.get("by_process"):
     saver.PROCESS_BYTES = 0
-recall.PIECE = task.get("piece", recall.PIECE)
+restore.PIECE = task.get("piece", restore.PIECE)
 
 
 def dying(function, left):
@@ -50,7 +50,7 @@ rank = int(os.environ["RANK"])
 if (place := task.get("die", {}).get(str(rank))) is not None:
     what, calls = place
     if what == "copy":
-        hostcopy.HostMemory._complete = dying(hostcopy.HostMemory._complete, calls)
+        store.HostMemory._complete = dying(store.HostMemory._complete, calls)
     elif what == "give":
         dist.send = dying(dist.send, calls)
     elif what == "take":
@@ -58,6 +58,6 @@ if (place := task.get("die", {}).get(str(rank))) is not None:
     elif what == "save":
         saver.Saver.save = dying(saver.Saver.save, calls)
     elif what == "recalled":
-        recall.Recall.release = dying(recall.Recall.release, calls)
+        restore.Recall.release = dying(restore.Recall.release, calls)
 result = runpy.run_path(str(Path(__file__).with_name("program.py")))["main"](task)
 Path(given["OUT"]).write_text(json.dumps(result))

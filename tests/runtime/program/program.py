@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import rekindle as rk
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 
 
 class Samples(Dataset):

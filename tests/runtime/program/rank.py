@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rekindle.saving import runs
+from rekindle.persistence import run_identity
 
 given = globals()  # RANK, WORLD_SIZE, PORT, TASKS and OUT come from whoever runs this file
 os.environ.update(
@@ -25,6 +25,6 @@ programs = {
 results = []
 for task in given["TASKS"]:
     # Each task stands for a process that is started.
-    runs.forget()
+    run_identity.forget()
     results.append(programs[task.get("program", "program.py")]["main"](task))
 Path(given["OUT"]).write_text(json.dumps(results))

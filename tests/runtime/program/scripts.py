@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import rekindle as rk
-from rekindle.tuning import Tuner
+from rekindle.trainer.tuner import Tuner
 
 
 class Net(rk.Module):

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import rekindle as rk
 from rekindle.callbacks import EMA
 from rekindle.checkpoint import shards
-from rekindle.checkpoint.tensors import named
+from rekindle.checkpoint.format.tensors import named
 from rekindle.strategies import FSDP2, DeepSpeedStrategy, FSDPStrategy
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rekindle.outcome import Preempted
+from rekindle.errors.outcome import Preempted
 from rekindle.randomness import EARLY, LONGEST
 from rekindle.ranks import consensus
 from rekindle.ranks.consensus import INTERVAL, Consensus

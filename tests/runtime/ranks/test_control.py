@@ -4,7 +4,7 @@ import time
 import pytest
 
 from rekindle.contract import Cause, Outcome, Restored
-from rekindle.ranks.control import ControlPage
+from rekindle.ranks.control_page import ControlPage
 
 
 @pytest.fixture

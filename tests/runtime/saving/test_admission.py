@@ -11,13 +11,13 @@ import torch
 import rekindle as rk
 from rekindle.checkpoint import Store
 from rekindle.checkpoint.holder import WATCH_SECONDS, Holder, started
-from rekindle.checkpoint.objects import Unreachable
-from rekindle.ranks.control import ControlPage
+from rekindle.checkpoint.objects.interface import Unreachable
+from rekindle.errors.requirement import RequirementError
+from rekindle.persistence import admission
+from rekindle.persistence.admission import LOOK_SECONDS, Gate, Presence
+from rekindle.persistence.lease import SharedLease
+from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.distributed import World
-from rekindle.requirement import RequirementError
-from rekindle.saving import admission
-from rekindle.saving.admission import LOOK_SECONDS, Gate, Presence
-from rekindle.saving.lease import SharedLease
 
 SELF = Holder.here({})
 NOBODY = 2**22 + 1

@@ -2,9 +2,9 @@
 
 import pytest
 
-from rekindle.checkpoint.interval import FIRST_SECONDS, Pace
+from rekindle.checkpoint.saving.interval import FIRST_SECONDS, Pace
 from rekindle.flags import Every
-from rekindle.saving.cadence import Cadence
+from rekindle.persistence.save_schedule import Cadence
 
 
 @pytest.mark.parametrize(

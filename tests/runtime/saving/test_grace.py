@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import ENV_GRACE
-from rekindle.saving.grace import Grace, period, warning
+from rekindle.persistence.grace_period import Grace, period, warning
 
 
 @pytest.mark.parametrize(("save", "grace"), [(15.0, 30.0), (1e9, None), (0.1, 30.0)])

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle.checkpoint.encoding import EncodingError
-from rekindle.checkpoint.hostcopy import HostMemory, Line, Serial
-from rekindle.checkpoint.manifest import CommitRef
+from rekindle.checkpoint.format.encoding import EncodingError
+from rekindle.checkpoint.format.manifest import CommitRef
+from rekindle.peer_memory import schedule
+from rekindle.peer_memory.schedule import LEAST_SECONDS, SHARE, Keeper, steps_between
+from rekindle.peer_memory.store import HostMemory, Line, Serial
 from rekindle.ranks.distributed import World
-from rekindle.saving import keeping
-from rekindle.saving.keeping import LEAST_SECONDS, SHARE, Keeper, steps_between
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
 LINE = Line(fence=1, step=0, base=None)
@@ -105,7 +105,7 @@ def test_going_back_makes_all_copies_worthless_and_begins_another_generation(mem
 
 
 def test_a_large_slot_is_touched_beside_the_training_unless_the_copy_is_needed(memory, monkeypatch):
-    monkeypatch.setattr(keeping, "_SMALL", 0)
+    monkeypatch.setattr(schedule, "_SMALL", 0)
     keeper = Keeper(ALONE, memory, "run", generation=1)
     keeper.begin(0, 0.0, None)
     take(keeper, 1, 0.1, size=10**6)

@@ -7,11 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rekindle.checkpoint.hostcopy import HostMemory, Known, Label, Line, Serial
-from rekindle.checkpoint.manifest import CommitRef
+from rekindle.checkpoint.format.manifest import CommitRef
+from rekindle.peer_memory.restore import Offer, Recall, choose
+from rekindle.peer_memory.schedule import Keeper
+from rekindle.peer_memory.store import HostMemory, Known, Label, Line, Serial
 from rekindle.ranks.distributed import World
-from rekindle.saving.keeping import Keeper
-from rekindle.saving.recall import Offer, Recall, choose
 
 
 def label(generation, number, step, crc=0):

@@ -5,10 +5,10 @@ import torch
 
 from rekindle import Trainer
 from rekindle.checkpoint import Saver, Store
+from rekindle.checkpoint.resolving import locate
+from rekindle.persistence.lease import SharedLease
+from rekindle.persistence.restore import Candidates, Found
 from rekindle.ranks.distributed import World
-from rekindle.resolving import locate
-from rekindle.saving.lease import SharedLease
-from rekindle.saving.restore import Candidates, Found
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
 

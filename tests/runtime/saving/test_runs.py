@@ -6,9 +6,9 @@ import pytest
 
 import rekindle as rk
 from rekindle.checkpoint import Store
-from rekindle.saving import runs
+from rekindle.persistence import run_identity
 
-OWN = runs.Identity(script="a", model="Net", hyperparameters={"lr": "0.1"})
+OWN = run_identity.Identity(script="a", model="Net", hyperparameters={"lr": "0.1"})
 
 
 def meta(script="a", *, finished=False, lr="0.1", world=1, model="Net"):
@@ -17,7 +17,7 @@ def meta(script="a", *, finished=False, lr="0.1", world=1, model="Net"):
 
 
 def decide(saved, resume="auto", job=False):
-    return runs.decide(OWN, saved, place="/runs", resume=resume, job=job, world_size=1)
+    return run_identity.decide(OWN, saved, place="/runs", resume=resume, job=job, world_size=1)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_other_hyperparameters_are_named_with_both_values(saved, job):
 
 def test_the_model_and_what_is_gone_or_new_are_named_as_well():
     saved = {"model": "Other", "hyperparameters": {"depth": "3"}}
-    assert runs.changed(saved, OWN) == [
+    assert run_identity.changed(saved, OWN) == [
         "the model was Other and is Net",
         "depth was 3 and is absent",
         "lr was absent and is 0.1",
@@ -86,8 +86,8 @@ def test_secrets_are_compared_and_not_shown():
         def __init__(self, api_key, lr, layers, code):
             super().__init__()
 
-    found = runs.identity(Net("hush", 0.1, [1, 2], code=print)).hyperparameters
-    other = runs.identity(Net("hash", 0.1, [1, 2], code=print)).hyperparameters
+    found = run_identity.identity(Net("hush", 0.1, [1, 2], code=print)).hyperparameters
+    other = run_identity.identity(Net("hash", 0.1, [1, 2], code=print)).hyperparameters
     assert "hush" not in str(found)
     assert found["api_key"] != other.pop("api_key")
     assert other == {"lr": "0.1", "layers": "[1, 2]"}
@@ -99,7 +99,7 @@ def test_what_is_saved_as_hyperparameter_counts_and_nothing_else():
             super().__init__()
             self.save_hyperparameters(ignore=["started"])
 
-    assert runs.identity(Net(0.1, 12.5)).hyperparameters == {"lr": "0.1"}
+    assert run_identity.identity(Net(0.1, 12.5)).hyperparameters == {"lr": "0.1"}
 
 
 def test_long_values_differ_at_their_end():
@@ -107,49 +107,49 @@ def test_long_values_differ_at_their_end():
         def __init__(self, names):
             super().__init__()
 
-    one, other = (runs.identity(Net(["x"] * 999 + [last])).hyperparameters for last in "ab")
+    one, other = (run_identity.identity(Net(["x"] * 999 + [last])).hyperparameters for last in "ab")
     assert one != other
     assert len(one["names"]) < 300
 
 
 def test_each_fit_of_a_root_has_a_place_of_its_own(monkeypatch):
     monkeypatch.undo()
-    numbers = [runs.next_number("s3://b/run/"), runs.next_number("s3://b/run/")]
+    numbers = [run_identity.next_number("s3://b/run/"), run_identity.next_number("s3://b/run/")]
     assert numbers == [1, 2]
-    assert runs.next_number("/other") == 1
-    places = [runs.place_of("s3://b/run/", number) for number in (1, 2, 10)]
+    assert run_identity.next_number("/other") == 1
+    places = [run_identity.place_of("s3://b/run/", number) for number in (1, 2, 10)]
     assert places == ["s3://b/run/", "s3://b/run/fits/2", "s3://b/run/fits/10"]
-    assert runs.places_before("/r", 3) == ["/r/fits/2", "/r"]
+    assert run_identity.places_before("/r", 3) == ["/r/fits/2", "/r"]
 
 
 def test_a_script_that_has_not_come_to_its_end_is_found_again(tmp_path, monkeypatch):
     objects = Store.open(str(tmp_path)).objects
-    first = runs.enter(objects, "root")
-    assert runs.enter(objects, "root") == first == runs.peek(objects)
-    runs._end(runs.os.getpid())
-    assert runs.peek(objects) == ""
-    second = runs.enter(objects, "root")
+    first = run_identity.enter(objects, "root")
+    assert run_identity.enter(objects, "root") == first == run_identity.peek(objects)
+    run_identity._end(run_identity.os.getpid())
+    assert run_identity.peek(objects) == ""
+    second = run_identity.enter(objects, "root")
     assert second != first
-    assert runs.enter(objects, "root", anew=True) != second
+    assert run_identity.enter(objects, "root", anew=True) != second
     # A launcher that starts its workers again knows better.
-    runs._end(runs.os.getpid())
+    run_identity._end(run_identity.os.getpid())
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert runs.enter(objects, "root") == json.loads(objects.get("script.json"))["script"]
+    assert run_identity.enter(objects, "root") == json.loads(objects.get("script.json"))["script"]
 
 
 @pytest.mark.parametrize("why", ["failed", "forked"])
 def test_a_script_that_ends_otherwise_is_not_marked(why, tmp_path):
     objects = Store.open(str(tmp_path)).objects
-    script = runs.enter(objects, "root")
+    script = run_identity.enter(objects, "root")
     if why == "failed":
-        runs.failed()
-    runs._end(runs.os.getpid() + (why == "forked"))
-    assert runs.peek(objects) == script
+        run_identity.failed()
+    run_identity._end(run_identity.os.getpid() + (why == "forked"))
+    assert run_identity.peek(objects) == script
 
 
 def test_a_record_that_cannot_be_read_is_none(tmp_path):
     objects = Store.open(str(tmp_path)).objects
     objects.put("script.json", b"{")
-    assert runs.peek(objects) == ""
+    assert run_identity.peek(objects) == ""
     objects.put("script.json", b"[1]")
-    assert runs.peek(objects) == ""
+    assert run_identity.peek(objects) == ""

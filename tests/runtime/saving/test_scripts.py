@@ -7,7 +7,7 @@ import torch
 
 import rekindle as rk
 from rekindle.checkpoint import Store
-from rekindle.saving import runs
+from rekindle.persistence import run_identity
 
 pytestmark = pytest.mark.one_script
 
@@ -64,14 +64,14 @@ class World:
         )
 
     def start(self, script, kill_after=None):
-        runs.forget()
+        run_identity.forget()
         torch.manual_seed(5)
         self.killer = Killer(kill_after) if kill_after else None
         try:
             result = script(self)
         except Killed:
             return None
-        runs._end(runs.os.getpid())
+        run_identity._end(run_identity.os.getpid())
         return result
 
 
@@ -153,7 +153,7 @@ def test_a_sweep_may_be_killed_after_any_step(after, world, tmp_path):
 def test_a_script_that_is_started_again_begins_anew(world, capsys):
     first = world.start(sweep)
     for number in (1, 2, 3):
-        assert Store.open(runs.place_of(world.root, number)).commits()
+        assert Store.open(run_identity.place_of(world.root, number)).commits()
     capsys.readouterr()
     assert world.start(sweep) == first
     said = capsys.readouterr().out

@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
 from rekindle.contract import ENV_RUN_DIR, ENV_WORKERS
-from rekindle.data.order import Cursor
-from rekindle.ranks.control import ControlPage
-from rekindle.training.batching import Sharing, sharing, workers_of_the_job
+from rekindle.data.sampling.order import Cursor
+from rekindle.ranks.control_page import ControlPage
+from rekindle.training.setup.batch_sharing import Sharing, sharing, workers_of_the_job
 
 
 def position(G=16, m=16, **more):

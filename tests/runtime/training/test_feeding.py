@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
-from rekindle.checkpoint.file import FileObjects
-from rekindle.checkpoint.objects import StoreError
+from rekindle.checkpoint.objects.file import FileObjects
+from rekindle.checkpoint.objects.interface import StoreError
 
 N = 53
 

@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
+from rekindle.training.hook_profiling import HookTimes
 from rekindle.training.hooks import NAMES, Hooks
-from rekindle.training.hooktimes import HookTimes
 
 GOLDEN = """
 setup

@@ -18,7 +18,7 @@ from rekindle.callback import Callback
 from rekindle.datamodule import DataModule
 from rekindle.model.module import Module
 from rekindle.pytorch.utilities.exceptions import MisconfigurationException
-from rekindle.trainer import Trainer
+from rekindle.trainer.trainer import Trainer
 
 try:
     import jsonargparse

@@ -12,7 +12,7 @@ from rekindle.pytorch.utilities.model_helpers import is_overridden
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
-    from rekindle.trainer import Trainer
+    from rekindle.trainer.trainer import Trainer
 
 
 class SaveConfigCallback(Callback):

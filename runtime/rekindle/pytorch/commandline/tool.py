@@ -33,7 +33,7 @@ from rekindle.pytorch.utilities.exceptions import MisconfigurationException
 from rekindle.pytorch.utilities.model_helpers import is_overridden
 from rekindle.pytorch.utilities.rank_zero import rank_zero_warn
 from rekindle.randomness import seed_everything
-from rekindle.trainer import Trainer
+from rekindle.trainer.trainer import Trainer
 
 
 class LightningCLI:

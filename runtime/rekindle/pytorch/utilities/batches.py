@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from rekindle import cpus
+from rekindle.data import cpus
 from rekindle.pytorch.utilities.exceptions import MisconfigurationException
 from rekindle.pytorch.utilities.rank_zero import WarningCache
 

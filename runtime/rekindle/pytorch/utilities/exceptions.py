@@ -1,7 +1,7 @@
 """Errors that scripts raise and catch."""
 
-from rekindle import misconfiguration
-from rekindle.outcome import Preempted
+from rekindle.errors import misconfiguration
+from rekindle.errors.outcome import Preempted
 
 MisconfigurationException = misconfiguration.MisconfigurationException
 SIGTERMException = Preempted

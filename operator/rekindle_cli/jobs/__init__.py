@@ -1,0 +1,1 @@
+"""Jobs on any cluster: asked, followed, explained, started again."""

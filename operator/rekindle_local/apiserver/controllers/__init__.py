@@ -1,0 +1,1 @@
+"""What follows from writes in the background: garbage collection, disruption budgets."""

@@ -1,0 +1,1 @@
+"""Requests and answers: verbs, tables, watches, logs, protobuf bodies."""

@@ -1,0 +1,1 @@
+"""What the server knows about built-in kinds: defaults, status, refusals, columns."""

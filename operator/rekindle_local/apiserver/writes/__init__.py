@@ -1,0 +1,1 @@
+"""What a request does to objects: decoding, patches, server-side apply, operations."""

@@ -1,0 +1,1 @@
+"""Addresses, names and certificates of the embedded cluster."""

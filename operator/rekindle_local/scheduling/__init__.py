@@ -1,0 +1,1 @@
+"""Where pods run: the scheduler's loop around a pure decision."""

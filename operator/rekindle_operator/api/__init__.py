@@ -1,0 +1,1 @@
+"""A TrainingJob as typed values, and the small rules of its documents."""

@@ -1,0 +1,1 @@
+"""The coordinator: the HTTP side of `rekindle.contract`, its connections and certificates."""

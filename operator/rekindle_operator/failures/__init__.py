@@ -1,0 +1,1 @@
+"""How pods end and what holds them: tables of causes, and how each shows."""

@@ -1,0 +1,1 @@
+"""The Kubernetes API: the only module that calls it, and reflectors over its watches."""

@@ -1,0 +1,1 @@
+"""What is there for a job: pods, nodes, agents, notices, parsed into frozen values."""

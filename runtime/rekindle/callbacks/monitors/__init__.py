@@ -1,0 +1,1 @@
+"""Callbacks that watch and show: progress, throughput, devices, gradients, learning rates."""

@@ -1,0 +1,1 @@
+"""Callbacks that change weights or which of them train: averages, fine-tuning."""

@@ -1,0 +1,1 @@
+"""How a checkpoint lies in a store: its documents, its bytes, its checksums."""

@@ -1,0 +1,1 @@
+"""From the memory of a process to a committed checkpoint, beside the training."""

@@ -1,0 +1,1 @@
+"""Which samples an epoch has, and in which order."""

@@ -1,0 +1,1 @@
+"""Whether workers make progress, and what is known when they do not."""

@@ -1,0 +1,1 @@
+"""The newest state of a run in the memory of its pods: kept, scheduled, and restored from."""

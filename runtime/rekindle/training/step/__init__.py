@@ -1,0 +1,1 @@
+"""The step where a module, an optimizer or a hook takes a part of it over."""
