@@ -27,15 +27,15 @@ from rekindle_cli.output.failure import (
     INTERRUPTED,
     JOB_FAILED,
     USAGE,
-    Failure,
+    CommandFailure,
     unexpected,
     wants_tracebacks,
 )
 
 if TYPE_CHECKING:
-    from rekindle_cli.jobs.report import Report
-    from rekindle_cli.jobs.view import View
-    from rekindle_cli.local.stack import Stack
+    from rekindle_cli.jobs.report import JobReport
+    from rekindle_cli.jobs.view import ProgressView
+    from rekindle_cli.local.stack import LocalStack
 
 app = typer.Typer(
     name="rekindle",
@@ -62,7 +62,7 @@ def _jobs(context: typer.Context, incomplete: str) -> list[str]:
     wanted = query.Query(namespace=given.get("namespace"), kubeconfig=given.get("kubeconfig"))
     try:
         return [name for name in query.names(wanted) if name.startswith(incomplete)]
-    except Failure:
+    except CommandFailure:
         return []
 
 
@@ -105,14 +105,14 @@ def up(
 ) -> None:
     """Run the embedded cluster and the operator in the foreground, until Ctrl-C."""
     from rekindle_cli.local import foreground
-    from rekindle_cli.local.stack import Stack
+    from rekindle_cli.local.stack import LocalStack
 
     options = foreground.options(
         nodes=nodes, port=port, state_dir=state_dir, workdir=workdir, verbose=verbose
     )
     view = _view(sys.stderr)
     try:
-        with Stack(options, view.note) as stack:
+        with LocalStack(options, view.note) as stack:
             foreground.give_credentials(stack)
             print("\n".join(foreground.greeting(stack)), flush=True)
             interrupts.wait()
@@ -142,17 +142,17 @@ def run(
     """Run a job on this machine: start a cluster, apply the manifest, follow it to its end."""
     from rekindle_cli.jobs.report import as_json as report_json
     from rekindle_cli.local import run as runner
-    from rekindle_cli.local.stack import Stack
+    from rekindle_cli.local.stack import LocalStack
 
     started = time.monotonic()
     bundle, options = runner.prepare(
-        runner.Request(
+        runner.RunRequest(
             path=manifest, nodes=nodes, workdir=workdir, real_s3=real_s3, verbose=verbose
         )
     )
     out = sys.stderr if as_json else sys.stdout
     view = _view(out)
-    with Stack(options, view.note) as stack:
+    with LocalStack(options, view.note) as stack:
         report = runner.run_job(stack, bundle, view, started=started, real_s3=real_s3)
         _summary(report, out)
         if report.job.phase == "Failed":
@@ -209,7 +209,9 @@ def get(
     from rekindle_cli.jobs import query
 
     if all_namespaces and namespace is not None:
-        raise Failure("-A lists all namespaces and -n names one: give one of them.", reason="Usage")
+        raise CommandFailure(
+            "-A lists all namespaces and -n names one: give one of them.", reason="Usage"
+        )
     wanted = query.Query(
         name=job, namespace=namespace, everywhere=all_namespaces, kubeconfig=kubeconfig
     )
@@ -298,23 +300,23 @@ def _version() -> str:
     try:
         return installed_version("rekindle")
     except PackageNotFoundError:
-        raise Failure("rekindle is not installed, it runs from a checkout.") from None
+        raise CommandFailure("rekindle is not installed, it runs from a checkout.") from None
 
 
-def _view(stream: IO[str]) -> "View":
+def _view(stream: IO[str]) -> "ProgressView":
     from rekindle_cli.jobs.view import open_view
 
     return open_view(stream, live=True)
 
 
-def _summary(report: "Report", stream: IO[str]) -> None:
+def _summary(report: "JobReport", stream: IO[str]) -> None:
     from rekindle_cli.jobs.report import summary
     from rekindle_cli.jobs.view import print_rows
 
     print_rows(summary(report), stream)
 
 
-def _keep(stack: "Stack", view: "View") -> None:
+def _keep(stack: "LocalStack", view: "ProgressView") -> None:
     from rekindle_cli.local import foreground
 
     view.note("the cluster stays up until Ctrl-C:")
@@ -333,7 +335,7 @@ def main() -> None:
     try:
         # Not standalone: the parser would print its own errors, also to who asked for JSON.
         code = app(arguments, prog_name="rekindle", standalone_mode=False)
-    except Failure as failure:
+    except CommandFailure as failure:
         code = _failed(failure)
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -349,7 +351,9 @@ def main() -> None:
         else:
             code = _failed(unexpected(error))
     if code == INTERRUPTED and _wants_json():
-        print(json.dumps(Failure("interrupted", reason="Interrupted").document()), flush=True)
+        print(
+            json.dumps(CommandFailure("interrupted", reason="Interrupted").document()), flush=True
+        )
     sys.exit(code or 0)
 
 
@@ -359,7 +363,7 @@ def _wants_json() -> bool:
     return "--json" in own and given[0] not in _STAGES
 
 
-def _failed(failure: Failure) -> int:
+def _failed(failure: CommandFailure) -> int:
     print("\n".join(failure.lines), file=sys.stderr)
     if _wants_json():
         print(json.dumps(failure.document()), flush=True)
@@ -373,7 +377,7 @@ def _misused(error: Any) -> int:
     if not message or type(error).__name__ == "NoArgsIsHelpError":
         error.show()  # a group without a command: its help
         return USAGE
-    return _failed(Failure(f"{path}: {message}", f"See '{path} --help'.", reason="Usage"))
+    return _failed(CommandFailure(f"{path}: {message}", f"See '{path} --help'.", reason="Usage"))
 
 
 if __name__ == "__main__":

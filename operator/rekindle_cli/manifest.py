@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from rekindle import contract
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 Manifest = dict[str, Any]
 """One object of the Kubernetes API."""
@@ -75,19 +75,19 @@ def load(path: Path) -> Bundle:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise Failure(
+        raise CommandFailure(
             f"{path}: there is no such file.",
             "Give the path of a manifest with a TrainingJob.",
             reason="NotFound",
         ) from None
     except IsADirectoryError:
-        raise Failure(f"{path} is a directory; name the manifest in it.") from None
+        raise CommandFailure(f"{path} is a directory; name the manifest in it.") from None
     except UnicodeDecodeError as error:
-        raise Failure(
+        raise CommandFailure(
             f"{path} is no text file (byte {error.start} is not UTF-8); a manifest is YAML."
         ) from None
     except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror}.") from None
+        raise CommandFailure(f"{path} cannot be read: {error.strerror}.") from None
     return read(text, str(path), path.resolve().parent)
 
 
@@ -96,17 +96,17 @@ def read(text: str, name: str, folder: Path) -> Bundle:
     try:
         documents = [entry for entry in yaml.safe_load_all(text) if entry is not None]
     except yaml.YAMLError as error:
-        raise Failure(_yaml_message(error, name)) from None
+        raise CommandFailure(_yaml_message(error, name)) from None
     for index, entry in enumerate(documents):
         if not isinstance(entry, dict) or not isinstance(entry.get("kind"), str):
-            raise Failure(
+            raise CommandFailure(
                 f"{name}: document {index + 1} is no Kubernetes object: it has no 'kind'.",
                 "Every document begins with apiVersion, kind and metadata.",
             )
     jobs = [entry for entry in documents if entry["kind"] == contract.KIND]
     if len(jobs) != 1:
         kinds = ", ".join(entry["kind"] for entry in documents) or "nothing"
-        raise Failure(
+        raise CommandFailure(
             f"{name} holds {len(jobs)} documents of kind {contract.KIND}, must be exactly one "
             f"(found: {kinds}).",
             "Put each job into a file of its own; Secrets and ConfigMaps that it needs may be "
@@ -117,7 +117,7 @@ def read(text: str, name: str, folder: Path) -> Bundle:
         )
     expected = f"{contract.GROUP}/{contract.VERSION}"
     if jobs[0].get("apiVersion") != expected:
-        raise Failure(
+        raise CommandFailure(
             f"{name}: apiVersion is {jobs[0].get('apiVersion')!r}, must be {expected} for a "
             f"{contract.KIND}."
         )
@@ -223,7 +223,7 @@ def _without_credentials(endpoint: str) -> None:
     try:
         without_credentials(endpoint, "spec.checkpoint.endpointUrl")
     except InvalidLocation as error:
-        raise Failure(str(error)) from None
+        raise CommandFailure(str(error)) from None
 
 
 def _is_secret(entry: Manifest, name: str, namespace: str) -> bool:

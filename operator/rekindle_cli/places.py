@@ -7,7 +7,7 @@ is asked first; in a wheel there is no checkout, and the copies are all there is
 from pathlib import Path
 
 import rekindle
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 _HERE = Path(__file__).resolve().parent
 _CHECKOUT = _HERE.parents[1]
@@ -22,7 +22,7 @@ def examples() -> Path | None:
     """The folder of the examples, which the runtime image has as its working directory."""
     try:
         return _first("examples", "digits")
-    except Failure:
+    except CommandFailure:
         return None
 
 
@@ -45,7 +45,7 @@ def _first(name: str, witness: str) -> Path:
     for folder in (checkout, _HERE / "data" / name):
         if (folder / witness).exists():
             return folder
-    raise Failure(
+    raise CommandFailure(
         f"This installation of rekindle lacks {name}/{witness}.",
         "Install it again: pip install --force-reinstall 'rekindle[local]'.",
         reason="NotFound",

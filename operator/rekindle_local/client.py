@@ -1,10 +1,10 @@
 """The embedded cluster's own client of a Kubernetes API: requests, watches, reflectors.
 
 Scheduler, kubelet and controllers are written against HTTP, as in a real cluster, so that they can
-serve any API server and cannot reach into the embedded one. A `Reflector` is the usual list then
-watch: it keeps a copy of one collection, tells a callback what changed, and starts again from a
-list when the server has forgotten its place (410) or the connection is gone. What disappeared
-meanwhile is told as DELETED, so a callback never misses an end.
+serve any API server and cannot reach into the embedded one. A `CollectionReflector` is the usual
+list then watch: it keeps a copy of one collection, tells a callback what changed, and starts again
+from a list when the server has forgotten its place (410) or the connection is gone. What
+disappeared meanwhile is told as DELETED, so a callback never misses an end.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ _WATCH_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=10, sock_read=_WATCH_
 _log = logging.getLogger(__name__)
 
 
-class ApiError(Exception):
+class RequestError(Exception):
     """An answer of the API server that is not a success; carries its code, reason and message."""
 
     def __init__(self, code: int, reason: str, message: str, request: str) -> None:
@@ -109,7 +109,7 @@ class KubeClient:
         """GET one object; None when it does not exist."""
         try:
             return await self.get(path)
-        except ApiError as error:
+        except RequestError as error:
             if error.code == 404:
                 return None
             raise
@@ -133,7 +133,7 @@ class KubeClient:
             options["preconditions"] = {"uid": uid}
         try:
             return await self.request("DELETE", path, body=options)
-        except ApiError as error:
+        except RequestError as error:
             if error.code == 404 or (error.code == 409 and uid is not None):
                 return None
             raise
@@ -163,15 +163,15 @@ class KubeClient:
                         yield json.loads(line)
 
 
-def _error(code: int, text: str, request: str) -> ApiError:
+def _error(code: int, text: str, request: str) -> RequestError:
     try:
         status = json.loads(text)
-        return ApiError(code, status.get("reason", ""), status.get("message", text), request)
+        return RequestError(code, status.get("reason", ""), status.get("message", text), request)
     except (ValueError, AttributeError):
-        return ApiError(code, "", text[:500], request)
+        return RequestError(code, "", text[:500], request)
 
 
-class Reflector:
+class CollectionReflector:
     """A copy of one collection, kept up to date; `items` is keyed by uid."""
 
     def __init__(
@@ -196,7 +196,7 @@ class Reflector:
                 version = await self._relist()
                 delay = 0.1
                 await self._follow(version)
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 _log.debug("watch of %s starts again in %.1f s: %s", self._path, delay, error)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
@@ -218,7 +218,7 @@ class Reflector:
             async for event in self._client.watch(self._path, self._params, version):
                 item = event["object"]
                 if event["type"] == "ERROR":
-                    raise ApiError(
+                    raise RequestError(
                         int(item.get("code", 500)),
                         item.get("reason", ""),
                         item.get("message", ""),

@@ -25,7 +25,7 @@ import psutil
 
 from rekindle_local import provisioner
 from rekindle_local.apiserver.http.server import ApiServer
-from rekindle_local.client import ApiError, KubeClient
+from rekindle_local.client import KubeClient, RequestError
 from rekindle_local.images import Image
 from rekindle_local.kubelet import hostsfile
 from rekindle_local.kubelet.agent import Kubelet, KubeletConfig
@@ -215,7 +215,7 @@ class Cluster:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         try:
             await self._client.create("/api/v1/namespaces", body)
-        except ApiError as error:
+        except RequestError as error:
             if error.code != 409:
                 raise
 

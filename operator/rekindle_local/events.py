@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from rekindle_local import timestamps
-from rekindle_local.client import ApiError, KubeClient, Manifest
+from rekindle_local.client import KubeClient, Manifest, RequestError
 
 _QUEUE = 512
 _REMEMBERED = 1024
@@ -47,7 +47,7 @@ class EventRecorder:
             subject, kind, reason, message, field = await self._queue.get()
             try:
                 await self._write(subject, kind, reason, message, field)
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 _log.debug("event %s not written: %s", reason, error)
 
     async def _write(
@@ -64,7 +64,7 @@ class EventRecorder:
                 await self._client.patch(
                     f"{base}/{name}", {"count": count + 1, "lastTimestamp": stamp}
                 )
-            except ApiError as error:
+            except RequestError as error:
                 if error.code != 404:
                     raise
             else:

@@ -18,7 +18,14 @@ from pathlib import Path
 
 import aiohttp
 
-from rekindle_local.client import MERGE, STRATEGIC, ApiError, KubeClient, Manifest, Reflector
+from rekindle_local.client import (
+    MERGE,
+    STRATEGIC,
+    CollectionReflector,
+    KubeClient,
+    Manifest,
+    RequestError,
+)
 from rekindle_local.events import EventRecorder
 from rekindle_local.quantity import parse_quantity
 from rekindle_local.scheduling import constraints
@@ -89,10 +96,12 @@ class Provisioner:
         self._events = EventRecorder(client, "persistentvolume-controller")
         self._wake = asyncio.Event()
         self._told: dict[str, str] = {}
-        self._claims = Reflector(client, "/api/v1/persistentvolumeclaims", self._on_change)
-        self._volumes = Reflector(client, _VOLUMES, self._on_change)
-        self._classes = Reflector(client, CLASSES, self._on_change)
-        self._pods = Reflector(client, "/api/v1/pods", self._on_pod)
+        self._claims = CollectionReflector(
+            client, "/api/v1/persistentvolumeclaims", self._on_change
+        )
+        self._volumes = CollectionReflector(client, _VOLUMES, self._on_change)
+        self._classes = CollectionReflector(client, CLASSES, self._on_change)
+        self._pods = CollectionReflector(client, "/api/v1/pods", self._on_pod)
         self._reflectors = (self._claims, self._volumes, self._classes, self._pods)
 
     async def run(self) -> None:
@@ -135,7 +144,7 @@ class Provisioner:
     async def _attempt(self, work: Awaitable[None]) -> bool:
         try:
             await work
-        except ApiError as error:
+        except RequestError as error:
             if error.code not in (404, 409):  # gone or changed: the watch will tell
                 _log.warning("volumes: %s", error)
                 return False

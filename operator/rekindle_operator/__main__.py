@@ -27,7 +27,7 @@ from rekindle_operator import logs, metrics
 from rekindle_operator.controller import handlers
 from rekindle_operator.controller.controller import Controller
 from rekindle_operator.coordinator import connections, tls
-from rekindle_operator.kube.cluster import Cluster
+from rekindle_operator.kube.cluster import KubernetesApi
 from rekindle_operator.pods import manifests
 
 
@@ -106,14 +106,14 @@ def host_of(options: argparse.Namespace) -> str:
     return urlsplit(options.coordinator_url).hostname or ""
 
 
-def source_of(options: argparse.Namespace, cluster: Cluster) -> tls.Source | None:
+def source_of(options: argparse.Namespace, cluster: KubernetesApi) -> tls.CertificateSource | None:
     """Where the coordinator's certificate comes from; None where it speaks in the clear."""
     if options.tls_secret:
         load = partial(tls.in_secret, cluster, *options.tls_secret.split("/"))
         return tls.Own(load, [host_of(options)])
     if options.tls_directory:
         return tls.Own(partial(tls.in_directory, options.tls_directory), [host_of(options)])
-    return tls.Files(options.tls_files) if options.tls_files else None
+    return tls.CertificateFiles(options.tls_files) if options.tls_files else None
 
 
 def observability(*ready: asyncio.Event) -> web.Application:
@@ -143,7 +143,7 @@ async def run(options: argparse.Namespace) -> None:
     assert this is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, this.cancel)
-    cluster = await Cluster.connect()
+    cluster = await KubernetesApi.connect()
     watch_nodes = not options.no_watch_nodes
     source = source_of(options, cluster)
     controller = Controller(

@@ -41,7 +41,7 @@ def escaped(text: str) -> str:
     return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-class Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """A line for people; more of them for a traceback, indented."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Text(logging.Formatter):
         return "\n".join("    " + escaped(line) for line in lines)
 
 
-class Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object for each line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -144,6 +144,6 @@ def _summary(count: int, last: logging.LogRecord) -> logging.LogRecord:
 def configure(form: str, *, verbose: bool) -> None:
     """Send all lines to stderr in this form (one of FORMATS)."""
     handler = Moderate(sys.stderr)
-    handler.setFormatter(Json() if form == "json" else Text())
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("kopf").setLevel(logging.DEBUG if verbose else logging.WARNING)

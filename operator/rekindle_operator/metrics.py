@@ -75,7 +75,7 @@ DROPPED = Counter(
 )
 
 
-class Fleet(Collector):
+class FleetCollector(Collector):
     """What is true of all jobs at the moment of a scrape (see rekindle_operator.status.fleet)."""
 
     def __init__(self) -> None:
@@ -134,5 +134,5 @@ class Fleet(Collector):
         )
 
 
-FLEET = Fleet()
+FLEET = FleetCollector()
 REGISTRY.register(FLEET)

@@ -27,7 +27,7 @@ DRAW_SECONDS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class TrainingProgress:
     """How far training is."""
 
     step: int
@@ -62,7 +62,7 @@ class Progress:
 class Renderer(Protocol):
     """Draws progress on a terminal."""
 
-    def draw(self, progress: Progress, now: float) -> None:
+    def draw(self, progress: TrainingProgress, now: float) -> None:
         """Show it (`now` in seconds of a steady clock)."""
 
     def say(self, text: str) -> None:
@@ -79,10 +79,10 @@ class Bar:
         """Draw when `every` more steps are done; with `leave` each epoch keeps its line."""
         self._stream, self._every, self._leave = stream, every, leave
         self._open = False
-        self._drawn: Progress | None = None
+        self._drawn: TrainingProgress | None = None
         self._began: tuple[int, float] | None = None
 
-    def draw(self, progress: Progress, now: float) -> None:
+    def draw(self, progress: TrainingProgress, now: float) -> None:
         """Write over the line."""
         before = self._drawn
         if before is not None and replace(progress, step=before.step) == before:
@@ -96,7 +96,7 @@ class Bar:
         self._stream.flush()
         self._open = True
 
-    def text(self, progress: Progress, now: float, width: int | None = None) -> str:
+    def text(self, progress: TrainingProgress, now: float, width: int | None = None) -> str:
         """The line; speed and time are those since the first call."""
         if self._began is None or progress.step < self._began[0]:
             self._began = (progress.step, now)
@@ -152,7 +152,7 @@ class Console:
         self._renderer: Renderer | None = None
         self._make: Callable[[TextIO], Renderer] = Bar
         self._values: Callable[[], dict[str, Any]] | None = None
-        self._newest: Progress | None = None
+        self._newest: TrainingProgress | None = None
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -183,7 +183,7 @@ class Console:
             else:
                 self._renderer.say(text)
 
-    def follow(self, look: Callable[[], Progress]) -> None:
+    def follow(self, look: Callable[[], TrainingProgress]) -> None:
         """Begin to draw what `look` gives, until `close`; does nothing without a terminal."""
         if not self.draws or self._thread is not None:
             return
@@ -192,7 +192,7 @@ class Console:
             lambda: self._draw(look), name="rekindle-progress", pause=self._end.wait
         )
 
-    def progress(self, progress: Progress, now: float, *, last: bool = False) -> None:
+    def progress(self, progress: TrainingProgress, now: float, *, last: bool = False) -> None:
         """Show how far training is (`now` in seconds of a steady clock)."""
         if not (self._first and self._show):
             return
@@ -222,7 +222,7 @@ class Console:
             self._renderer = self._make(self._out())
         return self._renderer
 
-    def _draw(self, look: Callable[[], Progress]) -> None:
+    def _draw(self, look: Callable[[], TrainingProgress]) -> None:
         while True:
             seen, known = look(), self._newest
             if known is not None:
@@ -268,7 +268,7 @@ class Silent:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def draw(self, progress: Progress, now: float) -> None:
+    def draw(self, progress: TrainingProgress, now: float) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:

@@ -635,7 +635,7 @@ class CheckpointReport(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restored(Document):
+class RestoredFrom(Document):
     """Where the workers of a round began."""
 
     step: Annotated[int, COUNT]
@@ -762,7 +762,7 @@ class AgentReport(Document):
     """What was left until the end when the notice came."""
     progress: Progress | None = None
     checkpoint: CheckpointReport | None = None
-    restored: Restored | None = None
+    restored: RestoredFrom | None = None
     outcome: Outcome | None = None
     failed_for: Annotated[float | None, SECONDS] = None
     """Seconds since the workers were seen to fail, when this report was made."""

@@ -9,9 +9,9 @@ nothing has to be saved for it.
 
 The public `torch.manual_seed` walks every backend (82 µs); seeding the default generators directly
 costs 1 µs, Python's and NumPy's another 5 µs. Most datasets draw from torch or not at all, so for
-them these 5 µs per sample are saved: Python's and NumPy's generators are left alone until a `Watch`
-shows that reading has drawn from one of them, which two words of each generator's state tell. What
-was read is then read once more, seeded in full, and so is everything after it.
+them these 5 µs per sample are saved: Python's and NumPy's generators are left alone until a
+`GeneratorWatch` shows that reading has drawn from one of them, which two words of each generator's
+state tell. What was read is then read once more, seeded in full, and so is everything after it.
 
 A `training_step` cannot be run twice. There, `LaneSeeds` gives Python's and NumPy's generators one
 fixed state before each lane until somebody draws from them; from the second step after that on,
@@ -141,7 +141,7 @@ def seed_validation(seed: int, step: int, batch: int) -> None:
 def seed_sample(seed: int, epoch: int, sample: int, *, full: bool = True) -> None:
     """Before a dataset's ``__getitem__``: augmentation depends on the sample, not on the worker.
 
-    Without `full`, torch's generator only; see `Watch`.
+    Without `full`, torch's generator only; see `GeneratorWatch`.
     """
     value = _after(_begun(seed, _SAMPLE, epoch), sample)
     if full:
@@ -191,7 +191,7 @@ def restore(saved: dict[str, Any]) -> None:
         numpy.random.set_state(state)
 
 
-class Watch:
+class GeneratorWatch:
     """Sees whether somebody has drawn from Python's or NumPy's generator since `seed_all`.
 
     Both are Mersenne Twisters: 624 words and a position among them. Whoever draws moves the
@@ -252,14 +252,14 @@ class Watch:
             self._numpy.set_state(kept)
 
 
-_watch: Watch | None = None
+_watch: GeneratorWatch | None = None
 
 
-def watch() -> Watch | None:
+def watch() -> GeneratorWatch | None:
     """The one watch of this process; None where it would see nothing."""
     global _watch  # noqa: PLW0603
     if _watch is None:
-        _watch = Watch()
+        _watch = GeneratorWatch()
     return _watch if _watch.usable else None
 
 

@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 
 from rekindle.randomness import EARLY
-from rekindle.ranks.consensus import Consensus, Notice
+from rekindle.ranks.consensus import Consensus, StopNotice
 from rekindle.ranks.distributed import World
 
 LENGTHS = (0.0, 0.002, 0.01)
@@ -48,7 +48,7 @@ def ways(rank: int, size: int) -> dict[str, Callable[[], Callable[[], None]]]:
         world = World(
             rank=rank, size=size, local_rank=rank, device=torch.device("cpu"), control=control
         )
-        consensus = Consensus(world, Notice(None), lambda: False)
+        consensus = Consensus(world, StopNotice(None), lambda: False)
         return lambda: assert_false(consensus.poll(EARLY))
 
     def word() -> Callable[[], None]:

@@ -13,7 +13,7 @@ import pytest
 
 from rekindle.contract import GROUP, PLURAL
 from rekindle_operator.controller import handlers
-from rekindle_operator.kube.cluster import Cluster
+from rekindle_operator.kube.cluster import KubernetesApi
 from rekindle_operator.plan import Deletion, Event
 from rekindle_operator.pods import manifests
 
@@ -38,7 +38,7 @@ PATH = re.compile(
 )
 
 
-class Asked(Cluster):
+class Asked(KubernetesApi):
     """A cluster that notes what right each request needs, and in which everything is there."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ def child(kind: str) -> dict[str, Any]:
     }
 
 
-async def every_call(cluster: Cluster) -> None:
+async def every_call(cluster: KubernetesApi) -> None:
     for kind in CHILDREN:
         await cluster.create(child(kind))
         await cluster.find(kind, "n", "x")
@@ -82,7 +82,7 @@ async def every_call(cluster: Cluster) -> None:
 def asked() -> Rights:
     """What the calls of cluster.py need, all of which are made here."""
     source = inspect.getsource(every_call)
-    for name, _ in inspect.getmembers(Cluster, inspect.iscoroutinefunction):
+    for name, _ in inspect.getmembers(KubernetesApi, inspect.iscoroutinefunction):
         local = name.startswith("_") or name in {"connect", "close"}
         assert local or f"cluster.{name}(" in source, f"make the call {name} here"
     cluster = Asked()

@@ -13,7 +13,7 @@ from rekindle.data.ledger import Ledger
 from rekindle.data.sampling.order import Cursor
 from rekindle.data.sampling.samplers import Weighted
 from rekindle_cli.__main__ import app
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 START = Cursor(epoch=0, sample=0, G=24, m=4, seed=5, N=103, length=103)
 HISTORY = [
@@ -111,14 +111,14 @@ def test_weights_are_read_back_from_the_store(save):
     )
     store = save(trained(5, cursor=cursor, draw=draw))
     result = CliRunner().invoke(app, ["audit", store.uri])
-    assert isinstance(result.exception, Failure), "the weights are not there yet"
+    assert isinstance(result.exception, CommandFailure), "the weights are not there yet"
     store.objects.put(*draw.record(5, 0))
     assert "proven, 108 samples" in call(store.uri)
 
 
 def test_what_has_no_ledger_proves_nothing(save):
     result = CliRunner().invoke(app, ["audit", save({"step": 4}).uri])
-    assert isinstance(result.exception, Failure)
+    assert isinstance(result.exception, CommandFailure)
     assert result.exception.code == 2
     assert "has no ledger" in result.exception.lines[0]
 

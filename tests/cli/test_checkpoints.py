@@ -17,7 +17,7 @@ from rekindle.interop.export import export
 from rekindle_cli import places
 from rekindle_cli.__main__ import app
 from rekindle_cli.checkpoints import importing
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def run(tmp_path):
 
 def call(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["checkpoints", *arguments])
-    if isinstance(result.exception, Failure):
+    if isinstance(result.exception, CommandFailure):
         assert result.exception.code == code
         return "\n".join(result.exception.lines)
     assert result.exit_code == code, (result.output, result.exception)
@@ -279,13 +279,13 @@ def test_import_brings_a_file_in_and_refuses_code(tmp_path):
     found = asked("import", str(tmp_path / "last.ckpt"), uri)
     assert (found["step"], found["tensors"]) == (5, 1)
     assert asked("show", uri)["tensors"][0]["name"] == "model.w"
-    torch.save({"x": Failure}, tmp_path / "evil.ckpt")
+    torch.save({"x": CommandFailure}, tmp_path / "evil.ckpt")
     text = call("import", str(tmp_path / "evil.ckpt"), f"{uri}2", code=2)
     assert "needs rekindle_cli.output.failure.Failure, which is code and not data" in text
 
 
 def test_an_import_that_dies_is_reported():
-    with pytest.raises(Failure, match="exit code -9 and without an answer"):
+    with pytest.raises(CommandFailure, match="exit code -9 and without an answer"):
         importing.answer(-9, b"", b"")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from rekindle_cli.jobs import client
 from rekindle_cli.jobs.client import Forgotten, Unavailable
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 RESOURCES = {
     "resources": [
@@ -101,12 +101,12 @@ def test_a_namespace_that_exists_is_fine(api, server) -> None:
 def test_a_refusal_becomes_a_failure_with_the_field(api, server) -> None:
     causes = [{"field": "data", "message": "too large"}]
     server.answers["POST", SECRETS] = (422, {"details": {"causes": causes}})
-    with pytest.raises(Failure, match="refuses Secret s:\n  data: too large"):
+    with pytest.raises(CommandFailure, match="refuses Secret s:\n  data: too large"):
         api.apply(SECRET, "team")
 
 
 def test_a_kind_that_the_server_does_not_have_is_named(api) -> None:
-    with pytest.raises(Failure, match="no kind Frob in frob.dev/v1"):
+    with pytest.raises(CommandFailure, match="no kind Frob in frob.dev/v1"):
         api.apply({"apiVersion": "frob.dev/v1", "kind": "Frob", "metadata": {}}, "team")
 
 
@@ -139,7 +139,7 @@ def test_a_server_that_is_not_there_is_one_clear_line(tmp_path) -> None:
         taken.bind(("127.0.0.1", 0))
         path = tmp_path / "config"
         path.write_text(KUBECONFIG % taken.getsockname()[1])
-        with pytest.raises(Failure) as caught:
+        with pytest.raises(CommandFailure) as caught:
             client.connect(path)
     first, second = caught.value.lines
     assert "does not answer" in first
@@ -152,7 +152,7 @@ def test_a_server_that_refuses_the_token_says_so(server, tmp_path) -> None:
     server.answers["GET", "/version"] = (401, {})
     path = tmp_path / "config"
     path.write_text(KUBECONFIG % server.server_port)
-    with pytest.raises(Failure, match=r"does not let you in \(HTTP 401\)"):
+    with pytest.raises(CommandFailure, match=r"does not let you in \(HTTP 401\)"):
         client.connect(path)
 
 
@@ -160,13 +160,13 @@ def test_a_server_that_refuses_the_token_says_so(server, tmp_path) -> None:
 def test_a_kubeconfig_that_is_none_is_refused(tmp_path, text) -> None:
     path = tmp_path / "config"
     path.write_text(text)
-    with pytest.raises(Failure, match="cannot be used"):
+    with pytest.raises(CommandFailure, match="cannot be used"):
         client.connect(path)
 
 
 def test_a_kubeconfig_that_does_not_exist_is_named(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "absent"))
-    with pytest.raises(Failure, match="absent does not exist"):
+    with pytest.raises(CommandFailure, match="absent does not exist"):
         client.connect()
 
 
@@ -174,5 +174,5 @@ def test_without_any_kubeconfig_the_ways_to_a_cluster_are_named(tmp_path, monkey
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(Failure, match="There is no cluster"):
+    with pytest.raises(CommandFailure, match="There is no cluster"):
         client.connect()

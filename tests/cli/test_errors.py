@@ -14,7 +14,7 @@ import yaml
 
 from rekindle_cli import __main__ as command
 from rekindle_cli.local import training
-from rekindle_cli.output.failure import REASONS, USAGE, Failure
+from rekindle_cli.output.failure import REASONS, USAGE, CommandFailure
 from rekindle_local.apiserver.http.server import ApiServer
 
 ROOT = Path(__file__).parents[2]
@@ -246,7 +246,7 @@ def test_an_error_of_ours_is_told_to_programs_too(call, monkeypatch) -> None:
 
 def test_json_after_the_stage_of_a_training_is_the_trainings(call, monkeypatch) -> None:
     def refused(verb: str, arguments: list[str]) -> None:
-        raise Failure("no")
+        raise CommandFailure("no")
 
     monkeypatch.setattr(training, "hand_over", refused)
     assert call("fit --json")[:2] == (USAGE, "")
@@ -254,7 +254,7 @@ def test_json_after_the_stage_of_a_training_is_the_trainings(call, monkeypatch) 
 
 def test_a_reason_is_one_of_those_that_are_documented() -> None:
     with pytest.raises(AssertionError):
-        Failure("x", reason="Whatever")
+        CommandFailure("x", reason="Whatever")
     readme = (ROOT / "README.md").read_text()
     for reason in REASONS:
         assert f"`{reason}`" in readme

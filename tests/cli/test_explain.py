@@ -2,12 +2,12 @@ import pytest
 
 from rekindle.contract import Cause
 from rekindle_cli.jobs.explain import explain
-from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.jobs.snapshot import JobView
 from rekindle_cli.output.causes import HAPPENED, SHORT, exit_meaning
 
 
 def said(document, about=None) -> list[str]:
-    return [one.text for one in explain(Job.read(document)) if about in {None, one.about}]
+    return [one.text for one in explain(JobView.read(document)) if about in {None, one.about}]
 
 
 def test_a_running_job_is_described_without_advice(job) -> None:
@@ -29,7 +29,7 @@ def test_an_operator_that_cannot_act_is_not_one_that_does_not_run(job, phase) ->
 
 
 def test_an_incident_is_told_from_cause_to_cost(job) -> None:
-    incident = [one.text for one in explain(Job.read(job())) if one.incident == 0]
+    incident = [one.text for one in explain(JobView.read(job())) if one.incident == 0]
     assert incident == [
         "2026-11-20 12:00:18Z, round 1, step 120: digits-1 was told to go away: its machine was "
         "reclaimed or drained, or it was evicted or deleted.",

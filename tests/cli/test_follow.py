@@ -7,9 +7,9 @@ import pytest
 
 from rekindle_cli.jobs.client import Forgotten, Unavailable
 from rekindle_cli.jobs.follow import Follower
-from rekindle_cli.jobs.snapshot import Snapshot
+from rekindle_cli.jobs.snapshot import JobSnapshot
 from rekindle_cli.local.run import Patience, StepWatch, follow_to_end
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 from rekindle_cli.output.wording import parse_time
 
 pytestmark = pytest.mark.servers
@@ -70,7 +70,7 @@ class FakeApi:
             self._changed.notify_all()
 
 
-def until(follower: Follower, holds) -> Snapshot:
+def until(follower: Follower, holds) -> JobSnapshot:
     end = threading.Event()
     timer = threading.Timer(SECONDS, end.set)
     timer.start()
@@ -154,8 +154,8 @@ class Recorder:
         self.lines += [line.text for line in lines]
 
 
-def seen(job) -> Snapshot:
-    return Snapshot.read(at=NOW, job=job)
+def seen(job) -> JobSnapshot:
+    return JobSnapshot.read(at=NOW, job=job)
 
 
 def test_following_ends_with_the_job(job) -> None:
@@ -166,12 +166,12 @@ def test_following_ends_with_the_job(job) -> None:
 
 
 def test_a_job_that_is_deleted_meanwhile_is_a_failure(job) -> None:
-    with pytest.raises(Failure, match="digits was deleted"):
+    with pytest.raises(CommandFailure, match="digits was deleted"):
         follow_to_end([seen(job()), seen(None)], Recorder())
 
 
 def test_a_cluster_that_stays_away_is_a_failure(job) -> None:
-    with pytest.raises(Failure, match="has not answered"):
+    with pytest.raises(CommandFailure, match="has not answered"):
         follow_to_end([seen(job())] * 3, Recorder(), lost_for=lambda: 61.0)
 
 
@@ -186,7 +186,7 @@ def test_progress_that_falls_back_is_counted(job) -> None:
 def test_a_job_that_nobody_takes_up_is_complained_about_once(job) -> None:
     patience = Patience()
     snapshots = [
-        Snapshot.read(at=NOW + timedelta(seconds=after), job=job(unseen=True))
+        JobSnapshot.read(at=NOW + timedelta(seconds=after), job=job(unseen=True))
         for after in (0, 29, 31, 40)
     ]
     assert [patience.over(one) for one in snapshots] == [False, False, True, False]

@@ -6,7 +6,7 @@ import yaml
 
 from rekindle_cli import manifest
 from rekindle_cli.manifest import S3Access
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 S3 = S3Access(endpoint="http://127.0.0.1:9", access_key="embedded", secret_key="s")
 JOB = """
@@ -35,7 +35,7 @@ def read(text: str) -> manifest.Bundle:
 
 
 def refused(text: str) -> str:
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(CommandFailure) as caught:
         read(text)
     assert caught.value.code == 2
     return str(caught.value)
@@ -86,7 +86,7 @@ def test_another_api_version_is_refused_with_the_right_one() -> None:
 def test_a_file_that_cannot_be_read_is_named(tmp_path, make, words) -> None:
     path = tmp_path / "job.yaml"
     make(path)
-    with pytest.raises(Failure, match=words):
+    with pytest.raises(CommandFailure, match=words):
         manifest.load(path)
 
 
@@ -143,7 +143,9 @@ def test_a_named_secret_gets_the_embedded_credentials_and_never_the_real_ones() 
 
 def test_another_endpoint_with_a_password_is_refused_and_not_repeated() -> None:
     text = JOB.replace('digits"}', 'digits", endpointUrl: "http://me:hunter2@minio:9000"}')
-    with pytest.raises(Failure, match="spec.checkpoint.endpointUrl holds credentials") as caught:
+    with pytest.raises(
+        CommandFailure, match="spec.checkpoint.endpointUrl holds credentials"
+    ) as caught:
         manifest.localise(read(text), S3)
     assert "hunter2" not in "".join(caught.value.lines)
 

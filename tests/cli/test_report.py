@@ -3,26 +3,26 @@ from dataclasses import replace
 import pytest
 
 from rekindle_cli.jobs.evidence import Committed, Evidence, Samples
-from rekindle_cli.jobs.report import Preemption, Report, _samples, as_json, flaws, summary
-from rekindle_cli.jobs.rounds import Round
-from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.jobs.report import JobReport, Preemption, _samples, as_json, flaws, summary
+from rekindle_cli.jobs.rounds import RoundView
+from rekindle_cli.jobs.snapshot import JobView
 
 EXACT = Samples(expected=19200, used=19200, repeated=0, missed=0, digest_ok=True)
 LAST = Committed(step=300, fence=3, world_size=2, created=0.0, base=140)
 
 
 @pytest.fixture
-def report(job) -> Report:
+def report(job) -> JobReport:
     done = job(
         phase="Succeeded",
         progress={"step": 300, "metrics": {"val/loss": 0.1, "val/accuracy": 0.97}},
     )
-    return Report(
-        job=Job.read(done),
+    return JobReport(
+        job=JobView.read(done),
         seconds=61.23456,
         rounds=(
-            Round(number=1, reason="first", at=None, members=("a", "b"), pods=2, workers=2),
-            Round(number=2, reason="without b", at=None, members=("a",), pods=1, workers=1),
+            RoundView(number=1, reason="first", at=None, members=("a", "b"), pods=2, workers=2),
+            RoundView(number=2, reason="without b", at=None, members=("a",), pods=1, workers=1),
         ),
         evidence=Evidence(commits=(LAST,), samples=EXACT),
         preemption=Preemption(at_step=118, pod="digits-1", node="node-1", notice_seconds=20),

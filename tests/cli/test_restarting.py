@@ -7,10 +7,10 @@ import pytest
 
 from rekindle.contract import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
 from rekindle_cli.jobs import client, restarting
-from rekindle_cli.jobs.client import ApiError
+from rekindle_cli.jobs.client import ServerError
 from rekindle_cli.jobs.query import Query
-from rekindle_cli.jobs.snapshot import Job
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.jobs.snapshot import JobView
+from rekindle_cli.output.failure import CommandFailure
 
 NOW = datetime(2026, 11, 30, 9, 0, 0, 250_000, tzinfo=UTC)
 
@@ -79,7 +79,7 @@ def test_the_next_request_has_another_value(server) -> None:
 )
 def test_a_job_that_has_not_ended_is_left_alone(server, job, phase, part) -> None:
     server.document = job(phase=phase)
-    with pytest.raises(Failure) as refused:
+    with pytest.raises(CommandFailure) as refused:
         restarting.restart(Query(name="digits"), scratch=False, now=NOW)
     assert refused.value.reason == "Conflict"
     assert part in refused.value.hint
@@ -88,12 +88,12 @@ def test_a_job_that_has_not_ended_is_left_alone(server, job, phase, part) -> Non
 
 def test_every_phase_is_ended_or_not(job) -> None:
     for phase in ("Succeeded", "Failed"):
-        restarting.check(Job.read(job(phase=phase)))
+        restarting.check(JobView.read(job(phase=phase)))
 
 
 @pytest.mark.parametrize(("status", "reason"), [(403, "Forbidden"), (409, "Conflict")])
 def test_a_write_that_is_refused_says_why(server, status, reason) -> None:
-    server.refusal = ApiError(status, "because")
-    with pytest.raises(Failure, match="because") as refused:
+    server.refusal = ServerError(status, "because")
+    with pytest.raises(CommandFailure, match="because") as refused:
         restarting.restart(Query(name="digits"), scratch=False, now=NOW)
     assert refused.value.reason == reason

@@ -14,9 +14,9 @@ from rekindle_cli.jobs.evidence import Evidence
 from rekindle_cli.jobs.explain import explain
 from rekindle_cli.jobs.query import Query, explained, listed
 from rekindle_cli.jobs.view import PlainView
-from rekindle_cli.local.run import Request, last_words, prepare, run_job
-from rekindle_cli.local.stack import Options, Stack
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.local.run import RunRequest, last_words, prepare, run_job
+from rekindle_cli.local.stack import LocalStack, Options
+from rekindle_cli.output.failure import CommandFailure
 
 JOB = """
 apiVersion: rekindle.dev/v1alpha1
@@ -35,7 +35,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def stack(folder):
-    with Stack(Options(nodes=1, workdirs={"*": folder}), print) as stack:
+    with LocalStack(Options(nodes=1, workdirs={"*": folder}), print) as stack:
         yield stack
 
 
@@ -47,17 +47,17 @@ def bundle(folder: Path, name: str, script: str) -> manifest.Bundle:
 def test_what_a_cluster_has_to_have_is_read_from_the_manifest(folder) -> None:
     path = folder / "job.yaml"
     path.write_text(JOB % ("x", "x.py"))
-    _, options = prepare(Request(path=path))
+    _, options = prepare(RunRequest(path=path))
     assert (options.buckets, dict(options.workdirs)) == (("rekindle",), {"any": folder.resolve()})
-    _, options = prepare(Request(path=path, real_s3=True))
+    _, options = prepare(RunRequest(path=path, real_s3=True))
     assert (options.buckets, options.real_s3) == ((), True)
 
 
 def test_a_working_directory_that_does_not_exist_is_refused(folder) -> None:
     path = folder / "job.yaml"
     path.write_text(JOB % ("x", "x.py"))
-    with pytest.raises(Failure, match="is no directory"):
-        prepare(Request(path=path, workdir=folder / "absent"))
+    with pytest.raises(CommandFailure, match="is no directory"):
+        prepare(RunRequest(path=path, workdir=folder / "absent"))
 
 
 @pytest.mark.processes
@@ -106,7 +106,7 @@ def test_a_bad_manifest_is_refused_with_the_field(stack, folder, change, words) 
     document = yaml.safe_load(JOB % ("bad", "bad.py"))
     document["spec"] |= change
     job = manifest.Bundle(job=document, folder=folder)
-    with pytest.raises(Failure) as caught:
+    with pytest.raises(CommandFailure) as caught:
         run_job(stack, job, PlainView(io.StringIO()), started=0.0)
     assert caught.value.code == 2
     assert caught.value.lines[0] == "The API server refuses TrainingJob bad:"

@@ -4,15 +4,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rekindle_cli.jobs.rounds import Round
-from rekindle_cli.jobs.snapshot import Snapshot
+from rekindle_cli.jobs.rounds import RoundView
+from rekindle_cli.jobs.snapshot import JobSnapshot
 from rekindle_cli.jobs.timeline import timeline
 
 NOW = datetime(2026, 11, 20, 12, 0, 30, tzinfo=UTC)
 
 
-def seen(job, *pods, rounds=()) -> Snapshot:
-    return Snapshot.read(at=NOW, job=job, pods=pods, rounds=rounds)
+def seen(job, *pods, rounds=()) -> JobSnapshot:
+    return JobSnapshot.read(at=NOW, job=job, pods=pods, rounds=rounds)
 
 
 def texts(before, after, kind=None) -> list[str]:
@@ -95,7 +95,7 @@ def test_an_exit_code_is_said_with_its_meaning(job, pod, code, reason, words) ->
 
 
 def test_why_a_pod_waits_is_said_again_only_when_it_changes(job, pod) -> None:
-    def waiting(reason: str) -> Snapshot:
+    def waiting(reason: str) -> JobSnapshot:
         return seen(job(), pod(phase="Pending", state={"waiting": {"reason": reason}}))
 
     assert texts(seen(job()), waiting("ErrImagePull"), "pod") == ["digits-0 waits: ErrImagePull."]
@@ -103,7 +103,7 @@ def test_why_a_pod_waits_is_said_again_only_when_it_changes(job, pod) -> None:
     assert len(texts(waiting("ErrImagePull"), waiting("ImagePullBackOff"), "pod")) == 1
 
 
-ROUND = Round(number=1, reason="first round", at=None, members=("digits-0",), pods=2, workers=2)
+ROUND = RoundView(number=1, reason="first round", at=None, members=("digits-0",), pods=2, workers=2)
 
 
 def test_a_round_is_said_once_all_its_members_are_known(job) -> None:
@@ -115,7 +115,7 @@ def test_a_round_is_said_once_all_its_members_are_known(job) -> None:
 
 
 def test_workers_are_counted_where_they_are_not_one_per_pod(job) -> None:
-    both = Round(number=2, reason="x", at=None, members=("a", "b"), pods=2, workers=8)
+    both = RoundView(number=2, reason="x", at=None, members=("a", "b"), pods=2, workers=8)
     assert texts(seen(job()), seen(job(), rounds=(both,))) == ["round 2 (x): a and b, 8 workers"]
 
 
@@ -140,7 +140,7 @@ def test_a_new_checkpoint_is_a_line(job) -> None:
 
 
 def test_progress_is_a_line_at_every_tenth_of_the_steps(job) -> None:
-    def at(step: int) -> Snapshot:
+    def at(step: int) -> JobSnapshot:
         return seen(job(progress={"step": step}))
 
     assert texts(at(150), at(179)) == []
@@ -185,7 +185,9 @@ def test_the_end_is_not_said_twice(job) -> None:
 
 def test_the_end_of_a_deleted_pod_is_still_told(job, pod) -> None:
     state = {"terminated": {"exitCode": 75, "reason": "Error"}}
-    last = Snapshot.read(at=NOW, job=job(), gone=[pod(phase="Failed", state=state, deleting=True)])
+    last = JobSnapshot.read(
+        at=NOW, job=job(), gone=[pod(phase="Failed", state=state, deleting=True)]
+    )
     assert texts(seen(job(), pod()), last, "pod") == [
         "digits-0 ended with exit code 75 (saved), gone"
     ]

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from rekindle_cli.jobs.explain import explain
 from rekindle_cli.jobs.listing import job_json, row
-from rekindle_cli.jobs.report import Report, as_json, summary
-from rekindle_cli.jobs.snapshot import Job, Snapshot
+from rekindle_cli.jobs.report import JobReport, as_json, summary
+from rekindle_cli.jobs.snapshot import JobSnapshot, JobView
 from rekindle_cli.jobs.timeline import timeline
 from rekindle_cli.jobs.view import screen
 
@@ -55,23 +55,23 @@ def plain(job) -> Any:
 
 def drawn(document: dict[str, Any]) -> str:
     console = Console(width=120, file=io.StringIO(), record=True)
-    snapshot = Snapshot.read(at=NOON, job=document)
+    snapshot = JobSnapshot.read(at=NOON, job=document)
     console.print(screen(snapshot, snapshot.job))
     return console.export_text()
 
 
 def everything(document: dict[str, Any]) -> dict[str, str]:
     """What each view makes of a job."""
-    job = Job.read(document)
-    report = Report(job=job, seconds=60.0)
-    before = Snapshot.read(at=NOON, job={**document, "status": {}})
+    job = JobView.read(document)
+    report = JobReport(job=job, seconds=60.0)
+    before = JobSnapshot.read(at=NOON, job={**document, "status": {}})
     return {
         "why": "\n".join(one.text for one in explain(job)),
         "get": "  ".join(row(job, NOON)),
         "summary": "\n".join(": ".join(pair) for pair in summary(report)),
         "screen": drawn(document),
         "timeline": "\n".join(
-            line.text for line in timeline(before, Snapshot.read(at=NOON, job=document))
+            line.text for line in timeline(before, JobSnapshot.read(at=NOON, job=document))
         ),
     }
 
@@ -99,7 +99,7 @@ def test_why_tells_the_cost_in_time(plain) -> None:
 
 
 def test_that_training_goes_on_is_told_once(plain) -> None:
-    looks = [Snapshot.read(at=NOON, job=plain(i)) for i in (LOST, OVER, OVER)]
+    looks = [JobSnapshot.read(at=NOON, job=plain(i)) for i in (LOST, OVER, OVER)]
     told = [line.text for line in timeline(looks[0], looks[1])]
     assert told == ["training goes on, steps unknown, 12 s lost"]
     assert timeline(looks[1], looks[2]) == []
@@ -112,10 +112,10 @@ def test_what_happened_before_the_end_did_go_on(plain) -> None:
 
 
 def test_machines_get_null(plain) -> None:
-    job = Job.read(plain(OVER))
+    job = JobView.read(plain(OVER))
     assert job_json(job)["step"] is None
     assert job_json(job)["goodput"] is None
-    found = as_json(Report(job=job, seconds=60.0))
+    found = as_json(JobReport(job=job, seconds=60.0))
     assert found["steps"] is None
     assert found["steps_lost"] is None
     assert found["incidents"][0]["recovered_in_round"] == 2

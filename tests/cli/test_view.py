@@ -5,8 +5,8 @@ import pytest
 from rich.console import Console
 
 from rekindle_cli.jobs.explain import explain
-from rekindle_cli.jobs.snapshot import Job, Snapshot
-from rekindle_cli.jobs.timeline import Line
+from rekindle_cli.jobs.snapshot import JobSnapshot, JobView
+from rekindle_cli.jobs.timeline import TimelineEvent
 from rekindle_cli.jobs.view import (
     LiveView,
     PlainView,
@@ -19,14 +19,14 @@ from rekindle_cli.jobs.view import (
 NOON = datetime(2026, 11, 20, 12, 0, 40, tzinfo=UTC)
 
 
-def drawn(snapshot: Snapshot) -> str:
+def drawn(snapshot: JobSnapshot) -> str:
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(screen(snapshot, snapshot.job))
     return console.export_text()
 
 
-def line(text: str, *, routine: bool = False) -> Line:
-    return Line(at=NOON, kind="pod", text=text, routine=routine)
+def line(text: str, *, routine: bool = False) -> TimelineEvent:
+    return TimelineEvent(at=NOON, kind="pod", text=text, routine=routine)
 
 
 def test_a_stream_that_is_no_terminal_gets_plain_lines(job) -> None:
@@ -34,7 +34,7 @@ def test_a_stream_that_is_no_terminal_gets_plain_lines(job) -> None:
     view = open_view(stream, live=True)
     assert isinstance(view, PlainView)
     with view:
-        view.show(Snapshot.read(at=NOON, job=job()), [line("digits-0 gone"), line("x [y]")])
+        view.show(JobSnapshot.read(at=NOON, job=job()), [line("digits-0 gone"), line("x [y]")])
     assert stream.getvalue() == "12:00:40 digits-0 gone\n12:00:40 x [y]\n"
 
 
@@ -52,7 +52,7 @@ def test_a_dumb_terminal_gets_plain_lines_too(monkeypatch) -> None:
 
 def test_the_screen_shows_progress_and_pods(job, pod) -> None:
     pods = [pod("digits-0"), pod("digits-1", node="node-2", deleting=True)]
-    text = drawn(Snapshot.read(at=NOON, job=job(), pods=pods))
+    text = drawn(JobSnapshot.read(at=NOON, job=job(), pods=pods))
     for part in ("default/digits", "Running", "round 3", "ready 2/2", "goodput 80%", "150/300"):
         assert part in text
     rows = [row.split() for row in text.splitlines() if "digits-" in row]
@@ -63,13 +63,13 @@ def test_the_screen_shows_progress_and_pods(job, pod) -> None:
 
 
 def test_the_screen_of_a_job_that_nobody_has_seen_can_be_drawn(job) -> None:
-    text = drawn(Snapshot.read(at=NOON, job=job(unseen=True)))
+    text = drawn(JobSnapshot.read(at=NOON, job=job(unseen=True)))
     assert "Unseen" in text
     assert "waiting for the first step" in text
 
 
 def test_names_with_brackets_are_no_markup(job, pod) -> None:
-    text = drawn(Snapshot.read(at=NOON, job=job(message="[red]x[/]", phase="Starting"), pods=[]))
+    text = drawn(JobSnapshot.read(at=NOON, job=job(message="[red]x[/]", phase="Starting"), pods=[]))
     assert "[red]x[/]" in text
 
 
@@ -77,7 +77,7 @@ def test_what_is_routine_is_left_to_the_screen(job) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     with LiveView(console) as view:
         view.show(
-            Snapshot.read(at=NOON, job=job()),
+            JobSnapshot.read(at=NOON, job=job()),
             [line("checkpoint of step 50", routine=True), line("digits-0 gone")],
         )
     text = console.file.getvalue()
@@ -93,7 +93,7 @@ def test_rows_are_aligned_and_long_ones_are_not_wrapped() -> None:
 
 def test_an_explanation_has_a_paragraph_per_incident(job) -> None:
     stream = io.StringIO()
-    print_sentences(explain(Job.read(job())), stream)
+    print_sentences(explain(JobView.read(job())), stream)
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("digits is Running")
     assert lines[1] == ""
@@ -104,5 +104,5 @@ def test_an_explanation_has_a_paragraph_per_incident(job) -> None:
 
 @pytest.mark.parametrize("total", [None, 0])
 def test_an_unknown_total_draws_no_bar(job, total) -> None:
-    snapshot = Snapshot.read(at=NOON, job=job(progress={"totalSteps": total}))
+    snapshot = JobSnapshot.read(at=NOON, job=job(progress={"totalSteps": total}))
     assert "step 150" in drawn(snapshot)

@@ -21,7 +21,7 @@ from rekindle.contract import (
     Outcome,
     Progress,
     RankReport,
-    Restored,
+    RestoredFrom,
     Rollback,
     Round,
     Suspect,
@@ -51,7 +51,7 @@ REPORT = AgentReport(
     notice_seconds=30.0,
     progress=Progress(step=7, loss=0.5, metrics={"val/loss": 0.1}, round_steps=2),
     checkpoint=CheckpointReport(step=5, committed_at=9.0, uri="s3://b/r"),
-    restored=Restored(step=5, source="s3://b/r", skipped=("damaged",)),
+    restored=RestoredFrom(step=5, source="s3://b/r", skipped=("damaged",)),
     outcome=OUTCOME,
     failed_for=0.25,
     timings=Timings(stopped=0.01, started=0.05, stepped=0.2, running=0.2),
@@ -146,7 +146,7 @@ def use(found):
         assert found.at + (found.step or 0) + (found.rank or 0) >= 0
     if isinstance(found, Directive):
         assert (found.seconds or 0) < math.inf
-    if isinstance(found, Restored):
+    if isinstance(found, RestoredFrom):
         assert "; ".join(found.skipped) is not None
     if isinstance(found, AgentReport):
         assert f"told to go: {found.notice}".isprintable() or found.notice

@@ -10,8 +10,8 @@ from rekindle.errors.outcome import classify
 from rekindle.errors.process_endings import (
     OWN_SIGNALS,
     ROWS,
-    Ended,
-    Process,
+    ProcessExit,
+    ProcessRole,
     blame,
     outcome_of,
     row_of,
@@ -35,77 +35,113 @@ def loader(how: str) -> Outcome:
     return said(error)
 
 
-WORKER, CHILD, POD = Process.WORKER, Process.CHILD, {Process.FIRST, Process.AGENT}
+WORKER, CHILD, POD = ProcessRole.WORKER, ProcessRole.CHILD, {ProcessRole.FIRST, ProcessRole.AGENT}
 BUG, PEER = said(ValueError("bad batch")), said(RuntimeError("Connection closed by peer"))
 # Process and name of the row: the end, who pays, whether a job that has made no step is over.
 CASES = [
-    (WORKER, "raised", Ended(process=WORKER, code=1, words=BUG), "user", True),
-    (WORKER, "exited", Ended(process=WORKER, code=3), "user", True),
-    (WORKER, "exited with 70", Ended(process=WORKER, code=70), "user", True),
-    (WORKER, "crashed", Ended(process=WORKER, code=SEGV), "user", False),
-    (WORKER, "crashed", Ended(process=WORKER, code=-signal.SIGABRT), "user", False),
-    (WORKER, "crashed", Ended(process=WORKER, code=128 + signal.SIGBUS), "user", False),
-    (WORKER, "out of memory", Ended(process=WORKER, code=KILL, oom=True), "user", False),
+    (WORKER, "raised", ProcessExit(process=WORKER, code=1, words=BUG), "user", True),
+    (WORKER, "exited", ProcessExit(process=WORKER, code=3), "user", True),
+    (WORKER, "exited with 70", ProcessExit(process=WORKER, code=70), "user", True),
+    (WORKER, "crashed", ProcessExit(process=WORKER, code=SEGV), "user", False),
+    (WORKER, "crashed", ProcessExit(process=WORKER, code=-signal.SIGABRT), "user", False),
+    (WORKER, "crashed", ProcessExit(process=WORKER, code=128 + signal.SIGBUS), "user", False),
+    (WORKER, "out of memory", ProcessExit(process=WORKER, code=KILL, oom=True), "user", False),
     *(
-        (WORKER, "killed from outside", Ended(process=WORKER, code=code), "infrastructure", False)
+        (
+            WORKER,
+            "killed from outside",
+            ProcessExit(process=WORKER, code=code),
+            "infrastructure",
+            False,
+        )
         for code in sorted(FROM_OUTSIDE)
     ),
-    (WORKER, "killed from outside", Ended(process=WORKER, code=137), "infrastructure", False),
+    (WORKER, "killed from outside", ProcessExit(process=WORKER, code=137), "infrastructure", False),
     (
         WORKER,
         "with its fork server",
-        Ended(process=WORKER, code=KILL, orphaned=True),
+        ProcessExit(process=WORKER, code=KILL, orphaned=True),
         "infrastructure",
         False,
     ),
-    (WORKER, "a peer was lost", Ended(process=WORKER, code=1, words=PEER), "infrastructure", False),
-    (WORKER, "saved", Ended(process=WORKER, code=75), "nobody", False),
-    (WORKER, "could not save", Ended(process=WORKER, code=76), "preemption", False),
-    (WORKER, "done", Ended(process=WORKER, code=0), "nobody", False),
+    (
+        WORKER,
+        "a peer was lost",
+        ProcessExit(process=WORKER, code=1, words=PEER),
+        "infrastructure",
+        False,
+    ),
+    (WORKER, "saved", ProcessExit(process=WORKER, code=75), "nobody", False),
+    (WORKER, "could not save", ProcessExit(process=WORKER, code=76), "preemption", False),
+    (WORKER, "done", ProcessExit(process=WORKER, code=0), "nobody", False),
     (
         CHILD,
         "killed from outside",
-        Ended(process=WORKER, code=1, words=loader("Killed")),
+        ProcessExit(process=WORKER, code=1, words=loader("Killed")),
         "infrastructure",
         False,
     ),
     (
         CHILD,
         "out of memory",
-        Ended(process=WORKER, code=1, words=loader("Killed"), oom=True),
+        ProcessExit(process=WORKER, code=1, words=loader("Killed"), oom=True),
         "user",
         False,
     ),
     (
         CHILD,
         "crashed",
-        Ended(process=WORKER, code=1, words=loader("Segmentation fault")),
+        ProcessExit(process=WORKER, code=1, words=loader("Segmentation fault")),
         "user",
         False,
     ),
     (
-        Process.FORK_SERVER,
+        ProcessRole.FORK_SERVER,
         "ended while nothing ran",
-        Ended(process=Process.FORK_SERVER, code=KILL),
+        ProcessExit(process=ProcessRole.FORK_SERVER, code=KILL),
         None,
         False,
     ),
-    (Process.UPLOADER, "ended", Ended(process=Process.UPLOADER, code=KILL), None, False),
     (
-        Process.FIRST,
+        ProcessRole.UPLOADER,
+        "ended",
+        ProcessExit(process=ProcessRole.UPLOADER, code=KILL),
+        None,
+        False,
+    ),
+    (
+        ProcessRole.FIRST,
         "out of memory",
-        Ended(process=Process.FIRST, code=KILL, oom=True),
+        ProcessExit(process=ProcessRole.FIRST, code=KILL, oom=True),
         "user",
         False,
     ),
-    (Process.FIRST, "killed", Ended(process=Process.FIRST, code=KILL), "infrastructure", False),
-    (Process.AGENT, "killed", Ended(process=Process.AGENT, code=SEGV), "infrastructure", False),
-    (Process.AGENT, "killed", Ended(process=Process.AGENT, code=TERM), "infrastructure", False),
     (
-        Process.AGENT,
+        ProcessRole.FIRST,
+        "killed",
+        ProcessExit(process=ProcessRole.FIRST, code=KILL),
+        "infrastructure",
+        False,
+    ),
+    (
+        ProcessRole.AGENT,
+        "killed",
+        ProcessExit(process=ProcessRole.AGENT, code=SEGV),
+        "infrastructure",
+        False,
+    ),
+    (
+        ProcessRole.AGENT,
+        "killed",
+        ProcessExit(process=ProcessRole.AGENT, code=TERM),
+        "infrastructure",
+        False,
+    ),
+    (
+        ProcessRole.AGENT,
         "raised",
-        Ended(
-            process=Process.AGENT,
+        ProcessExit(
+            process=ProcessRole.AGENT,
             code=1,
             words=Outcome(cause=Cause.POD_LOST, code=1, message="the agent itself has failed: x"),
         ),
@@ -113,10 +149,10 @@ CASES = [
         False,
     ),
     (
-        Process.AGENT,
+        ProcessRole.AGENT,
         "refused its command line",
-        Ended(
-            process=Process.AGENT,
+        ProcessExit(
+            process=ProcessRole.AGENT,
             code=1,
             words=Outcome(cause=Cause.CONFIGURATION, code=1, message="no script to run"),
         ),
@@ -127,7 +163,7 @@ CASES = [
 IDS = [f"{process}-{row}-{end.code}" for process, row, end, *_ in CASES]
 
 
-def of_a_pod(end: Ended) -> Cause:
+def of_a_pod(end: ProcessExit) -> Cause:
     """What the operator makes of a pod of which only the kubelet tells."""
     code = 128 - end.code if end.code < 0 else end.code
     words = end.words.to_json() if end.words else None
@@ -176,7 +212,7 @@ def test_every_row_has_a_case_and_every_cause_a_payer():
 
 def test_no_signal_of_others_is_a_users_error():
     for number in set(signal.valid_signals()) - OWN_SIGNALS:
-        cause = row_of(Ended(process=WORKER, code=-number)).cause
+        cause = row_of(ProcessExit(process=WORKER, code=-number)).cause
         assert PAID_BY[cause] == "infrastructure", number
         assert cause not in CERTAIN
 
@@ -203,12 +239,12 @@ def test_errors_tell_of_a_process_that_the_script_relied_on(text, number):
 def test_the_root_comes_first_among_failures_of_one_moment():
     base = Outcome(cause=Cause.COMPLETED, code=0, message="", at=9.0)
     ends = [
-        Ended(process=WORKER, code=KILL, oom=True),
-        Ended(process=WORKER, code=KILL),
-        Ended(process=WORKER, code=1, words=BUG),
-        Ended(process=WORKER, code=SEGV),
-        Ended(process=WORKER, code=1),
-        Ended(process=WORKER, code=1, words=PEER),
+        ProcessExit(process=WORKER, code=KILL, oom=True),
+        ProcessExit(process=WORKER, code=KILL),
+        ProcessExit(process=WORKER, code=1, words=BUG),
+        ProcessExit(process=WORKER, code=SEGV),
+        ProcessExit(process=WORKER, code=1),
+        ProcessExit(process=WORKER, code=1, words=PEER),
     ]
     orders = [blame(end, outcome_of(end, worker=0, base=base)) for end in ends]
     assert orders == sorted(orders)

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from rekindle import contract
 from rekindle.contract import AgentPhase, AgentReport
-from rekindle.launch.coordinator.client import Coordinator as Client
+from rekindle.launch.coordinator.client import CoordinatorConnection as Client
 from rekindle.launch.coordinator.client import CoordinatorError
 from rekindle.launch.pod.settings import from_environment
 from rekindle_operator.coordinator import certificates, connections, tls

@@ -128,7 +128,7 @@ assert module.EarlyStopping is EarlyStopping is callbacks.EarlyStopping is L.cal
 assert pl.callbacks is callbacks and L.pytorch is pl is pytorch
 assert ModelCheckpoint is pl.callbacks.model_checkpoint.ModelCheckpoint
 assert pl.utilities.rank_zero.rank_zero_only is pl.utilities.rank_zero_only
-assert L.callbacks.checkpoint.__name__ == "rekindle.callbacks.model_checkpoint"
+assert L.callbacks.model_checkpoint.__name__ == "rekindle.callbacks.model_checkpoint"
 assert pl.callbacks.checkpoint.__name__ == "rekindle.pytorch.callbacks.checkpoint"
 from rekindle.pytorch.cli import LightningCLI
 """

@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from rekindle_local.client import ApiError, node_path, pod_path
+from rekindle_local.client import RequestError, node_path, pod_path
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image
 from rekindle_local.kubelet.host import KubeletTimings
@@ -141,7 +141,7 @@ def bench(shared_cluster):
     workbench = Workbench(shared_cluster, f"t{uuid.uuid4().hex[:10]}")
     yield workbench
     for pod in workbench.pods():
-        with contextlib.suppress(ApiError):
+        with contextlib.suppress(RequestError):
             workbench.delete(pod["metadata"]["name"], grace=0)
 
 

@@ -11,7 +11,11 @@ import psutil
 import pytest
 
 from rekindle_local.kubelet import hostsfile
-from rekindle_local.kubelet.containers.processes import ID_VARIABLE, Command, Process
+from rekindle_local.kubelet.containers.processes import (
+    ID_VARIABLE,
+    ContainerCommand,
+    ContainerProcess,
+)
 from rekindle_local.network.dns import NameTable, hosts_lines, records
 
 READY = [{"type": "Ready", "status": "True"}]
@@ -124,11 +128,13 @@ def test_a_container_with_its_own_names_dies_with_its_shim_and_can_be_measured(t
     hosts.write_text("127.9.9.9\tthe-peer\n")
     script = f'{sys.executable} -c "{resolve("the-peer")}" > said; exec sleep 60'
     env = {"PATH": os.environ["PATH"], ID_VARIABLE: f"names-{os.getpid()}"}
-    command = Command(argv=("sh", "-c", script), env=env, cwd=tmp_path, log=tmp_path / "log",
-                      hosts=hosts, hostname="me")  # fmt: skip
+    command = ContainerCommand(
+        argv=("sh", "-c", script), env=env, cwd=tmp_path, log=tmp_path / "log",
+        hosts=hosts, hostname="me",
+    )  # fmt: skip
 
     async def run():
-        process = await Process.start(command)
+        process = await ContainerProcess.start(command)
         assert process.names_problem == ""
         said = tmp_path / "said"
         while not (said.exists() and said.read_text()):

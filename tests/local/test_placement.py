@@ -1,6 +1,12 @@
 import pytest
 
-from rekindle_local.scheduling.placement import Bind, Snapshot, Unschedulable, decide, requests
+from rekindle_local.scheduling.placement import (
+    Bind,
+    ClusterSnapshot,
+    Unschedulable,
+    decide,
+    requests,
+)
 
 READY = [{"type": "Ready", "status": "True"}]
 SPOT = {"key": "spot", "value": "yes", "effect": "NoSchedule"}
@@ -30,13 +36,13 @@ def pod(name="p", *, on=None, cpu=None, labels=None, phase=None, **spec):
 
 
 def where(wanted, nodes, pods=()):
-    decision = decide(wanted, Snapshot(nodes, pods))
+    decision = decide(wanted, ClusterSnapshot(nodes, pods))
     assert isinstance(decision, Bind), decision
     return decision.node
 
 
 def why(wanted, nodes, pods=()):
-    decision = decide(wanted, Snapshot(nodes, pods))
+    decision = decide(wanted, ClusterSnapshot(nodes, pods))
     assert isinstance(decision, Unschedulable), decision
     return decision.message
 

@@ -5,7 +5,13 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from rekindle_local.objectstore.signatures import Refused, Request, denied, sign, verify
+from rekindle_local.objectstore.signatures import (
+    SignatureRefused,
+    SignedRequest,
+    denied,
+    sign,
+    verify,
+)
 
 SECRETS = {"key": "secret"}
 
@@ -18,7 +24,7 @@ def signed(url, *, secret="secret", access_key="key", method="GET", signer=S3Sig
     target = "/" + prepared.url.split("/", 3)[3]
     headers = {name.lower(): value for name, value in prepared.headers.items()}
     text = {k: v.decode() if isinstance(v, bytes) else v for k, v in headers.items()}
-    return Request(method=method, target=target, headers={"host": "h:1", **text})
+    return SignedRequest(method=method, target=target, headers={"host": "h:1", **text})
 
 
 def check(request, deny=(), later=0):
@@ -41,7 +47,7 @@ def test_what_botocore_signs_is_accepted(url, signer):
 
 
 def code_of(request, **options):
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(SignatureRefused) as caught:
         check(request, **options)
     return caught.value.code
 
@@ -57,9 +63,11 @@ def test_an_unknown_key_is_told_apart_from_a_wrong_secret():
 def test_a_changed_request_does_not_match_its_signature():
     good = signed("http://h:1/b/k")
     for changed in (
-        Request(method="PUT", target=good.target, headers=good.headers),
-        Request(method="GET", target="/b/other", headers=good.headers),
-        Request(method="GET", target=good.target, headers={**good.headers, "x-amz-meta-a": "z"}),
+        SignedRequest(method="PUT", target=good.target, headers=good.headers),
+        SignedRequest(method="GET", target="/b/other", headers=good.headers),
+        SignedRequest(
+            method="GET", target=good.target, headers={**good.headers, "x-amz-meta-a": "z"}
+        ),
     ):
         assert code_of(changed) == "SignatureDoesNotMatch"
 
@@ -71,7 +79,7 @@ def test_an_old_request_and_an_expired_link_are_refused():
 
 
 def test_an_anonymous_request_is_denied():
-    assert code_of(Request(method="GET", target="/b/k", headers={})) == "AccessDenied"
+    assert code_of(SignedRequest(method="GET", target="/b/k", headers={})) == "AccessDenied"
 
 
 @pytest.mark.parametrize(
@@ -79,8 +87,8 @@ def test_an_anonymous_request_is_denied():
 )
 def test_what_is_no_version_4_signature_is_a_bad_request(header):
     headers = {"authorization": header}
-    with pytest.raises(Refused) as caught:
-        check(Request(method="GET", target="/b", headers=headers))
+    with pytest.raises(SignatureRefused) as caught:
+        check(SignedRequest(method="GET", target="/b", headers=headers))
     assert caught.value.status == 400
 
 
@@ -97,7 +105,7 @@ def test_a_denied_prefix_leaves_the_rest_of_its_bucket_open():
 
 
 def test_own_signatures_are_accepted():
-    request = Request(method="PUT", target="/b", headers={"host": "h:1"})
+    request = SignedRequest(method="PUT", target="/b", headers={"host": "h:1"})
     now = datetime.now(UTC)
     headers = sign(request, "key", "secret", "us-east-1", "UNSIGNED-PAYLOAD", now)
-    check(Request(method="PUT", target="/b", headers=headers))
+    check(SignedRequest(method="PUT", target="/b", headers=headers))

@@ -27,7 +27,7 @@ from rekindle.contract import (
     Outcome,
     Progress,
     RankReport,
-    Restored,
+    RestoredFrom,
     Round,
     Timings,
 )
@@ -36,8 +36,8 @@ from rekindle_operator.api import run_claims, spec
 from rekindle_operator.failures.pod_endings import UNEXPLAINED
 from rekindle_operator.incidents.incidents import stamp
 from rekindle_operator.observed.documents import parse_node, parse_pod
-from rekindle_operator.observed.observations import Agent, Observed, gone
-from rekindle_operator.pods.manifests import Access
+from rekindle_operator.observed.observations import AgentState, Observed, gone
+from rekindle_operator.pods.manifests import PodAccess
 from rekindle_operator.reconcile.reconcile import reconcile
 from rekindle_operator.status import status
 
@@ -167,7 +167,7 @@ class SimAgent:
     notice: str | None = None
     outcome: Outcome | None = None
     checkpoint: CheckpointReport | None = None
-    restored: Restored | None = None
+    restored: RestoredFrom | None = None
     waits: str | None = None
     """What its workers wait for before they begin."""
     useful: int | None = None
@@ -301,7 +301,7 @@ class World:
         # What the operator holds in memory.
         self.known: dict = {}
         self.up = True
-        self.reports: dict[str, Agent] = {}
+        self.reports: dict[str, AgentState] = {}
         self.made: dict[str, tuple] = {}
         """The newest report of each agent, and of what it was made."""
         self.round: Round | None = None
@@ -608,7 +608,7 @@ class World:
         agent.joined_at, agent.running = self.now, None
         agent.more = {"timings": self.timings} if self.timings else {}
         source = self.committed.uri if self.committed else "scratch"
-        restored = Restored(step=agent.step, source=source, skipped=self.skipped)
+        restored = RestoredFrom(step=agent.step, source=source, skipped=self.skipped)
         agent.restored = None if self.plain or self.held_by else restored
         agent.waits = None if self.plain else self.held_by
         agent.useful = None if self.plain else self.useful
@@ -679,7 +679,7 @@ class World:
         hung = None
         if report.hang:
             hung = old.hang_since if old and old.hang_since is not None and same else self.now
-        self.reports[report.uid] = Agent(
+        self.reports[report.uid] = AgentState(
             report=report,
             seen_at=self.now,
             phase_since=since,
@@ -987,7 +987,7 @@ class World:
             return None
         pods = [pod.created_at for pod in self.alive]
         over = self.phase in status.TERMINAL and not pods
-        known = run_claims.Runs(lambda key: None)
+        known = run_claims.RunClaims(lambda key: None)
         record, first = status.read(self.status), min(pods, default=None)
         own = run_claims.use_of(self.job, record, ended=over, first_pod=first)
         for use in filter(None, (own, self.rival)):
@@ -1011,7 +1011,7 @@ class World:
             self.job,
             self.status,
             observed,
-            access=Access(token="t0ken-that-nobody-may-see", url="http://rekindle:8430"),
+            access=PodAccess(token="t0ken-that-nobody-may-see", url="http://rekindle:8430"),
             now=self.now,
         )
         self.plans += 1

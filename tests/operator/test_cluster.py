@@ -1,8 +1,8 @@
 """Every call that the operator makes, against the embedded API server and the installed client.
 
 The same file runs with the oldest client that the bounds admit, so it uses nothing of the client
-but what `Cluster` uses. Templates are told apart by one judge only, the API server: what is valid
-for Kubernetes makes a pod, what is not becomes a condition and an event with the field.
+but what `KubernetesApi` uses. Templates are told apart by one judge only, the API server: what is
+valid for Kubernetes makes a pod, what is not becomes a condition and an event with the field.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from rekindle_local.quantity import parse_quantity
 from rekindle_operator.controller import handlers
 from rekindle_operator.controller.controller import Controller
 from rekindle_operator.kube import cluster as module
-from rekindle_operator.kube.cluster import ApiError, Cluster, Refused
+from rekindle_operator.kube.cluster import KubernetesApi, KubernetesError, ObjectRefused
 from rekindle_operator.plan import Deletion, Event
 
 pytestmark = pytest.mark.servers
@@ -96,7 +96,7 @@ def on_a_server(scenario, **options):
         await server.start()
         configuration = client.Configuration()
         configuration.host = server.url
-        cluster = Cluster(client.ApiClient(configuration))
+        cluster = KubernetesApi(client.ApiClient(configuration))
         try:
             await scenario(Bench(server, cluster))
         finally:
@@ -122,11 +122,11 @@ async def create(bench):
         manifest = bench.child(kind, "x", **more)
         made = await bench.cluster.create(manifest)
         assert made["metadata"]["uid"] == bench.get(kind, "x")["metadata"]["uid"]
-        with pytest.raises(ApiError, match="already exists") as caught:
+        with pytest.raises(KubernetesError, match="already exists") as caught:
             await bench.cluster.create(manifest)
         assert caught.value.status == 409
     bad = bench.child("Pod", "bad", spec={"containers": [{"name": "c"}]})
-    with pytest.raises(Refused, match=r"spec\.containers\[0\]\.image"):
+    with pytest.raises(ObjectRefused, match=r"spec\.containers\[0\]\.image"):
         await bench.cluster.create(bad)
 
 
@@ -170,7 +170,7 @@ async def pod_events(bench):
 
 
 async def pod_log(bench):
-    with pytest.raises(ApiError):
+    with pytest.raises(KubernetesError):
         await bench.cluster.pod_log("default", "nobody", "c", 10)
 
     async def answer(request):
@@ -190,7 +190,7 @@ async def patch_status(bench):
     assert written == bench.get("TrainingJob", "digits")
     assert written["status"] == {"phase": "Running"}
     assert not await bench.cluster.patch_status("default", "nobody", {"phase": "Running"})
-    with pytest.raises(ApiError, match=r"status\.phase"):
+    with pytest.raises(KubernetesError, match=r"status\.phase"):
         await bench.cluster.patch_status("default", "digits", {"phase": "Flying"})
 
 
@@ -220,7 +220,7 @@ async def patch(bench):
         assert written["metadata"]["labels"]["a"] == "b"
         assert not written["metadata"].get("ownerReferences")
         other = {"metadata": {"uid": "of-another", "labels": {"a": "c"}}}
-        with pytest.raises(ApiError) as caught:
+        with pytest.raises(KubernetesError) as caught:
             await bench.cluster.patch(kind, "default", "x", other)
         assert caught.value.status == 409
         assert made["metadata"]["uid"] == bench.get(kind, "x")["metadata"]["uid"]
@@ -255,7 +255,7 @@ async def watch(bench):
     async for kind, body in bench.cluster.watch("Pod", "", version):
         assert (kind, body) == ("ADDED", made)
         break
-    with pytest.raises(ApiError):
+    with pytest.raises(KubernetesError):
         async for _ in bench.cluster.watch("Pod", "", "not-a-version"):
             pass
 
@@ -270,7 +270,7 @@ async def post(bench):
 
 
 async def connect(bench):
-    cluster = await Cluster.connect()
+    cluster = await KubernetesApi.connect()
     assert await cluster.job("default", "digits") is None
     await cluster.close()
 
@@ -303,7 +303,7 @@ CALLS = {
 
 
 def test_every_call_of_the_operator_is_in_the_table():
-    public = {n for n, _ in inspect.getmembers(Cluster, callable) if not n.startswith("_")}
+    public = {n for n, _ in inspect.getmembers(KubernetesApi, callable) if not n.startswith("_")}
     assert public == CALLS.keys()
 
 
@@ -360,7 +360,7 @@ async def against(handler, scenario):
     await site.start()
     configuration = client.Configuration()
     configuration.host = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-    cluster = Cluster(client.ApiClient(configuration))
+    cluster = KubernetesApi(client.ApiClient(configuration))
     try:
         await scenario(cluster)
     finally:
@@ -376,7 +376,7 @@ def test_what_is_no_success_is_an_error_with_status_and_words(name):
         return web.Response(status=given["status"], body=given["body"].encode())
 
     async def scenario(cluster):
-        with pytest.raises(ApiError) as caught:
+        with pytest.raises(KubernetesError) as caught:
             await cluster.list_all("Node")
         error = caught.value
         assert (error.status, error.reason, error.message) == wanted
@@ -407,7 +407,7 @@ def test_a_create_that_a_webhook_forbids_may_be_allowed_later():
         return web.json_response({"kind": "Status", "message": words}, status=400)
 
     async def scenario(cluster):
-        with pytest.raises(ApiError, match="no team label"):
+        with pytest.raises(KubernetesError, match="no team label"):
             await cluster.create(POD_X)
 
     asyncio.run(against(handler, scenario))

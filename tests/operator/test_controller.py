@@ -19,7 +19,7 @@ from rekindle_operator.controller import controller as module
 from rekindle_operator.controller import handlers, job_state, operator_faults, status_writer
 from rekindle_operator.controller.controller import Controller
 from rekindle_operator.incidents.incidents import stamp
-from rekindle_operator.kube.cluster import ApiError, Refused, token_in
+from rekindle_operator.kube.cluster import KubernetesError, ObjectRefused, token_in
 from rekindle_operator.pods import manifests
 
 KEY = ("ml", "digits")
@@ -62,7 +62,7 @@ class FakeCluster:
         self.call("create", kind, name)
         await asyncio.sleep(0)
         if (kind, name) in self.objects:
-            raise ApiError(409, "AlreadyExists", f"{kind} {name} already exists")
+            raise KubernetesError(409, "AlreadyExists", f"{kind} {name} already exists")
         self.uids += 1
         body = copy.deepcopy(dict(manifest))
         body["metadata"] |= {
@@ -300,7 +300,9 @@ def test_nothing_is_decided_before_everything_was_listed(cluster, monkeypatch):
     async def scenario():
         async with Operator(cluster) as operator:
             operator.controller.listed.clear()
-            operator.controller.obstacle("Pod", ApiError(403, "Forbidden", "cannot list pods"))
+            operator.controller.obstacle(
+                "Pod", KubernetesError(403, "Forbidden", "cannot list pods")
+            )
             await operator.until(lambda: reconciled(cluster)["status"] == "False")
             assert "cannot list pods" in reconciled(cluster)["message"]
             assert not cluster.objects
@@ -397,7 +399,7 @@ def test_no_agent_hears_of_a_round_that_is_not_in_the_status(cluster, monkeypatc
         async with Operator(cluster) as operator:
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
             await operator.until(lambda: cluster.status)
-            cluster.faults["status"] = [ApiError(500, "no")] * 2
+            cluster.faults["status"] = [KubernetesError(500, "no")] * 2
             for name in cluster.named("Pod"):
                 operator.agent(name)
             await operator.until(lambda: not cluster.faults["status"])
@@ -440,7 +442,7 @@ def test_an_operator_that_dies_in_any_call_is_followed_by_one_that_duplicates_no
 def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster, monkeypatch):
     monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.02)
     cluster.body["spec"]["elastic"] = {"minReplicas": 1}
-    denied = ApiError(403, "Forbidden", "exceeded quota: gpus")
+    denied = KubernetesError(403, "Forbidden", "exceeded quota: gpus")
 
     async def scenario():
         create, tries = cluster.create, []
@@ -475,10 +477,12 @@ def test_a_quota_that_is_used_up_does_not_keep_the_others_from_training(cluster,
 
 
 HINDRANCES = {
-    "a quota": ApiError(403, "Forbidden", "exceeded quota: gpus"),
-    "a priority class that is missing": ApiError(403, "Forbidden", "no PriorityClass with name p"),
-    "a webhook": ApiError(400, "BadRequest", 'admission webhook "x" denied the request: no'),
-    "a server in trouble": ApiError(503, "ServiceUnavailable", "no"),
+    "a quota": KubernetesError(403, "Forbidden", "exceeded quota: gpus"),
+    "a priority class that is missing": KubernetesError(
+        403, "Forbidden", "no PriorityClass with name p"
+    ),
+    "a webhook": KubernetesError(400, "BadRequest", 'admission webhook "x" denied the request: no'),
+    "a server in trouble": KubernetesError(503, "ServiceUnavailable", "no"),
     "no answer": TimeoutError(),
 }
 
@@ -511,7 +515,7 @@ def test_a_create_that_is_hindered_uses_up_no_name(cluster, monkeypatch, name, t
 
 def test_a_pod_that_is_refused_fails_the_job(cluster):
     async def scenario():
-        cluster.faults["create"] = [Refused("spec.containers[0].image: Required value")] * 4
+        cluster.faults["create"] = [ObjectRefused("spec.containers[0].image: Required value")] * 4
         async with Operator(cluster) as operator:
             await operator.until(lambda: cluster.status.get("phase") == "Failed")
             failed = next(c for c in cluster.status["conditions"] if c["type"] == "Failed")
@@ -715,11 +719,11 @@ def gauge(name="rekindle_jobs_not_reconciled"):
 FAULTS = {
     "a fault of ours": (KeyError("slot"), "InternalError", "KeyError: 'slot' (controller.py:"),
     "a refusal": (
-        ApiError(403, "Forbidden", "pods is forbidden"),
+        KubernetesError(403, "Forbidden", "pods is forbidden"),
         "ApiServerRefuses",
         "the API server answers 403 pods is forbidden",
     ),
-    "a server in trouble": (ApiError(503), "ApiServerError", "the API server answers 503"),
+    "a server in trouble": (KubernetesError(503), "ApiServerError", "the API server answers 503"),
     "no answer": (
         TimeoutError(),
         "ApiServerUnreachable",
@@ -826,7 +830,9 @@ def test_when_the_status_cannot_be_written_an_event_tells_and_else_the_metrics(
 ):
     monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.001)
     monkeypatch.setattr(operator_faults, "RETRY_MOST", 0.01)
-    cluster.faults["status"] = [ApiError(422, "Invalid", "status.phase: Unsupported value")] * 1000
+    cluster.faults["status"] = [
+        KubernetesError(422, "Invalid", "status.phase: Unsupported value")
+    ] * 1000
     cluster.faults["post"] = [True] * events
 
     async def scenario():
@@ -1053,7 +1059,7 @@ def test_trouble_with_the_api_server_passes(cluster, monkeypatch):
     monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
 
     async def scenario():
-        cluster.faults["status"] = [TimeoutError(), ApiError(503), OSError("reset")]
+        cluster.faults["status"] = [TimeoutError(), KubernetesError(503), OSError("reset")]
         async with Operator(cluster) as operator:
             await started(operator)
             assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]

@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle_cli.jobs.explain import explain
-from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.jobs.snapshot import JobView
 
 OBJECT = "data/step-10.f3-0.bin"
 DAMAGE = (
@@ -13,7 +13,7 @@ DAMAGE = (
 
 
 def why(w):
-    return " ".join(one.text for one in explain(Job.read({**w.body, "status": w.status})))
+    return " ".join(one.text for one in explain(JobView.read({**w.body, "status": w.status})))
 
 
 def damages(w):

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from rekindle.contract import AgentReport, Cause, Hang, Outcome, Restored, Rollback
+from rekindle.contract import AgentReport, Cause, Hang, Outcome, RestoredFrom, Rollback
 from rekindle_operator.api import status_size
 from rekindle_operator.incidents import incidents
 from rekindle_operator.incidents.incidents import Incident
@@ -18,7 +18,7 @@ HOSTILE = ["\U0001f525", "<&>", "\x1b[2J\ud800", '"\\', "x", "\u202e"]
 def incident(n, word="x", pods=100, **changes):
     """One with all that its documents can hold."""
     names = tuple(f"{'p' * 40}-{n}-{i}" for i in range(pods))
-    source = Restored(step=1, source=word * 5000).source
+    source = RestoredFrom(step=1, source=word * 5000).source
     fields = {
         "at": 1e9 + n,
         "round": n,
@@ -124,7 +124,7 @@ def test_hostile_reports_reach_no_status(world):
         agent.more["hang"] = Hang(
             rank=0, step=1, phase=word, idle=90, timeout=60, stacks=word * 9999, waits=False
         )
-        agent.restored = Restored(step=3, source=word * 9999, skipped=(word * 999,) * 99)
+        agent.restored = RestoredFrom(step=3, source=word * 9999, skipped=(word * 999,) * 99)
     w.settle().run(30)
     text = json.dumps(w.status, ensure_ascii=False)
     assert len(text.encode()) < MOST

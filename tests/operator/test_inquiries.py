@@ -8,7 +8,7 @@ from rekindle.contract import LABEL_INCARNATION, LABEL_SLOT
 from rekindle_operator.controller import pod_lookups
 from rekindle_operator.controller.pod_lookups import Inquiries, told
 from rekindle_operator.incidents.incidents import stamp
-from rekindle_operator.kube.cluster import ApiError
+from rekindle_operator.kube.cluster import KubernetesError
 from rekindle_operator.observed.documents import parse_pod
 from rekindle_operator.observed.observations import Observed
 
@@ -123,7 +123,7 @@ def test_of_many_pods_that_failed_a_few_are_asked_about_at_a_time():
     assert len(cluster.asked) == pod_lookups.ENDINGS
 
 
-@pytest.mark.parametrize("error", [ApiError(403, "Forbidden", "may not"), TimeoutError()])
+@pytest.mark.parametrize("error", [KubernetesError(403, "Forbidden", "may not"), TimeoutError()])
 def test_without_an_answer_the_decision_is_made_with_what_is_there(error):
     cluster = Answers(error=error)
     found = ask(cluster, pod(1, init=ended(3)), times=2)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rekindle.contract import Progress, Restored
+from rekindle.contract import Progress, RestoredFrom
 from rekindle_operator.reconcile.reconcile import END_SECONDS
 
 
@@ -320,6 +320,6 @@ def test_a_newcomer_in_front_does_not_turn_the_checkpoint_back(world):
     known = w.status["checkpoint"]["step"]
     agent = w.pod("digits-0").agent
     agent.checkpoint = type(agent.checkpoint)(step=1, committed_at=w.now - 900, uri="s3://b/r/1")
-    agent.restored = Restored(step=known, source="s3://b/r")
+    agent.restored = RestoredFrom(step=known, source="s3://b/r")
     w.settle()
     assert w.status["checkpoint"]["step"] >= known

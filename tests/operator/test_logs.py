@@ -16,7 +16,7 @@ def line(message, *arguments, level=logging.INFO, **extra):
     logger = logging.Logger("rekindle_operator.controller.controller")
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(logs.Json())
+    handler.setFormatter(logs.JsonFormatter())
     logger.addHandler(handler)
     logger.log(level, message, *arguments, **extra)
     (text,) = stream.getvalue().splitlines()
@@ -164,7 +164,7 @@ class Lines:
     def __init__(self):
         self.now, self.stream = 0.0, io.StringIO()
         handler = logs.Moderate(self.stream, lambda: self.now)
-        handler.setFormatter(logs.Text())
+        handler.setFormatter(logs.TextFormatter())
         self.logger = logging.Logger("rekindle_operator.x")
         self.logger.addHandler(handler)
 

@@ -24,7 +24,7 @@ CRD = yaml.safe_load((DATA.parents[1] / "crds" / "trainingjob.yaml").read_text()
 SCHEMA = schemas.Schema(root=CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
 CASES = ["least", "whole", "own_shm", "torchrun", "injected"]
 TOKEN = "not-a-real-token"
-HOW = manifests.Access(token=TOKEN, url="http://rekindle:8430", authority="PEM")
+HOW = manifests.PodAccess(token=TOKEN, url="http://rekindle:8430", authority="PEM")
 
 
 def load(name):

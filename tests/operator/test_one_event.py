@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.contract import Cause, Restored, Timings
+from rekindle.contract import Cause, RestoredFrom, Timings
 from rekindle_cli.jobs.explain import explain
-from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.jobs.snapshot import JobView
 from rekindle_operator.incidents import incidents, recovery
 
 MIN3 = {"elastic": {"minReplicas": 3}}
@@ -17,7 +17,7 @@ def told(w):
 
 
 def why(w):
-    return " ".join(one.text for one in explain(Job.read({**w.body, "status": w.status})))
+    return " ".join(one.text for one in explain(JobView.read({**w.body, "status": w.status})))
 
 
 @pytest.mark.parametrize("seconds", [0, 3])
@@ -167,7 +167,7 @@ def test_what_workers_did_not_tell_is_not_made_up(world):
     w = world().start().train(3)
     assert recovery.stood_still(replace(w.observed(), round=None)) is None
     assert recovery.stood_still(w.observed()) is None
-    assert Restored(step=3, source="memory").step == 3
+    assert RestoredFrom(step=3, source="memory").step == 3
 
 
 def test_a_pod_that_is_deleted_by_force_before_its_first_round_is_told(world):

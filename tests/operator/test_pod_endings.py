@@ -12,7 +12,7 @@ from rekindle_operator.failures.pod_signs import needs_events, needs_log
 from rekindle_operator.incidents.incidents import USER, Incident
 from rekindle_operator.observed.containers import parse_event
 from rekindle_operator.observed.documents import parse_node, parse_pod
-from rekindle_operator.observed.observations import Agent, Observed, gone
+from rekindle_operator.observed.observations import AgentState, Observed, gone
 
 NOW = 1_750_000_600.0
 STARTED = "2025-06-15T15:06:40Z"
@@ -448,15 +448,15 @@ def seen(
         phase=AgentPhase.RUNNING,
         notice=notice,
     )
-    agent = Agent(report=report, seen_at=NOW, phase_since=NOW)
+    agent = AgentState(report=report, seen_at=NOW, phase_since=NOW)
     agents = {one.uid: agent} if notice else {}
     pods = (one,)
     if unheard:
         peer = replace(one, name="digits-0", uid="u0", slot=0)
         says = replace(report, pod="digits-0", uid="u0", unreachable=("u1",))
         agents = {
-            "u0": Agent(report=says, seen_at=NOW, phase_since=NOW),
-            "u1": Agent(report=report, seen_at=NOW - 4, phase_since=NOW - 4),
+            "u0": AgentState(report=says, seen_at=NOW, phase_since=NOW),
+            "u1": AgentState(report=report, seen_at=NOW - 4, phase_since=NOW - 4),
         }
         pods = (peer, one)
     observed = Observed(pods=pods, nodes=nodes, agents=agents, now=NOW)

@@ -14,7 +14,7 @@ from rekindle_operator.failures.scheduler_messages import (
 from rekindle_operator.incidents.incidents import stamp
 from rekindle_operator.observed.containers import parse_event
 from rekindle_operator.observed.documents import parse_pod
-from rekindle_operator.observed.observations import Agent, Observed
+from rekindle_operator.observed.observations import AgentState, Observed
 
 NOW = 1_750_000_600.0
 LABELS = {"rekindle.dev/slot": "1", "rekindle.dev/incarnation": "0"}
@@ -294,7 +294,7 @@ def held(
             round=current if joined else None,
             waits=waits,
         )
-        agents[one.uid] = Agent(report=report, seen_at=now - quiet, phase_since=now - 300)
+        agents[one.uid] = AgentState(report=report, seen_at=now - quiet, phase_since=now - 300)
     observed = Observed(pods=(one,), agents=agents, round=current, now=now)
     return pod_waits.held_of(observed, one, pinned)
 

@@ -9,12 +9,12 @@ from rekindle.contract import (
     AgentPhase,
     AgentReport,
     Member,
-    Restored,
+    RestoredFrom,
     Round,
     Timings,
 )
 from rekindle_operator.incidents.recovery import measured
-from rekindle_operator.observed.observations import Agent, Observed
+from rekindle_operator.observed.observations import AgentState, Observed
 
 MEMBERS = tuple(
     Member(pod=f"digits-{n}", uid=f"u{n}", address="10.0.0.1", store_port=1, slots=1)
@@ -26,7 +26,7 @@ TIMINGS = Timings(
 )
 
 
-def agent(number: int, timings: Timings | None = TIMINGS, **more) -> Agent:
+def agent(number: int, timings: Timings | None = TIMINGS, **more) -> AgentState:
     member = MEMBERS[number]
     report = AgentReport(
         pod=member.pod,
@@ -36,15 +36,15 @@ def agent(number: int, timings: Timings | None = TIMINGS, **more) -> Agent:
         slots=1,
         phase=AgentPhase.RUNNING,
         round=ROUND,
-        restored=Restored(step=7, source="memory" if not number else "memory of digits-0"),
+        restored=RestoredFrom(step=7, source="memory" if not number else "memory of digits-0"),
         timings=timings,
         **more,
     )
     # The round was seen by both at 100.0 of the operator's clock.
-    return Agent(report=report, seen_at=101.0, phase_since=100.0)
+    return AgentState(report=report, seen_at=101.0, phase_since=100.0)
 
 
-def seen(*agents: Agent) -> Observed:
+def seen(*agents: AgentState) -> Observed:
     return Observed(agents={a.report.uid: a for a in agents}, round=ROUND)
 
 

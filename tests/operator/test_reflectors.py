@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rekindle_operator.kube import reflectors
-from rekindle_operator.kube.cluster import ApiError
+from rekindle_operator.kube.cluster import KubernetesError
 from rekindle_operator.kube.reflectors import Listener, Reflector
 
 
@@ -94,7 +94,7 @@ def test_a_connection_that_ends_is_gone_on_from_and_nothing_is_listed_again(gap)
 
 
 def test_what_went_in_a_gap_is_told_as_deleted():
-    forgotten = ApiError(410, "Expired", "too old resource version")
+    forgotten = KubernetesError(410, "Expired", "too old resource version")
     script = Script(([body("a", 3), body("b", 3)], 5), forgotten, ([body("b", 4)], 900))
     told, trouble = follow(script)
     assert told == [(None, "a"), (None, "b"), ("DELETED", "a"), (None, "b")]
@@ -110,7 +110,9 @@ def test_what_was_known_before_the_first_list_and_is_not_in_it_has_gone():
 
 
 def test_what_keeps_it_from_being_listed_is_told_until_it_passes():
-    script = Script(ApiError(403, "Forbidden", "no"), ApiError(403, "Forbidden", "no"), ([], 5))
+    script = Script(
+        KubernetesError(403, "Forbidden", "no"), KubernetesError(403, "Forbidden", "no"), ([], 5)
+    )
     _, trouble = follow(script)
     assert trouble == ["403 no", "403 no", None]
 

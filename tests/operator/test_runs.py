@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from rekindle_operator.api import run_claims, spec
-from rekindle_operator.api.run_claims import Runs, Use
+from rekindle_operator.api.run_claims import RunClaims, Use
 from rekindle_operator.controller.controller import Controller
 from rekindle_operator.controller.job_state import JobState
 from rekindle_operator.observed.observations import Observed
-from rekindle_operator.pods.manifests import Access
+from rekindle_operator.pods.manifests import PodAccess
 from rekindle_operator.reconcile.reconcile import reconcile
 from rekindle_operator.status import status
 
@@ -91,7 +91,7 @@ def use(name, created=0.0, began=None, suspended=False, place="p"):
     ],
 )
 def test_who_is_first(uses, first):
-    known = Runs(lambda key: None)
+    known = RunClaims(lambda key: None)
     for one in uses:
         known.note(one.key, one)
     for one in uses:
@@ -101,7 +101,7 @@ def test_who_is_first(uses, first):
 
 def test_the_next_one_is_woken_when_its_turn_comes():
     woken = []
-    known = Runs(woken.append)
+    known = RunClaims(woken.append)
     for one in (use("a", 1.0), use("b", 2.0), use("c", 3.0, place="q")):
         known.note(one.key, one)
     woken.clear()
@@ -116,7 +116,7 @@ def test_the_next_one_is_woken_when_its_turn_comes():
     assert known.holder(("ml", "b")) is None
 
 
-ACCESS = Access(token="t", url="http://op")
+ACCESS = PodAccess(token="t", url="http://op")
 
 
 def plan_of(job, current, holder, now):

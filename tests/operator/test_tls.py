@@ -17,7 +17,7 @@ from rekindle_local.apiserver.http.server import ApiServer
 from rekindle_operator import __main__ as main
 from rekindle_operator.__main__ import parse
 from rekindle_operator.coordinator import certificates, connections, tls
-from rekindle_operator.kube.cluster import ApiError, Cluster
+from rekindle_operator.kube.cluster import KubernetesApi, KubernetesError
 
 NOW = datetime.now(UTC)
 YEAR = timedelta(days=365)
@@ -231,7 +231,7 @@ def test_an_authority_in_a_secret_is_made_once_however_many_begin_at_once():
         await server.start()
         configuration = client.Configuration()
         configuration.host = server.url
-        cluster = Cluster(client.ApiClient(configuration))
+        cluster = KubernetesApi(client.ApiClient(configuration))
         load = partial(tls.in_secret, cluster, "default", "ca")
         try:
             first, *others = await asyncio.gather(*(load(NOW) for _ in range(5)))
@@ -267,7 +267,11 @@ class Away:
 
 def test_an_api_server_that_is_away_is_waited_for(monkeypatch, caplog):
     monkeypatch.setattr(tls, "FIRST_PAUSE", 0.001)
-    failures = OSError("no route"), ApiError(500, "", "not now"), ApiError(403, "", "no rights")
+    failures = (
+        OSError("no route"),
+        KubernetesError(500, "", "not now"),
+        KubernetesError(403, "", "no rights"),
+    )
     assert asyncio.run(tls.in_secret(Away(*failures), "ns", "ca", NOW)).key
     assert [f"{error}" in caplog.text for error in failures] == [True] * 3
 
@@ -286,7 +290,7 @@ def test_files_of_somebody_else_are_read_anew_and_all_of_one_moment(tmp_path):
         (place / "tls.key").write_text(f"key {place.name}")
     (second / "ca.crt").write_text("authority")
     link = tmp_path / "..data"
-    files = tls.Files(tmp_path)
+    files = tls.CertificateFiles(tmp_path)
     for place, authority in ((first, ""), (second, "authority"), (first, "")):
         link.unlink(missing_ok=True)
         link.symlink_to(place.name)

@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, Member, Round
-from rekindle_operator.observed.observations import Agent, Observed
+from rekindle_operator.observed.observations import AgentState, Observed
 from rekindle_operator.rounds import sizing
 
 
@@ -26,7 +26,7 @@ def seen(told, *, slots=1, members=()):
     )
     current = Round(number=1, members=inside, reason="", formed_at=0.0) if inside else None
     agents = {
-        uid: Agent(report=report(uid, useful, slots), seen_at=0.0, phase_since=0.0)
+        uid: AgentState(report=report(uid, useful, slots), seen_at=0.0, phase_since=0.0)
         for uid, useful in told.items()
     }
     return Observed(agents=agents, round=current)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from rekindle_cli.jobs.explain import explain
-from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.jobs.snapshot import JobView
 from rekindle_operator.api.merge_patch import merge_patch
 from rekindle_operator.controller import status_writer
 from rekindle_operator.incidents.incidents import stamp
-from rekindle_operator.pods.manifests import Access
+from rekindle_operator.pods.manifests import PodAccess
 from rekindle_operator.reconcile.reconcile import reconcile
 
 TRAINER = {"name": "trainer", "image": "i", "args": ["t.py"]}
@@ -262,7 +262,7 @@ def test_a_waiting_state_is_told_everywhere(world, state, phase, kind, reason, w
         assert condition["message"].strip()
     for word in words[-1:]:
         assert word in w.condition("Progressing")["message"]
-    why = " ".join(one.text for one in explain(Job.read({**w.body, "status": w.status})))
+    why = " ".join(one.text for one in explain(JobView.read({**w.body, "status": w.status})))
     for word in words:
         assert word in why
     assert "round 2 of 3 pods starts" in why or state is not recovering_without_a_step
@@ -296,7 +296,7 @@ def plan_after(w, seconds, *, speaking=False):
     if speaking:
         agents = {u: replace(a, seen_at=a.seen_at + seconds) for u, a in observed.agents.items()}
         observed = replace(observed, agents=agents)
-    access = Access(token="t", url="http://rekindle:8430")
+    access = PodAccess(token="t", url="http://rekindle:8430")
     return reconcile(w.job, w.status, replace(observed, now=now), access=access, now=now)
 
 

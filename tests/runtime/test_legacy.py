@@ -15,7 +15,7 @@ import torch
 
 from rekindle.checkpoint import Store
 from rekindle.interop import dcp, importing
-from rekindle.interop.importing import Refused
+from rekindle.interop.importing import FileRefused
 
 RAN = []
 
@@ -108,46 +108,48 @@ def test_a_file_that_would_run_code_is_refused_with_the_name(tmp_path, zipped):
         tmp_path / "evil.pt",
         _use_new_zipfile_serialization=zipped,
     )
-    with pytest.raises(Refused, match=r"needs .*run_code, which is code and not data; it was not"):
+    with pytest.raises(
+        FileRefused, match=r"needs .*run_code, which is code and not data; it was not"
+    ):
         importing.read(str(tmp_path / "evil.pt"))
 
 
 def test_hyper_parameters_that_are_classes_are_refused(tmp_path):
     torch.save({"hyper_parameters": argparse.Namespace(lr=1)}, tmp_path / "h.ckpt")
-    with pytest.raises(Refused, match="argparse.Namespace.*save the tensors and plain values"):
+    with pytest.raises(FileRefused, match="argparse.Namespace.*save the tensors and plain values"):
         importing.read(str(tmp_path / "h.ckpt"))
 
 
 def test_a_plain_pickle_is_refused(tmp_path):
     (tmp_path / "p.pkl").write_bytes(pickle.dumps({"a": Evil()}))
-    with pytest.raises(Refused):
+    with pytest.raises(FileRefused):
         importing.read(str(tmp_path / "p.pkl"))
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04broken", b"\x80\x02."])
 def test_a_file_that_is_none_is_refused(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
-    with pytest.raises(Refused, match="x.pt"):
+    with pytest.raises(FileRefused, match="x.pt"):
         importing.read(str(tmp_path / "x.pt"))
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):
     torch.save({"model": {"w": torch.ones(1)}, "x": {1, 2}}, tmp_path / "s.pt")
-    with pytest.raises(Refused, match="cannot be stored: x: set"):
+    with pytest.raises(FileRefused, match="cannot be stored: x: set"):
         imported(tmp_path, tmp_path / "s.pt")
 
 
 def test_a_missing_file_and_a_plain_directory_are_refused(tmp_path):
-    with pytest.raises(Refused, match="cannot read .*No such file"):
+    with pytest.raises(FileRefused, match="cannot read .*No such file"):
         importing.read(str(tmp_path / "none.pt"))
-    with pytest.raises(Refused, match="directory without .metadata"):
+    with pytest.raises(FileRefused, match="directory without .metadata"):
         importing.read(str(tmp_path))
 
 
 def test_a_store_with_checkpoints_is_left_alone(tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "m.pt")
     imported(tmp_path, tmp_path / "m.pt")
-    with pytest.raises(Refused, match="holds checkpoints already; import into an empty place"):
+    with pytest.raises(FileRefused, match="holds checkpoints already; import into an empty place"):
         imported(tmp_path, tmp_path / "m.pt")
 
 
@@ -212,10 +214,10 @@ def test_a_tensor_in_several_pieces(directory, tmp_path):
 
 def test_metadata_that_would_run_code_is_refused(directory):
     repickled(directory, lambda m: m.planner_data.update(x=Evil()))
-    with pytest.raises(Refused, match=r"names .*run_code, which DCP's own metadata never does"):
+    with pytest.raises(FileRefused, match=r"names .*run_code, which DCP's own metadata never does"):
         importing.read(str(directory))
     (directory / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
-    with pytest.raises(Refused, match="names os.system"):
+    with pytest.raises(FileRefused, match="names os.system"):
         importing.read(str(directory))
 
 
@@ -227,7 +229,7 @@ def test_a_byte_item_that_would_run_code_is_refused(directory):
     (directory / "evil").write_bytes(buffer.getvalue())
     info = type(metadata.storage_data[index])("evil", 0, len(buffer.getvalue()))
     repickled(directory, lambda m: m.storage_data.update({index: info}))
-    with pytest.raises(Refused, match="epoch needs .*run_code"):
+    with pytest.raises(FileRefused, match="epoch needs .*run_code"):
         importing.read(str(directory))
 
 
@@ -256,27 +258,27 @@ def first(metadata, name):
 )
 def test_hostile_metadata_is_refused_with_the_reason(directory, change, why):
     repickled(directory, change)
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(FileRefused, match=why):
         importing.read(str(directory))
 
 
 def test_a_number_in_the_file_cannot_take_memory(directory):
     # LONG_BINPUT with a huge memo index makes the interpreter in C allocate by it.
     (directory / ".metadata").write_bytes(b"\x80\x02N" + b"r\xff\xff\xff\x7f" + b".")
-    with pytest.raises(Refused, match="holds a NoneType"):
+    with pytest.raises(FileRefused, match="holds a NoneType"):
         importing.read(str(directory))
 
 
 def test_only_a_record_is_given_a_state(directory):
     (directory / ".metadata").write_bytes(b"ctorch.serialization\n_get_layout\n}S'x'\nI1\nsb.")
-    with pytest.raises(Refused, match="gives a state to a function"):
+    with pytest.raises(FileRefused, match="gives a state to a function"):
         importing.read(str(directory))
     assert not hasattr(dcp._layout, "x")
 
 
 def test_only_the_listed_names_are_known():
     for module, name in [("builtins", "eval"), ("torch", "load"), ("torch.hub", "load")]:
-        with pytest.raises(dcp.Refused, match=f"names {module}.{name}"):
+        with pytest.raises(dcp.DcpRefused, match=f"names {module}.{name}"):
             dcp.Interpreter(io.BytesIO()).find_class(module, name)
     assert dcp.Interpreter(io.BytesIO()).find_class("collections", "OrderedDict") is OrderedDict
 

@@ -203,7 +203,7 @@ def test_without_a_terminal_progress_is_a_line_of_json(tmp_path, capsys, monkeyp
 def test_json_progress_comes_once_per_interval(capsys):
     quiet = console.Console(first=True, progress=True)
     for now in range(0, 21):
-        quiet.progress(console.Progress(step=now, loss=float("nan")), float(now))
+        quiet.progress(console.TrainingProgress(step=now, loss=float("nan")), float(now))
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["step"] for row in found] == [0, 5, 10, 15, 20]
     assert found[0]["loss"] == "nan"
@@ -247,10 +247,10 @@ def test_on_a_terminal_progress_is_a_bar_that_is_written_over(tmp_path, terminal
 
 def test_the_bar_shows_time_and_speed_since_this_attempt_began():
     bar = console.Bar(sys.stdout)
-    assert bar.text(console.Progress(step=300, total=1000), 100.0, width=80) == (
+    assert bar.text(console.TrainingProgress(step=300, total=1000), 100.0, width=80) == (
         "epoch 0  300/1000 |███       |  30%  00:00<?"
     )
-    seen = console.Progress(
+    seen = console.TrainingProgress(
         step=350, total=1000, epoch=1, epochs=3, rate=640.4, loss=0.5, values={"acc": 0.98},
         phase="validating",
     )  # fmt: skip
@@ -388,10 +388,10 @@ def test_a_bar_is_drawn_again_when_enough_steps_or_news_have_come():
     stream = io.StringIO()
     bar = console.Bar(stream, every=3, leave=True)
     for step in range(8):
-        bar.draw(console.Progress(step=step, total=7), float(step))
-    bar.draw(console.Progress(step=7, total=7, loss=1.0), 8.0)
+        bar.draw(console.TrainingProgress(step=step, total=7), float(step))
+    bar.draw(console.TrainingProgress(step=7, total=7, loss=1.0), 8.0)
     assert re.findall(r"(\d)/7 ", stream.getvalue()) == ["0", "3", "6", "7", "7"]
-    bar.draw(console.Progress(step=7, total=7, epoch=1), 9.0)
+    bar.draw(console.TrainingProgress(step=7, total=7, epoch=1), 9.0)
     assert stream.getvalue().count("\n") == 1
     bar.close()
     assert stream.getvalue().endswith("\n")

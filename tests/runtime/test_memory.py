@@ -275,7 +275,7 @@ def test_copies_that_are_older_than_a_commit_are_passed_over(jobs, whole):
     for pod in pods:
         known = pod.memory.known(pod.whose)
         if known is not None:
-            newer = hostcopy.Known(
+            newer = hostcopy.KnownCommit(
                 generation=known.generation, ref=hostcopy.CommitRef(step=7, fence=1)
             )
             pod.memory.note(pod.whose, newer)

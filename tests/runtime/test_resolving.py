@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import rekindle as rk
 from rekindle.callbacks import ModelCheckpoint
 from rekindle.checkpoint import CommitRef, Store
-from rekindle.interop.lightning_file import Refused
+from rekindle.interop.lightning_file import FileRefused
 
 DATA = TensorDataset(torch.zeros(8, 1))
 
@@ -189,9 +189,9 @@ class Evil:
 def test_a_file_of_another_tool_is_refused_unread(tmp_path):
     file = tmp_path / "epoch=3.ckpt"
     file.write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(Refused, match="which is code and not data; it was not run"):
+    with pytest.raises(FileRefused, match="which is code and not data; it was not run"):
         Counting.load_from_checkpoint(file)
-    with pytest.raises(Refused, match="which is code and not data; it was not run"):
+    with pytest.raises(FileRefused, match="which is code and not data; it was not run"):
         fit(tmp_path / "run", ckpt_path=file)
 
 

@@ -9,7 +9,7 @@ import rekindle as rk
 from rekindle import audit
 from rekindle.checkpoint import Store
 from rekindle.errors.outcome import Damaged
-from rekindle.persistence.session import Session
+from rekindle.persistence.session import CheckpointSession
 
 
 def newest(path):
@@ -134,7 +134,7 @@ def test_validations_of_a_share_of_an_epoch_count_within_the_epoch(fit):
 
 
 def test_a_staged_snapshot_is_flushed_when_training_fails(fit, monkeypatch, capsys):
-    monkeypatch.setattr(Session, "last_commit", None)
+    monkeypatch.setattr(CheckpointSession, "last_commit", None)
     assert fit(steps=5, fail_at=8)["error"]
     expected = "R24 rank 0 failed in step 8: ValueError: made to fail at step 8. Flushing the "
     assert expected + "snapshot of step 5 (already staged)." in capsys.readouterr().err

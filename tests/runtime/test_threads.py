@@ -150,7 +150,7 @@ def waits_without_end(call):
 def test_nobody_waits_without_an_end_but_who_is_in_the_table():
     found = {
         (name, function, call.func.attr)
-        for name, tree in modules("launch", "checkpoint", "saving")
+        for name, tree in modules("launch", "checkpoint", "peer_memory", "persistence")
         for function, call in calls(tree)
         if waits_without_end(call)
     }
@@ -269,7 +269,7 @@ def fails(monkeypatch, tmp_path):
         return once
 
     def notice():
-        once = Once(preemption_notices.Notice())
+        once = Once(preemption_notices.NoticeRequest())
         monkeypatch.setattr(preemption_notices, "_read", once)
         preemption_notices.watch(tmp_path / "notice", lambda words, seconds: None)
         return once
@@ -277,7 +277,7 @@ def fails(monkeypatch, tmp_path):
     def lifeline():
         once = Once()
         monkeypatch.setenv(init_process.ENV_COORDINATOR, "http://127.0.0.1:1")
-        own = init_process.Lifeline()
+        own = init_process.LifelineRequest()
         monkeypatch.setattr(own, "_hold_one", once)
         threads.lasting(own.hold, name="lifeline")
         return once

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from rekindle_cli.output.failure import JOB_FAILED, Failure
+from rekindle_cli.output.failure import JOB_FAILED, CommandFailure
 from rekindle_cli.checkpoints.store_arguments import Json, Name, Options, Uri, command, opened, print_json
 from rekindle_cli.output.wording import count
 
@@ -45,7 +45,7 @@ def add_to(app: typer.Typer) -> None:
             try:
                 found = audit(commit.meta, store.objects.get)
             except NoLedger as error:
-                raise Failure(
+                raise CommandFailure(
                     f"Step {commit.ref.step} in {store.uri} proves nothing: {error}."
                 ) from None
         if as_json:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rekindle_cli.output.failure import JOB_FAILED, Failure
+from rekindle_cli.output.failure import JOB_FAILED, CommandFailure
 from rekindle_cli.checkpoints.store_arguments import Json, Name, Options, Uri, command, opened, print_json
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def show(
         ref = inventory.resolve(store, step)
         entry = next((one for one in inventory.entries(store) if one.ref == ref), None)
         if entry is None:
-            raise Failure(f"Step {ref.step} was removed just now.", reason="NotFound")
+            raise CommandFailure(f"Step {ref.step} was removed just now.", reason="NotFound")
     commit = entry.commit
     if as_json:
         document = inventory.entry_json(entry)
@@ -115,7 +115,7 @@ def verify(
         else:
             refs = [inventory.resolve(store, step)]
         if not refs:
-            raise Failure(f"{store.uri} holds no checkpoint.", reason="NotFound")
+            raise CommandFailure(f"{store.uri} holds no checkpoint.", reason="NotFound")
         for ref in refs:
             report = checking.verify(store, ref)
             reports.append(report)
@@ -265,7 +265,7 @@ def _best(texts: list[str]) -> "tuple[Best, ...]":
     for text in texts:
         match = _BEST.match(text)
         if match is None:
-            raise Failure(
+            raise CommandFailure(
                 f"--best {text!r} is not understood.",
                 "Allowed is METRIC:MODE or METRIC:MODE:COUNT, for example val/f1:max:2; the mode "
                 "is min or max.",
@@ -365,7 +365,7 @@ def unpin(
         chosen = [pin for pin, content in pins.items() if name in {pin, str(content.ref.step)}]
         if not chosen:
             have = ", ".join(pins) or "none"
-            raise Failure(
+            raise CommandFailure(
                 f"{store.uri} has no pin {name!r}.", f"It has: {have}.", reason="NotFound"
             )
         for one in chosen:

@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rekindle_cli import places
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 
 def load(source: str, uri: str, *, step: int | None, options: Mapping[str, str]) -> dict[str, Any]:
     """Import a file or directory as a checkpoint; raises Failure with the reason."""
     if not os.path.exists(source):
-        raise Failure(f"{source}: there is no such file or directory.", reason="NotFound")
+        raise CommandFailure(f"{source}: there is no such file or directory.", reason="NotFound")
     command = [sys.executable, "-m", "rekindle.interop.importing", source, uri]
     command += ["--options", json.dumps(dict(options))]
     if step is not None:
@@ -40,11 +40,11 @@ def answer(code: int, stdout: bytes, stderr: bytes) -> dict[str, Any]:
             raise ValueError(found)
     except (IndexError, ValueError):
         words = stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise Failure(
+        raise CommandFailure(
             f"The import ended with exit code {code} and without an answer.",
             "If it is -9, the file needs more memory than there is.",
             facts=words,
         ) from None
     if "error" in found:
-        raise Failure(str(found["error"]))
+        raise CommandFailure(str(found["error"]))
     return found

@@ -15,7 +15,7 @@ from rekindle.checkpoint.format.manifest import Commit, CommitRef, IntegrityErro
 from rekindle.checkpoint.objects.interface import NotFound
 from rekindle.checkpoint.retention import metrics_of
 from rekindle.checkpoint.store import Store
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 from rekindle_cli.output.wording import date, number
 
 _NAME = re.compile(r"^0*(\d{1,12})(?:-0*(\d{1,8}))?$")
@@ -88,7 +88,7 @@ def resolve(store: Store, name: str) -> CommitRef:
     if name == "latest":
         good = store.commits()
         if not good:
-            raise Failure(
+            raise CommandFailure(
                 f"{store.uri} holds no checkpoint that can be restored.", reason="NotFound"
             )
         return good[0]
@@ -104,12 +104,12 @@ def resolve(store: Store, name: str) -> CommitRef:
             return (on_line or found)[0]
         if found:
             choices = ", ".join(f"{ref.step}-{ref.fence}" for ref in found)
-            raise Failure(f"Several attempts saved step {step}.", f"Say which: {choices}.")
+            raise CommandFailure(f"Several attempts saved step {step}.", f"Say which: {choices}.")
     for pin, content in store.pins().items():
         if pin == name:
             return content.ref
     have = ", ".join(str(ref.step) for ref in known[:10]) or "none"
-    raise Failure(
+    raise CommandFailure(
         f"{store.uri} holds no checkpoint {name!r}.",
         f"It holds the steps {have}{' and more' if len(known) > 10 else ''}. Allowed are a step, "
         f"STEP-ATTEMPT, the name of a pin, and 'latest'.",

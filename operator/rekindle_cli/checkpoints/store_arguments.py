@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 if TYPE_CHECKING:
     from rekindle.checkpoint.store import Store
@@ -92,7 +92,7 @@ def opened(
 
     for option, allowed in _ALLOWED.items():
         if options.get(option, allowed[0]) not in allowed:
-            raise Failure(
+            raise CommandFailure(
                 f"--{option} is {options[option]!r}.", f"Allowed are {', '.join(allowed)}."
             )
     try:
@@ -103,11 +103,11 @@ def opened(
             _exists(store)
         yield store
     except StoreError as error:
-        raise Failure(str(error), reason=_reason(error)) from error
+        raise CommandFailure(str(error), reason=_reason(error)) from error
     except (IntegrityError, VersionError, ChecksumUnavailable, ValueError) as error:
-        raise Failure(str(error)) from error
+        raise CommandFailure(str(error)) from error
     except OSError as error:
-        raise Failure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
+        raise CommandFailure(f"{error.filename or 'A file'}: {error.strerror or error}.") from error
 
 
 def _exists(store: "Store") -> None:
@@ -119,14 +119,14 @@ def _exists(store: "Store") -> None:
         if Path(where.path).is_dir():
             return
         what = "is no directory" if Path(where.path).exists() else "does not exist"
-        raise Failure(
+        raise CommandFailure(
             f"{store.uri} {what}.",
             "The URI of a job's checkpoints is in spec.checkpoint.uri; file:// names a directory "
             "on this machine.",
             reason="NotFound",
         )
     if not store.listed() and not store.objects.list(""):
-        raise Failure(
+        raise CommandFailure(
             f"{store.uri} does not exist: no object of the bucket begins with it.",
             "The URI of a job's checkpoints is in spec.checkpoint.uri.",
             reason="NotFound",

@@ -23,7 +23,7 @@ from kubernetes import client as kube
 from kubernetes import config as kube_config
 
 from rekindle import contract
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 from rekindle_cli.output.refusal import explain_refusal
 
 Manifest = dict[str, Any]
@@ -34,7 +34,7 @@ _READ_SECONDS = 20.0
 _LOST = (urllib3.exceptions.HTTPError, OSError)
 
 
-class ApiError(Exception):
+class ServerError(Exception):
     """The server answered, and the answer is no."""
 
     def __init__(self, status: int, body: str) -> None:
@@ -93,7 +93,7 @@ class Api:
         """GET an object, None when it does not exist."""
         try:
             return self.get(path)
-        except ApiError as error:
+        except ServerError as error:
             if error.status == 404:
                 return None
             raise
@@ -123,23 +123,23 @@ class Api:
         try:
             path = self._collection(kind, version, metadata.get("namespace") or namespace)
             if path is None:
-                raise Failure(
+                raise CommandFailure(
                     f"{what}: this API server has no kind {kind} in {version}.",
                     "Correct the document, or apply it to a cluster that has it.",
                     reason="NotFound",
                 )
             try:
                 return self.create(path, manifest)
-            except ApiError as error:
+            except ServerError as error:
                 if error.status != 409 or kind not in {"Secret", "ConfigMap", "Namespace"}:
                     raise
                 if kind == "Namespace":
                     return manifest
                 return self.replace(f"{path}/{name}", manifest)
-        except ApiError as error:
+        except ServerError as error:
             message, *facts = explain_refusal(error.body, error.status, what)
             reason = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict"}
-            raise Failure(
+            raise CommandFailure(
                 message, facts=facts, reason=reason.get(error.status, "Invalid")
             ) from None
 
@@ -147,7 +147,7 @@ class Api:
         root = f"/apis/{version}" if "/" in version else f"/api/{version}"
         try:
             found = self.get(root).get("resources") or ()
-        except ApiError as error:
+        except ServerError as error:
             if error.status == 404:
                 return None
             raise
@@ -169,7 +169,7 @@ class Api:
             path = f"{pods_path(namespace)}/{pod}/log"
             with closing(self._open("GET", path, query=query)) as answer:
                 text = answer.read(1 << 20).decode("utf-8", "replace")
-        except (ApiError, Unavailable, *_LOST):
+        except (ServerError, Unavailable, *_LOST):
             return []
         return [line for line in text.splitlines() if line.strip()][-lines:]
 
@@ -241,7 +241,9 @@ class Api:
                 preload_content=False,
             )
             if response.status >= 400:
-                raise ApiError(response.status, response.read(1 << 20).decode("utf-8", "replace"))
+                raise ServerError(
+                    response.status, response.read(1 << 20).decode("utf-8", "replace")
+                )
         except _LOST as error:
             raise Unavailable(_plain(error)) from error
         return response
@@ -276,19 +278,19 @@ def connect(kubeconfig: Path | None = None) -> Api:
     try:
         api.get("/version")
     except Unavailable as error:
-        raise Failure(
+        raise CommandFailure(
             f"The cluster at {api.where} does not answer: {error}.",
             "Start one with 'rekindle up', or name another kubeconfig with --kubeconfig.",
             reason="Unreachable",
         ) from None
-    except ApiError as error:
+    except ServerError as error:
         if error.status in {401, 403}:
-            raise Failure(
+            raise CommandFailure(
                 f"The cluster at {api.where} does not let you in (HTTP {error.status}).",
                 "Renew the credentials of the kubeconfig, or name another one with --kubeconfig.",
                 reason="Unauthorized" if error.status == 401 else "Forbidden",
             ) from None
-        raise Failure(
+        raise CommandFailure(
             f"The cluster at {api.where} is in trouble: {error}.", reason="Unreachable"
         ) from None
     return api
@@ -303,7 +305,7 @@ def _configuration(kubeconfig: Path | None) -> tuple[Any, str]:
             return _inside_a_pod()
     missing = [name for name in files if not Path(name).expanduser().exists()]
     if missing and len(missing) == len(files):
-        raise Failure(
+        raise CommandFailure(
             f"The kubeconfig {missing[0]} does not exist.",
             "'rekindle up' prints the one of the embedded cluster.",
             reason="NotFound",
@@ -316,7 +318,7 @@ def _configuration(kubeconfig: Path | None) -> tuple[Any, str]:
         )
         _, context = kube_config.list_kube_config_contexts(where)  # type: ignore[no-untyped-call]
     except (kube_config.ConfigException, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
-        raise Failure(f"The kubeconfig {where} cannot be used: {error}.") from None
+        raise CommandFailure(f"The kubeconfig {where} cannot be used: {error}.") from None
     return configuration, str(context.get("context", {}).get("namespace") or "default")
 
 
@@ -327,7 +329,7 @@ def _inside_a_pod() -> tuple[Any, str]:
             client_configuration=configuration
         )
     except kube_config.ConfigException:
-        raise Failure(
+        raise CommandFailure(
             "There is no cluster: neither --kubeconfig nor KUBECONFIG is set and ~/.kube/config "
             "does not exist.",
             "Start one with 'rekindle up', or run a job here with 'rekindle run JOB.yaml'.",

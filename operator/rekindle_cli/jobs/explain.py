@@ -9,7 +9,7 @@ incident is not known yet, that is said; no figure is assumed.
 from dataclasses import dataclass
 from typing import Literal
 
-from rekindle_cli.jobs.snapshot import Incident, Job
+from rekindle_cli.jobs.snapshot import IncidentView, JobView
 from rekindle_cli.output.causes import HAPPENED
 from rekindle_cli.output.wording import count, date, listed, seconds, sentence
 
@@ -38,7 +38,7 @@ class Sentence:
     """Index of the incident that it is about, 0 for the oldest."""
 
 
-def explain(job: Job) -> list[Sentence]:
+def explain(job: JobView) -> list[Sentence]:
     """All that is to be said about a job: state, advice, each incident, and the sum."""
     said = [Sentence(about="state", text=_state(job))]
     said += [Sentence(about="advice", text=sentence(text)) for text in _advice(job)]
@@ -48,7 +48,7 @@ def explain(job: Job) -> list[Sentence]:
     return said
 
 
-def _state(job: Job) -> str:
+def _state(job: JobView) -> str:
     if not job.seen:
         return f"{job.name}: no operator has looked at this job yet."
     parts = [f"{job.name} is {job.phase or 'Pending'}"]
@@ -66,7 +66,7 @@ def _state(job: Job) -> str:
     return sentence(", ".join(parts))
 
 
-def _advice(job: Job) -> list[str]:
+def _advice(job: JobView) -> list[str]:
     """What blocks the job, and what to do; empty for a job that trains or is done."""
     if not job.seen:
         return [
@@ -105,7 +105,7 @@ def _advice(job: Job) -> list[str]:
     return said
 
 
-def _incident(index: int, incident: Incident, job: Job) -> list[Sentence]:
+def _incident(index: int, incident: IncidentView, job: JobView) -> list[Sentence]:
     def say(about: About, text: str) -> Sentence:
         return Sentence(about=about, text=sentence(text), incident=index)
 
@@ -144,7 +144,7 @@ _RUNS = {"firstStep": "until its workers counted as running"}
 """Instead, where steps are unknown."""
 
 
-def _recovery(incident: Incident) -> str:
+def _recovery(incident: IncidentView) -> str:
     """Where the time went, and where the state came from."""
     total = sum(amount for _, amount in incident.recovery)
     phases = _PHASES if incident.resumed_from is not None else _PHASES | _RUNS
@@ -165,7 +165,7 @@ def _source(source: str, pods: int) -> str:
     return "nothing, since there was no checkpoint" if source == "scratch" else source
 
 
-def happened(incident: Incident) -> str:
+def happened(incident: IncidentView) -> str:
     """Subject and predicate: who, and what the cause did."""
     if incident.cause == "OperatorRestarted":
         return "the operator was away and came back; training goes on without it"
@@ -174,7 +174,7 @@ def happened(incident: Incident) -> str:
     return f"{who} {what}" if what else f"{who}: {incident.cause}"
 
 
-def _cost(incident: Incident, job: Job) -> str:
+def _cost(incident: IncidentView, job: JobView) -> str:
     if not incident.over and job.finished:
         return "training did not go on after it"
     if incident.steps_lost is None and incident.seconds_lost is None:
@@ -192,7 +192,7 @@ def _cost(incident: Incident, job: Job) -> str:
     return text
 
 
-def _totals(job: Job) -> list[str]:
+def _totals(job: JobView) -> list[str]:
     said = []
     if job.incidents:
         known = [incident for incident in job.incidents if incident.seconds_lost is not None]

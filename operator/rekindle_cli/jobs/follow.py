@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import Any, Self
 
 from rekindle import contract
-from rekindle_cli.jobs.client import Api, ApiError, Forgotten, Unavailable, jobs_path, pods_path
-from rekindle_cli.jobs.rounds import Joined, Round, assemble, joined
-from rekindle_cli.jobs.snapshot import Snapshot
+from rekindle_cli.jobs.client import Api, Forgotten, ServerError, Unavailable, jobs_path, pods_path
+from rekindle_cli.jobs.rounds import PodJoined, RoundView, assemble, joined
+from rekindle_cli.jobs.snapshot import JobSnapshot
 
 _PAUSE = 0.25
 """Least seconds between two snapshots."""
@@ -68,7 +68,7 @@ class _Copy:
                 self._watch(version)
             except Forgotten:
                 continue
-            except (Unavailable, ApiError):
+            except (Unavailable, ServerError):
                 self.lost_since = self.lost_since or time.monotonic()
                 self._stop.wait(delay)
                 delay = min(delay * 2, 5.0)
@@ -106,9 +106,9 @@ class _Rounds:
     def __init__(self, api: Api, namespace: str) -> None:
         self._api = api
         self._namespace = namespace
-        self._words: dict[tuple[int, str], Joined] = {}
+        self._words: dict[tuple[int, str], PodJoined] = {}
 
-    def of(self, seen: Snapshot) -> tuple[Round, ...]:
+    def of(self, seen: JobSnapshot) -> tuple[RoundView, ...]:
         """What is known, after asking the pods about the newest round if need be."""
         known = assemble(self._words.values())
         newest = seen.job.round if seen.job is not None else None
@@ -158,10 +158,10 @@ class Follower:
         since = [copy.lost_since for copy in self._copies if copy.lost_since]
         return time.monotonic() - min(since) if since else 0.0
 
-    def now(self) -> Snapshot:
+    def now(self) -> JobSnapshot:
         """The newest that is known."""
         jobs = self._jobs.items()
-        seen = Snapshot.read(
+        seen = JobSnapshot.read(
             at=datetime.now(UTC),
             job=jobs[0] if jobs else None,
             pods=self._pods.items(),
@@ -169,7 +169,7 @@ class Follower:
         )
         return replace(seen, rounds=self._rounds.of(seen))
 
-    def snapshots(self, tick: float = 1.0) -> Iterator[Snapshot]:
+    def snapshots(self, tick: float = 1.0) -> Iterator[JobSnapshot]:
         """A snapshot after each change, and one every `tick` seconds without; never ends itself."""
         self.ready(10.0)
         while True:

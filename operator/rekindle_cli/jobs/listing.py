@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from rekindle_cli.jobs.report import incident_json
-from rekindle_cli.jobs.snapshot import Job
+from rekindle_cli.jobs.snapshot import JobView
 from rekindle_cli.output.wording import age, number
 
 HEADER = (
@@ -15,7 +15,7 @@ HEADER = (
 """Titles of `row`, without the namespace."""
 
 
-def row(job: Job, now: datetime) -> tuple[str, ...]:
+def row(job: JobView, now: datetime) -> tuple[str, ...]:
     """One job; what is not known is a dash."""
     step = "-" if job.step is None else f"{job.step}/{job.total_steps or '?'}"
     goodput = "unknown" if job.goodput_unknown else "-"
@@ -34,7 +34,7 @@ def row(job: Job, now: datetime) -> tuple[str, ...]:
     )
 
 
-def table(jobs: Iterable[Job], now: datetime, *, namespaces: bool) -> list[str]:
+def table(jobs: Iterable[JobView], now: datetime, *, namespaces: bool) -> list[str]:
     """Aligned lines with a header; with the namespace in front where several are listed."""
     ordered = sorted(jobs, key=lambda job: (job.namespace, job.name))
     header = ("NAMESPACE", *HEADER) if namespaces else HEADER
@@ -47,7 +47,7 @@ def table(jobs: Iterable[Job], now: datetime, *, namespaces: bool) -> list[str]:
     ]
 
 
-def job_json(job: Job) -> dict[str, Any]:
+def job_json(job: JobView) -> dict[str, Any]:
     """What the table says and more, for machines; what is not known is null."""
     return {
         "namespace": job.namespace,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from rekindle_cli.jobs import client
-from rekindle_cli.jobs.client import Api, ApiError, Unavailable, jobs_path, namespace_path
+from rekindle_cli.jobs.client import Api, ServerError, Unavailable, jobs_path, namespace_path
 from rekindle_cli.jobs.explain import Sentence, explain
 from rekindle_cli.jobs.listing import job_json, table
 from rekindle_cli.jobs.report import incident_json
-from rekindle_cli.jobs.snapshot import Job
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.jobs.snapshot import JobView
+from rekindle_cli.output.failure import CommandFailure
 
 _WATCH_SECONDS = 1.0
 
@@ -42,7 +42,7 @@ def listed(query: Query, *, as_json: bool) -> str:
 def watched(query: Query, *, as_json: bool) -> Iterator[str]:
     """The same again after each change, until the caller stops; survives an absent server."""
     api = client.connect(query.kubeconfig)
-    last: list[Job] | None = None
+    last: list[JobView] | None = None
     while True:
         try:
             jobs = _jobs(api, query)
@@ -55,18 +55,18 @@ def watched(query: Query, *, as_json: bool) -> Iterator[str]:
         time.sleep(_WATCH_SECONDS)
 
 
-def explained(query: Query) -> tuple[Job, list[Sentence]]:
+def explained(query: Query) -> tuple[JobView, list[Sentence]]:
     """One job and what there is to say about it; raises Failure when it is not there."""
     api = client.connect(query.kubeconfig)
     job = _once(api, query)[0]
     return job, explain(job)
 
 
-def _once(api: Api, query: Query) -> list[Job]:
+def _once(api: Api, query: Query) -> list[JobView]:
     try:
         return _jobs(api, query)
     except Unavailable as error:
-        raise Failure(
+        raise CommandFailure(
             f"The cluster at {api.where} does not answer: {error}.", reason="Unreachable"
         ) from None
 
@@ -76,7 +76,7 @@ def names(query: Query) -> list[str]:
     return sorted(job.name for job in _once(client.connect(query.kubeconfig), query))
 
 
-def explained_json(job: Job, said: Sequence[Sentence]) -> dict[str, Any]:
+def explained_json(job: JobView, said: Sequence[Sentence]) -> dict[str, Any]:
     """The explanation for machines: sentences, and the figures that they rest on."""
     return {
         "namespace": job.namespace,
@@ -99,28 +99,28 @@ def _namespace(api: Api, query: Query) -> str:
     return query.namespace or api.namespace
 
 
-def _jobs(api: Api, query: Query) -> list[Job]:
+def _jobs(api: Api, query: Query) -> list[JobView]:
     """The jobs asked for; Unavailable passes through to who wants to try again."""
     namespace = None if query.everywhere else _namespace(api, query)
     try:
         answer = api.get(jobs_path(namespace))
-    except ApiError as error:
+    except ServerError as error:
         if error.status == 404:
-            raise Failure(
+            raise CommandFailure(
                 f"The cluster at {api.where} does not know TrainingJobs.",
                 "Install Rekindle there: helm install rekindle charts/rekindle.",
                 reason="NotFound",
             ) from None
         if error.status in {401, 403}:
-            raise Failure(
+            raise CommandFailure(
                 f"You may not list TrainingJobs in {_where(api, query)}: {error.body}",
                 "Ask for the role rekindle-view, or name another namespace with -n.",
                 reason="Unauthorized" if error.status == 401 else "Forbidden",
             ) from None
-        raise Failure(
+        raise CommandFailure(
             f"The cluster at {api.where} is in trouble: {error}.", reason="Unreachable"
         ) from None
-    jobs = [Job.read(item) for item in answer.get("items") or ()]
+    jobs = [JobView.read(item) for item in answer.get("items") or ()]
     if not jobs and namespace is not None:
         check_namespace(api, namespace)
     if query.name is None:
@@ -128,7 +128,7 @@ def _jobs(api: Api, query: Query) -> list[Job]:
     found = [job for job in jobs if job.name == query.name]
     if not found:
         others = ", ".join(sorted(job.name for job in jobs)[:10]) or "none"
-        raise Failure(
+        raise CommandFailure(
             f"There is no TrainingJob {query.name} in {_where(api, query)} (there: {others}).",
             "Name another namespace with -n, or list all jobs with 'rekindle get -A'.",
             reason="NotFound",
@@ -141,16 +141,16 @@ def check_namespace(api: Api, namespace: str) -> None:
     try:
         if api.find(namespace_path(namespace)) is not None:
             return
-    except ApiError:
+    except ServerError:
         return
-    raise Failure(
+    raise CommandFailure(
         f"There is no namespace {namespace} in the cluster at {api.where}.",
         "Name another one with -n, or list all jobs with 'rekindle get -A'.",
         reason="NotFound",
     )
 
 
-def _text(jobs: Sequence[Job], query: Query, *, as_json: bool, where: str) -> str:
+def _text(jobs: Sequence[JobView], query: Query, *, as_json: bool, where: str) -> str:
     if as_json:
         return json.dumps({"jobs": [job_json(job) for job in jobs]})
     if not jobs:

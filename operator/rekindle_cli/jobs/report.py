@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rekindle_cli.jobs.evidence import Evidence
-from rekindle_cli.jobs.rounds import Round
-from rekindle_cli.jobs.snapshot import Incident, Job
+from rekindle_cli.jobs.rounds import RoundView
+from rekindle_cli.jobs.snapshot import IncidentView, JobView
 from rekindle_cli.jobs.timeline import round_text
 from rekindle_cli.output.causes import SHORT
 from rekindle_cli.output.wording import clock, count, listed, number, seconds
@@ -27,13 +27,13 @@ class Preemption:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class JobReport:
     """A job that has ended, and what is known about it."""
 
-    job: Job
+    job: JobView
     seconds: float
     """Wall clock from the first command to the end of the job."""
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[RoundView, ...] = ()
     evidence: Evidence = Evidence()
     preemption: Preemption | None = None
     steps_back: int = 0
@@ -68,7 +68,7 @@ class Report:
         return (names[0], metrics[names[0]]) if names else None
 
 
-def flaws(report: Report) -> list[str]:
+def flaws(report: JobReport) -> list[str]:
     """Why the demo did not show what it is there to show; empty if it did."""
     found = []
     job, samples = report.job, report.evidence.samples
@@ -97,7 +97,7 @@ def flaws(report: Report) -> list[str]:
     return found
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: JobReport) -> dict[str, Any]:
     """One object for machines; figures that are not known are null."""
     job, samples = report.job, report.evidence.samples
     metric = report.final_metric
@@ -154,7 +154,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def incident_json(incident: Incident) -> dict[str, Any]:
+def incident_json(incident: IncidentView) -> dict[str, Any]:
     """An incident for machines."""
     return {
         "at": incident.at.isoformat() if incident.at else None,
@@ -175,7 +175,7 @@ def incident_json(incident: Incident) -> dict[str, Any]:
     }
 
 
-def summary(report: Report) -> list[tuple[str, str]]:
+def summary(report: JobReport) -> list[tuple[str, str]]:
     """Label and text of each line of the summary for people."""
     job = report.job
     rows = [("Job", f"{job.namespace}/{job.name}: {job.phase or 'unknown'}")]
@@ -206,11 +206,11 @@ def summary(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def _round(found: Round) -> str:
+def _round(found: RoundView) -> str:
     return round_text(found).partition(" ")[2].partition(" ")[2]
 
 
-def _incident(incident: Incident) -> tuple[str, str]:
+def _incident(incident: IncidentView) -> tuple[str, str]:
     what = SHORT.get(incident.cause, incident.cause)
     text = f"{listed(incident.victims)} {what}"
     if incident.step is not None:

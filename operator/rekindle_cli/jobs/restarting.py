@@ -12,10 +12,10 @@ from typing import Any
 
 from rekindle import contract
 from rekindle_cli.jobs import client, query
-from rekindle_cli.jobs.client import ApiError, Unavailable, jobs_path
+from rekindle_cli.jobs.client import ServerError, Unavailable, jobs_path
 from rekindle_cli.jobs.query import Query
-from rekindle_cli.jobs.snapshot import Job
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.jobs.snapshot import JobView
+from rekindle_cli.output.failure import CommandFailure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +47,12 @@ def restart(wanted: Query, *, scratch: bool, now: datetime) -> Requested:
         found = api.find(path) if re.fullmatch(r"[a-z0-9.-]+", name) else None
         if found is None:
             query.check_namespace(api, namespace)
-            raise Failure(
+            raise CommandFailure(
                 f"There is no TrainingJob {name} in namespace {namespace}.",
                 "Name another namespace with -n, or list all jobs with 'rekindle get -A'.",
                 reason="NotFound",
             )
-        check(Job.read(found))
+        check(JobView.read(found))
         begin = "scratch" if scratch else "latest"
         value = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         annotations = {
@@ -62,33 +62,33 @@ def restart(wanted: Query, *, scratch: bool, now: datetime) -> Requested:
         # Only the job that was looked at: one of the same name that has taken its place is left.
         identity = {"uid": found["metadata"]["uid"], "annotations": annotations}
         api.merge(path, {"metadata": identity})
-    except ApiError as error:
+    except ServerError as error:
         reasons = {401: "Unauthorized", 403: "Forbidden", 404: "NotFound", 409: "Conflict"}
-        raise Failure(
+        raise CommandFailure(
             f"TrainingJob {name} cannot be asked to restart: {error}.",
             "Try again." if error.status in {404, 409} else "Ask for the role rekindle-edit.",
             reason=reasons.get(error.status, "Invalid"),
         ) from None
     except Unavailable as error:
-        raise Failure(
+        raise CommandFailure(
             f"The cluster at {api.where} does not answer: {error}.", reason="Unreachable"
         ) from None
     return Requested(namespace=namespace, name=name, value=value, begin=begin)
 
 
-def check(job: Job) -> None:
+def check(job: JobView) -> None:
     """Raises Failure for a job that has not ended: there is nothing to run again."""
     if job.finished:
         return
     where = f"rekindle why {job.name} -n {job.namespace}"
     if job.phase == "Suspended":
-        raise Failure(
+        raise CommandFailure(
             f"TrainingJob {job.name} has not ended, it is suspended.",
             f"Let it go on: kubectl patch tj {job.name} -n {job.namespace} --type merge "
             """-p '{"spec": {"suspend": false}}'.""",
             reason="Conflict",
         )
-    raise Failure(
+    raise CommandFailure(
         f"TrainingJob {job.name} has not ended: {job.phase or 'no operator has seen it yet'}.",
         f"'{where}' says where it is. To begin anew now, delete it and apply it again.",
         reason="Conflict",

@@ -21,7 +21,7 @@ _JOINED = re.compile(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joined:
+class PodJoined:
     """One pod's word that it is in a round."""
 
     pod: str
@@ -34,7 +34,7 @@ class Joined:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Round:
+class RoundView:
     """A set of pods that trained together, in rank order as far as known."""
 
     number: int
@@ -51,14 +51,14 @@ class Round:
         return len(self.members) == self.pods
 
 
-def joined(pod: str, log: Iterable[str]) -> list[Joined]:
+def joined(pod: str, log: Iterable[str]) -> list[PodJoined]:
     """The rounds that a pod's log tells of; lines begin with the API server's time stamp."""
     found = []
     for line in log:
         match = _JOINED.match(line)
         if match:
             found.append(
-                Joined(
+                PodJoined(
                     pod=pod,
                     at=parse_time(match["at"]),
                     number=int(match["number"]),
@@ -71,18 +71,18 @@ def joined(pod: str, log: Iterable[str]) -> list[Joined]:
     return found
 
 
-def assemble(words: Iterable[Joined]) -> tuple[Round, ...]:
+def assemble(words: Iterable[PodJoined]) -> tuple[RoundView, ...]:
     """The rounds that the pods tell of together, oldest first."""
-    by_number: dict[int, dict[str, Joined]] = {}
+    by_number: dict[int, dict[str, PodJoined]] = {}
     for word in words:
         by_number.setdefault(word.number, {})[word.pod] = word
     return tuple(_round(number, by_number[number]) for number in sorted(by_number))
 
 
-def _round(number: int, heard: Mapping[str, Joined]) -> Round:
-    members: Sequence[Joined] = sorted(heard.values(), key=lambda word: word.first_rank)
+def _round(number: int, heard: Mapping[str, PodJoined]) -> RoundView:
+    members: Sequence[PodJoined] = sorted(heard.values(), key=lambda word: word.first_rank)
     times = [word.at for word in members if word.at is not None]
-    return Round(
+    return RoundView(
         number=number,
         reason=members[0].reason,
         at=min(times, default=None),

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from rekindle import contract
 from rekindle.contract import RECOVERY_PHASES
-from rekindle_cli.jobs.rounds import Round
+from rekindle_cli.jobs.rounds import RoundView
 from rekindle_cli.output.wording import parse_time
 
 Document = Mapping[str, Any]
@@ -62,7 +62,7 @@ class Condition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incident:
+class IncidentView:
     """One entry of status.incidents; what is not known (yet) is None."""
 
     at: datetime | None
@@ -129,7 +129,7 @@ def _phases(data: object) -> tuple[tuple[str, float], ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class JobView:
     """A TrainingJob, as far as this command talks about it."""
 
     name: str
@@ -169,7 +169,7 @@ class Job:
     """It trains, and nobody counts what of that is productive."""
     productive_seconds: float | None = None
     lost_seconds: tuple[tuple[str, float], ...] = ()
-    incidents: tuple[Incident, ...] = ()
+    incidents: tuple[IncidentView, ...] = ()
     """Newest last."""
 
     @property
@@ -264,7 +264,7 @@ class Job:
             goodput_unknown=goodput.get("percent") == "unknown",
             productive_seconds=_float(goodput.get("productiveSeconds")),
             lost_seconds=_figures(_section(goodput, "lost")),
-            incidents=tuple(Incident.read(entry) for entry in _items(status, "incidents")),
+            incidents=tuple(IncidentView.read(entry) for entry in _items(status, "incidents")),
         )
 
 
@@ -274,7 +274,7 @@ def _figures(section: Document) -> tuple[tuple[str, float], ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pod:
+class PodView:
     """A pod of the job."""
 
     name: str
@@ -360,17 +360,17 @@ def _outcome(message: object) -> contract.Outcome | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Snapshot:
+class JobSnapshot:
     """A job and its pods at one moment."""
 
     at: datetime
-    job: Job | None
+    job: JobView | None
     """None once the job is gone."""
-    pods: tuple[Pod, ...] = ()
+    pods: tuple[PodView, ...] = ()
     """In the order of slots."""
-    gone: tuple[Pod, ...] = ()
+    gone: tuple[PodView, ...] = ()
     """Pods that were deleted since the snapshot before, as they were at their end."""
-    rounds: tuple[Round, ...] = ()
+    rounds: tuple[RoundView, ...] = ()
     """As far as known, oldest first."""
 
     @classmethod
@@ -381,17 +381,17 @@ class Snapshot:
         job: Document | None,
         pods: Iterable[Document] = (),
         gone: Iterable[Document] = (),
-        rounds: tuple[Round, ...] = (),
+        rounds: tuple[RoundView, ...] = (),
     ) -> Self:
         """From the objects as the API server gives them."""
-        found = [Pod.read(document) for document in pods]
+        found = [PodView.read(document) for document in pods]
         found.sort(
             key=lambda pod: (-1 if pod.slot is None else pod.slot, pod.incarnation, pod.name)
         )
         return cls(
             at=at,
-            job=None if job is None else Job.read(job),
+            job=None if job is None else JobView.read(job),
             pods=tuple(found),
-            gone=tuple(Pod.read(document) for document in gone),
+            gone=tuple(PodView.read(document) for document in gone),
             rounds=rounds,
         )

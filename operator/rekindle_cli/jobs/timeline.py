@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Literal
 
 from rekindle.contract import Cause
-from rekindle_cli.jobs.rounds import Round
-from rekindle_cli.jobs.snapshot import Incident, Job, Pod, Snapshot
+from rekindle_cli.jobs.rounds import RoundView
+from rekindle_cli.jobs.snapshot import IncidentView, JobSnapshot, JobView, PodView
 from rekindle_cli.output.causes import SHORT, exit_meaning
 from rekindle_cli.output.wording import count, listed, number, seconds, sentence
 
@@ -23,7 +23,7 @@ _PROGRESS_SHARES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class TimelineEvent:
     """One event of a job's life."""
 
     at: datetime
@@ -33,7 +33,7 @@ class Line:
     """Whether it says no more than that training goes on: a screen shows that otherwise."""
 
 
-def timeline(previous: Snapshot | None, current: Snapshot) -> list[Line]:
+def timeline(previous: JobSnapshot | None, current: JobSnapshot) -> list[TimelineEvent]:
     """What changed from one snapshot to the next, in the order in which it makes sense."""
     before = None if previous is None else previous.job
     lines = _Lines(current.at)
@@ -54,22 +54,22 @@ def timeline(previous: Snapshot | None, current: Snapshot) -> list[Line]:
 class _Lines:
     def __init__(self, at: datetime) -> None:
         self._at = at
-        self.found: list[Line] = []
+        self.found: list[TimelineEvent] = []
 
     def add(
         self, kind: Kind, text: str, at: datetime | None = None, *, routine: bool = False
     ) -> None:
-        self.found.append(Line(at=at or self._at, kind=kind, text=text, routine=routine))
+        self.found.append(TimelineEvent(at=at or self._at, kind=kind, text=text, routine=routine))
 
 
-def _accepted(lines: _Lines, job: Job) -> None:
+def _accepted(lines: _Lines, job: JobView) -> None:
     wanted = count(job.replicas, "pod")
     if job.min_replicas < job.replicas:
         wanted += f" (goes on with {job.min_replicas})"
     lines.add("job", f"TrainingJob {job.name} accepted: {wanted}, {job.checkpoint_root}")
 
 
-def _pods(lines: _Lines, before: tuple[Pod, ...], current: Snapshot) -> None:
+def _pods(lines: _Lines, before: tuple[PodView, ...], current: JobSnapshot) -> None:
     known = {pod.uid: pod for pod in before}
     for pod in current.pods:
         old = known.pop(pod.uid, None)
@@ -84,7 +84,7 @@ def _pods(lines: _Lines, before: tuple[Pod, ...], current: Snapshot) -> None:
             lines.add("pod", f"{pod.name} {how}")
 
 
-def _pod_change(old: Pod | None, new: Pod) -> str:
+def _pod_change(old: PodView | None, new: PodView) -> str:
     """The one thing worth saying about a pod, empty if there is nothing."""
     if new.exit_code is not None:
         return _ended(new) if old is None or old.exit_code is None else ""
@@ -103,7 +103,7 @@ def _pod_change(old: Pod | None, new: Pod) -> str:
     return ""
 
 
-def _ended(pod: Pod) -> str:
+def _ended(pod: PodView) -> str:
     meaning = exit_meaning(pod.exit_code or 0)
     if pod.ended_by == "OOMKilled":
         meaning = "out of memory"
@@ -114,7 +114,7 @@ def _ended(pod: Pod) -> str:
     return text
 
 
-def _incidents(lines: _Lines, before: Job | None, job: Job) -> None:
+def _incidents(lines: _Lines, before: JobView | None, job: JobView) -> None:
     known = {} if before is None else {incident.key: incident for incident in before.incidents}
     for incident in job.incidents:
         old = known.get(incident.key)
@@ -124,7 +124,7 @@ def _incidents(lines: _Lines, before: Job | None, job: Job) -> None:
             lines.add("incident", _recovered(incident))
 
 
-def _happened(incident: Incident) -> str:
+def _happened(incident: IncidentView) -> str:
     what = SHORT.get(incident.cause, incident.cause)
     text = f"{listed(incident.victims)}: {what}" if incident.victims else what
     if incident.step is not None:
@@ -134,7 +134,7 @@ def _happened(incident: Incident) -> str:
     return text
 
 
-def _recovered(incident: Incident) -> str:
+def _recovered(incident: IncidentView) -> str:
     if incident.resumed_from is None:
         start = ", steps unknown"
     else:
@@ -148,7 +148,7 @@ def _recovered(incident: Incident) -> str:
     return text
 
 
-def _rounds(lines: _Lines, previous: Snapshot | None, current: Snapshot) -> None:
+def _rounds(lines: _Lines, previous: JobSnapshot | None, current: JobSnapshot) -> None:
     known = {} if previous is None else {found.number: found for found in previous.rounds}
     for found in current.rounds:
         old = known.get(found.number)
@@ -157,7 +157,7 @@ def _rounds(lines: _Lines, previous: Snapshot | None, current: Snapshot) -> None
             lines.add("round", round_text(found), found.at)
 
 
-def round_text(found: Round) -> str:
+def round_text(found: RoundView) -> str:
     """A round in one line."""
     text = f"round {found.number} ({found.reason}): {listed(found.members)}"
     if found.workers != found.pods:
@@ -165,7 +165,7 @@ def round_text(found: Round) -> str:
     return text
 
 
-def _progress(lines: _Lines, before: Job | None, job: Job) -> None:
+def _progress(lines: _Lines, before: JobView | None, job: JobView) -> None:
     if job.checkpoint_step is not None and (
         before is None or before.checkpoint_step != job.checkpoint_step
     ):
@@ -179,7 +179,7 @@ def _progress(lines: _Lines, before: Job | None, job: Job) -> None:
         lines.add("progress", _step(job), routine=True)
 
 
-def _why(job: Job) -> str:
+def _why(job: JobView) -> str:
     """What a checkpoint is for, where that is known."""
     newest = job.incidents[-1] if job.incidents else None
     if newest is None or newest.cause != Cause.PREEMPTED or newest.over:
@@ -192,7 +192,7 @@ def _share(step: int, total: int) -> int:
     return step * _PROGRESS_SHARES // total
 
 
-def _step(job: Job) -> str:
+def _step(job: JobView) -> str:
     text = f"step {job.step:,}/{job.total_steps:,}"
     if job.loss is not None:
         text += f", loss {number(job.loss)}"
@@ -203,7 +203,7 @@ def _step(job: Job) -> str:
     return text
 
 
-def _state(lines: _Lines, before: Job | None, job: Job) -> None:
+def _state(lines: _Lines, before: JobView | None, job: JobView) -> None:
     old = before.holds("Degraded") if before is not None else None
     new = job.holds("Degraded")
     if job.finished:
@@ -222,6 +222,6 @@ def _state(lines: _Lines, before: Job | None, job: Job) -> None:
         lines.add("job", f"{job.phase}" + (f": {sentence(job.message)}" if job.message else ""))
 
 
-def _last_word(job: Job) -> str:
+def _last_word(job: JobView) -> str:
     condition = job.holds("Failed" if job.phase == "Failed" else "Complete")
     return (condition.message if condition else "") or job.message or "nothing more is known"

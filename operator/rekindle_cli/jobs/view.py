@@ -18,8 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rekindle_cli.jobs.explain import About, Sentence
-from rekindle_cli.jobs.snapshot import Job, Pod, Snapshot
-from rekindle_cli.jobs.timeline import Kind, Line
+from rekindle_cli.jobs.snapshot import JobSnapshot, JobView, PodView
+from rekindle_cli.jobs.timeline import Kind, TimelineEvent
 from rekindle_cli.output.causes import SHORT
 from rekindle_cli.output.wording import clock, number, seconds
 
@@ -42,7 +42,7 @@ _PHASES = {
 }
 
 
-class View(Protocol):
+class ProgressView(Protocol):
     """Where a followed job is shown; a context manager."""
 
     def __enter__(self) -> Self: ...
@@ -57,11 +57,11 @@ class View(Protocol):
     def note(self, text: str) -> None:
         """Say something that is not about the job itself."""
 
-    def show(self, snapshot: Snapshot, lines: Sequence[Line]) -> None:
+    def show(self, snapshot: JobSnapshot, lines: Sequence[TimelineEvent]) -> None:
         """Show how things are now, and what led there."""
 
 
-def open_view(stream: IO[str], *, live: bool) -> View:
+def open_view(stream: IO[str], *, live: bool) -> ProgressView:
     """The live screen where it was asked for and `stream` is a terminal, else plain lines."""
     console = Console(file=stream, highlight=False)
     if live and console.is_terminal and not console.is_dumb_terminal:
@@ -83,14 +83,14 @@ class PlainView:
 
     def note(self, text: str) -> None:
         """Say something that is not about the job itself."""
-        self._print(Line(at=datetime.now(UTC), kind="job", text=text))
+        self._print(TimelineEvent(at=datetime.now(UTC), kind="job", text=text))
 
-    def show(self, snapshot: Snapshot, lines: Sequence[Line]) -> None:
+    def show(self, snapshot: JobSnapshot, lines: Sequence[TimelineEvent]) -> None:
         """Print the lines; the snapshot itself says nothing new."""
         for line in lines:
             self._print(line)
 
-    def _print(self, line: Line) -> None:
+    def _print(self, line: TimelineEvent) -> None:
         print(f"{clock(line.at)} {line.text}", file=self._stream, flush=True)
 
 
@@ -110,9 +110,9 @@ class LiveView:
 
     def note(self, text: str) -> None:
         """Say something that is not about the job itself."""
-        self._console.print(_line(Line(at=datetime.now(UTC), kind="job", text=text)))
+        self._console.print(_line(TimelineEvent(at=datetime.now(UTC), kind="job", text=text)))
 
-    def show(self, snapshot: Snapshot, lines: Sequence[Line]) -> None:
+    def show(self, snapshot: JobSnapshot, lines: Sequence[TimelineEvent]) -> None:
         """Print events above the screen and draw it anew."""
         for line in lines:
             if not line.routine:  # the screen shows it
@@ -121,12 +121,12 @@ class LiveView:
             self._live.update(screen(snapshot, snapshot.job), refresh=True)
 
 
-def _line(line: Line) -> Text:
+def _line(line: TimelineEvent) -> Text:
     text = Text(f"{clock(line.at)} ", style="dim")
     return text.append(line.text, style=_COLOURS[line.kind])
 
 
-def screen(snapshot: Snapshot, job: Job) -> RenderableType:
+def screen(snapshot: JobSnapshot, job: JobView) -> RenderableType:
     """The live part of the screen."""
     parts: list[RenderableType] = [Text(), _head(job, snapshot), _bar(job), _figures(job)]
     if job.message and not job.finished:
@@ -138,7 +138,7 @@ def screen(snapshot: Snapshot, job: Job) -> RenderableType:
     return Group(*parts)
 
 
-def _head(job: Job, snapshot: Snapshot) -> Text:
+def _head(job: JobView, snapshot: JobSnapshot) -> Text:
     text = Text(f"{job.namespace}/{job.name}  ", style="bold")
     text.append(job.phase or "Unseen", style=_PHASES.get(job.phase, "cyan"))
     if job.round:
@@ -155,7 +155,7 @@ def _head(job: Job, snapshot: Snapshot) -> Text:
     return text
 
 
-def _bar(job: Job) -> RenderableType:
+def _bar(job: JobView) -> RenderableType:
     share = job.fraction
     if share is None:
         known = "waiting for the first step" if job.step is None else f"step {job.step:,}"
@@ -170,7 +170,7 @@ def _bar(job: Job) -> RenderableType:
     return grid
 
 
-def _figures(job: Job) -> Text:
+def _figures(job: JobView) -> Text:
     parts = []
     if job.epoch is not None:
         parts.append(f"epoch {job.epoch}")
@@ -188,7 +188,7 @@ def _figures(job: Job) -> Text:
     return Text("  ".join(parts))
 
 
-def _pods(pods: Sequence[Pod]) -> RenderableType:
+def _pods(pods: Sequence[PodView]) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for title in ("SLOT", "POD", "NODE", "PHASE", "READY", ""):
         table.add_column(title)
@@ -206,7 +206,7 @@ def _pods(pods: Sequence[Pod]) -> RenderableType:
     return table
 
 
-def _remark(pod: Pod) -> str:
+def _remark(pod: PodView) -> str:
     if pod.exit_code is not None:
         return f"exit {pod.exit_code}"
     return pod.waiting

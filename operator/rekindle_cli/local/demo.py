@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from rekindle_cli import manifest, places
-from rekindle_cli.jobs.report import Preemption, Report, flaws
-from rekindle_cli.jobs.snapshot import Pod, Snapshot
-from rekindle_cli.jobs.view import View
+from rekindle_cli.jobs.report import JobReport, Preemption, flaws
+from rekindle_cli.jobs.snapshot import JobSnapshot, PodView
+from rekindle_cli.jobs.view import ProgressView
 from rekindle_cli.local.run import run_job, stack_options
-from rekindle_cli.local.stack import Stack
+from rekindle_cli.local.stack import LocalStack
 from rekindle_cli.manifest import Bundle
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 NODES = 3
 REPLICAS = 2
@@ -28,7 +28,7 @@ _EARLIEST, _LATEST = 0.3, 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DemoPlan:
     """When to preempt, and a number that picks whom."""
 
     share: float
@@ -36,19 +36,19 @@ class Plan:
     lot: float
     """0 up to 1."""
 
-    def due(self, snapshot: Snapshot) -> bool:
+    def due(self, snapshot: JobSnapshot) -> bool:
         """Whether training is stably under way and far enough."""
         job = snapshot.job
         if job is None or job.phase != "Running" or job.fraction is None or job.finished:
             return False
         return job.fraction >= self.share and bool(self._targets(snapshot))
 
-    def victim(self, snapshot: Snapshot) -> Pod:
+    def victim(self, snapshot: JobSnapshot) -> PodView:
         """The pod whose node goes."""
         targets = self._targets(snapshot)
         return targets[int(self.lot * len(targets))]
 
-    def _targets(self, snapshot: Snapshot) -> list[Pod]:
+    def _targets(self, snapshot: JobSnapshot) -> list[PodView]:
         return [
             pod
             for pod in snapshot.pods
@@ -56,10 +56,10 @@ class Plan:
         ]
 
 
-def plan(seed: int) -> Plan:
+def plan(seed: int) -> DemoPlan:
     """A pure function of the seed."""
     dice = random.Random(seed)
-    return Plan(share=dice.uniform(_EARLIEST, _LATEST), lot=dice.random())
+    return DemoPlan(share=dice.uniform(_EARLIEST, _LATEST), lot=dice.random())
 
 
 class Reclaimer:
@@ -67,7 +67,7 @@ class Reclaimer:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: DemoPlan,
         reclaim: Callable[[str, float], None],
         tell: Callable[[str], None],
     ) -> None:
@@ -76,7 +76,7 @@ class Reclaimer:
         self._tell = tell
         self.done: Preemption | None = None
 
-    def __call__(self, snapshot: Snapshot) -> None:
+    def __call__(self, snapshot: JobSnapshot) -> None:
         """Act if it is time."""
         if self.done is not None or snapshot.job is None or not self._plan.due(snapshot):
             return
@@ -101,29 +101,33 @@ def bundle(epochs: int | None) -> Bundle:
     if epochs is not None:
         changed = manifest.with_argument(job, "--epochs", str(epochs))
         if changed is None:
-            raise Failure("The bundled job has no argument --epochs, so it cannot be changed.")
+            raise CommandFailure(
+                "The bundled job has no argument --epochs, so it cannot be changed."
+            )
         job = changed
     return replace(found, job=job)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class DemoResult:
     """How the demo went."""
 
-    report: Report
+    report: JobReport
     flaws: list[str]
     """Why it did not show what it promises; empty if it did."""
     seed: int
 
 
-def perform(*, epochs: int | None, seed: int | None, view: View, verbose: bool = False) -> Outcome:
+def perform(
+    *, epochs: int | None, seed: int | None, view: ProgressView, verbose: bool = False
+) -> DemoResult:
     """The whole demo; a new seed when none is given."""
     started = time.monotonic()
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     job = bundle(epochs)
     options = stack_options(job, nodes=NODES, verbose=verbose)
-    with Stack(options, view.note) as stack:
+    with LocalStack(options, view.note) as stack:
         reclaimer = Reclaimer(plan(seed), stack.cluster.reclaim, view.note)
         report = run_job(stack, job, view, started=started, each=reclaimer)
     report = replace(report, preemption=reclaimer.done)
-    return Outcome(report=report, flaws=flaws(report), seed=seed)
+    return DemoResult(report=report, flaws=flaws(report), seed=seed)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from rekindle_cli import manifest, places
-from rekindle_cli.local.stack import Options, Stack
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.local.stack import LocalStack, Options
+from rekindle_cli.output.failure import CommandFailure
 
 SECRET = "s3-credentials"
 """What `spec.checkpoint.secretRef` names in README and the examples."""
@@ -17,7 +17,7 @@ def options(
     examples = places.examples()
     where = workdir or examples or Path.cwd()
     if not where.is_dir():
-        raise Failure(f"--workdir {where} is no directory.")
+        raise CommandFailure(f"--workdir {where} is no directory.")
     return Options(
         nodes=nodes,
         port=port,
@@ -36,7 +36,7 @@ def _buckets(examples: Path | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def give_credentials(stack: Stack) -> None:
+def give_credentials(stack: LocalStack) -> None:
     """Put the secret into the namespace default that manifests for other clusters name.
 
     Pods here have an identity without it; but a pod whose secret is missing waits for ever.
@@ -45,7 +45,7 @@ def give_credentials(stack: Stack) -> None:
     stack.api().apply(secret, manifest.DEFAULT_NAMESPACE)
 
 
-def greeting(stack: Stack) -> list[str]:
+def greeting(stack: LocalStack) -> list[str]:
     """What a person needs to work with the cluster; lines that a shell can take as they are."""
     s3, operator = stack.s3, stack.operator
     lines = [

@@ -15,20 +15,20 @@ from rekindle_cli.jobs import evidence
 from rekindle_cli.jobs.client import Api
 from rekindle_cli.jobs.evidence import Evidence
 from rekindle_cli.jobs.follow import Follower
-from rekindle_cli.jobs.report import Report
-from rekindle_cli.jobs.snapshot import Snapshot
+from rekindle_cli.jobs.report import JobReport
+from rekindle_cli.jobs.snapshot import JobSnapshot
 from rekindle_cli.jobs.timeline import timeline
-from rekindle_cli.jobs.view import View
-from rekindle_cli.local.stack import Options, Stack
+from rekindle_cli.jobs.view import ProgressView
+from rekindle_cli.local.stack import LocalStack, Options
 from rekindle_cli.manifest import Bundle
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 
 _LOST_SECONDS = 60.0
 _UNSEEN_SECONDS = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RunRequest:
     """What `rekindle run` was asked for."""
 
     path: Path
@@ -38,11 +38,11 @@ class Request:
     verbose: bool = False
 
 
-def prepare(request: Request) -> tuple[Bundle, Options]:
+def prepare(request: RunRequest) -> tuple[Bundle, Options]:
     """Read the manifest, and decide what the cluster for it has to have."""
     bundle = manifest.load(request.path)
     if request.workdir is not None and not request.workdir.is_dir():
-        raise Failure(f"--workdir {request.workdir} is no directory.")
+        raise CommandFailure(f"--workdir {request.workdir} is no directory.")
     return bundle, stack_options(
         bundle,
         nodes=request.nodes,
@@ -72,7 +72,9 @@ def stack_options(
     )
 
 
-def apply(stack: Stack, api: Api, bundle: Bundle, view: View, *, real_s3: bool) -> Bundle:
+def apply(
+    stack: LocalStack, api: Api, bundle: Bundle, view: ProgressView, *, real_s3: bool
+) -> Bundle:
     """Create the objects of a bundle, as they have to be on this machine; gives those applied."""
     local = manifest.localise(bundle, None if real_s3 else stack.s3)
     for note in local.notes:
@@ -88,31 +90,31 @@ def apply(stack: Stack, api: Api, bundle: Bundle, view: View, *, real_s3: bool) 
 
 
 def follow_to_end(
-    snapshots: Iterable[Snapshot],
-    view: View,
+    snapshots: Iterable[JobSnapshot],
+    view: ProgressView,
     *,
     lost_for: Callable[[], float] = lambda: 0.0,
-    each: Callable[[Snapshot], None] = lambda snapshot: None,
-) -> Snapshot:
+    each: Callable[[JobSnapshot], None] = lambda snapshot: None,
+) -> JobSnapshot:
     """Show every change until the job has ended; gives the last snapshot."""
-    previous: Snapshot | None = None
+    previous: JobSnapshot | None = None
     for current in snapshots:
         view.show(current, timeline(previous, current))
         if current.job is None and previous is not None and previous.job is not None:
-            raise Failure(
+            raise CommandFailure(
                 f"TrainingJob {previous.job.name} was deleted.", reason="JobFailed", code=1
             )
         if current.job is not None and current.job.finished:
             return current
         if lost_for() > _LOST_SECONDS:
-            raise Failure(
+            raise CommandFailure(
                 f"The cluster has not answered for {_LOST_SECONDS:.0f} s.",
                 reason="JobFailed",
                 code=1,
             )
         each(current)
         previous = current
-    raise Failure("The job is no longer followed.", reason="JobFailed", code=1)
+    raise CommandFailure("The job is no longer followed.", reason="JobFailed", code=1)
 
 
 class StepWatch:
@@ -123,7 +125,7 @@ class StepWatch:
         self.back = 0
         """Steps that it fell back by, over all times."""
 
-    def __call__(self, snapshot: Snapshot) -> None:
+    def __call__(self, snapshot: JobSnapshot) -> None:
         """Look at the next snapshot."""
         step = snapshot.job.step if snapshot.job is not None else None
         if step is not None:
@@ -138,7 +140,7 @@ class Patience:
         self._since: datetime | None = None
         self._over = False
 
-    def over(self, snapshot: Snapshot) -> bool:
+    def over(self, snapshot: JobSnapshot) -> bool:
         """Whether to complain now."""
         if self._over or snapshot.job is None or snapshot.job.seen:
             return False
@@ -148,20 +150,20 @@ class Patience:
 
 
 def run_job(
-    stack: Stack,
+    stack: LocalStack,
     bundle: Bundle,
-    view: View,
+    view: ProgressView,
     *,
     started: float,
     real_s3: bool = False,
-    each: Callable[[Snapshot], None] = lambda snapshot: None,
-) -> Report:
+    each: Callable[[JobSnapshot], None] = lambda snapshot: None,
+) -> JobReport:
     """Apply a bundle to a running stack, follow it to its end, and collect what is known then."""
     api = stack.api()
     applied = apply(stack, api, bundle, view, real_s3=real_s3)
     steps, patience = StepWatch(), Patience()
 
-    def look(snapshot: Snapshot) -> None:
+    def look(snapshot: JobSnapshot) -> None:
         steps(snapshot)
         if patience.over(snapshot):
             view.note(
@@ -177,7 +179,7 @@ def run_job(
         took = time.monotonic() - started
         last = replace(last, rounds=follower.now().rounds or last.rounds)
     assert last.job is not None, "a followed job that ended is there"
-    return Report(
+    return JobReport(
         job=last.job,
         seconds=took,
         rounds=last.rounds,
@@ -186,7 +188,7 @@ def run_job(
     )
 
 
-def _evidence(stack: Stack, applied: Bundle, *, real_s3: bool) -> Evidence:
+def _evidence(stack: LocalStack, applied: Bundle, *, real_s3: bool) -> Evidence:
     return evidence.gather(
         applied.job["spec"]["checkpoint"]["uri"],
         options=manifest.store_options(applied.job),
@@ -194,7 +196,7 @@ def _evidence(stack: Stack, applied: Bundle, *, real_s3: bool) -> Evidence:
     )
 
 
-def last_words(api: Api, report: Report, lines: int = 15) -> list[str]:
+def last_words(api: Api, report: JobReport, lines: int = 15) -> list[str]:
     """The end of the log of the pod that the newest incident blames, for a job that failed."""
     victims = report.job.incidents[-1].victims if report.job.incidents else ()
     for pod in victims:

@@ -26,7 +26,7 @@ from rekindle_cli.jobs import client
 from rekindle_cli.jobs.client import Api
 from rekindle_cli.local.supervisor import Supervisor
 from rekindle_cli.manifest import S3Access
-from rekindle_cli.output.failure import Failure
+from rekindle_cli.output.failure import CommandFailure
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import Image, python_image
 from rekindle_local.state_lock import StateDirectoryInUse
@@ -79,7 +79,7 @@ def without_aws(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith("AWS_")}
 
 
-class Stack:
+class LocalStack:
     """A running cluster with its operator; a context manager."""
 
     def __init__(self, options: Options, tell: Callable[[str], None]) -> None:
@@ -152,7 +152,7 @@ class Stack:
         self.operator = operator
         operator.start()
         if not operator.wait_until_healthy(_OPERATOR_SECONDS):
-            raise Failure(
+            raise CommandFailure(
                 f"The operator does not become ready; the end of its log ({operator.log}):",
                 facts=operator.last_words(),
                 reason="JobFailed",
@@ -177,14 +177,14 @@ class Stack:
         try:
             cluster.start()
         except StateDirectoryInUse as error:
-            raise Failure(f"{error}.") from None
+            raise CommandFailure(f"{error}.") from None
         except OSError as error:
             if error.filename is not None:
-                raise Failure(
+                raise CommandFailure(
                     f"--state-dir {error.filename} cannot be used: {error.strerror}.",
                     "Name a directory that can be written, or one that does not exist yet.",
                 ) from None
-            raise Failure(
+            raise CommandFailure(
                 f"The embedded cluster cannot start on port {options.port}: {error}.",
                 "Choose another port with --port, or leave it out for a free one.",
             ) from None
@@ -249,4 +249,4 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
         found.append(port)
         if len(found) == count:
             return found
-    raise Failure(f"No free ports between {_PORTS[0]} and {_PORTS[-1]} on {host}.")
+    raise CommandFailure(f"No free ports between {_PORTS[0]} and {_PORTS[-1]} on {host}.")

@@ -1,10 +1,10 @@
 """How the command ends when it cannot do what it was asked: one message, one reason, one exit code.
 
-Everything that a user can cause becomes a `Failure` where it is understood; `__main__` prints it
-and exits. What is left is a bug of ours: one line that says what to report, and the traceback for
-those who ask for it. People get the lines on standard error. Who asked for ``--json`` gets in
-addition, where the answer would have been, one object:
-``{"error": {"message": ..., "reason": ..., "hint": ...}}``, its `hint` null when there is none.
+Everything that a user can cause becomes a `CommandFailure` where it is understood; `__main__`
+prints it and exits. What is left is a bug of ours: one line that says what to report, and the
+traceback for those who ask for it. People get the lines on standard error. Who asked for ``--json``
+gets in addition, where the answer would have been, one object: ``{"error": {"message": ...,
+"reason": ..., "hint": ...}}``, its `hint` null when there is none.
 """
 
 import os
@@ -42,10 +42,10 @@ REASONS = (
     "Unreachable",  # no answer from a server
     "Usage",  # the command line itself
 )
-"""What `Failure.reason` may be: for programs, so they never change their meaning."""
+"""What `CommandFailure.reason` may be: for programs, so they never change their meaning."""
 
 
-class Failure(Exception):
+class CommandFailure(Exception):
     """What went wrong, then what is allowed and what to do next, one line each.
 
     `facts` are lines that belong to the first one: the fields of a refused manifest, the end of a
@@ -74,11 +74,11 @@ class Failure(Exception):
         return {"error": error}
 
 
-def unexpected(error: BaseException) -> Failure:
+def unexpected(error: BaseException) -> CommandFailure:
     """The one line for what nobody has foreseen."""
     words = " ".join(str(error).split())[:300]
     what = f"{type(error).__name__}: {words}" if words else type(error).__name__
-    return Failure(
+    return CommandFailure(
         f"rekindle has failed ({what}, {_place(error.__traceback__)}); this is a bug: report what "
         "'rekindle --debug' with the same arguments prints",
         reason="Internal",

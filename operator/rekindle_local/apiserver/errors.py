@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cause:
+class StatusCause:
     """One bad field: its path, the machine-readable reason, and a sentence for the user."""
 
     field: str
@@ -203,7 +203,7 @@ def too_many_requests(message: str, causes: Sequence[Json] = (), retry_after: in
     return ApiError(429, "TooManyRequests", message, details=details, headers=headers)
 
 
-def invalid(kind: str, group: str, name: str, causes: Sequence[Cause]) -> ApiError:
+def invalid(kind: str, group: str, name: str, causes: Sequence[StatusCause]) -> ApiError:
     """Return the 422 that lists every bad field of one object."""
     assert causes
     texts = list(dict.fromkeys(cause.text() for cause in causes))
@@ -227,18 +227,18 @@ def show(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def bad_value(field: str, value: Any, message: str) -> Cause:
+def bad_value(field: str, value: Any, message: str) -> StatusCause:
     """Return the cause for a value that breaks a constraint."""
-    return Cause(
+    return StatusCause(
         field=field,
         reason="FieldValueInvalid",
         message=f"Invalid value: {show(value)}: {message}",
     )
 
 
-def bad_type(field: str, value: Any, expected: str, actual: str) -> Cause:
+def bad_type(field: str, value: Any, expected: str, actual: str) -> StatusCause:
     """Return the cause for a value of the wrong JSON type."""
-    return Cause(
+    return StatusCause(
         field=field,
         reason="FieldValueTypeInvalid",
         message=f'Invalid value: "{actual}": {field} in body must be of type {expected}: '
@@ -246,30 +246,30 @@ def bad_type(field: str, value: Any, expected: str, actual: str) -> Cause:
     )
 
 
-def required(field: str, message: str = "") -> Cause:
+def required(field: str, message: str = "") -> StatusCause:
     """Return the cause for a missing field."""
-    return Cause(
+    return StatusCause(
         field=field,
         reason="FieldValueRequired",
         message=f"Required value: {message}" if message else "Required value",
     )
 
 
-def duplicate(field: str, value: Any) -> Cause:
+def duplicate(field: str, value: Any) -> StatusCause:
     """Return the cause for a second item with the same key."""
-    return Cause(
+    return StatusCause(
         field=field, reason="FieldValueDuplicate", message=f"Duplicate value: {show(value)}"
     )
 
 
-def forbidden_field(field: str, message: str) -> Cause:
+def forbidden_field(field: str, message: str) -> StatusCause:
     """Return the cause for a field that may not be set or changed."""
-    return Cause(field=field, reason="FieldValueForbidden", message=f"Forbidden: {message}")
+    return StatusCause(field=field, reason="FieldValueForbidden", message=f"Forbidden: {message}")
 
 
-def not_supported(field: str, value: Any, allowed: Sequence[Any]) -> Cause:
+def not_supported(field: str, value: Any, allowed: Sequence[Any]) -> StatusCause:
     """Return the cause for a value outside an enumeration, naming what is allowed."""
-    return Cause(
+    return StatusCause(
         field=field,
         reason="FieldValueNotSupported",
         message=f"Unsupported value: {show(value)}: supported values: "

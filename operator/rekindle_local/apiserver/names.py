@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from rekindle_local.apiserver.errors import Cause, Json, bad_type, bad_value, required
+from rekindle_local.apiserver.errors import Json, StatusCause, bad_type, bad_value, required
 
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -125,7 +125,7 @@ def label_value(value: str) -> list[str]:
     return problems
 
 
-def check_labels(labels: Any, field: str) -> list[Cause]:
+def check_labels(labels: Any, field: str) -> list[StatusCause]:
     """Return the causes for bad label keys and values."""
     if labels is None:
         return []
@@ -141,7 +141,7 @@ def check_labels(labels: Any, field: str) -> list[Cause]:
     return causes
 
 
-def check_annotations(annotations: Any, field: str) -> list[Cause]:
+def check_annotations(annotations: Any, field: str) -> list[StatusCause]:
     """Return the causes for bad annotation keys and for annotations that are too big."""
     if not isinstance(annotations, Mapping):
         return []
@@ -151,7 +151,7 @@ def check_annotations(annotations: Any, field: str) -> list[Cause]:
         total += len(key.encode()) + len(str(value).encode())
     if total > ANNOTATIONS_LIMIT:
         causes.append(
-            Cause(
+            StatusCause(
                 field=field,
                 reason="FieldValueTooLong",
                 message=f"Too long: may not be more than {ANNOTATIONS_LIMIT} bytes",
@@ -160,9 +160,9 @@ def check_annotations(annotations: Any, field: str) -> list[Cause]:
     return causes
 
 
-def check_owner_references(owners: Any, field: str) -> list[Cause]:
+def check_owner_references(owners: Any, field: str) -> list[StatusCause]:
     """Return the causes for incomplete owner references and for two controllers."""
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     controllers = []
     for index, owner in enumerate(owners or []):
         for key in ("apiVersion", "kind", "name", "uid"):
@@ -184,7 +184,7 @@ def check_owner_references(owners: Any, field: str) -> list[Cause]:
     return causes
 
 
-def check_finalizers(finalizers: Any, field: str) -> list[Cause]:
+def check_finalizers(finalizers: Any, field: str) -> list[StatusCause]:
     """Return the causes for finalizers that are no qualified names."""
     return [
         bad_value(field, item, text)
@@ -193,7 +193,7 @@ def check_finalizers(finalizers: Any, field: str) -> list[Cause]:
     ]
 
 
-def check_metadata(metadata: Json, *, name_rule: Any = dns_subdomain) -> list[Cause]:
+def check_metadata(metadata: Json, *, name_rule: Any = dns_subdomain) -> list[StatusCause]:
     """Return every cause in an object's metadata; `name_rule` is what its kind demands of names."""
     causes = []
     name = metadata.get("name")

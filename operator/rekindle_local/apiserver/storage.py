@@ -55,7 +55,7 @@ class _Bucket:
     subscribers: list[Subscriber] = field(default_factory=list)
 
 
-class Store:
+class ObjectTable:
     """All objects of the server, by bucket (`plural.group`) and key."""
 
     def __init__(self, *, history: int = 2048) -> None:

@@ -28,10 +28,10 @@ from rekindle_local import timestamps
 from rekindle_local.client import (
     MERGE,
     STRATEGIC,
-    ApiError,
+    CollectionReflector,
     KubeClient,
     Manifest,
-    Reflector,
+    RequestError,
     node_path,
 )
 from rekindle_local.events import EventRecorder
@@ -116,7 +116,7 @@ class Kubelet:
 
     def _work(self, host: Host) -> None:
         """Watch, say that the node is well, enforce limits."""
-        pods = Reflector(
+        pods = CollectionReflector(
             self._client,
             "/api/v1/pods",
             self._on_pod,
@@ -166,7 +166,7 @@ class Kubelet:
         for process in self._processes():
             process.thaw(all_of_it=all_of_it)
 
-    def _processes(self) -> list[processes.Process]:
+    def _processes(self) -> list[processes.ContainerProcess]:
         """What runs on this node, or ran last."""
         workers = list(self._workers.values())
         found = [runner.latest for worker in workers for runner in worker.runners]
@@ -269,7 +269,7 @@ class Kubelet:
         node = self._node()
         try:
             await self._client.create("/api/v1/nodes", node)
-        except ApiError as error:
+        except RequestError as error:
             if error.code != 409:
                 raise
             labels = {"metadata": {"labels": node["metadata"]["labels"]}}
@@ -288,7 +288,7 @@ class Kubelet:
         }
         try:
             await self._client.patch(f"{LEASES}/{self.name}", {"spec": spec}, MERGE)
-        except ApiError as error:
+        except RequestError as error:
             if error.code != 404:
                 raise
             lease = {
@@ -316,7 +316,7 @@ class Kubelet:
                     )
                     for worker in self._workers.values():
                         worker.rewrite()  # the pods were marked not ready meanwhile
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 _log.debug("heartbeat of %s failed: %s", self.name, error)
 
     # --- pods --------------------------------------------------------------------------------
@@ -410,7 +410,7 @@ class Kubelet:
             )
 
 
-def _exceeds(process: processes.Process, limit: int) -> bool:
+def _exceeds(process: processes.ContainerProcess, limit: int) -> bool:
     pids = process.tree()
     # The exact measure costs milliseconds per process, the rough one bounds it from above.
     return processes.resident(pids) > limit and processes.memory(pids) > limit

@@ -20,7 +20,7 @@ from rekindle_local.quantity import ceil_div, parse_quantity
 _MAP_FIELD = re.compile(r"metadata\.(labels|annotations)\['([^']+)'\]")
 
 
-class ConfigError(Exception):
+class CreateContainerConfigError(Exception):
     """A container cannot be configured yet; the message is for its waiting state."""
 
 
@@ -29,7 +29,7 @@ Sources = Mapping[tuple[str, str], Manifest | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class PodPlacement:
     """What the node decided about a pod."""
 
     pod_ip: str
@@ -69,7 +69,7 @@ def not_found(kind: str, name: str) -> str:
 
 
 def build(
-    pod: Manifest, container: Manifest, sources: Sources, placement: Placement
+    pod: Manifest, container: Manifest, sources: Sources, placement: PodPlacement
 ) -> dict[str, str]:
     """The variables of spec.env and spec.envFrom, expanded; raises ConfigError."""
     env: dict[str, str] = {}
@@ -94,14 +94,14 @@ def _from_whole(entry: Manifest, sources: Sources) -> dict[str, str]:
     if source is None:
         if ref.get("optional"):
             return {}
-        raise ConfigError(not_found(kind, ref.get("name", "")))
+        raise CreateContainerConfigError(not_found(kind, ref.get("name", "")))
     return {
         prefix + key: data.decode(errors="replace") for key, data in data_of(kind, source).items()
     }
 
 
 def _from_source(
-    source: Manifest, pod: Manifest, container: Manifest, sources: Sources, placement: Placement
+    source: Manifest, pod: Manifest, container: Manifest, sources: Sources, placement: PodPlacement
 ) -> str | None:
     if ref := source.get("fieldRef"):
         return field_value(pod, ref["fieldPath"], placement)
@@ -113,17 +113,17 @@ def _from_source(
     if found is None:
         if ref.get("optional"):
             return None
-        raise ConfigError(not_found(kind, ref["name"]))
+        raise CreateContainerConfigError(not_found(kind, ref["name"]))
     data = data_of(kind, found)
     if ref["key"] not in data:
         if ref.get("optional"):
             return None
         where = f"{pod['metadata'].get('namespace', 'default')}/{ref['name']}"
-        raise ConfigError(f"couldn't find key {ref['key']} in {kind} {where}")
+        raise CreateContainerConfigError(f"couldn't find key {ref['key']} in {kind} {where}")
     return data[ref["key"]].decode(errors="replace")
 
 
-def field_value(pod: Manifest, path: str, placement: Placement) -> str:
+def field_value(pod: Manifest, path: str, placement: PodPlacement) -> str:
     """A downward API field of the pod; raises ConfigError for one that does not exist."""
     meta, spec = pod["metadata"], pod["spec"]
     if match := _MAP_FIELD.fullmatch(path):
@@ -143,11 +143,13 @@ def field_value(pod: Manifest, path: str, placement: Placement) -> str:
         entries = sorted((meta.get(path.partition(".")[2]) or {}).items())
         return "\n".join(f'{key}="{value}"' for key, value in entries)
     if path not in fields:
-        raise ConfigError(f"unsupported fieldPath {path!r}: use one of {', '.join(fields)}")
+        raise CreateContainerConfigError(
+            f"unsupported fieldPath {path!r}: use one of {', '.join(fields)}"
+        )
     return str(fields[path])
 
 
-def resource_value(container: Manifest, ref: Manifest, placement: Placement) -> str:
+def resource_value(container: Manifest, ref: Manifest, placement: PodPlacement) -> str:
     """A limit or request of a container divided by the divisor, rounded up.
 
     A limit that is not set counts as all the node has, a request that is not set as its limit.
@@ -160,6 +162,6 @@ def resource_value(container: Manifest, ref: Manifest, placement: Placement) -> 
     elif section == "limits":
         text = limits.get(resource, placement.allocatable.get(resource, "0"))
     else:
-        raise ConfigError(f"unsupported container resource: {ref['resource']}")
+        raise CreateContainerConfigError(f"unsupported container resource: {ref['resource']}")
     divisor = parse_quantity(ref.get("divisor") or "1") or Fraction(1)
     return str(ceil_div(parse_quantity(text), divisor))

@@ -16,7 +16,7 @@ from rekindle_local import timestamps
 from rekindle_local.kubelet.containers.container import ContainerRunner
 from rekindle_local.kubelet.logs import LogOptions, stream
 from rekindle_local.kubelet.pod import PodWorker
-from rekindle_local.kubelet.status import Waiting
+from rekindle_local.kubelet.status import WaitingState
 
 FindPod = Callable[[str, str], PodWorker | None]
 
@@ -100,7 +100,7 @@ class LogServer:
             kind = "previous terminated container" if previous else "container"
             state = runner.record.state
             why = "not found"
-            if isinstance(state, Waiting) and not previous:
+            if isinstance(state, WaitingState) and not previous:
                 why = f"is waiting to start: {state.reason}"
             text = f'{kind} "{container}" in pod "{name}" {why}'
             return web.Response(status=400, text=text)

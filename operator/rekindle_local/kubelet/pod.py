@@ -18,11 +18,11 @@ from typing import Protocol
 import aiohttp
 
 from rekindle_local import timestamps
-from rekindle_local.client import STRATEGIC, ApiError, Manifest, pod_path
+from rekindle_local.client import STRATEGIC, Manifest, RequestError, pod_path
 from rekindle_local.kubelet import admission, status, volumes
 from rekindle_local.kubelet.claims import bound_volumes
 from rekindle_local.kubelet.containers.container import ContainerRunner, PodPlace, fetch
-from rekindle_local.kubelet.environment import Placement
+from rekindle_local.kubelet.environment import PodPlacement
 from rekindle_local.kubelet.host import Host
 from rekindle_local.kubelet.hostsfile import HostsFile
 from rekindle_local.kubelet.status import PodState, Terminated
@@ -56,7 +56,7 @@ class PodWorker:
         shared = bool(spec.get("hostNetwork"))
         node_ip = host.addresses.node_ip
         self._own_ip = None if shared else host.addresses.take()
-        placement = Placement(
+        placement = PodPlacement(
             pod_ip=self._own_ip or node_ip, host_ip=node_ip, allocatable=host.allocatable
         )
         directory = host.state_dir / "pods" / self.uid
@@ -294,7 +294,7 @@ class PodWorker:
                 return True
             except volumes.VolumeError as error:
                 self._event("Warning", "FailedMount", str(error))
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 self._event("Warning", "FailedMount", f"Unable to attach or mount: {error}")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
@@ -313,7 +313,7 @@ class PodWorker:
             try:
                 sources = await fetch(self._host, self.namespace, wanted)
                 self.place.volumes.refresh(sources, self.place.placement)
-            except (volumes.VolumeError, ApiError, aiohttp.ClientError, TimeoutError, OSError):
+            except (volumes.VolumeError, RequestError, aiohttp.ClientError, TimeoutError, OSError):
                 continue
 
     def _final_phase(self) -> str | None:
@@ -342,7 +342,7 @@ class PodWorker:
                 path = pod_path(self.namespace, self.name)
                 await self._host.client.delete(path, grace=0, uid=self.uid)
                 return
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
                 if delay is None:
                     _log.warning("pod %s was not confirmed as deleted: %s", self.name, error)
                     return
@@ -387,8 +387,8 @@ class PodWorker:
             try:
                 await self._write()
                 delay = 0.1
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                if self._gone or (isinstance(error, ApiError) and error.code == 404):
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                if self._gone or (isinstance(error, RequestError) and error.code == 404):
                     continue
                 _log.debug("status of %s not written: %s", self.name, error)
                 self._dirty.set()
@@ -406,8 +406,8 @@ class PodWorker:
             try:
                 await self._write()
                 return
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                if self._gone or (isinstance(error, ApiError) and error.code == 404):
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                if self._gone or (isinstance(error, RequestError) and error.code == 404):
                     return
                 await asyncio.sleep(delay)
 

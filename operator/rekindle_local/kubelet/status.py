@@ -15,7 +15,7 @@ from rekindle_local.client import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
+class WaitingState:
     """Not started; `reason` is one of Kubernetes' words (ContainerCreating, ErrImagePull ...)."""
 
     reason: str
@@ -42,11 +42,11 @@ class Terminated:
     container_id: str
 
 
-State = Waiting | Running | Terminated
+State = WaitingState | Running | Terminated
 
 
 @dataclass(frozen=True, kw_only=True)
-class Container:
+class ContainerState:
     """Everything the status says about one container."""
 
     name: str
@@ -72,8 +72,8 @@ class Container:
 class PodState:
     """Everything the status says about one pod; `phase` overrides what the containers say."""
 
-    init: Sequence[Container]
-    containers: Sequence[Container]
+    init: Sequence[ContainerState]
+    containers: Sequence[ContainerState]
     pod_ip: str
     host_ip: str
     started_at: datetime
@@ -84,7 +84,7 @@ class PodState:
     """(reason, message) of DisruptionTarget when this node ends the pod."""
 
 
-def phase(policy: str, init: Sequence[Container], containers: Sequence[Container]) -> str:
+def phase(policy: str, init: Sequence[ContainerState], containers: Sequence[ContainerState]) -> str:
     """The phase that container states amount to under a restart policy.
 
     Once a regular container has run, a sidecar that is started again no longer counts; how sidecars
@@ -97,7 +97,7 @@ def phase(policy: str, init: Sequence[Container], containers: Sequence[Container
     ended = [one.state for one in containers if isinstance(one.state, Terminated)]
     if any(isinstance(one.state, Running) for one in containers):
         return "Running"
-    if any(isinstance(one.state, Waiting) and one.last is None for one in containers):
+    if any(isinstance(one.state, WaitingState) and one.last is None for one in containers):
         return "Pending"
     if len(ended) < len(containers) or policy == "Always" or _any_running(init):
         return "Running"
@@ -106,11 +106,13 @@ def phase(policy: str, init: Sequence[Container], containers: Sequence[Container
     return "Failed" if policy == "Never" else "Running"
 
 
-def _has_run(containers: Sequence[Container]) -> bool:
-    return any(not isinstance(one.state, Waiting) or one.last is not None for one in containers)
+def _has_run(containers: Sequence[ContainerState]) -> bool:
+    return any(
+        not isinstance(one.state, WaitingState) or one.last is not None for one in containers
+    )
 
 
-def _any_running(containers: Sequence[Container]) -> bool:
+def _any_running(containers: Sequence[ContainerState]) -> bool:
     return any(isinstance(one.state, Running) for one in containers)
 
 
@@ -152,7 +154,7 @@ def build(pod: Manifest, state: PodState, now: datetime) -> Manifest:
     return status
 
 
-def _container(one: Container) -> Manifest:
+def _container(one: ContainerState) -> Manifest:
     status: Manifest = {
         "name": one.name,
         "image": one.image,
@@ -169,7 +171,7 @@ def _container(one: Container) -> Manifest:
 
 
 def _state(state: State) -> Manifest:
-    if isinstance(state, Waiting):
+    if isinstance(state, WaitingState):
         waiting = {"reason": state.reason}
         return {"waiting": waiting | ({"message": state.message} if state.message else {})}
     if isinstance(state, Running):

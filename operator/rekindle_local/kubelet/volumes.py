@@ -21,8 +21,8 @@ from pathlib import Path
 from rekindle_local import timestamps
 from rekindle_local.client import Manifest
 from rekindle_local.kubelet.environment import (
-    ConfigError,
-    Placement,
+    CreateContainerConfigError,
+    PodPlacement,
     Sources,
     data_of,
     field_value,
@@ -79,7 +79,7 @@ def claim_name(pod: Manifest, volume: Manifest) -> str | None:
     return f"{pod['metadata']['name']}-{volume['name']}" if volume.get("ephemeral") else None
 
 
-def files(pod: Manifest, volume: Manifest, sources: Sources, placement: Placement) -> list[File]:
+def files(pod: Manifest, volume: Manifest, sources: Sources, placement: PodPlacement) -> list[File]:
     """The files a volume starts with; raises VolumeError."""
     if secret := volume.get("secret"):
         return _keys("Secret", secret["secretName"], secret, sources, _mode(secret, 0o644))
@@ -135,7 +135,7 @@ def _keys(kind: str, name: str, ref: Manifest, sources: Sources, mode: int) -> l
     return out
 
 
-def _downward(pod: Manifest, ref: Manifest, placement: Placement, mode: int) -> list[File]:
+def _downward(pod: Manifest, ref: Manifest, placement: PodPlacement, mode: int) -> list[File]:
     out = []
     for item in ref.get("items") or ():
         own = item.get("mode")
@@ -150,7 +150,7 @@ def _downward(pod: Manifest, ref: Manifest, placement: Placement, mode: int) -> 
                     if one["name"] == resource.get("containerName")
                 )
                 text = resource_value(container, resource, placement)
-        except (ConfigError, StopIteration) as error:
+        except (CreateContainerConfigError, StopIteration) as error:
             raise VolumeError(f"downwardAPI item {item['path']}: {error}") from error
         out.append(
             File(path=item["path"], content=text.encode(), mode=mode if own is None else int(own))
@@ -189,7 +189,7 @@ class PodVolumes:
         self._memory_prefix = memory_prefix
         self._paths: dict[str, Path] = {}
 
-    def setup(self, sources: Sources, placement: Placement) -> None:
+    def setup(self, sources: Sources, placement: PodPlacement) -> None:
         """Create what is mounted, with its files; raises VolumeError and can be called again."""
         for volume in self._volumes:
             name = volume["name"]
@@ -209,7 +209,7 @@ class PodVolumes:
                     )
                 _write(path, file)
 
-    def refresh(self, sources: Sources, placement: Placement) -> None:
+    def refresh(self, sources: Sources, placement: PodPlacement) -> None:
         """Write what has changed in secrets and config maps since; raises VolumeError."""
         for volume in self._volumes:
             if not volume.keys() & {"secret", "configMap", "projected"}:

@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 
-from rekindle_local.client import KubeClient, Manifest, Reflector
+from rekindle_local.client import CollectionReflector, KubeClient, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ class NameTable:
     """The records of one cluster, kept up to date."""
 
     def __init__(self, client: KubeClient) -> None:
-        self._pods = Reflector(client, "/api/v1/pods", self._on_pod)
-        self._services = Reflector(client, "/api/v1/services", self._on_service)
+        self._pods = CollectionReflector(client, "/api/v1/pods", self._on_pod)
+        self._services = CollectionReflector(client, "/api/v1/services", self._on_service)
         self._wake = asyncio.Event()
         self._seen: dict[str, object] = {}
         self._records: list[Record] = []

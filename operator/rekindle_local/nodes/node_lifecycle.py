@@ -22,10 +22,10 @@ import aiohttp
 from rekindle_local import timestamps
 from rekindle_local.client import (
     STRATEGIC,
-    ApiError,
+    CollectionReflector,
     KubeClient,
     Manifest,
-    Reflector,
+    RequestError,
     node_path,
     pod_path,
 )
@@ -97,9 +97,9 @@ class NodeLifecycle:
     def __init__(self, client: KubeClient, timings: LifecycleTimings) -> None:
         self._client = client
         self._timings = timings
-        self._nodes = Reflector(client, "/api/v1/nodes", self._on_node)
-        self._pods = Reflector(client, "/api/v1/pods", self._on_change)
-        self._leases = Reflector(client, LEASES, self._on_lease)
+        self._nodes = CollectionReflector(client, "/api/v1/nodes", self._on_node)
+        self._pods = CollectionReflector(client, "/api/v1/pods", self._on_change)
+        self._leases = CollectionReflector(client, LEASES, self._on_lease)
         self._events = EventRecorder(client, "node-controller")
         self._wake = asyncio.Event()
         self._seen: dict[str, float] = {}
@@ -170,9 +170,9 @@ class NodeLifecycle:
         """
         try:
             await work
-        except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
+        except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
             # Gone or changed meanwhile: the watch will tell.
-            gone = isinstance(error, ApiError) and error.code in (404, 409)
+            gone = isinstance(error, RequestError) and error.code in (404, 409)
             if not gone and self._told != str(error):
                 self._told = str(error)
                 _log.warning("node life cycle: %s", error)
@@ -222,7 +222,7 @@ class NodeLifecycle:
         path = pod_path(meta["namespace"], meta["name"], "status")
         try:
             await self._client.patch(path, {"status": {"conditions": [condition]}}, STRATEGIC)
-        except ApiError as error:
+        except RequestError as error:
             if error.code not in (404, 409):
                 raise
 

@@ -14,14 +14,14 @@ from collections.abc import Callable
 import aiohttp
 
 from rekindle_local import timestamps
-from rekindle_local.client import ApiError, KubeClient, Manifest, node_path, pod_path
+from rekindle_local.client import KubeClient, Manifest, RequestError, node_path, pod_path
 from rekindle_local.kubelet.agent import LEASES, Kubelet
 from rekindle_local.nodes.node_lifecycle import disrupt
 
 SPOT_TAINT = ("aws-node-termination-handler/spot-itn", "", "NoSchedule")
 """Key, value and effect of the taint that announces a spot interruption on AWS."""
 
-_ERRORS = (ApiError, aiohttp.ClientError, TimeoutError, OSError)
+_ERRORS = (RequestError, aiohttp.ClientError, TimeoutError, OSError)
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +70,7 @@ class EmbeddedNode:
             body = {"metadata": {"resourceVersion": version}, "spec": {"taints": taints or None}}
             try:
                 await self._client.patch(node_path(self.name), body)
-            except ApiError as error:
+            except RequestError as error:
                 if error.code != 409 or attempt == 9:
                     raise
                 await asyncio.sleep(0.02 * (attempt + 1))
@@ -134,7 +134,7 @@ class EmbeddedNode:
                 await disrupt(self._client, pod, "EvictionByEvictionAPI", "Eviction API: evicting")
                 await self._client.create(path, eviction)
             except _ERRORS as error:
-                held = held or not (isinstance(error, ApiError) and error.code == 404)
+                held = held or not (isinstance(error, RequestError) and error.code == 404)
                 _log.info("eviction of %s: %s", meta["name"], error)
         return held
 

@@ -149,7 +149,7 @@ class ObjectStore:
             await process.wait()
 
 
-class Gate:
+class SignatureGate:
     """WSGI middleware: a request passes when `s3auth.verify` lets it."""
 
     def __init__(
@@ -168,18 +168,20 @@ class Gate:
             for name, value in environ.items()
             if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
         }
-        request = signatures.Request(
+        request = signatures.SignedRequest(
             method=environ["REQUEST_METHOD"], target=environ["REQUEST_URI"], headers=headers
         )
         try:
             signatures.verify(request, self._credentials, self.deny, timestamps.now())
-        except signatures.Refused as refusal:
+        except signatures.SignatureRefused as refusal:
             return _refuse(refusal, request, start_response)
         return self._app(environ, start_response)
 
 
 def _refuse(
-    refusal: signatures.Refused, request: signatures.Request, start_response: "StartResponse"
+    refusal: signatures.SignatureRefused,
+    request: signatures.SignedRequest,
+    start_response: "StartResponse",
 ) -> Iterable[bytes]:
     words = {400: "400 Bad Request", 403: "403 Forbidden"}
     body = (
@@ -259,7 +261,9 @@ def serve(host: str, port: int) -> None:
     first = json.loads(sys.stdin.readline() or "{}")
     if "secret" not in first:
         return
-    gate = Gate(one_at_a_time(_moto_app()), {ACCESS_KEY: first["secret"]}, first.get("deny", ()))
+    gate = SignatureGate(
+        one_at_a_time(_moto_app()), {ACCESS_KEY: first["secret"]}, first.get("deny", ())
+    )
     gc.freeze()  # what is there now stays: only what requests make is looked through
     server = make_server(host, port, gate, threaded=True, request_handler=Quiet)
     threading.Thread(target=server.serve_forever, daemon=True).start()

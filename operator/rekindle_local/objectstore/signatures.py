@@ -17,7 +17,7 @@ _ALGORITHM = "AWS4-HMAC-SHA256"
 _MAX_SKEW_SECONDS = 15 * 60
 
 
-class Refused(Exception):
+class SignatureRefused(Exception):
     """A request that S3 would refuse, with its error code and HTTP status."""
 
     def __init__(self, code: str, message: str, status: int = 403) -> None:
@@ -28,7 +28,7 @@ class Refused(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class SignedRequest:
     """What was received: `target` is path and query as on the request line, names lower case."""
 
     method: str
@@ -64,12 +64,12 @@ def denied(target: str, deny: Collection[str]) -> bool:
 
 
 def verify(
-    request: Request, secrets: Mapping[str, str], deny: Collection[str], now: datetime
+    request: SignedRequest, secrets: Mapping[str, str], deny: Collection[str], now: datetime
 ) -> None:
     """Raise Refused unless the request is signed by a known key and not denied."""
     claim = _claim(request)
     if claim.access_key not in secrets:
-        raise Refused(
+        raise SignatureRefused(
             "InvalidAccessKeyId",
             "The AWS Access Key Id you provided does not exist in our records.",
         )
@@ -78,18 +78,18 @@ def verify(
     key = signing_key(secrets[claim.access_key], claim.stamp[:8], region)
     wanted = _signature(request, claim, key)
     if not hmac.compare_digest(wanted, claim.signature):
-        raise Refused(
+        raise SignatureRefused(
             "SignatureDoesNotMatch",
             "The request signature we calculated does not match the signature you provided. "
             "Check your key and signing method.",
         )
     source = request.headers.get("x-amz-copy-source")
     if denied(request.target, deny) or (source and denied("/" + source.lstrip("/"), deny)):
-        raise Refused("AccessDenied", "Access Denied")
+        raise SignatureRefused("AccessDenied", "Access Denied")
 
 
 def sign(
-    request: Request, access_key: str, secret: str, region: str, payload: str, now: datetime
+    request: SignedRequest, access_key: str, secret: str, region: str, payload: str, now: datetime
 ) -> dict[str, str]:
     """The headers to send: those of the request plus date, payload hash and authorization."""
     stamp = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -103,7 +103,7 @@ def sign(
         payload=payload,
         expires=None,
     )
-    full = Request(method=request.method, target=request.target, headers=headers)
+    full = SignedRequest(method=request.method, target=request.target, headers=headers)
     signature = _signature(full, claim, signing_key(secret, stamp[:8], region))
     headers["authorization"] = (
         f"{_ALGORITHM} Credential={access_key}/{claim.scope}, "
@@ -120,7 +120,7 @@ def signing_key(secret: str, day: str, region: str) -> bytes:
     return key
 
 
-def _claim(request: Request) -> _Claim:
+def _claim(request: SignedRequest) -> _Claim:
     authorization = request.headers.get("authorization", "")
     query = dict(parse_qsl(urlsplit(request.target).query, keep_blank_values=True))
     try:
@@ -151,18 +151,18 @@ def _claim(request: Request) -> _Claim:
                 expires=int(query["X-Amz-Expires"]),
             )
     except (KeyError, ValueError) as error:
-        raise Refused(
+        raise SignatureRefused(
             "AuthorizationHeaderMalformed",
             f"The authorization is malformed: {error} is missing or wrong.",
             400,
         ) from error
     if authorization or "Signature" in query:
-        raise Refused(
+        raise SignatureRefused(
             "InvalidRequest",
             f"The authorization mechanism you have provided is not supported. Use {_ALGORITHM}.",
             400,
         )
-    raise Refused("AccessDenied", "Access Denied")
+    raise SignatureRefused("AccessDenied", "Access Denied")
 
 
 def _checked_scope(scope: str) -> str:
@@ -177,19 +177,19 @@ def _check_time(claim: _Claim, now: datetime) -> None:
         signed_at = datetime.strptime(claim.stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     except ValueError as error:
         message = "AWS authentication requires a valid Date or x-amz-date header"
-        raise Refused("AccessDenied", message) from error
+        raise SignatureRefused("AccessDenied", message) from error
     age = (now - signed_at).total_seconds()
     if claim.expires is not None:
         if age > claim.expires:
-            raise Refused("AccessDenied", "Request has expired")
+            raise SignatureRefused("AccessDenied", "Request has expired")
     elif abs(age) > _MAX_SKEW_SECONDS:
-        raise Refused(
+        raise SignatureRefused(
             "RequestTimeTooSkewed",
             "The difference between the request time and the current time is too large.",
         )
 
 
-def _signature(request: Request, claim: _Claim, key: bytes) -> str:
+def _signature(request: SignedRequest, claim: _Claim, key: bytes) -> str:
     split = urlsplit(request.target)
     pairs = sorted(
         (quote(name, safe="-_.~"), quote(value, safe="-_.~"))

@@ -46,7 +46,7 @@ def is_over(pod: Manifest) -> bool:
     return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
 
 
-class Snapshot:
+class ClusterSnapshot:
     """All nodes, the living pods on them, and what they take; built once for many decisions."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Snapshot:
         ]
 
 
-def decide(pod: Manifest, cluster: Snapshot) -> Decision:
+def decide(pod: Manifest, cluster: ClusterSnapshot) -> Decision:
     """The node for `pod` in a cluster as it is."""
     nodes = list(cluster.nodes.values())
     if not nodes:
@@ -111,7 +111,7 @@ def decide(pod: Manifest, cluster: Snapshot) -> Decision:
     return Bind(node=best["metadata"]["name"])
 
 
-def _filter(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]:
+def _filter(pod: Manifest, node: Manifest, cluster: ClusterSnapshot) -> list[str]:
     """Why the node cannot take the pod; like the real one, the first failing check answers."""
     spec = node.get("spec") or {}
     taints = list(spec.get("taints") or ())
@@ -148,7 +148,7 @@ def _affine(pod: Manifest, node: Manifest) -> bool:
     return any(constraints.matches_node_term(term, node) for term in terms)
 
 
-def _unready_claim(pod: Manifest, cluster: Snapshot) -> str:
+def _unready_claim(pod: Manifest, cluster: ClusterSnapshot) -> str:
     """Why no node can have the pod's volumes yet; empty when nothing is wrong."""
     namespace = pod["metadata"].get("namespace", "default")
     for name in constraints.claims_of(pod):
@@ -179,7 +179,7 @@ def _unready_claim(pod: Manifest, cluster: Snapshot) -> str:
     return ""
 
 
-def _volumes_reach(pod: Manifest, node: Manifest, cluster: Snapshot) -> bool:
+def _volumes_reach(pod: Manifest, node: Manifest, cluster: ClusterSnapshot) -> bool:
     namespace = pod["metadata"].get("namespace", "default")
     for name in constraints.claims_of(pod):
         claim = cluster.claims.get((namespace, name)) or {"spec": {}}
@@ -224,7 +224,7 @@ def _allocatable(node: Manifest) -> Mapping[str, str]:
     return status.get("allocatable") or status.get("capacity") or {}
 
 
-def _insufficient(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]:
+def _insufficient(pod: Manifest, node: Manifest, cluster: ClusterSnapshot) -> list[str]:
     offered = _allocatable(node)
     name = node["metadata"]["name"]
     short = []
@@ -237,7 +237,7 @@ def _insufficient(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]
     return short
 
 
-def _companions(pod: Manifest, node: Manifest, cluster: Snapshot) -> list[str]:
+def _companions(pod: Manifest, node: Manifest, cluster: ClusterSnapshot) -> list[str]:
     affinity = pod["spec"].get("affinity") or {}
     for term in _required(affinity.get("podAffinity")):
         near = any(_term_matches(term, pod, one) for one in _around(term, node, cluster))
@@ -267,7 +267,7 @@ def _required(affinity: Manifest | None) -> list[Manifest]:
     return list((affinity or {}).get("requiredDuringSchedulingIgnoredDuringExecution") or ())
 
 
-def _around(term: Manifest, node: Manifest, cluster: Snapshot) -> list[Manifest]:
+def _around(term: Manifest, node: Manifest, cluster: ClusterSnapshot) -> list[Manifest]:
     return cluster.domain(node, term["topologyKey"])
 
 
@@ -283,7 +283,7 @@ def _term_matches(term: Manifest, owner: Manifest, other: Manifest) -> bool:
     )
 
 
-def _spread(rule: Manifest, pod: Manifest, node: Manifest, cluster: Snapshot) -> bool:
+def _spread(rule: Manifest, pod: Manifest, node: Manifest, cluster: ClusterSnapshot) -> bool:
     key = rule["topologyKey"]
     value = (node["metadata"].get("labels") or {}).get(key)
     if value is None:
@@ -304,7 +304,9 @@ def _spread(rule: Manifest, pod: Manifest, node: Manifest, cluster: Snapshot) ->
     return counts[value] + int(own) - min(counts.values()) <= int(rule.get("maxSkew") or 1)
 
 
-def _rank(pod: Manifest, node: Manifest, cluster: Snapshot) -> tuple[int, Fraction, int, str]:
+def _rank(
+    pod: Manifest, node: Manifest, cluster: ClusterSnapshot
+) -> tuple[int, Fraction, int, str]:
     """Small is good: preferences, then load, then pods, then the name."""
     name = node["metadata"]["name"]
     offered = _allocatable(node)
@@ -316,7 +318,7 @@ def _rank(pod: Manifest, node: Manifest, cluster: Snapshot) -> tuple[int, Fracti
     return -_preference(pod, node, cluster), load, len(cluster.on[name]), name
 
 
-def _preference(pod: Manifest, node: Manifest, cluster: Snapshot) -> int:
+def _preference(pod: Manifest, node: Manifest, cluster: ClusterSnapshot) -> int:
     affinity = pod["spec"].get("affinity") or {}
     score = 0
     key = "preferredDuringSchedulingIgnoredDuringExecution"

@@ -12,9 +12,16 @@ import logging
 import aiohttp
 
 from rekindle_local import timestamps
-from rekindle_local.client import STRATEGIC, ApiError, KubeClient, Manifest, Reflector, pod_path
+from rekindle_local.client import (
+    STRATEGIC,
+    CollectionReflector,
+    KubeClient,
+    Manifest,
+    RequestError,
+    pod_path,
+)
 from rekindle_local.events import EventRecorder
-from rekindle_local.scheduling.placement import Bind, Snapshot, decide, is_over
+from rekindle_local.scheduling.placement import Bind, ClusterSnapshot, decide, is_over
 
 NAME = "default-scheduler"
 _log = logging.getLogger(__name__)
@@ -26,10 +33,12 @@ class Scheduler:
     def __init__(self, client: KubeClient) -> None:
         self._client = client
         self._wake = asyncio.Event()
-        self._pods = Reflector(client, "/api/v1/pods", self._on_change)
-        self._nodes = Reflector(client, "/api/v1/nodes", self._on_change)
-        self._claims = Reflector(client, "/api/v1/persistentvolumeclaims", self._on_change)
-        self._volumes = Reflector(client, "/api/v1/persistentvolumes", self._on_change)
+        self._pods = CollectionReflector(client, "/api/v1/pods", self._on_change)
+        self._nodes = CollectionReflector(client, "/api/v1/nodes", self._on_change)
+        self._claims = CollectionReflector(
+            client, "/api/v1/persistentvolumeclaims", self._on_change
+        )
+        self._volumes = CollectionReflector(client, "/api/v1/persistentvolumes", self._on_change)
         self._events = EventRecorder(client, NAME)
         self._assumed: dict[str, str] = {}
         self._told: dict[str, str] = {}
@@ -57,7 +66,7 @@ class Scheduler:
             await self._wake.wait()
             self._wake.clear()
             pending = self._pending()
-            cluster = Snapshot(
+            cluster = ClusterSnapshot(
                 list(self._nodes.items.values()),
                 self._placed(),
                 claims=self._claims.items.values(),
@@ -66,8 +75,8 @@ class Scheduler:
             for pod in pending:
                 try:
                     await self._schedule(pod, cluster)
-                except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                    if isinstance(error, ApiError) and error.code in (404, 409):
+                except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                    if isinstance(error, RequestError) and error.code in (404, 409):
                         continue  # gone or bound by somebody else: the watch will say
                     _log.warning("scheduling %s failed: %s", pod["metadata"]["name"], error)
                     asyncio.get_running_loop().call_later(1.0, self._wake.set)
@@ -91,7 +100,7 @@ class Scheduler:
             ),
         )
 
-    async def _schedule(self, pod: Manifest, cluster: Snapshot) -> None:
+    async def _schedule(self, pod: Manifest, cluster: ClusterSnapshot) -> None:
         if gates := pod["spec"].get("schedulingGates"):
             names = ", ".join(gate["name"] for gate in gates)
             text = f"Scheduling is blocked due to non-empty scheduling gates: {names}"

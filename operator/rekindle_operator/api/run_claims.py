@@ -18,7 +18,7 @@ from rekindle.contract import TRAINER_CONTAINER
 
 if TYPE_CHECKING:
     from rekindle_operator.api.spec import TrainingJob
-    from rekindle_operator.status.status import Record
+    from rekindle_operator.status.status import JobRecord
 
 IN_USE = "CheckpointInUse"
 """Reason of a job that waits for another one."""
@@ -47,7 +47,7 @@ class Use:
 
 
 def use_of(
-    job: "TrainingJob", record: "Record", *, ended: bool, first_pod: float | None = None
+    job: "TrainingJob", record: "JobRecord", *, ended: bool, first_pod: float | None = None
 ) -> Use | None:
     """The use that a job makes of a place; None when it has ended or nobody can tell the place.
 
@@ -104,7 +104,7 @@ def _on_volume(namespace: str, pod: Mapping[str, Any], path: str) -> Place | Non
     return None
 
 
-class Runs:
+class RunClaims:
     """Which jobs use which places, as far as this process has seen; filled before anybody asks."""
 
     def __init__(self, wake: Callable[[Key], object]) -> None:

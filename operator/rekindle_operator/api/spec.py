@@ -38,7 +38,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class CheckpointSpec:
     """Where and how often state is committed."""
 
     uri: str
@@ -80,7 +80,7 @@ class TrainingJob:
     """Pods beyond ``replicas`` that are warm and hold no rank."""
     proc_per_node: str
     template: Mapping[str, Any]
-    checkpoint: Checkpoint
+    checkpoint: CheckpointSpec
     user_budget: Budget
     infrastructure_budget: Budget
     preemption_budget: Budget
@@ -191,7 +191,7 @@ def parse(body: Mapping[str, Any], created_at: float) -> TrainingJob:
         spares=int((spec.get("elastic") or {}).get("spares", 0)),
         proc_per_node=str(spec.get("procPerNode", "auto")),
         template=template,
-        checkpoint=Checkpoint(
+        checkpoint=CheckpointSpec(
             uri=uri,
             secret=(checkpoint.get("secretRef") or {}).get("name"),
             endpoint_url=checkpoint.get("endpointUrl"),

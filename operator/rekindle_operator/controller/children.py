@@ -18,11 +18,17 @@ from rekindle.contract import ACCESS_TOKEN
 from rekindle_operator.api.spec import TrainingJob
 from rekindle_operator.controller import operator_faults
 from rekindle_operator.controller.job_state import JobState
-from rekindle_operator.kube.cluster import TROUBLE, ApiError, Cluster, Refused, token_in
+from rekindle_operator.kube.cluster import (
+    TROUBLE,
+    KubernetesApi,
+    KubernetesError,
+    ObjectRefused,
+    token_in,
+)
 from rekindle_operator.observed.liveness_tracker import JobKey
 from rekindle_operator.plan import Deletion, Plan
 from rekindle_operator.pods import manifests
-from rekindle_operator.pods.manifests import Access
+from rekindle_operator.pods.manifests import PodAccess
 from rekindle_operator.pods.ownership import Claim, claim, mend
 
 logger = logging.getLogger(__name__)
@@ -35,7 +41,11 @@ class Children:
     """Makes what plans ask for."""
 
     def __init__(
-        self, cluster: Cluster, wake: Callable[..., None], url: str, authority: Callable[[], str]
+        self,
+        cluster: KubernetesApi,
+        wake: Callable[..., None],
+        url: str,
+        authority: Callable[[], str],
     ) -> None:
         """Make them for an operator that is reached at ``url``; ``authority`` vouches for it."""
         self._cluster = cluster
@@ -109,7 +119,7 @@ class Children:
         async with self._limit:
             try:
                 made = await self._make(state, manifest, what)
-            except Refused as error:
+            except ObjectRefused as error:
                 state.refused = f"{what}: {error}"
                 self.wake((meta["namespace"], state.body["metadata"]["name"]))
                 return None
@@ -134,7 +144,7 @@ class Children:
         kind, meta = manifest["kind"], manifest["metadata"]
         try:
             return await self._cluster.create(manifest)
-        except ApiError as error:
+        except KubernetesError as error:
             found = await self._cluster.find(kind, meta["namespace"], meta["name"])
             if error.status != 409 or found is None:
                 raise
@@ -225,7 +235,7 @@ class Children:
             guarded = {**patch, "metadata": {**patch["metadata"], "uid": uid}}
             try:
                 await self._cluster.patch("Pod", key[0], name, guarded)
-            except ApiError as error:
+            except KubernetesError as error:
                 if error.status != 409:  # another pod of that name by now
                     raise
             state.mends.pop(uid, None)
@@ -236,10 +246,10 @@ class Children:
             await self._cluster.delete_pod(key[0], Deletion(name=name, uid=uid))
             state.strays.pop(uid, None)
 
-    def access(self, state: JobState) -> Access:
+    def access(self, state: JobState) -> PodAccess:
         """What the pods of a job are told, with a fresh token if it has none."""
         token = state.token or secrets.token_urlsafe(32)
-        return Access(token=token, url=self._url, authority=self._authority())
+        return PodAccess(token=token, url=self._url, authority=self._authority())
 
     async def read_token(self, key: JobKey, state: JobState) -> None:
         """See which token counts: the one in the secret, unless one is known already."""
@@ -265,6 +275,6 @@ def _keeping(found: dict[str, Any], wanted: dict[str, Any], token: str | None) -
 
 
 def _brief(error: BaseException) -> str:
-    if isinstance(error, ApiError):
+    if isinstance(error, KubernetesError):
         return f"API server: {error}"
     return f"{type(error).__name__}: {error}"

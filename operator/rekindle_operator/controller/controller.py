@@ -30,7 +30,7 @@ from typing import Any
 from rekindle.contract import LABEL_JOB
 from rekindle_operator import metrics
 from rekindle_operator.api import spec
-from rekindle_operator.api.run_claims import Runs
+from rekindle_operator.api.run_claims import RunClaims
 from rekindle_operator.api.timestamps import parse_time
 from rekindle_operator.controller import operator_faults, pod_lookups
 from rekindle_operator.controller.children import Children
@@ -38,7 +38,7 @@ from rekindle_operator.controller.job_state import JobState
 from rekindle_operator.controller.node_watch import NodeWatch
 from rekindle_operator.controller.status_writer import StatusWriter, has_orders, is_news
 from rekindle_operator.coordinator.coordinator import Coordinator
-from rekindle_operator.kube.cluster import ApiError, Cluster
+from rekindle_operator.kube.cluster import KubernetesApi, KubernetesError
 from rekindle_operator.observed.liveness_tracker import JobKey
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.plan import Plan
@@ -66,7 +66,7 @@ class Controller:
 
     def __init__(
         self,
-        cluster: Cluster,
+        cluster: KubernetesApi,
         *,
         coordinator_url: str,
         watch_nodes: bool,
@@ -79,7 +79,7 @@ class Controller:
         self._nodes = (
             NodeWatch(self._used_nodes, self._odd_node, self._node_changed) if watch_nodes else None
         )
-        self._runs = Runs(self.wake)
+        self._runs = RunClaims(self.wake)
         self._orphans: dict[JobKey, dict[str, Mapping[str, Any]]] = {}
         """Pods that were seen before their job was, by uid."""
         self.listed = asyncio.Event()
@@ -180,7 +180,7 @@ class Controller:
 
         Not while the API server is away: nobody could read it, and it passes.
         """
-        lasts = isinstance(error, ApiError) and not operator_faults.fault_of(error).passes
+        lasts = isinstance(error, KubernetesError) and not operator_faults.fault_of(error).passes
         before = self._obstacles.pop(kind, None)
         if error is not None and lasts:
             self._obstacles[kind] = error

@@ -18,7 +18,7 @@ import kopf
 
 from rekindle.contract import GROUP, PLURAL, VERSION
 from rekindle_operator.controller.controller import Controller
-from rekindle_operator.kube.cluster import Cluster
+from rekindle_operator.kube.cluster import KubernetesApi
 from rekindle_operator.kube.reflectors import Listener, Reflector
 
 
@@ -42,7 +42,7 @@ def listeners(controller: Controller, *, watch_nodes: bool) -> list[Listener]:
 
 
 async def follow(
-    controller: Controller, cluster: Cluster, *, namespaces: Sequence[str], watch_nodes: bool
+    controller: Controller, cluster: KubernetesApi, *, namespaces: Sequence[str], watch_nodes: bool
 ) -> None:
     """Follow everything around the jobs until cancelled; no namespaces: all of them."""
     async with asyncio.TaskGroup() as group:

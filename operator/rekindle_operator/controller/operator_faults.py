@@ -17,7 +17,7 @@ from typing import Any
 
 from rekindle_operator.api.spec import SpecError
 from rekindle_operator.incidents.incidents import stamp
-from rekindle_operator.kube.cluster import TROUBLE, ApiError
+from rekindle_operator.kube.cluster import TROUBLE, KubernetesError
 from rekindle_operator.plan import Event
 from rekindle_operator.status.status import condition
 
@@ -51,7 +51,7 @@ def fault_of(error: BaseException, secrets: Iterable[str | None] = ()) -> Fault:
     """Put an exception into words; ``secrets`` are never among them."""
     if isinstance(error, SpecError):
         reason, text, passes = INVALID_SPEC, str(error), False
-    elif isinstance(error, ApiError):
+    elif isinstance(error, KubernetesError):
         passes = error.status >= TRY_AGAIN or error.status in {408, 429}
         reason = "ApiServerError" if passes else "ApiServerRefuses"
         text = f"the API server answers {error}"

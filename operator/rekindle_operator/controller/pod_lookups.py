@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from rekindle_operator.failures import pod_signs, pod_waits
-from rekindle_operator.kube.cluster import TROUBLE, Cluster
+from rekindle_operator.kube.cluster import TROUBLE, KubernetesApi
 from rekindle_operator.observed.containers import LOG_LINES, PodEvent, parse_event
 from rekindle_operator.observed.observations import Observed, Pod
 
@@ -39,7 +39,7 @@ class Inquiries:
     """By uid and question, time.monotonic() of when it was asked last."""
 
     async def complete(
-        self, cluster: Cluster, namespace: str, observed: Observed, known: Collection[str]
+        self, cluster: KubernetesApi, namespace: str, observed: Observed, known: Collection[str]
     ) -> Observed:
         """What is observed, with the answers; ``known`` are pods whose end has been told."""
         self._forget({pod.uid for pod in observed.pods})
@@ -86,7 +86,7 @@ class Inquiries:
             self.asked[pod.uid, what] = now
         return fresh
 
-    async def _ask(self, cluster: Cluster, namespace: str, pod: Pod, what: str) -> None:
+    async def _ask(self, cluster: KubernetesApi, namespace: str, pod: Pod, what: str) -> None:
         try:
             if what == "log":
                 name = pod_signs.needs_log(pod) or ""

@@ -16,7 +16,7 @@ from rekindle.contract import DirectiveKind
 from rekindle_operator.api.merge_patch import merge_patch
 from rekindle_operator.controller import operator_faults
 from rekindle_operator.controller.job_state import JobState
-from rekindle_operator.kube.cluster import Cluster
+from rekindle_operator.kube.cluster import KubernetesApi
 from rekindle_operator.observed.liveness_tracker import JobKey
 from rekindle_operator.plan import Plan
 
@@ -49,7 +49,7 @@ class StatusWriter:
     """Brings the statuses of all jobs to the API server."""
 
     def __init__(
-        self, cluster: Cluster, wake: Callable[..., None], jobs: Callable[[], int]
+        self, cluster: KubernetesApi, wake: Callable[..., None], jobs: Callable[[], int]
     ) -> None:
         """``wake`` asks for a reconcile of a job, ``jobs`` says how many there are."""
         self._cluster = cluster

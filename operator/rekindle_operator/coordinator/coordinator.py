@@ -52,7 +52,7 @@ from rekindle_operator.coordinator import connections
 from rekindle_operator.coordinator.rate_limit import Allowance
 from rekindle_operator.observed.liveness import REANNOUNCE, SILENT
 from rekindle_operator.observed.liveness_tracker import SUSPECT_AFTER, Ear, Heard, JobKey
-from rekindle_operator.observed.observations import Agent
+from rekindle_operator.observed.observations import AgentState
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Lifeline:
 class JobRoom:
     """What the coordinator holds for one job."""
 
-    agents: dict[str, Agent] = field(default_factory=dict)
+    agents: dict[str, AgentState] = field(default_factory=dict)
     """By pod uid."""
     round: Round | None = None
     directives: dict[str, Directive] = field(default_factory=dict)
@@ -454,7 +454,7 @@ class Coordinator:
         if report.hang is not None:
             hung_before = old is not None and old.report.hang is not None and same_phase
             hang_since = old.hang_since if old is not None and hung_before else now
-        room.agents[report.uid] = Agent(
+        room.agents[report.uid] = AgentState(
             report=report,
             seen_at=now,
             phase_since=since,
@@ -505,7 +505,7 @@ class Coordinator:
                 continue
 
 
-def _leaves_at(old: Agent | None, report: AgentReport, now: float) -> float | None:
+def _leaves_at(old: AgentState | None, report: AgentReport, now: float) -> float | None:
     """When a pod that was told to go ends: each report tells what is left, the earliest counts."""
     if report.notice is None or report.notice_seconds is None:
         return None
@@ -514,7 +514,7 @@ def _leaves_at(old: Agent | None, report: AgentReport, now: float) -> float | No
     return told if known is None else min(known, told)
 
 
-def _noticed_at(old: Agent | None, report: AgentReport, now: float) -> float | None:
+def _noticed_at(old: AgentState | None, report: AgentReport, now: float) -> float | None:
     if report.notice is None:
         return None
     return now if old is None or old.noticed_at is None else old.noticed_at

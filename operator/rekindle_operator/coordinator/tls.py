@@ -29,7 +29,7 @@ from typing import Any, Protocol
 from rekindle.contract import LABEL_MANAGED_BY
 from rekindle_operator.coordinator import certificates
 from rekindle_operator.coordinator.certificates import Pair
-from rekindle_operator.kube.cluster import TROUBLE, ApiError, Cluster
+from rekindle_operator.kube.cluster import TROUBLE, KubernetesApi, KubernetesError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ AUTHORITY = "ca.crt"
 """Beside them in somebody else's: whom pods are to trust."""
 
 
-class Source(Protocol):
+class CertificateSource(Protocol):
     """Where certificates come from."""
 
     async def pair(self, now: datetime) -> Pair:
@@ -53,7 +53,7 @@ class Source(Protocol):
         """Who vouches for what was given last, PEM; empty: whom the image of a pod trusts."""
 
 
-class Files:
+class CertificateFiles:
     """A certificate that somebody else has made, in a directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -96,7 +96,7 @@ class Own:
         return self._by.certificate if self._by else ""
 
 
-async def in_secret(cluster: Cluster, namespace: str, name: str, now: datetime) -> Pair:
+async def in_secret(cluster: KubernetesApi, namespace: str, name: str, now: datetime) -> Pair:
     """The authority in a secret, which is made if there is none; waits for the API server."""
     pause = FIRST_PAUSE
     while True:
@@ -110,13 +110,13 @@ async def in_secret(cluster: Cluster, namespace: str, name: str, now: datetime) 
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-async def _in_secret(cluster: Cluster, namespace: str, name: str, now: datetime) -> Pair:
+async def _in_secret(cluster: KubernetesApi, namespace: str, name: str, now: datetime) -> Pair:
     called = f"secret {namespace}/{name}"
     found = await cluster.find("Secret", namespace, name)
     if found is None:
         try:
             found = await cluster.create(_manifest(namespace, name, certificates.authority(now)))
-        except ApiError as error:
+        except KubernetesError as error:
             # Another operator may have been faster.
             found = await cluster.find("Secret", namespace, name)
             if error.status != 409 or found is None:
@@ -180,7 +180,7 @@ def _put(path: Path, pair: Pair, place: Callable[[str, Path], None]) -> None:
             os.unlink(name)
 
 
-async def context(source: Source) -> tuple[ssl.SSLContext, Pair]:
+async def context(source: CertificateSource) -> tuple[ssl.SSLContext, Pair]:
     """For a server that shows what the source has now; and that. Raises OSError, ValueError."""
     made, shown = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), await source.pair(datetime.now(UTC))
     made.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -232,7 +232,7 @@ def doubt(context: ssl.SSLContext, authority: str, host: str) -> str | None:
 
 async def keep(
     context: ssl.SSLContext,
-    source: Source,
+    source: CertificateSource,
     shown: Pair,
     host: str,
     changed: Callable[[], None],

@@ -21,7 +21,7 @@ UNEXPLAINED = "why is not known yet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PodEndingRow:
     """One way in which a pod ends."""
 
     name: str
@@ -84,9 +84,9 @@ def explain(look: Look) -> Ending:
     raise AssertionError("the last row fits whatever there is")
 
 
-ROWS: tuple[Row, ...] = (
+ROWS: tuple[PodEndingRow, ...] = (
     # What the kubelet says of the pod as a whole.
-    Row(
+    PodEndingRow(
         name="own storage limit",
         cause=Cause.OUT_OF_STORAGE,
         fits=signs.evicted(own=True),
@@ -94,14 +94,14 @@ ROWS: tuple[Row, ...] = (
         todo="write less there, or raise the limit in spec.template",
         retry=True,
     ),
-    Row(
+    PodEndingRow(
         name="node pressure",
         cause=Cause.EVICTED,
         fits=signs.evicted(own=False),
         says="{pod} was evicted: {words}",
         todo="requests in spec.template that are as high as its use keep it from such a node",
     ),
-    Row(
+    PodEndingRow(
         name="pod deadline",
         cause=Cause.CONFIGURATION,
         fits=signs.past_its_deadline,
@@ -110,7 +110,7 @@ ROWS: tuple[Row, ...] = (
         todo="leave it out and set spec.deadlines.active",
         reason="PodDeadline",
     ),
-    Row(
+    PodEndingRow(
         name="node of that name missing",
         cause=Cause.START_FAILED,
         fits=signs.pinned_to_no_node,
@@ -120,7 +120,7 @@ ROWS: tuple[Row, ...] = (
         retry=True,
         reason="NoSuchNode",
     ),
-    Row(
+    PodEndingRow(
         name="rejected by the node of that name",
         cause=Cause.START_FAILED,
         fits=signs.rejected_where_pinned,
@@ -130,13 +130,13 @@ ROWS: tuple[Row, ...] = (
         retry=True,
         reason="NodeRejects",
     ),
-    Row(
+    PodEndingRow(
         name="rejected by the node",
         cause=Cause.REJECTED,
         fits=signs.rejected,
         says="{pod} was not taken by node {node}: {why}: {words}",
     ),
-    Row(
+    PodEndingRow(
         name="asks for what the node forbids",
         cause=Cause.START_FAILED,
         fits=signs.says(*sorted(signs.FORBIDDEN)),
@@ -145,25 +145,25 @@ ROWS: tuple[Row, ...] = (
         retry=True,
         reason="PodForbidden",
     ),
-    Row(
+    PodEndingRow(
         name="node shuts down",
         cause=Cause.PREEMPTED,
         fits=signs.says(*sorted(signs.GRACEFUL)),
         says="{pod}: {why}: {words}",
     ),
-    Row(
+    PodEndingRow(
         name="preempted by a critical pod",
         cause=Cause.PREEMPTED,
         fits=signs.says("Preempting", "Preempted"),
         says="{pod}: {why}: {words}",
     ),
-    Row(
+    PodEndingRow(
         name="node lost, as the node controller says",
         cause=Cause.NODE_LOST,
         fits=signs.says("NodeLost"),
         says="{pod}: {why}: {words}",
     ),
-    Row(
+    PodEndingRow(
         name="killed by its probe",
         cause=Cause.PROBE_FAILED,
         fits=signs.ended_by_a_probe,
@@ -173,41 +173,47 @@ ROWS: tuple[Row, ...] = (
         retry=True,
     ),
     # Who told it to go.
-    Row(
+    PodEndingRow(
         name="disruption",
         cause=Cause.PREEMPTED,
         fits=signs.disrupted,
         says="{pod}: {words}",
     ),
-    Row(name="node lost", cause=Cause.NODE_LOST, fits=signs.node_lost, says="{pod}: {words}"),
-    Row(
+    PodEndingRow(
+        name="node lost", cause=Cause.NODE_LOST, fits=signs.node_lost, says="{pod}: {words}"
+    ),
+    PodEndingRow(
         name="deleted by force",
         cause=Cause.POD_LOST,
         fits=signs.deleted_by_force,
         says="{pod} was deleted by force, without time to save",
     ),
-    Row(name="told to go", cause=Cause.PREEMPTED, fits=signs.told_why, says="{pod}: {words}"),
-    Row(
+    PodEndingRow(
+        name="told to go", cause=Cause.PREEMPTED, fits=signs.told_why, says="{pod}: {words}"
+    ),
+    PodEndingRow(
         name="SIGTERM",
         cause=Cause.PREEMPTED,
         fits=signs.told_to_go,
         says="{pod} was told to go (SIGTERM){code}",
     ),
-    Row(name="node goes", cause=Cause.PREEMPTED, fits=signs.node_going, says="{pod}: {words}"),
-    Row(
+    PodEndingRow(
+        name="node goes", cause=Cause.PREEMPTED, fits=signs.node_going, says="{pod}: {words}"
+    ),
+    PodEndingRow(
         name="lifeline broken",
         cause=Cause.POD_LOST,
         fits=signs.vanished,
         says=f"{{pod}}: its first process has died, {UNEXPLAINED}",
     ),
-    Row(
+    PodEndingRow(
         name="not heard",
         cause=Cause.POD_LOST,
         fits=signs.not_heard,
         says=f"{{pod}} is not heard: {{words}}; {UNEXPLAINED}",
     ),
     # How its containers ended.
-    Row(
+    PodEndingRow(
         name="in no round",
         cause=Cause.START_FAILED,
         fits=signs.in_no_round,
@@ -216,13 +222,13 @@ ROWS: tuple[Row, ...] = (
         todo="compare `kubectl get pod {pod} -o yaml` with spec.template, an admission webhook may "
         "have changed it",
     ),
-    Row(
+    PodEndingRow(
         name="out of memory",
         cause=Cause.OUT_OF_MEMORY,
         fits=signs.out_of_memory,
         says="{pod} was killed for using more memory than its limit (OOMKilled)",
     ),
-    Row(
+    PodEndingRow(
         name="init container out of memory",
         cause=Cause.INIT_FAILED,
         fits=signs.init_failed(oom=True),
@@ -231,7 +237,7 @@ ROWS: tuple[Row, ...] = (
         todo="raise its memory limit in spec.template",
         retry=True,
     ),
-    Row(
+    PodEndingRow(
         name="init container failed",
         cause=Cause.INIT_FAILED,
         fits=signs.init_failed(oom=False),
@@ -239,53 +245,53 @@ ROWS: tuple[Row, ...] = (
         todo="correct it in spec.template; the trainer starts after it",
         retry=True,
     ),
-    Row(
+    PodEndingRow(
         name="the agent's last word",
         cause=Cause.USER_ERROR,
         fits=signs.outcome,
         says="{pod}: {words}",
     ),
-    Row(
+    PodEndingRow(
         name="command not found",
         cause=Cause.START_FAILED,
         fits=signs.not_started(127),
         says="{pod} could not start: {words}",
         todo="command names a program that the image does not have",
     ),
-    Row(
+    PodEndingRow(
         name="command not executable",
         cause=Cause.START_FAILED,
         fits=signs.not_started(126),
         says="{pod} could not start: {words}",
         todo="command names a file that cannot be executed",
     ),
-    Row(
+    PodEndingRow(
         name="could not start",
         cause=Cause.START_FAILED,
         fits=signs.not_started(128, reasons=("StartError", "ContainerCannotRun")),
         says="{pod} could not start: {words}",
         todo="correct command, image or mounts in spec.template",
     ),
-    Row(
+    PodEndingRow(
         name="container lost",
         cause=Cause.POD_LOST,
         fits=signs.status_unknown,
         says="{pod}: its node does not know any more what became of the container "
         "(ContainerStatusUnknown): {words}",
     ),
-    Row(
+    PodEndingRow(
         name="killed",
         cause=Cause.POD_LOST,
         fits=signs.killed,
         says="{pod} was killed, exit code {code}{beside}",
     ),
-    Row(
+    PodEndingRow(
         name="exited",
         cause=Cause.USER_ERROR,
         fits=signs.exited,
         says="{pod} exited with {code}: {tail}{beside}",
     ),
-    Row(
+    PodEndingRow(
         name="sidecar failed",
         cause=Cause.INIT_FAILED,
         fits=signs.sidecar_failed,
@@ -294,19 +300,19 @@ ROWS: tuple[Row, ...] = (
         todo="correct it in spec.template",
         retry=True,
     ),
-    Row(
+    PodEndingRow(
         name="another reason",
         cause=Cause.POD_LOST,
         fits=signs.some_reason,
         says="{pod}: {why} {words}",
     ),
-    Row(
+    PodEndingRow(
         name="by its events",
         cause=Cause.POD_LOST,
         fits=signs.by_event,
         says="{pod} failed: {why}: {words}",
     ),
-    Row(
+    PodEndingRow(
         name="no reason",
         cause=Cause.POD_LOST,
         fits=signs.anything,

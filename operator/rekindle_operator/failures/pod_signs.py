@@ -11,7 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from rekindle.contract import TRAINER_CONTAINER, Cause, ExitCode, Outcome
-from rekindle_operator.observed.containers import Container, Ended, Role, last_lines, one_line
+from rekindle_operator.observed.containers import (
+    Container,
+    ContainerTerminated,
+    Role,
+    last_lines,
+    one_line,
+)
 from rekindle_operator.observed.observations import Pod
 
 AT_ONCE = 1.0
@@ -123,7 +129,7 @@ def needs_log(pod: Pod) -> str | None:
     return broken.name if quiet and not killed else None
 
 
-def _end_of(look: Look, *roles: Role) -> tuple[Container, Ended] | None:
+def _end_of(look: Look, *roles: Role) -> tuple[Container, ContainerTerminated] | None:
     """The first of these containers that has failed."""
     for one in look.pod.containers:
         if one.role in roles and one.failed is not None:
@@ -131,7 +137,7 @@ def _end_of(look: Look, *roles: Role) -> tuple[Container, Ended] | None:
     return None
 
 
-def _fields(look: Look, container: Container, ended: Ended) -> dict[str, object]:
+def _fields(look: Look, container: Container, ended: ContainerTerminated) -> dict[str, object]:
     """What is told of a container's end: name, exit code, the kubelet's word, last lines."""
     log = last_lines(ended.message or look.pod.logs.get(container.name, ""))
     return {

@@ -15,7 +15,7 @@ from rekindle_operator.api.run_claims import IN_USE
 from rekindle_operator.api.timestamps import clock
 from rekindle_operator.failures import wait_signs as signs
 from rekindle_operator.failures.scheduler_messages import of_refusal
-from rekindle_operator.failures.wait_signs import Fields, Held
+from rekindle_operator.failures.wait_signs import Fields, WaitingPod
 from rekindle_operator.observed.observations import Observed, Pod
 
 QUIET = 20.0
@@ -25,12 +25,12 @@ LOOKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class PodWaitRow:
     """One way in which a pod is held."""
 
     reason: str
     """For conditions; a row whose ``fits`` gives a reason has many."""
-    fits: Callable[[Held], Fields | None]
+    fits: Callable[[WaitingPod], Fields | None]
     says: str
     todo: str = ""
     after: float = 0.0
@@ -42,7 +42,7 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wait:
+class PodWait:
     """What holds one pod, or keeps one from being made."""
 
     reason: str
@@ -52,57 +52,57 @@ class Wait:
     blocks: bool = True
 
 
-ROWS: tuple[Row, ...] = (
-    Row(
+ROWS: tuple[PodWaitRow, ...] = (
+    PodWaitRow(
         reason="Terminating",
         fits=signs.terminating,
         says="pod {pod} should have ended: {by}",
         todo="it is replaced all the same",
     ),
-    Row(
+    PodWaitRow(
         reason="SchedulingGated",
         fits=signs.gates,
         says="pod {pod} is held by scheduling gate{s} {gates}",
         todo="who set that has to take it away",
         attention=False,
     ),
-    Row(
+    PodWaitRow(
         reason="Unschedulable",
         fits=signs.unschedulable,
         says="no node can take pod {pod}: {words}{advice}",
     ),
-    Row(
+    PodWaitRow(
         reason="NotScheduled",
         fits=signs.no_scheduler,
         says="no scheduler has looked at pod {pod} since {time}: it is for {name}",
         todo="start that, or correct schedulerName in spec.template",
         after=30.0,
     ),
-    Row(
+    PodWaitRow(
         reason="ImagePull",
         fits=signs.image,
         says="pod {pod} cannot start: {container}: {words}",
         todo="correct image, imagePullSecrets or imagePullPolicy in spec.template",
     ),
-    Row(
+    PodWaitRow(
         reason="CreateContainerConfigError",
         fits=signs.config,
         says="pod {pod} cannot start: {container}: {words}",
         todo="create the Secret, ConfigMap or key that it names, or correct spec.template",
     ),
-    Row(
+    PodWaitRow(
         reason="CrashLoopBackOff",
         fits=signs.crash_loop,
         says="pod {pod} cannot start: {container} fails again and again ({words})",
         todo="correct it in spec.template; the trainer starts after it",
     ),
-    Row(
+    PodWaitRow(
         reason="CreateContainerError",
         fits=signs.created,
         says="pod {pod} cannot start: {container}: {words}",
         todo="correct command, mounts or securityContext in spec.template",
     ),
-    Row(
+    PodWaitRow(
         reason="Initializing",
         fits=signs.initializing,
         says="pod {pod} waits for its {container}, which has been running since {time}",
@@ -110,26 +110,26 @@ ROWS: tuple[Row, ...] = (
         after=60.0,
         attention=False,
     ),
-    Row(
+    PodWaitRow(
         reason="SidecarStarting",
         fits=signs.sidecar_starting,
         says="pod {pod} waits for its {container}, whose startup probe has not succeeded yet",
         todo="correct the sidecar or its startupProbe in spec.template",
         after=60.0,
     ),
-    Row(
+    PodWaitRow(
         reason="KubeletSilent",
         fits=signs.not_taken,
         says="pod {pod} is for {node}, whose kubelet has not taken it",
         todo="{said}see kubectl get node",
         after=QUIET,
     ),
-    Row(
+    PodWaitRow(
         reason="ContainerCreating",
         fits=signs.by_event,
         says="pod {pod} cannot start: {reason}: {words}{todo}",
     ),
-    Row(
+    PodWaitRow(
         reason="ContainerCreating",
         fits=signs.silent_kubelet,
         says="the kubelet of {node} creates the containers of pod {pod} and says nothing more",
@@ -137,7 +137,7 @@ ROWS: tuple[Row, ...] = (
         after=120.0,
         attention=False,
     ),
-    Row(
+    PodWaitRow(
         reason="AgentSilent",
         fits=signs.agent_silent,
         says="pod {pod} has been running since {time} and its launcher has not reached the "
@@ -146,7 +146,7 @@ ROWS: tuple[Row, ...] = (
         "a NetworkPolicy or a proxy between it and the operator's service, kube-proxy of {node}",
         after=60.0,
     ),
-    Row(
+    PodWaitRow(
         reason="AgentSilent",
         fits=signs.agent_lost,
         says="the operator has not heard from the launcher of pod {pod} since {time}",
@@ -154,7 +154,7 @@ ROWS: tuple[Row, ...] = (
         after=60.0,
         timed=False,
     ),
-    Row(
+    PodWaitRow(
         reason="Warming",
         fits=signs.warming,
         says="pod {pod} has been importing what its workers need since {time}",
@@ -162,13 +162,13 @@ ROWS: tuple[Row, ...] = (
         after=120.0,
         attention=False,
     ),
-    Row(
+    PodWaitRow(
         reason="SidecarFailed",
         fits=signs.sidecar_failed,
         says="{container} of pod {pod} {how}; training goes on without it",
         blocks=False,
     ),
-    Row(
+    PodWaitRow(
         reason=IN_USE,
         fits=signs.held_up,
         says="pod {pod} waits: {words}",
@@ -176,7 +176,7 @@ ROWS: tuple[Row, ...] = (
         "minute; end that one, or create the job with a spec.checkpoint.uri of its own",
         after=30.0,
     ),
-    Row(
+    PodWaitRow(
         reason="NotJoined",
         fits=signs.not_joined,
         says="pod {pod} has not begun round {number}, which it is a member of",
@@ -184,7 +184,7 @@ ROWS: tuple[Row, ...] = (
         "between the job's pods, or the network of {node}",
         after=60.0,
     ),
-    Row(
+    PodWaitRow(
         reason="FirstStep",
         fits=signs.no_step,
         says="round {number} of {all} pods starts and pod {pod} has not done its first step",
@@ -192,7 +192,7 @@ ROWS: tuple[Row, ...] = (
         after=60.0,
         attention=False,
     ),
-    Row(
+    PodWaitRow(
         reason="NotReady",
         fits=signs.not_ready,
         says="pod {pod} trains, but its {which} probe has not succeeded",
@@ -205,7 +205,7 @@ ROWS: tuple[Row, ...] = (
 _TIMED = tuple(row for row in ROWS if row.after and row.timed)
 
 
-def row_of(held: Held) -> tuple[Row, Fields] | None:
+def row_of(held: WaitingPod) -> tuple[PodWaitRow, Fields] | None:
     """The row that a pod is held by, and what its message is made of."""
     for row in ROWS:
         fields = row.fits(held)
@@ -214,7 +214,7 @@ def row_of(held: Held) -> tuple[Row, Fields] | None:
     return None
 
 
-def of_pod(held: Held) -> Wait | None:
+def of_pod(held: WaitingPod) -> PodWait | None:
     """What holds a pod; None when nothing does, or nothing that means something yet."""
     found = row_of(held)
     if found is None:
@@ -229,7 +229,7 @@ def of_pod(held: Held) -> Wait | None:
     }
     everything = {**known, **fields}
     words, todo = row.says.format_map(everything), row.todo.format_map(everything)
-    return Wait(
+    return PodWait(
         reason=str(fields.get("reason", row.reason)),
         message=f"{words}; {todo}" if todo else words,
         pod=held.pod.name,
@@ -243,7 +243,7 @@ def kind(reason: str) -> str:
     return "ImagePull" if reason in signs.IMAGE else reason
 
 
-def _since(fields: Fields, held: Held) -> float:
+def _since(fields: Fields, held: WaitingPod) -> float:
     since = fields.get("since")
     if isinstance(since, float | int):
         return float(since)
@@ -251,7 +251,7 @@ def _since(fields: Fields, held: Held) -> float:
     return trained or held.pod.scheduled_at or held.pod.created_at
 
 
-def changes_at(held: Held) -> float | None:
+def changes_at(held: WaitingPod) -> float | None:
     """When time alone makes something of what a pod shows now; None if it does not."""
     times = [
         _since(fields, held) + row.after for row in _TIMED if (fields := row.fits(held)) is not None
@@ -259,12 +259,14 @@ def changes_at(held: Held) -> float | None:
     return min((at for at in times if at > held.now), default=None)
 
 
-def waits(observed: Observed, pods: Iterable[Pod], pinned: str | None = None) -> tuple[Wait, ...]:
+def waits(
+    observed: Observed, pods: Iterable[Pod], pinned: str | None = None
+) -> tuple[PodWait, ...]:
     """What holds these pods, first what needs somebody's hand; pods held alike are told as one."""
-    found: dict[tuple[bool, bool, str], list[Wait]] = {}
+    found: dict[tuple[bool, bool, str], list[PodWait]] = {}
     if observed.hindered:
         reason, words = of_refusal(observed.hindered)
-        found[False, False, ""] = [Wait(reason=reason, message=words)]
+        found[False, False, ""] = [PodWait(reason=reason, message=words)]
     for pod in pods:
         wait = of_pod(held_of(observed, pod, pinned))
         if wait is not None:
@@ -280,9 +282,9 @@ def waits(observed: Observed, pods: Iterable[Pod], pinned: str | None = None) ->
     return tuple(result)
 
 
-def held_of(observed: Observed, pod: Pod, pinned: str | None = None) -> Held:
+def held_of(observed: Observed, pod: Pod, pinned: str | None = None) -> WaitingPod:
     """A pod and what is known around it."""
-    return Held(
+    return WaitingPod(
         pod=pod,
         agent=observed.agents.get(pod.uid),
         listening_since=observed.listening_since,
@@ -293,7 +295,7 @@ def held_of(observed: Observed, pod: Pod, pinned: str | None = None) -> Held:
     )
 
 
-def needs_events(held: Held) -> bool:
+def needs_events(held: WaitingPod) -> bool:
     """Whether a pod's events have to be read to tell what holds it."""
     since = held.pod.scheduled_at or held.pod.created_at
     return signs.creating(held) and held.now >= since + QUIET

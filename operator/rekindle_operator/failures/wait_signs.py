@@ -13,7 +13,7 @@ from rekindle.contract import AgentPhase, Round
 from rekindle_operator.failures.scheduler_messages import scheduling_advice
 from rekindle_operator.observed.containers import Container, PodEvent, Role, last_lines, one_line
 from rekindle_operator.observed.documents import START_FAILURES
-from rekindle_operator.observed.observations import OVERDUE, Agent, Pod
+from rekindle_operator.observed.observations import OVERDUE, AgentState, Pod
 
 DEFAULT_SCHEDULER = "default-scheduler"
 
@@ -22,11 +22,11 @@ Fields = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class WaitingPod:
     """One pod that should train, and what is known around it."""
 
     pod: Pod
-    agent: Agent | None = None
+    agent: AgentState | None = None
     listening_since: float = 0.0
     round: Round | None = None
     """The current round, if it is a member."""
@@ -52,13 +52,13 @@ class Held:
         return self.pod.trainer.running_since if self.pod.trainer else None
 
 
-def gates(held: Held) -> Fields | None:
+def gates(held: WaitingPod) -> Fields | None:
     """Something has to be taken away before a scheduler looks at it."""
     gates = held.pod.gates
     return {"s": "s" * (len(gates) > 1), "gates": ", ".join(gates)} if gates else None
 
 
-def unschedulable(held: Held) -> Fields | None:
+def unschedulable(held: WaitingPod) -> Fields | None:
     """No node can take it."""
     words = held.pod.unschedulable
     if not words:
@@ -67,7 +67,7 @@ def unschedulable(held: Held) -> Fields | None:
     return {"words": words, "advice": f"; {advice}" if advice else ""}
 
 
-def no_scheduler(held: Held) -> Fields | None:
+def no_scheduler(held: WaitingPod) -> Fields | None:
     """No scheduler has looked at it."""
     pod = held.pod
     if pod.phase != "Pending" or pod.node or pod.gates or "PodScheduled" in pod.conditions:
@@ -76,7 +76,7 @@ def no_scheduler(held: Held) -> Fields | None:
     return {"name": name, "since": pod.created_at}
 
 
-def terminating(held: Held) -> Fields | None:
+def terminating(held: WaitingPod) -> Fields | None:
     """It should have ended."""
     pod = held.pod
     if not pod.deleting or held.now < pod.ends_at + OVERDUE:
@@ -85,17 +85,17 @@ def terminating(held: Held) -> Fields | None:
     return {"by": by or f"the kubelet of {held.node} has not confirmed it"}
 
 
-def image(held: Held) -> Fields | None:
+def image(held: WaitingPod) -> Fields | None:
     """An image cannot be had."""
     return _cannot_start(held, *IMAGE)
 
 
-def config(held: Held) -> Fields | None:
+def config(held: WaitingPod) -> Fields | None:
     """What a container refers to is not there."""
     return _cannot_start(held, "CreateContainerConfigError")
 
 
-def crash_loop(held: Held) -> Fields | None:
+def crash_loop(held: WaitingPod) -> Fields | None:
     """Only a native sidecar is started again; the trainer waits for it."""
     fields = _cannot_start(held, "CrashLoopBackOff")
     one = next((c for c in held.pod.containers if c.waiting and c.before), None)
@@ -105,12 +105,12 @@ def crash_loop(held: Held) -> Fields | None:
     return {**fields, "words": words.rstrip(": ")}
 
 
-def created(held: Held) -> Fields | None:
+def created(held: WaitingPod) -> Fields | None:
     """A container cannot be created."""
     return _cannot_start(held, *sorted(START_FAILURES))
 
 
-def _cannot_start(held: Held, *reasons: str) -> Fields | None:
+def _cannot_start(held: WaitingPod, *reasons: str) -> Fields | None:
     if held.pod.waiting is None or held.pod.waiting.reason not in reasons:
         return None
     for one in held.pod.containers:
@@ -120,7 +120,7 @@ def _cannot_start(held: Held, *reasons: str) -> Fields | None:
     return {"container": "container", "reason": held.pod.waiting.reason, "words": ""}
 
 
-def not_taken(held: Held) -> Fields | None:
+def not_taken(held: WaitingPod) -> Fields | None:
     """The kubelet of its node has not taken it."""
     pod = held.pod
     if pod.phase != "Pending" or not pod.node or pod.started_at is not None or pod.events:
@@ -131,7 +131,7 @@ def not_taken(held: Held) -> Fields | None:
     return {"node": held.node, "said": said}
 
 
-def creating(held: Held) -> bool:
+def creating(held: WaitingPod) -> bool:
     """Whether its kubelet has it, and no container has got further than being created."""
     pod = held.pod
     if pod.phase != "Pending" or not pod.node or pod.waiting or pod.told:
@@ -143,7 +143,7 @@ def _running(one: Container) -> bool:
     return one.running_since is not None
 
 
-def by_event(held: Held) -> Fields | None:
+def by_event(held: WaitingPod) -> Fields | None:
     """An event of its kubelet says what is in the way."""
     if not creating(held):
         return None
@@ -175,12 +175,12 @@ def _last_warning(events: Iterable[PodEvent]) -> PodEvent | None:
     return next((event for event in reversed(tuple(events)) if event.warning), None)
 
 
-def silent_kubelet(held: Held) -> Fields | None:
+def silent_kubelet(held: WaitingPod) -> Fields | None:
     """Its kubelet creates containers and says nothing more."""
     return {"node": held.node} if creating(held) else None
 
 
-def initializing(held: Held) -> Fields | None:
+def initializing(held: WaitingPod) -> Fields | None:
     """An init container runs."""
     if held.pod.phase != "Pending":
         return None
@@ -190,7 +190,7 @@ def initializing(held: Held) -> Fields | None:
     return None
 
 
-def sidecar_starting(held: Held) -> Fields | None:
+def sidecar_starting(held: WaitingPod) -> Fields | None:
     """A sidecar that comes first has not started yet."""
     if held.trainer_since is not None or held.pod.told:
         return None
@@ -200,7 +200,7 @@ def sidecar_starting(held: Held) -> Fields | None:
     return None
 
 
-def agent_silent(held: Held) -> Fields | None:
+def agent_silent(held: WaitingPod) -> Fields | None:
     """Its launcher has never reached the operator."""
     since = held.trainer_since
     if held.agent is not None or since is None or held.pod.told or held.pod.deleting:
@@ -208,14 +208,14 @@ def agent_silent(held: Held) -> Fields | None:
     return {"since": max(since, held.listening_since)}
 
 
-def agent_lost(held: Held) -> Fields | None:
+def agent_lost(held: WaitingPod) -> Fields | None:
     """Its launcher has not been heard any more."""
     if held.agent is None or held.trainer_since is None or held.pod.told or held.pod.deleting:
         return None
     return {"since": held.agent.seen_at}
 
 
-def warming(held: Held) -> Fields | None:
+def warming(held: WaitingPod) -> Fields | None:
     """Its launcher imports what workers need."""
     agent = held.agent
     if agent is None or agent.report.phase is not AgentPhase.WARMING:
@@ -223,7 +223,7 @@ def warming(held: Held) -> Fields | None:
     return {"since": agent.phase_since}
 
 
-def held_up(held: Held) -> Fields | None:
+def held_up(held: WaitingPod) -> Fields | None:
     """Its workers wait for what others have to give."""
     agent = held.agent
     if agent is None or not held.joined or agent.report.waits is None:
@@ -231,7 +231,7 @@ def held_up(held: Held) -> Fields | None:
     return {"since": agent.phase_since, "words": agent.report.waits}
 
 
-def not_joined(held: Held) -> Fields | None:
+def not_joined(held: WaitingPod) -> Fields | None:
     """A round that it is in was formed, and it has not begun that: members find no way together."""
     if held.agent is None or held.round is None or held.joined or held.pod.told:
         return None
@@ -242,7 +242,7 @@ def not_joined(held: Held) -> Fields | None:
     return {"since": since, "number": held.round.number, "first": first.pod, "at": first.address}
 
 
-def no_step(held: Held) -> Fields | None:
+def no_step(held: WaitingPod) -> Fields | None:
     """Its workers run and have not done a first step in this round."""
     agent = held.agent
     if agent is None or not held.joined or agent.report.trains or held.round is None:
@@ -256,7 +256,7 @@ def no_step(held: Held) -> Fields | None:
     }
 
 
-def sidecar_failed(held: Held) -> Fields | None:
+def sidecar_failed(held: WaitingPod) -> Fields | None:
     """A container beside the trainer has failed."""
     if held.trainer_since is None:
         return None
@@ -274,7 +274,7 @@ def sidecar_failed(held: Held) -> Fields | None:
     return None
 
 
-def not_ready(held: Held) -> Fields | None:
+def not_ready(held: WaitingPod) -> Fields | None:
     """A probe of the template has not succeeded."""
     trainer = held.pod.trainer
     if held.trainer_since is None or trainer is None or trainer.ready or held.pod.told:

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from rekindle.contract import RECOVERY_PHASES, AgentReport, Timings
-from rekindle_operator.observed.observations import Agent, Observed
+from rekindle_operator.observed.observations import AgentState, Observed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def measured(
     current = observed.round
     if current is None:
         return None
-    found: list[tuple[Agent, Timings]] = []
+    found: list[tuple[AgentState, Timings]] = []
     for member in current.members:
         agent = observed.agents.get(member.uid)
         report = agent.report if agent else None
@@ -75,7 +75,7 @@ def measured(
     return Recovery(seconds=seconds, restored=sources(observed))
 
 
-def _last_step(found: Iterable[tuple[Agent, Timings]]) -> float | None:
+def _last_step(found: Iterable[tuple[AgentState, Timings]]) -> float | None:
     """When anybody had done the last step of before; None where nobody knows."""
     told = [a.seen_at - t.age - t.stood for a, t in found if t.stood is not None]
     return max(told, default=None)

@@ -7,10 +7,10 @@ field that is newer than the library would never reach the one who is to judge i
 is the JSON that is wanted, and what comes back is the JSON that the server has.
 
 Each call has a timeout, and says what it means to the caller: an object that is gone needs no
-deletion, and a pod that the API server will never accept (`Refused`) is told apart from trouble
-that passes, which stays an `ApiError` and is retried by whoever asked. What there is in the
-cluster is listed and watched, once for all jobs (see `reflectors`); reads of one object go past
-that on purpose, and are rare.
+deletion, and a pod that the API server will never accept (`ObjectRefused`) is told apart from
+trouble that passes, which stays an `KubernetesError` and is retried by whoever asked. What there is
+in the cluster is listed and watched, once for all jobs (see `reflectors`); reads of one object go
+past that on purpose, and are rare.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ _WEBHOOK = 'admission webhook "'
 """How the API server begins to tell that somebody else's program has refused an object."""
 
 
-class ApiError(Exception):
+class KubernetesError(Exception):
     """The API server has answered, and the answer is no: its HTTP status and its own words."""
 
     def __init__(self, status: int, reason: str = "", message: str = "") -> None:
@@ -62,22 +62,22 @@ class ApiError(Exception):
         self.message = message or reason or f"HTTP {status}"
 
 
-class Refused(Exception):
+class ObjectRefused(Exception):
     """The API server will not accept this object, however often it is asked."""
 
 
-TROUBLE = (ApiError, ClientError, TimeoutError, OSError)
+TROUBLE = (KubernetesError, ClientError, TimeoutError, OSError)
 """What a request may raise and another try may not: the server's no, or no answer at all."""
 
 
-class Cluster:
+class KubernetesApi:
     """The API server, as far as this operator uses it."""
 
     def __init__(self, api: client.ApiClient) -> None:
         self._api = api
 
     @classmethod
-    async def connect(cls) -> "Cluster":
+    async def connect(cls) -> "KubernetesApi":
         """Use the pod's service account, or else the kubeconfig (KUBECONFIG, ~/.kube/config)."""
         try:
             config.load_incluster_config()
@@ -92,7 +92,8 @@ class Cluster:
     async def create(self, manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Create a pod, secret or service; gives the object as the API server has it.
 
-        Raises `Refused` if the object is invalid. One of that name is an `ApiError` of 409.
+        Raises `ObjectRefused` if the object is invalid. One of that name is an `KubernetesError` of
+        409.
         """
         kind, meta = str(manifest["kind"]), manifest["metadata"]
         try:
@@ -103,10 +104,10 @@ class Cluster:
                 query={"fieldValidation": "Strict"},
                 body=manifest,
             )
-        except ApiError as error:
+        except KubernetesError as error:
             # What a webhook forbids today it may allow tomorrow; what is invalid stays so.
             if error.status in {400, 422} and not error.message.startswith(_WEBHOOK):
-                raise Refused(error.message) from error
+                raise ObjectRefused(error.message) from error
             raise
 
     async def find(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
@@ -119,7 +120,7 @@ class Cluster:
         """Merge into a pod, secret or service; gives it as it is then, None if it is gone."""
         try:
             return await self._call("PATCH", _core(kind, namespace, name), body=patch, media=MERGE)
-        except ApiError as error:
+        except KubernetesError as error:
             if error.status == 404:
                 return None
             raise
@@ -138,7 +139,7 @@ class Cluster:
         path = _jobs(namespace, name) + "/status"
         try:
             return await self._call("PATCH", path, body={"status": patch}, media=MERGE)
-        except ApiError as error:
+        except KubernetesError as error:
             if error.status == 404:
                 return None
             raise
@@ -158,7 +159,7 @@ class Cluster:
         try:
             path = _core("Pod", namespace, meant.name)
             await self._call("PATCH", path, body=patch, media=MERGE)
-        except ApiError as error:
+        except KubernetesError as error:
             if error.status not in {404, 409}:
                 raise
 
@@ -200,8 +201,8 @@ class Cluster:
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """What happens after a version to what `list_all` gives, until the API server ends it.
 
-        Gives ADDED, MODIFIED, DELETED or BOOKMARK, and the object. Raises `ApiError` when the
-        server has forgotten the version.
+        Gives ADDED, MODIFIED, DELETED or BOOKMARK, and the object. Raises `KubernetesError` when
+        the server has forgotten the version.
         """
         query = {
             **_selected(kind),
@@ -267,7 +268,7 @@ class Cluster:
         """What is at a path; None if nothing is."""
         try:
             return await self._call("GET", path)
-        except ApiError as error:
+        except KubernetesError as error:
             if error.status == 404:
                 return None
             raise
@@ -276,7 +277,7 @@ class Cluster:
         """Delete what is at a path, unless it is gone or another object by now."""
         try:
             await self._call("DELETE", path, body=options)
-        except ApiError as error:
+        except KubernetesError as error:
             if error.status not in {404, 409}:
                 raise
 
@@ -289,7 +290,8 @@ class Cluster:
         body: Mapping[str, Any] | None = None,
         media: str = "application/json",
     ) -> dict[str, Any]:
-        """One request: JSON out, JSON back. Raises `ApiError` for an answer that is no success."""
+        """One request: JSON out, JSON back. Raises `KubernetesError` for an answer that is no
+        success."""
         return _document(*await self._send(method, path, query=query, body=body, media=media))
 
     async def _send(
@@ -354,10 +356,14 @@ def _document(status: int, data: bytes | str) -> dict[str, Any]:
     if 200 <= status < 300 and isinstance(found, dict):
         return found
     if isinstance(found, dict):
-        raise ApiError(status, str(found.get("reason") or ""), str(found.get("message") or ""))
+        raise KubernetesError(
+            status, str(found.get("reason") or ""), str(found.get("message") or "")
+        )
     # Not the API server itself: a proxy in front of it, most often.
     text = data if isinstance(data, str) else data.decode("utf-8", "replace")
-    raise ApiError(status, "NoStatus", f"the answer is no JSON: {' '.join(text.split())[:200]}")
+    raise KubernetesError(
+        status, "NoStatus", f"the answer is no JSON: {' '.join(text.split())[:200]}"
+    )
 
 
 def _items(found: Mapping[str, Any]) -> list[dict[str, Any]]:

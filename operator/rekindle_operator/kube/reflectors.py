@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rekindle_operator.kube.cluster import TROUBLE, ApiError, Cluster
+from rekindle_operator.kube.cluster import TROUBLE, KubernetesApi, KubernetesError
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Listener:
 class Reflector:
     """Follows one kind, in one namespace or in all."""
 
-    def __init__(self, cluster: Cluster, listener: Listener, namespace: str = "") -> None:
+    def __init__(self, cluster: KubernetesApi, listener: Listener, namespace: str = "") -> None:
         self._cluster = cluster
         self._listener = listener
         self._namespace = namespace
@@ -67,7 +67,7 @@ class Reflector:
                         self._tell(kind, body)
                 if version == began:  # a server that ends a watch at once is not asked in a loop
                     await asyncio.sleep(RETRY_LEAST)
-            except ApiError as error:
+            except KubernetesError as error:
                 # It has forgotten the version, or has never had it: what is there is asked anew.
                 version = ""
                 await self._wait(error, pause)
@@ -77,7 +77,7 @@ class Reflector:
                 pause = min(2 * pause, RETRY_MOST)
 
     async def _wait(self, error: Exception, pause: float) -> None:
-        if not (isinstance(error, ApiError) and error.status == 410):
+        if not (isinstance(error, KubernetesError) and error.status == 410):
             self._listener.trouble(self._listener.kind, error)
         log = logger.debug if pause < 1 else logger.warning
         text = "%ss cannot be watched: %s: %s; again in %.1f s"

@@ -34,7 +34,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Waiting:
+class ContainerWaiting:
     """Why a container does not start."""
 
     reason: str
@@ -42,7 +42,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class ContainerTerminated:
     """How a container ended."""
 
     code: int
@@ -59,10 +59,10 @@ class Container:
 
     name: str
     role: Role
-    waiting: Waiting | None = None
+    waiting: ContainerWaiting | None = None
     running_since: float | None = None
-    ended: Ended | None = None
-    before: Ended | None = None
+    ended: ContainerTerminated | None = None
+    before: ContainerTerminated | None = None
     """How its run before this one ended."""
     restarts: int = 0
     ready: bool = False
@@ -77,7 +77,7 @@ class Container:
         return f"{self.role} {self.name}"
 
     @property
-    def failed(self) -> Ended | None:
+    def failed(self) -> ContainerTerminated | None:
         """Its end, when that was not a good one; also of a run that another one follows."""
         last = self.ended or self.before
         return last if last is not None and last.code != 0 else None
@@ -127,7 +127,7 @@ def _container(
     return Container(
         name=name,
         role=role,
-        waiting=Waiting(reason=waiting["reason"], message=waiting.get("message") or "")
+        waiting=ContainerWaiting(reason=waiting["reason"], message=waiting.get("message") or "")
         if waiting.get("reason")
         else None,
         running_since=None if running is None else parse_time(running.get("startedAt")) or 0.0,
@@ -142,10 +142,10 @@ def _container(
     )
 
 
-def _ended(state: Mapping[str, Any] | None) -> Ended | None:
+def _ended(state: Mapping[str, Any] | None) -> ContainerTerminated | None:
     if not state:
         return None
-    return Ended(
+    return ContainerTerminated(
         code=int(state.get("exitCode") or 0),
         reason=state.get("reason") or "",
         message=(state.get("message") or "")[-4000:],

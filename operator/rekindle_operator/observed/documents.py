@@ -15,8 +15,8 @@ from rekindle_operator.observed import preemption_notices
 from rekindle_operator.observed.containers import (
     LOG_CHARACTERS,
     Container,
+    ContainerWaiting,
     Role,
-    Waiting,
     one_line,
     parse_containers,
 )
@@ -113,7 +113,7 @@ def _words(condition: Mapping[str, Any]) -> str:
     return f"{reason}: {message}" if reason and message else reason or message
 
 
-def _waiting(containers: tuple[Container, ...]) -> Waiting | None:
+def _waiting(containers: tuple[Container, ...]) -> ContainerWaiting | None:
     """The first container that keeps the trainer from starting until somebody does something."""
     if any(
         one.role is Role.TRAINER and (one.running_since is not None or one.ended)
@@ -123,7 +123,9 @@ def _waiting(containers: tuple[Container, ...]) -> Waiting | None:
     for one in containers:
         if one.waiting and one.waiting.reason in START_FAILURES:
             words = one.waiting.message or one.waiting.reason
-            return Waiting(reason=one.waiting.reason, message=f"container {one.name}: {words}")
+            return ContainerWaiting(
+                reason=one.waiting.reason, message=f"container {one.name}: {words}"
+            )
     return None
 
 

@@ -19,9 +19,9 @@ from rekindle.contract import (
 )
 from rekindle_operator.api.run_claims import Use
 from rekindle_operator.observed import liveness, preemption_notices
-from rekindle_operator.observed.containers import Container, PodEvent, Role, Waiting
+from rekindle_operator.observed.containers import Container, ContainerWaiting, PodEvent, Role
 from rekindle_operator.observed.liveness import Hearing, Silence
-from rekindle_operator.observed.preemption_notices import ADVICE, LOST, Notice, Sign
+from rekindle_operator.observed.preemption_notices import ADVICE, LOST, PreemptionNotice, Sign
 
 LABEL_TEMPLATE = "rekindle.dev/template"
 """On pods: hash of the template they were made from."""
@@ -61,7 +61,7 @@ class Pod:
     """What has to be taken away before the scheduler looks at it; a queue does so, for example."""
     scheduled_at: float | None = None
     """Since when it has a node."""
-    waiting: Waiting | None = None
+    waiting: ContainerWaiting | None = None
     disruption: str | None = None
     """Reason and message of the DisruptionTarget condition."""
     disrupted_at: float = 0.0
@@ -151,7 +151,7 @@ class Node:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Agent:
+class AgentState:
     """The newest report of one pod's agent."""
 
     report: AgentReport
@@ -172,7 +172,7 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     nodes: Mapping[str, Node] | None = None
     """By name; None when this operator may not watch nodes."""
-    agents: Mapping[str, Agent] = field(default_factory=dict)
+    agents: Mapping[str, AgentState] = field(default_factory=dict)
     """By uid of the pod."""
     heard: Mapping[str, float] = field(default_factory=dict)
     """By uid of the pod: when it was heard last, by a report or an answer to a probe."""
@@ -239,16 +239,20 @@ class Observed:
         return self.nodes.get(pod.node)
 
     @cached_property
-    def _node_says(self) -> dict[tuple[str, float], tuple[Notice, ...]]:
+    def _node_says(self) -> dict[tuple[str, float], tuple[PreemptionNotice, ...]]:
         return {}
 
-    def node_says(self, pod: Pod) -> tuple[Notice, ...]:
+    def node_says(self, pod: Pod) -> tuple[PreemptionNotice, ...]:
         """What Kubernetes says of the pod's node, right or wrong; the most urgent first."""
         node = self.node_of(pod)
         if node is None:
             return ()
         if node.gone:
-            return (Notice(source="node", words="node is gone", at=node.gone_at, seconds=LOST),)
+            return (
+                PreemptionNotice(
+                    source="node", words="node is gone", at=node.gone_at, seconds=LOST
+                ),
+            )
         key = (node.name, pod.grace)
         if key not in self._node_says:
             self._node_says[key] = preemption_notices.of_node(
@@ -256,7 +260,7 @@ class Observed:
             )
         return self._node_says[key]
 
-    def node_notices(self, pod: Pod) -> tuple[Notice, ...]:
+    def node_notices(self, pod: Pod) -> tuple[PreemptionNotice, ...]:
         """The notices that the pod's node gives, the most urgent first.
 
         That all is lost there is one for a pod only that is lost as far as can be told from here.
@@ -267,10 +271,10 @@ class Observed:
         return told
 
     @cached_property
-    def _notices(self) -> dict[str, tuple[Notice, ...]]:
+    def _notices(self) -> dict[str, tuple[PreemptionNotice, ...]]:
         return {}
 
-    def notices_of(self, pod: Pod) -> tuple[Notice, ...]:
+    def notices_of(self, pod: Pod) -> tuple[PreemptionNotice, ...]:
         """All that has told a pod to go; the first is the best explanation.
 
         One decision asks for it some forty times a pod.
@@ -280,11 +284,11 @@ class Observed:
             found = self._notices[pod.uid] = self._read_notices(pod)
         return found
 
-    def _read_notices(self, pod: Pod) -> tuple[Notice, ...]:
+    def _read_notices(self, pod: Pod) -> tuple[PreemptionNotice, ...]:
         agent, found = self.agents.get(pod.uid), []
         if pod.disruption:
             found.append(
-                Notice(
+                PreemptionNotice(
                     source="eviction",
                     words=pod.disruption,
                     at=pod.disrupted_at or self.now,
@@ -295,7 +299,7 @@ class Observed:
             found.append(replace(notice, words=f"node {pod.node}: {notice.words}"))
         if pod.deleting:
             found.append(
-                Notice(
+                PreemptionNotice(
                     source="deletion",
                     words="pod is being deleted",
                     at=pod.deleted_at,
@@ -306,11 +310,13 @@ class Observed:
             found.append(self._told(pod, agent))
         if pod.uid in self.slow:
             found.append(
-                Notice(source="slow", words=self.slow[pod.uid], at=self.now, seconds=ADVICE)
+                PreemptionNotice(
+                    source="slow", words=self.slow[pod.uid], at=self.now, seconds=ADVICE
+                )
             )
         return tuple(found)
 
-    def _told(self, pod: Pod, agent: Agent) -> Notice:
+    def _told(self, pod: Pod, agent: AgentState) -> PreemptionNotice:
         """What an agent says of its pod's end.
 
         A SIGTERM to a pod that nobody deletes comes from a machine that shuts down, which gives
@@ -322,7 +328,7 @@ class Observed:
         if signal and not pod.deleting:
             seconds = min(seconds, preemption_notices.SHUTDOWN_SECONDS)
         words = f"agent was told to go: {agent.report.notice}"
-        return Notice(source="agent", words=words, at=at, seconds=seconds)
+        return PreemptionNotice(source="agent", words=words, at=at, seconds=seconds)
 
     def going(self, pod: Pod) -> str | None:
         """In words, why an alive pod has to go; None when it stays."""

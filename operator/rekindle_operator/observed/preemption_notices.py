@@ -36,7 +36,7 @@ PATIENCE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class NoticeSource:
     """One way to say that a node goes."""
 
     words: str
@@ -44,48 +44,48 @@ class Source:
     """From the sign to the end; see the module's docstring for 0, infinity and None."""
 
 
-SOURCES: Mapping[str, Source] = {
+SOURCES: Mapping[str, NoticeSource] = {
     # Taints.
-    UNREACHABLE: Source(words="node is unreachable", seconds=LOST),
-    "node.kubernetes.io/out-of-service": Source(words="node is out of service", seconds=LOST),
-    "node.cloudprovider.kubernetes.io/shutdown": Source(
+    UNREACHABLE: NoticeSource(words="node is unreachable", seconds=LOST),
+    "node.kubernetes.io/out-of-service": NoticeSource(words="node is out of service", seconds=LOST),
+    "node.cloudprovider.kubernetes.io/shutdown": NoticeSource(
         words="node's machine is stopped", seconds=LOST
     ),
-    "ToBeDeletedByClusterAutoscaler": Source(
+    "ToBeDeletedByClusterAutoscaler": NoticeSource(
         words="cluster autoscaler removes the node", seconds=None
     ),
-    "karpenter.sh/disrupted": Source(words="Karpenter removes the node", seconds=None),
-    "karpenter.sh/disruption": Source(words="Karpenter removes the node", seconds=None),
-    "cloud.google.com/impending-node-termination": Source(
+    "karpenter.sh/disrupted": NoticeSource(words="Karpenter removes the node", seconds=None),
+    "karpenter.sh/disruption": NoticeSource(words="Karpenter removes the node", seconds=None),
+    "cloud.google.com/impending-node-termination": NoticeSource(
         words="GKE terminates the node", seconds=15.0
     ),
-    "aws-node-termination-handler/spot-itn": Source(
+    "aws-node-termination-handler/spot-itn": NoticeSource(
         words="AWS takes the spot instance back", seconds=120.0
     ),
-    "aws-node-termination-handler/asg-lifecycle-termination": Source(
+    "aws-node-termination-handler/asg-lifecycle-termination": NoticeSource(
         words="AWS terminates the instance", seconds=None
     ),
-    "aws-node-termination-handler/scheduled-maintenance": Source(
+    "aws-node-termination-handler/scheduled-maintenance": NoticeSource(
         words="AWS maintains the instance", seconds=None
     ),
-    "aws-node-termination-handler/rebalance-recommendation": Source(
+    "aws-node-termination-handler/rebalance-recommendation": NoticeSource(
         words="AWS expects to take the spot instance back", seconds=ADVICE
     ),
-    "remediator.kubernetes.azure.com/unschedulable": Source(
+    "remediator.kubernetes.azure.com/unschedulable": NoticeSource(
         words="Azure takes the machine back", seconds=30.0
     ),
-    "remediator.aks.microsoft.com/unschedulable": Source(
+    "remediator.aks.microsoft.com/unschedulable": NoticeSource(
         words="Azure takes the machine back", seconds=30.0
     ),
     # Conditions. The taint of a node that is not ready says the same as its condition.
-    NOT_READY: Source(words="node is not ready", seconds=ADVICE),
-    SHUTDOWN: Source(words="node shuts down", seconds=SHUTDOWN_SECONDS),
-    "PreemptScheduled": Source(words="Azure takes the spot machine back", seconds=30.0),
-    "TerminateScheduled": Source(words="Azure deletes the machine", seconds=300.0),
-    "RedeployScheduled": Source(words="Azure moves the machine", seconds=600.0),
-    "RebootScheduled": Source(words="Azure restarts the machine", seconds=900.0),
-    "VMEventScheduled": Source(words="Azure has an event for the machine", seconds=ADVICE),
-    "TerminationScheduled": Source(words="the node's end is scheduled", seconds=None),
+    NOT_READY: NoticeSource(words="node is not ready", seconds=ADVICE),
+    SHUTDOWN: NoticeSource(words="node shuts down", seconds=SHUTDOWN_SECONDS),
+    "PreemptScheduled": NoticeSource(words="Azure takes the spot machine back", seconds=30.0),
+    "TerminateScheduled": NoticeSource(words="Azure deletes the machine", seconds=300.0),
+    "RedeployScheduled": NoticeSource(words="Azure moves the machine", seconds=600.0),
+    "RebootScheduled": NoticeSource(words="Azure restarts the machine", seconds=900.0),
+    "VMEventScheduled": NoticeSource(words="Azure has an event for the machine", seconds=ADVICE),
+    "TerminationScheduled": NoticeSource(words="the node's end is scheduled", seconds=None),
 }
 """By key of the taint, or type of the condition."""
 
@@ -100,7 +100,7 @@ class Sign:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notice:
+class PreemptionNotice:
     """Something has told a pod to go."""
 
     source: str
@@ -164,7 +164,7 @@ def _when(taint: Mapping[str, Any]) -> float | None:
 
 def of_node(
     signs: tuple[Sign, ...], *, grace: float, own: Mapping[str, float], now: float
-) -> tuple[Notice, ...]:
+) -> tuple[PreemptionNotice, ...]:
     """The notices that a node's signs are for a pod with this grace; the most urgent first.
 
     ``own`` is what the job says about sources: it overrules what is known here, and adds to it.
@@ -181,11 +181,13 @@ def of_node(
         if sign.key == NOT_READY and now < sign.at + PATIENCE:
             continue
         words = source.words if source else f"{sign.key} is set"
-        found.append(Notice(source=sign.key, words=words, at=sign.at, seconds=seconds))
+        found.append(PreemptionNotice(source=sign.key, words=words, at=sign.at, seconds=seconds))
     return tuple(sorted(found, key=lambda notice: (not notice.lost, notice.deadline)))
 
 
-def contradicted(told: tuple[Notice, ...], grace: float, now: float) -> tuple[Notice, ...]:
+def contradicted(
+    told: tuple[PreemptionNotice, ...], grace: float, now: float
+) -> tuple[PreemptionNotice, ...]:
     """The notices of a node for a pod that is not lost, whatever they say.
 
     That a node is unreachable means that its kubelet, or the API server, is away: nothing is going

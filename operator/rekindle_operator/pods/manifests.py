@@ -172,7 +172,7 @@ def _meta(job: TrainingJob, name: str, labels: Mapping[str, str]) -> dict[str, A
 
 
 @dataclass(frozen=True, kw_only=True)
-class Access:
+class PodAccess:
     """How a job's pods reach the coordinator (see rekindle.launch.pod.access)."""
 
     token: str
@@ -181,7 +181,7 @@ class Access:
     """Certificates, PEM; empty where pods need none."""
 
 
-def secret(job: TrainingJob, access: Access) -> dict[str, Any]:
+def secret(job: TrainingJob, access: PodAccess) -> dict[str, Any]:
     """How the job's pods reach the coordinator, and by what it knows them.
 
     It is mounted, so that pods which run see another address, token or authority, too.

@@ -18,11 +18,11 @@ from rekindle_operator.incidents.retries import Verdict
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.rounds import rounds
 from rekindle_operator.status import conditions
-from rekindle_operator.status.status import Record
+from rekindle_operator.status.status import JobRecord
 
 
 def _running(
-    job: TrainingJob, record: Record, observed: Observed
+    job: TrainingJob, record: JobRecord, observed: Observed
 ) -> list[tuple[str, float, float]]:
     """The deadlines that run: name, seconds, and when it began."""
     found = []
@@ -39,7 +39,7 @@ def _running(
     return found
 
 
-def passed(job: TrainingJob, record: Record, observed: Observed, now: float) -> Verdict | None:
+def passed(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> Verdict | None:
     """Has a deadline of the job passed, and what was in the way."""
     late = [one for one in _running(job, record, observed) if now - one[2] >= one[1]]
     if not late:
@@ -57,7 +57,7 @@ def passed(job: TrainingJob, record: Record, observed: Observed, now: float) -> 
     return Verdict(retry=False, action="", reason=reason, message=message)
 
 
-def left(job: TrainingJob, record: Record, observed: Observed, now: float) -> list[float]:
+def left(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> list[float]:
     """Seconds until the deadlines of the job."""
     running = _running(job, record, observed)
     return [max(began + seconds - now, 0.1) for _, seconds, began in running]

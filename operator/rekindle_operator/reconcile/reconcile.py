@@ -28,11 +28,11 @@ from rekindle_operator.observed import liveness
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.plan import Deletion, Event, Plan
 from rekindle_operator.pods import manifests
-from rekindle_operator.pods.manifests import Access
+from rekindle_operator.pods.manifests import PodAccess
 from rekindle_operator.reconcile import deadlines, rerun, wanted_pods
 from rekindle_operator.rounds import directives, rounds, sizing, stragglers
 from rekindle_operator.status import conditions, incident_ledger, progress, status
-from rekindle_operator.status.status import Record
+from rekindle_operator.status.status import JobRecord
 
 END_SECONDS = 15.0
 """How long agents have to end by themselves after the job's end, before their pods are deleted."""
@@ -43,7 +43,7 @@ def reconcile(
     current: Mapping[str, Any],
     observed: Observed,
     *,
-    access: Access,
+    access: PodAccess,
     now: float,
     runtime_image: str = manifests.RUNTIME_IMAGE,
 ) -> Plan:
@@ -70,10 +70,10 @@ def reconcile(
 
 def _go_on(
     job: TrainingJob,
-    record: Record,
+    record: JobRecord,
     observed: Observed,
     *,
-    access: Access,
+    access: PodAccess,
     now: float,
     runtime_image: str,
 ) -> Plan:
@@ -163,7 +163,7 @@ def _go_on(
 
 
 def _waits_for_another(
-    job: TrainingJob, record: Record, observed: Observed, holder: runs.Use, now: float
+    job: TrainingJob, record: JobRecord, observed: Observed, holder: runs.Use, now: float
 ) -> Plan:
     """Another job uses this run: no pods, no clock, no budget until it is this one's turn."""
     began = None if holder.began_at is None else stamp(holder.began_at)
@@ -179,7 +179,7 @@ def _waits_for_another(
     )
 
 
-def _begin(record: Record, now: float) -> Record:
+def _begin(record: JobRecord, now: float) -> JobRecord:
     """Start the clocks; end a suspension."""
     if record.start_time is None:
         return replace(record, start_time=now, pending_since=now, suspended_at=None)
@@ -195,7 +195,7 @@ def _begin(record: Record, now: float) -> Record:
     return record
 
 
-def _still_suspended(record: Record, observed: Observed) -> bool:
+def _still_suspended(record: JobRecord, observed: Observed) -> bool:
     """Whether pods of before a suspension that was taken back still save and end.
 
     Going on from there begins with pods of its own: the end of the others is no incident.
@@ -204,7 +204,11 @@ def _still_suspended(record: Record, observed: Observed) -> bool:
 
 
 def _phase(
-    job: TrainingJob, record: Record, observed: Observed, decision: rounds.Decision, now: float
+    job: TrainingJob,
+    record: JobRecord,
+    observed: Observed,
+    decision: rounds.RoundDecision,
+    now: float,
 ) -> str:
     if record.open_incidents:
         return status.RECOVERING
@@ -225,7 +229,7 @@ def _phase(
 
 def _end(
     job: TrainingJob,
-    record: Record,
+    record: JobRecord,
     observed: Observed,
     now: float,
     fresh: tuple[Incident, ...],
@@ -249,12 +253,12 @@ def _end(
     )
 
 
-def _exit_code(record: Record, fresh: tuple[Incident, ...]) -> ExitCode:
+def _exit_code(record: JobRecord, fresh: tuple[Incident, ...]) -> ExitCode:
     causes = {incident.cause for incident in (fresh or record.incidents[-1:])}
     return ExitCode.INTEGRITY if Cause.INTEGRITY in causes else ExitCode.USER_ERROR
 
 
-def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: float) -> Plan:
+def _after_the_end(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> Plan:
     """Nothing to decide any more: let pods end, clean up, expire.
 
     A pod whose training is through and whose sidecar is not has finished, and is kept as those are.
@@ -293,7 +297,7 @@ def _after_the_end(job: TrainingJob, record: Record, observed: Observed, now: fl
     )
 
 
-def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float) -> Plan:
+def _suspended(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> Plan:
     """Pods are told to go, which makes them save first; the job and its checkpoints stay."""
     record = progress.note_progress(record, observed, now)
     alive = [pod for pod in observed.pods if pod.alive]
@@ -318,7 +322,7 @@ def _suspended(job: TrainingJob, record: Record, observed: Observed, now: float)
         forget_round=not alive,
         # Told to go alone, they would train until their grace is nearly over.
         directives=directives.save(
-            observed, rounds.Decision(save=SUSPENDED, save_seconds=job.grace_seconds / 2)
+            observed, rounds.RoundDecision(save=SUSPENDED, save_seconds=job.grace_seconds / 2)
         ),
         requeue=None if job.suspend or alive else 0.1,
     )

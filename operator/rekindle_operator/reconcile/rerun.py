@@ -22,7 +22,7 @@ from rekindle_operator.observed.observations import Observed
 from rekindle_operator.plan import Event, Plan
 from rekindle_operator.reconcile import wanted_pods
 from rekindle_operator.status import conditions, status
-from rekindle_operator.status.status import Record
+from rekindle_operator.status.status import JobRecord
 
 LATEST, SCRATCH = "latest", "scratch"
 PLACES = (LATEST, SCRATCH)
@@ -30,7 +30,7 @@ WAIT = 15.0
 """Seconds after which pods that do not go are looked at again."""
 
 
-def placed(job: TrainingJob, record: Record) -> TrainingJob:
+def placed(job: TrainingJob, record: JobRecord) -> TrainingJob:
     """The job with its checkpoints where the present run has them."""
     if not record.scratch:
         return job
@@ -47,12 +47,12 @@ def how(job: TrainingJob) -> str:
     )
 
 
-def ordered(job: TrainingJob, record: Record) -> bool:
+def ordered(job: TrainingJob, record: JobRecord) -> bool:
     """Whether there is an order that nobody has heeded yet."""
     return job.restart is not None and job.restart != record.restart_seen
 
 
-def ignored(job: TrainingJob, record: Record) -> tuple[Record, tuple[Event, ...]]:
+def ignored(job: TrainingJob, record: JobRecord) -> tuple[JobRecord, tuple[Event, ...]]:
     """Forget an order to a job that has not ended, and tell of it.
 
     A manifest may bring the annotation along when it is applied: that is no order.
@@ -73,7 +73,7 @@ def refusal(job: TrainingJob) -> str | None:
     return f"{ANNOTATION_RESTART_FROM} is {job.restart_from!r}, must be {' or '.join(PLACES)}"
 
 
-def begin(job: TrainingJob, record: Record, observed: Observed, now: float) -> Plan | None:
+def begin(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> Plan | None:
     """Take the next step towards another run; None if nobody has ordered one that can be."""
     if not ordered(job, record) or refusal(job):
         return None
@@ -99,7 +99,7 @@ def begin(job: TrainingJob, record: Record, observed: Observed, now: float) -> P
     scratch = job.restart_from == SCRATCH
     run = record.run + 1
     before = record.progress if not scratch and record.progress else Progress()
-    record = Record(
+    record = JobRecord(
         round=record.round,
         charged_round=record.round,
         incarnations=record.incarnations,
@@ -124,7 +124,7 @@ def begin(job: TrainingJob, record: Record, observed: Observed, now: float) -> P
     )
 
 
-def edited(job: TrainingJob, record: Record) -> tuple[Record, str | None, tuple[Event, ...]]:
+def edited(job: TrainingJob, record: JobRecord) -> tuple[JobRecord, str | None, tuple[Event, ...]]:
     """What is to be said of an order or an edit that an ended job does not heed.
 
     Gives the record, the words as long as they hold, and an event the first time.

@@ -17,7 +17,7 @@ from rekindle_operator.observed.observations import Observed, Pod
 from rekindle_operator.plan import Deletion
 from rekindle_operator.pods import manifests
 from rekindle_operator.rounds import rounds, stragglers
-from rekindle_operator.status.status import Record
+from rekindle_operator.status.status import JobRecord
 
 REPLACE_SECONDS = 20.0
 """How often all pods of a job may be replaced for long, once a first burst is through."""
@@ -25,14 +25,14 @@ KEEP_FINISHED = 5
 """Finished pods that are kept while the job runs, for their logs."""
 
 
-def note_template(job: TrainingJob, record: Record) -> tuple[TrainingJob, Record]:
+def note_template(job: TrainingJob, record: JobRecord) -> tuple[TrainingJob, JobRecord]:
     """Remember what else the present template was called, for as long as it is the present one."""
     if record.template != job.template_hash:
         record = replace(record, template=job.template_hash, template_alias=job.earlier_hash)
     return replace(job, template_alias=record.template_alias), record
 
 
-def note_names(job: TrainingJob, record: Record, observed: Observed, now: float) -> Record:
+def note_names(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> JobRecord:
     """Remember names that are used up although nobody could write that down in advance."""
     used = dict(record.incarnations or {})
     fresh = [pod for pod in observed.pods if pod.incarnation > used.get(pod.slot, -1)]
@@ -46,12 +46,12 @@ def note_names(job: TrainingJob, record: Record, observed: Observed, now: float)
 
 def missing(
     job: TrainingJob,
-    record: Record,
+    record: JobRecord,
     observed: Observed,
     now: float,
     *,
     runtime_image: str = manifests.RUNTIME_IMAGE,
-) -> tuple[list[dict[str, Any]], Record, float]:
+) -> tuple[list[dict[str, Any]], JobRecord, float]:
     """A pod for every slot that has none which stays or is done; seconds to wait for the rest.
 
     Replacements are created at a limited rate, whatever the reason for which their predecessors
@@ -84,7 +84,7 @@ def missing(
     return missing, record, pause
 
 
-def _tokens(job: TrainingJob, record: Record, now: float) -> float:
+def _tokens(job: TrainingJob, record: JobRecord, now: float) -> float:
     """How many replacements may be created now."""
     most = 2.0 * job.pods + 4.0
     if record.tokens is None:
@@ -93,7 +93,7 @@ def _tokens(job: TrainingJob, record: Record, now: float) -> float:
     return min(most, left + max(0.0, now - at) * job.pods / REPLACE_SECONDS)
 
 
-def _avoided(record: Record, observed: Observed) -> manifests.Avoid:
+def _avoided(record: JobRecord, observed: Observed) -> manifests.Avoid:
     """Where no new pod should go: nodes that go, and rather not those that may or were slow."""
     known = observed.nodes or {}
     slow = stragglers.nodes(record.slow or {})
@@ -111,7 +111,9 @@ def _avoided(record: Record, observed: Observed) -> manifests.Avoid:
     return manifests.Avoid(never=tuple(sorted(hosts[False])), rather_not=tuple(sorted(hosts[True])))
 
 
-def unwanted(job: TrainingJob, record: Record, observed: Observed, *, hold: bool) -> list[Deletion]:
+def unwanted(
+    job: TrainingJob, record: JobRecord, observed: Observed, *, hold: bool
+) -> list[Deletion]:
     """Pods that nobody wants: scaled down, old template, on a node that goes, long finished."""
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     never = set(_avoided(record, observed).never)

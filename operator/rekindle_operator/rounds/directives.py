@@ -9,7 +9,7 @@ from rekindle_operator.observed.observations import Observed
 from rekindle_operator.rounds import rounds
 
 
-def save(observed: Observed, decision: rounds.Decision) -> dict[str, Directive]:
+def save(observed: Observed, decision: rounds.RoundDecision) -> dict[str, Directive]:
     """Ask every member that still runs to save."""
     current = observed.round
     if decision.save is None or current is None:

@@ -31,7 +31,7 @@ from rekindle_operator.api.spec import TrainingJob
 from rekindle_operator.api.timestamps import clock
 from rekindle_operator.observed import preemption_notices
 from rekindle_operator.observed.liveness import REANNOUNCE
-from rekindle_operator.observed.observations import Agent, Observed, Pod
+from rekindle_operator.observed.observations import AgentState, Observed, Pod
 from rekindle_operator.rounds import sizing
 
 PATIENCE = 60.0
@@ -73,7 +73,7 @@ BUSY = {State.RUNNING, State.STARTING, State.SILENT}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class RoundDecision:
     """What follows for rounds."""
 
     form: Round | None = None
@@ -167,7 +167,7 @@ def scheduled_since(job: TrainingJob, observed: Observed) -> float | None:
 
 def decide(
     job: TrainingJob, observed: Observed, *, last_number: int, hold: bool, now: float
-) -> Decision:
+) -> RoundDecision:
     """Decide about the next round.
 
     ``last_number`` is the highest number ever used. With ``hold`` no round is formed, because a
@@ -181,7 +181,7 @@ def decide(
     states = {m.uid: state_of(m, current, observed) for m in current.members}
     values = set(states.values())
     if values == {State.DONE}:
-        return Decision(finished=True)
+        return RoundDecision(finished=True)
     number = max(last_number, current.number)
     if values & {State.LOST, State.FAILED, State.HUNG}:
         return _form_next(job, observed, current, number, hold=hold, now=now)
@@ -207,7 +207,7 @@ def decide(
         return _form_next(job, observed, current, number, hold=hold, now=now)
     if ended:
         why = _why_going(observed, hurried) or "other members have saved"
-        return Decision(
+        return RoundDecision(
             save=why,
             save_seconds=_seconds_left(observed, hurried, now),
             requeue=left,
@@ -219,14 +219,14 @@ def decide(
             return decision
     surplus = len(current.members) > job.replicas
     if surplus and (job.replicas == asked or _stepping(current, observed)):
-        return Decision(save=sizing.why_fewer(job, asked))
+        return RoundDecision(save=sizing.why_fewer(job, asked))
     decision = _consider_newcomers(job, observed, current, values, now)
     return replace(decision, going=_why_going(observed, going) or None)
 
 
 def _form_next(
     job: TrainingJob, observed: Observed, current: Round, number: int, *, hold: bool, now: float
-) -> Decision:
+) -> RoundDecision:
     """Form the round after this one; where none of its members is left, there is no hurry."""
     inside = {m.uid for m in current.members}
     patient = all(pod.uid not in inside for pod, _ in candidates(job, observed))
@@ -246,7 +246,7 @@ def _seconds_left(observed: Observed, going: list[Pod], now: float) -> float:
 
 def _make_before_break(
     job: TrainingJob, observed: Observed, current: Round, going: list[Pod], now: float
-) -> Decision | None:
+) -> RoundDecision | None:
     """Members have to go and all still train: save when others can take over, or time is up.
 
     None when all of them are only advised to go, and nobody is there who is better.
@@ -256,7 +256,7 @@ def _make_before_break(
     urgent = min((n.deadline - preemption_notices.lead(n.seconds) for n in told), default=None)
     seconds = _seconds_left(observed, going, now)
     if urgent is not None and now >= urgent:
-        return Decision(save=reason, save_seconds=seconds)
+        return RoundDecision(save=reason, save_seconds=seconds)
     inside = {m.uid for m in current.members}
     most = job.replicas - len(_done(job, observed))
     next_ = seats(job, observed)
@@ -267,16 +267,18 @@ def _make_before_break(
         return None
     if len(next_) < min(most, len(inside)):
         until = "" if urgent is None else f" until {clock(urgent)}"
-        return Decision(waiting=f"pods to take over{until} ({reason})", going=reason, requeue=wait)
+        return RoundDecision(
+            waiting=f"pods to take over{until} ({reason})", going=reason, requeue=wait
+        )
     if not _stepping(current, observed):
-        return Decision(waiting="the current round to train", going=reason, requeue=1.0)
+        return RoundDecision(waiting="the current round to train", going=reason, requeue=1.0)
     gather = _gather(
         job, observed, fresh, room=most - len(next_) + len(going) - len(leaves), now=now
     )
     if gather > 0:
-        return Decision(going=reason, requeue=gather if wait is None else min(gather, wait))
+        return RoundDecision(going=reason, requeue=gather if wait is None else min(gather, wait))
     joins = ", ".join(pod.name for pod, _ in fresh)
-    return Decision(
+    return RoundDecision(
         save=f"{joins} takes over ({reason})" if joins else reason, save_seconds=seconds
     )
 
@@ -284,7 +286,7 @@ def _make_before_break(
 def _gather(
     job: TrainingJob,
     observed: Observed,
-    fresh: list[tuple[Pod, Agent]],
+    fresh: list[tuple[Pod, AgentState]],
     *,
     room: int,
     now: float,
@@ -300,7 +302,7 @@ def _anybody_in(current: Round, observed: Observed) -> bool:
     return any((pod := observed.pod(m.uid)) and pod.alive for m in current.members)
 
 
-def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
+def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, AgentState]]:
     """The pods that could be members of a new round, in the order of their slots."""
     ready = {AgentPhase.WAITING, AgentPhase.RUNNING, AgentPhase.FAILED}
     found = [
@@ -316,7 +318,7 @@ def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
     # unless it is still advised to go.
     inside = {m.uid for m in observed.round.members} if observed.round else set()
 
-    def rank(found: tuple[Pod, Agent]) -> tuple[bool, bool, int]:
+    def rank(found: tuple[Pod, AgentState]) -> tuple[bool, bool, int]:
         pod, _ = found
         return not observed.stays(pod), pod.uid not in inside, pod.incarnation
 
@@ -386,14 +388,14 @@ def _form(
     hold: bool,
     patient: bool,
     now: float,
-) -> Decision:
+) -> RoundDecision:
     """Form a round from those that are there, or say what it waits for."""
     if in_the_way := "a failure is being understood" if hold else sizing.too_few(job, observed):
-        return Decision(waiting=in_the_way)
+        return RoundDecision(waiting=in_the_way)
     done = _done(job, observed)
     ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
     if len(done) >= job.replicas:
-        return Decision(finished=True)
+        return RoundDecision(finished=True)
     most = job.replicas - len(done)
     least = min(max(1, job.min_replicas - len(done)), most)
     coming = _coming(job, observed, now)
@@ -410,10 +412,10 @@ def _form(
             again = min(max(left, 1.0), _patience_ends(coming, now))
             if untold:
                 again = max(observed.listening_since + REANNOUNCE - now, 0.1)
-            return Decision(waiting=f"{names} to join", requeue=again)
+            return RoundDecision(waiting=f"{names} to join", requeue=again)
     if len(ready) < least:
         # Whoever comes is an event: time alone changes nothing any more, for days perhaps.
-        return Decision(waiting=f"more pods: {len(ready)} of at least {least} have joined")
+        return RoundDecision(waiting=f"more pods: {len(ready)} of at least {least} have joined")
     members = tuple(
         Member(
             pod=pod.name,
@@ -426,12 +428,12 @@ def _form(
         for pod, agent in seats(job, observed)
     )
     reason = _difference(observed.round, members, again=last_number > 0)
-    return Decision(
+    return RoundDecision(
         form=Round(number=last_number + 1, members=members, reason=reason, formed_at=now)
     )
 
 
-def seats(job: TrainingJob, observed: Observed) -> list[tuple[Pod, Agent]]:
+def seats(job: TrainingJob, observed: Observed) -> list[tuple[Pod, AgentState]]:
     """Who would be in a round that is formed now, in rank order.
 
     Pods that stay go before those that are advised to go, members before newcomers, low slots
@@ -474,23 +476,23 @@ def _difference(old: Round | None, members: tuple[Member, ...], *, again: bool) 
 
 def _consider_newcomers(
     job: TrainingJob, observed: Observed, current: Round, values: set[State], now: float
-) -> Decision:
+) -> RoundDecision:
     """A whole, running round: is there room and is somebody waiting to fill it."""
     inside, done = {m.uid for m in current.members}, _done(job, observed)
     room = job.replicas - len(done) - len(inside)
     if room <= 0 or values != {State.RUNNING}:
-        return Decision()
+        return RoundDecision()
     ready = candidates(job, observed)
     fresh = [(pod, agent) for pod, agent in ready if pod.uid not in inside and pod.slot not in done]
     if not fresh:
-        return Decision()
+        return RoundDecision()
     if not _stepping(current, observed):
-        return Decision(waiting="the current round to train", requeue=1.0)
+        return RoundDecision(waiting="the current round to train", requeue=1.0)
     fresh = fresh[:room]
     gather = _gather(job, observed, fresh, room=room - len(fresh), now=now)
     if gather > 0:
-        return Decision(requeue=gather)
-    return Decision(save=f"{', '.join(pod.name for pod, _ in fresh)} joins")
+        return RoundDecision(requeue=gather)
+    return RoundDecision(save=f"{', '.join(pod.name for pod, _ in fresh)} joins")
 
 
 def _stepping(current: Round, observed: Observed) -> bool:

@@ -14,7 +14,7 @@ from rekindle_operator.api import run_claims
 from rekindle_operator.api.spec import TrainingJob
 from rekindle_operator.api.timestamps import clock
 from rekindle_operator.failures import pod_waits
-from rekindle_operator.failures.pod_waits import Wait
+from rekindle_operator.failures.pod_waits import PodWait
 from rekindle_operator.incidents import retries
 from rekindle_operator.incidents.incidents import Incident
 from rekindle_operator.observed.observations import Observed
@@ -22,18 +22,18 @@ from rekindle_operator.plan import Event
 from rekindle_operator.rounds import rounds, sizing
 from rekindle_operator.rounds.stragglers import Slow
 from rekindle_operator.status import status
-from rekindle_operator.status.status import Record, condition
+from rekindle_operator.status.status import JobRecord, condition
 
 UNUSED = "ReplicasUnused"
 
 
 def going_on(
     job: TrainingJob,
-    record: Record,
+    record: JobRecord,
     observed: Observed,
-    decision: rounds.Decision,
+    decision: rounds.RoundDecision,
     slow: Sequence[Slow],
-    held: Sequence[Wait],
+    held: Sequence[PodWait],
 ) -> tuple[list[dict[str, Any]], str]:
     """Conditions of a job that has not ended, and the one sentence about it."""
     report = status.leader(observed)
@@ -95,7 +95,7 @@ def going_on(
     ], message
 
 
-def unused(job: TrainingJob, record: Record, observed: Observed) -> dict[str, Any]:
+def unused(job: TrainingJob, record: JobRecord, observed: Observed) -> dict[str, Any]:
     """Whether more pods are wanted than have something to do: how many, and what to set."""
     useful, most = sizing.useful_world(observed), sizing.useful_pods(job, observed)
     known = next((one for one in record.conditions if one["type"] == UNUSED), None)
@@ -168,7 +168,7 @@ def ended(phase: str, reason: str, message: str, edit: str | None = None) -> lis
     ]
 
 
-def holds(job: TrainingJob, observed: Observed) -> tuple[Wait, ...]:
+def holds(job: TrainingJob, observed: Observed) -> tuple[PodWait, ...]:
     """What holds the job's pods, or keeps one from being made."""
     pods = [pod for pod in observed.pods if rounds.wanted(job, pod) and pod.alive]
     return pod_waits.waits(observed, pods, pinned_to(job))
@@ -198,7 +198,7 @@ def wakes_at(job: TrainingJob, observed: Observed) -> float:
 
 
 def wait_events(
-    before: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]], held: Sequence[Wait]
+    before: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]], held: Sequence[PodWait]
 ) -> tuple[Event, ...]:
     """What has begun to hold the job, once: a condition that says the same need not be repeated."""
     shown = {"Degraded", "Progressing"}
@@ -232,7 +232,7 @@ def incident_event(incident: Incident) -> Event:
     return Event(kind=kind, reason=str(incident.cause), message=text)
 
 
-def round_events(decision: rounds.Decision) -> tuple[Event, ...]:
+def round_events(decision: rounds.RoundDecision) -> tuple[Event, ...]:
     """Who trains together from now on; nothing when no round is formed."""
     if decision.form is None:
         return ()

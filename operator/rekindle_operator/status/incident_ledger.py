@@ -17,10 +17,10 @@ from rekindle_operator.incidents.incidents import Incident
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.rounds import rounds
 from rekindle_operator.status import status
-from rekindle_operator.status.status import Record
+from rekindle_operator.status.status import JobRecord
 
 
-def note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+def note_operator(record: JobRecord, observed: Observed) -> tuple[JobRecord, tuple[Incident, ...]]:
     """Tell that another operator process has taken over a job that has had a round."""
     since = observed.listening_since
     before = record.operator_since
@@ -33,7 +33,7 @@ def note_operator(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
     return replace(record, incidents=known), known[-1:]
 
 
-def judges(job: TrainingJob, record: Record, observed: Observed, now: float) -> bool:
+def judges(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> bool:
     """Whether losses can be told apart: an operator that has just begun may not know the round.
 
     Until agents have told it in which one a pod was that is going, that would be charged as one
@@ -43,15 +43,15 @@ def judges(job: TrainingJob, record: Record, observed: Observed, now: float) -> 
     return known >= record.round or not rounds.yet_to_tell(job, observed, now)
 
 
-def _ended_unseen(record: Record, observed: Observed) -> int:
+def _ended_unseen(record: JobRecord, observed: Observed) -> int:
     """The number of the round that trained when it was last seen, and of which nobody is left."""
     gone = observed.round is None and record.phase == status.RUNNING
     return record.round if gone and record.round > record.charged_round else 0
 
 
 def note_incidents(
-    job: TrainingJob, record: Record, observed: Observed, now: float
-) -> tuple[Record, tuple[Incident, ...], retries.Verdict | None, detection.Detection]:
+    job: TrainingJob, record: JobRecord, observed: Observed, now: float
+) -> tuple[JobRecord, tuple[Incident, ...], retries.Verdict | None, detection.Detection]:
     """Find what has gone wrong since, charge it, and say whether there is another try.
 
     The last part is what could not be charged yet.
@@ -96,7 +96,7 @@ def note_incidents(
             return record, tuple(fresh), verdict, detection.Detection()
 
 
-def _is_calm(job: TrainingJob, record: Record, observed: Observed, now: float) -> bool:
+def _is_calm(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> bool:
     """Whether all train on although some have to go, as far as nothing else has gone wrong."""
     if not any(map(observed.notices_of, observed.pods)):
         return False
@@ -105,8 +105,8 @@ def _is_calm(job: TrainingJob, record: Record, observed: Observed, now: float) -
 
 
 def _note_explanations(
-    job: TrainingJob, record: Record, observed: Observed, now: float
-) -> tuple[Record, retries.Verdict | None]:
+    job: TrainingJob, record: JobRecord, observed: Observed, now: float
+) -> tuple[JobRecord, retries.Verdict | None]:
     """Take over what has been said since about pods that vanished; a verdict if that ends the job.
 
     The budget that has paid gets it back, and the one of the cause pays; where none had to pay,
@@ -149,7 +149,7 @@ def newly_explained(
     return tuple(i for i in after if i.at in unknown and not i.evidence.endswith(UNEXPLAINED))
 
 
-def note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+def note_rollback(record: JobRecord, observed: Observed) -> tuple[JobRecord, tuple[Incident, ...]]:
     """Take over what the trainer has put right by itself; what it does again is rework."""
     found = incidents.of_the_trainer(observed, record.incidents)
     if found is None:
@@ -160,8 +160,8 @@ def note_rollback(record: Record, observed: Observed) -> tuple[Record, tuple[Inc
 
 
 def note_damage(
-    record: Record, observed: Observed, now: float
-) -> tuple[Record, tuple[Incident, ...]]:
+    record: JobRecord, observed: Observed, now: float
+) -> tuple[JobRecord, tuple[Incident, ...]]:
     """Tell of damaged checkpoints that the current round has passed over, once; it costs no budget.
 
     Where they could not be marked as bad, later rounds come upon the same ones again.
@@ -179,8 +179,8 @@ def note_damage(
 
 
 def _charged(
-    record: Record, job: TrainingJob, incident: Incident, observed: Observed, now: float
-) -> tuple[Record, Incident, retries.Verdict]:
+    record: JobRecord, job: TrainingJob, incident: Incident, observed: Observed, now: float
+) -> tuple[JobRecord, Incident, retries.Verdict]:
     """Judge a new incident, and put it into the record."""
     if record.first_step_at is not None:
         incident = incidents.of_a_started_job(incident)
@@ -203,7 +203,7 @@ def _charged(
     return record.with_incident(incident, history), incident, verdict
 
 
-def _in_budgets(record: Record, incident: Incident) -> Incident:
+def _in_budgets(record: JobRecord, incident: Incident) -> Incident:
     """The incident as budgets see it: its step means something only where our trainer counts them.
 
     What a program reports now and then may be the same step for errors that are not.
@@ -246,7 +246,7 @@ def _is_whole(observed: Observed) -> bool:
 
 
 def _doomed(
-    job: TrainingJob, record: Record, observed: Observed, now: float
+    job: TrainingJob, record: JobRecord, observed: Observed, now: float
 ) -> frozenset[str] | None:
     """Members for which the current round is about to end; None when somebody has stopped."""
     current = observed.round
@@ -261,8 +261,8 @@ def _doomed(
 
 
 def resolve(
-    job: TrainingJob, record: Record, observed: Observed, now: float
-) -> tuple[Record, tuple[Incident, ...]]:
+    job: TrainingJob, record: JobRecord, observed: Observed, now: float
+) -> tuple[JobRecord, tuple[Incident, ...]]:
     """Close incidents once a round that came after them trains, or the one before has gone on.
 
     Where its first step becomes known only later, so does what the incidents have cost in steps.
@@ -313,13 +313,13 @@ def resolve(
     return replace(record, incidents=tuple(result), rework_seconds=rework), tuple(closed)
 
 
-def _add_restart(record: Record, closed: Sequence[Incident], now: float) -> Record:
+def _add_restart(record: JobRecord, closed: Sequence[Incident], now: float) -> JobRecord:
     """Book the time for which these, which end together, have kept training from going on."""
     since = min((incident.at - incident.silent for incident in closed), default=now)
     return replace(record, restart_seconds=record.restart_seconds + max(0.0, now - since))
 
 
-def measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident, ...]]:
+def measure(record: JobRecord, observed: Observed) -> tuple[JobRecord, tuple[Incident, ...]]:
     """Add to incidents that the current round has closed where the time went."""
     number = observed.round.number if observed.round else 0
     fresh: dict[int, Incident] = {}
@@ -337,7 +337,7 @@ def measure(record: Record, observed: Observed) -> tuple[Record, tuple[Incident,
     return replace(record, incidents=known), tuple(fresh.values())
 
 
-def close_all(record: Record, now: float) -> Record:
+def close_all(record: JobRecord, now: float) -> JobRecord:
     """Close what is open: training stops here, whatever happened before."""
     record = _add_restart(record, record.open_incidents, now)
     closed = tuple(

@@ -16,7 +16,7 @@ from rekindle_operator.status import status
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class LogLine:
     """One line of the log."""
 
     level: int
@@ -25,33 +25,33 @@ class Line:
     """See rekindle_operator.logs.FIELDS."""
 
 
-def lines(before: Mapping[str, Any], plan: Plan) -> Iterator[Line]:
+def lines(before: Mapping[str, Any], plan: Plan) -> Iterator[LogLine]:
     """What a plan has changed, in the order in which it happened."""
     after = plan.status
     old, new = before.get("phase"), after.get("phase")
     if old is None:
-        yield Line(level=logging.INFO, message="created", fields={"reason": "Created"})
+        yield LogLine(level=logging.INFO, message="created", fields={"reason": "Created"})
     if old in status.TERMINAL and new not in status.TERMINAL:
         message = "runs again after its end"
-        yield Line(level=logging.INFO, message=message, fields={"reason": "Restarted"})
+        yield LogLine(level=logging.INFO, message=message, fields={"reason": "Restarted"})
     if old == status.SUSPENDED and new not in {status.SUSPENDED, *status.TERMINAL}:
-        yield Line(level=logging.INFO, message="goes on", fields={"reason": "Resumed"})
+        yield LogLine(level=logging.INFO, message="goes on", fields={"reason": "Resumed"})
     for incident in plan.incidents:
         mere = incident.cause is Cause.OPERATOR
-        yield Line(
+        yield LogLine(
             level=logging.INFO if mere else logging.WARNING,
             message=f"{incident.cause}: {incident.evidence}; {incident.action}",
             fields={"incident": str(incident.cause), "round": incident.round or None},
         )
     if plan.publish:
         pods = ", ".join(member.pod for member in plan.publish.members)
-        yield Line(
+        yield LogLine(
             level=logging.INFO,
             message=f"round {plan.publish.number}: {pods} ({plan.publish.reason})",
             fields={"reason": "RoundFormed", "round": plan.publish.number},
         )
     for incident in plan.resolved:
-        yield Line(
+        yield LogLine(
             level=logging.INFO,
             message=f"recovered from {incident.cause} in {incident.seconds_lost or 0.0:.1f} s",
             fields={
@@ -62,15 +62,15 @@ def lines(before: Mapping[str, Any], plan: Plan) -> Iterator[Line]:
         )
     if new == status.DELETING and old != status.DELETING:
         message = str(after.get("message"))
-        yield Line(level=logging.INFO, message=message, fields={"reason": "Deleting"})
+        yield LogLine(level=logging.INFO, message=message, fields={"reason": "Deleting"})
     if new == status.SUSPENDED and old != status.SUSPENDED:
         message = str(after.get("message"))
-        yield Line(level=logging.INFO, message=message, fields={"reason": "Suspended"})
+        yield LogLine(level=logging.INFO, message=message, fields={"reason": "Suspended"})
     if new in status.TERMINAL and old not in status.TERMINAL:
         failed = new == status.FAILED
         kind = "Failed" if failed else "Complete"
         why = next((c["reason"] for c in after.get("conditions") or () if c["type"] == kind), new)
-        yield Line(
+        yield LogLine(
             level=logging.ERROR if failed else logging.INFO,
             message=f"{str(new).lower()}: {after.get('message')}",
             fields={"reason": why, "round": after.get("round")},

@@ -14,10 +14,10 @@ from rekindle_operator.observed.observations import Observed
 from rekindle_operator.rounds import rounds, stragglers
 from rekindle_operator.rounds.stragglers import Slow
 from rekindle_operator.status import status
-from rekindle_operator.status.status import Record
+from rekindle_operator.status.status import JobRecord
 
 
-def note_progress(record: Record, observed: Observed, now: float) -> Record:
+def note_progress(record: JobRecord, observed: Observed, now: float) -> JobRecord:
     """Take over what the round's first agent says about steps and checkpoints."""
     checkpoint = _newest_checkpoint(record, observed)
     if checkpoint and checkpoint != record.checkpoint:
@@ -35,7 +35,7 @@ def note_progress(record: Record, observed: Observed, now: float) -> Record:
     return replace(record, progress=report.progress, progress_at=seen)
 
 
-def note_waiting(job: TrainingJob, record: Record, observed: Observed, now: float) -> Record:
+def note_waiting(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> JobRecord:
     """Remember since when the job does not train and waits for what others have to give.
 
     That is pods with a node, or the run that somebody else holds: when that one has left, a start
@@ -53,7 +53,7 @@ def note_waiting(job: TrainingJob, record: Record, observed: Observed, now: floa
     return record if record.waiting_since is not None else replace(record, waiting_since=now)
 
 
-def _newest_checkpoint(record: Record, observed: Observed) -> CheckpointReport | None:
+def _newest_checkpoint(record: JobRecord, observed: Observed) -> CheckpointReport | None:
     """The newest commit that members of the round know of.
 
     It goes back only when training went on from an older one, since the newest was damaged: a
@@ -77,8 +77,8 @@ def _newest_checkpoint(record: Record, observed: Observed) -> CheckpointReport |
 
 
 def note_slow(
-    job: TrainingJob, record: Record, observed: Observed, found: Sequence[Slow], now: float
-) -> tuple[Record, Observed]:
+    job: TrainingJob, record: JobRecord, observed: Observed, found: Sequence[Slow], now: float
+) -> tuple[JobRecord, Observed]:
     """Remember slow nodes; where the job wants that, their pods are advised to go."""
     slow = [
         (pod.node, pod, one.words())

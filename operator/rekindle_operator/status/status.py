@@ -1,7 +1,7 @@
 """The status of a job: what the operator remembers about it, and what people read.
 
-`Record` is the memory: everything that an operator which has just started must know to go on as if
-it had never been away. It is read from the status and written back to it; nothing else is
+`JobRecord` is the memory: everything that an operator which has just started must know to go on as
+if it had never been away. It is read from the status and written back to it; nothing else is
 persisted. `render` turns a record and what is observed into the document that ``kubectl`` shows.
 """
 
@@ -29,7 +29,7 @@ ETA_MOST = 10 * 365 * 86400.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class JobRecord:
     """What must survive an operator."""
 
     phase: str = PENDING
@@ -103,7 +103,7 @@ class Record:
         """Those after which training has not gone on yet."""
         return tuple(incident for incident in self.incidents if incident.open)
 
-    def with_incident(self, incident: Incident, history: History) -> "Record":
+    def with_incident(self, incident: Incident, history: History) -> "JobRecord":
         """Add one, and count it."""
         counts = dict(self.counts or {})
         counts[incident.klass] = counts.get(incident.klass, 0) + 1
@@ -121,7 +121,7 @@ class Record:
         return self.pending_seconds + max(0.0, now - since)
 
 
-def read(status: Mapping[str, Any]) -> Record:
+def read(status: Mapping[str, Any]) -> JobRecord:
     """The record that a status holds; an empty status gives an empty record."""
     accounting = status.get("accounting") or {}
     restarts = status.get("restarts") or {}
@@ -133,7 +133,7 @@ def read(status: Mapping[str, Any]) -> Record:
     failed: Mapping[str, Any] = next(
         (c for c in conditions if c["type"] == FAILED and c["status"] == "True"), {}
     )
-    return Record(
+    return JobRecord(
         phase=status.get("phase", PENDING),
         round=status.get("round", 0),
         start_time=parse_time(status.get("startTime")),
@@ -242,7 +242,7 @@ def _stamped(
     return result
 
 
-def goodput(record: Record, now: float) -> dict[str, Any] | None:
+def goodput(record: JobRecord, now: float) -> dict[str, Any] | None:
     """Where the time since the first pod was wanted has gone; every second in one place.
 
     productive and stall are counted by the trainer and travel with its checkpoints, so that steps
@@ -287,7 +287,7 @@ def goodput(record: Record, now: float) -> dict[str, Any] | None:
 
 def render(
     job: TrainingJob,
-    record: Record,
+    record: JobRecord,
     observed: Observed,
     conditions: list[dict[str, Any]],
     message: str,
@@ -364,7 +364,7 @@ def _user_error(at: float, step: int | None) -> dict[str, Any]:
     return {"at": at} if step is None else {"at": at, "step": step}
 
 
-def _slow_nodes(record: Record) -> list[dict[str, Any]]:
+def _slow_nodes(record: JobRecord) -> list[dict[str, Any]]:
     newest = sorted((record.slow or {}).items(), key=lambda item: item[1][1])[-20:]
     return [{"node": node, "since": since, "last": last} for node, (since, last) in newest]
 
@@ -388,7 +388,7 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _progress(record: Record) -> dict[str, Any] | None:
+def _progress(record: JobRecord) -> dict[str, Any] | None:
     progress = record.progress
     if progress is None or record.progress_at is None:
         return None

@@ -3,9 +3,9 @@
 Lightning resumes in the middle of an epoch with the batch *counter* restored and the data begun
 anew: the first batches of the epoch are trained on twice, the last never. And it has no hook
 between the end of a step and the fetch of the next batch, the one moment in which model, counters
-and generators belong together. `Cut` is both: it stands in the place of Lightning's loader of
-loaders; before it fetches, it lets the bridge save or stop, and after a restart it goes forward to
-where the checkpoint was.
+and generators belong together. `StepwiseLoader` is both: it stands in the place of Lightning's
+loader of loaders; before it fetches, it lets the bridge save or stop, and after a restart it goes
+forward to where the checkpoint was.
 
 How it goes forward depends on the loader:
 
@@ -67,14 +67,15 @@ class _Around:
         return getattr(self._inner, name)
 
 
-class Source(_Around):
-    """Stands in for Lightning's data source and puts its loader into a `Cut`, made by `make`."""
+class StepwiseSource(_Around):
+    """Stands in for Lightning's data source and puts its loader into a `StepwiseLoader`, made by
+    `make`."""
 
     def __init__(self, inner: Any, make: Callable[[Any], Any]) -> None:
         self._inner, self._make = inner, make
 
     def dataloader(self) -> Any:
-        """The script's loader, within a `Cut`."""
+        """The script's loader, within a `StepwiseLoader`."""
         return self._make(self._inner.dataloader())
 
 
@@ -139,7 +140,7 @@ class Seeded(_Around, Dataset[Any]):
         return len(self._inner)
 
 
-class Cut(CombinedLoader):
+class StepwiseLoader(CombinedLoader):
     """Lightning's training loader; `before` is called before every fetch."""
 
     def __init__(
@@ -205,7 +206,7 @@ class Cut(CombinedLoader):
         """Go on from there at the next fetch, with these generators."""
         self._resume, self._generators = position, generators
 
-    def __iter__(self) -> "Cut":
+    def __iter__(self) -> "StepwiseLoader":
         self._settle()
         if self._iterator is not None and self._resume is not None:
             # Nothing was left of the epoch that the checkpoint was in; this is another one.

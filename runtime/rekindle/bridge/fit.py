@@ -1,9 +1,10 @@
 """One call of Lightning's `fit` on one rank: what it begins from, what is saved, how it ends.
 
-Its parts are those of `rekindle.Trainer`: `persistence.Session` (what is saved, and when), `Notice`
-and `Consensus` (who wants to stop, after which step), the control page and the meter. The callback
-calls it at Lightning's hooks, and `Cut` before each fetch of training data: the one moment in which
-model, counters and generators belong together, so that is where state is saved.
+Its parts are those of `rekindle.Trainer`: `persistence.Session` (what is saved, and when),
+`StopNotice` and `Consensus` (who wants to stop, after which step), the control page and the meter.
+The callback calls it at Lightning's hooks, and `StepwiseLoader` before each fetch of training data:
+the one moment in which model, counters and generators belong together, so that is where state is
+saved.
 
 Lightning's own handler of SIGTERM broadcasts inside of the handler, which hangs when only one rank
 was signalled; it is replaced for the time of the training. A notice that comes during a validation
@@ -24,8 +25,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rekindle import randomness
 from rekindle.bridge import resuming, scope, state, tuned
-from rekindle.bridge.data import Cut, Source
-from rekindle.bridge.progress import Progress
+from rekindle.bridge.data import StepwiseLoader, StepwiseSource
+from rekindle.bridge.progress import FitProgress
 from rekindle.checkpoint import SaveError
 from rekindle.checkpoint.format.manifest import commit_key
 from rekindle.console import Console
@@ -37,8 +38,8 @@ from rekindle.metrics.prometheus import CHECKPOINT_ERRORS
 from rekindle.persistence import run_identity, run_selection
 from rekindle.persistence.policy import root
 from rekindle.persistence.restore import Found
-from rekindle.persistence.session import FLUSH_SECONDS, Session
-from rekindle.ranks.consensus import Consensus, Notice, obey
+from rekindle.persistence.session import FLUSH_SECONDS, CheckpointSession
+from rekindle.ranks.consensus import Consensus, StopNotice, obey
 from rekindle.ranks.control_page import ControlPage
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Fit:
         self._console = Console(first=self._world.first, progress=False)
         if page is not None and self._world.local_rank == 0:
             page.attach()
-        self.session = Session(flags, self._world, page)
+        self.session = CheckpointSession(flags, self._world, page)
         try:
             self.session.lease.take()
             self._prepare(flags)
@@ -78,12 +79,12 @@ class Fit:
         if notice_line is not None and flags.fit_number == 1 and own_root:
             self._console.say(notice_line)
         self._found: Found = self._find(flags)
-        self._notice: Notice | None = None
+        self._notice: StopNotice | None = None
         self._handler: Any = None
         """What `listen` has put in the place of Lightning's handler of SIGTERM."""
         self._consensus: Consensus | None = None
-        self._cut: Cut | None = None
-        self._progress = Progress(trainer, self._world, page, self._batch_size)
+        self._cut: StepwiseLoader | None = None
+        self._progress = FitProgress(trainer, self._world, page, self._batch_size)
         self._running = self._closed = False
         self._generators: dict[str, Any] | None = None
         """What the next lines of the script draw from, where a fit was repeated."""
@@ -91,7 +92,7 @@ class Fit:
         """Whether there was anything left to train."""
         self._pending: dict[str, list[torch.Tensor]] = {}
         """Running metrics of before a restart that wait for their objects; see `state.merge`."""
-        source: Any = Source(self._loop._data_source, self._make_cut)
+        source: Any = StepwiseSource(self._loop._data_source, self._make_cut)
         self._loop._data_source = source
         self._sanity: Any = None
         """The script's `num_sanity_val_steps`, while there are none."""
@@ -131,12 +132,12 @@ class Fit:
             return Found()
         return replace(candidates.newest(flags.resume), again=decision.again)
 
-    def _make_cut(self, loaders: Any) -> Cut:
+    def _make_cut(self, loaders: Any) -> StepwiseLoader:
         if not isinstance(loaders, CombinedLoader):
             # As Lightning does when it gets no loader of loaders.
             loaders = CombinedLoader(loaders, "max_size_cycle")
         first = self._cut is None
-        self._cut = Cut(loaders, self._between, lambda: self._progress.epoch)
+        self._cut = StepwiseLoader(loaders, self._between, lambda: self._progress.epoch)
         if first and self._found.restored is not None:
             saved = self._found.restored.rank_state
             assert isinstance(saved, dict)
@@ -195,7 +196,7 @@ class Fit:
         """Take SIGTERM from Lightning; on_train_start and the sanity check may both come."""
         if self._notice is not None:
             return
-        self._notice = Notice(self._page)
+        self._notice = StopNotice(self._page)
         if self._page is not None and threading.current_thread() is threading.main_thread():
             # The agent speaks through the page, and ends workers by SIGTERM when time is up.
             signal.signal(signal.SIGTERM, signal.SIG_DFL)

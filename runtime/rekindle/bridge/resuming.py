@@ -18,7 +18,7 @@ from lightning.pytorch.loops.loop import _Loop
 from rekindle.bridge import state
 from rekindle.checkpoint import Restored
 from rekindle.contract import ENV_WORKERS
-from rekindle.contract import Restored as RestoredReport
+from rekindle.contract import RestoredFrom as RestoredReport
 from rekindle.errors.outcome import Preempted
 from rekindle.errors.requirement import RequirementError
 from rekindle.ranks.control_page import ControlPage

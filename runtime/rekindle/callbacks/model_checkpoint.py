@@ -27,7 +27,7 @@ from rekindle.checkpoint.retention import Best, Retention
 from rekindle.errors.misconfiguration import MisconfigurationException
 from rekindle.flags import Every
 from rekindle.loggers.logger import overrides
-from rekindle.persistence.exported_files import Job
+from rekindle.persistence.exported_files import FileJob
 from rekindle.persistence.policy import root as root_of
 
 if TYPE_CHECKING:
@@ -202,9 +202,9 @@ class ModelCheckpoint(Checkpoint):
             for path, step in self._files.items():
                 by_step.setdefault(step, {})[path] = self.save_weights_only
             for step, paths in by_step.items():
-                run.session.files.plan(Job(step=step, write=paths, repair=True))
+                run.session.files.plan(FileJob(step=step, write=paths, repair=True))
             gone, links = tuple(self._gone), dict(self._links)
-            run.session.files.plan(Job(step=-1, links=links, remove=gone, repair=True))
+            run.session.files.plan(FileJob(step=-1, links=links, remove=gone, repair=True))
         self._by_clock(trainer)
 
     def _by_clock(self, trainer: "Trainer") -> None:
@@ -428,7 +428,7 @@ class ModelCheckpoint(Checkpoint):
                     logger.after_save_checkpoint(seen)
 
             done = tell if told and here else None
-            files.plan(Job(step=step, write=here, links=links, remove=gone, done=done))
+            files.plan(FileJob(step=step, write=here, links=links, remove=gone, done=done))
         self._gone = list(gone)[-4:]
 
     # Names.

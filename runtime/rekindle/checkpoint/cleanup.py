@@ -32,7 +32,7 @@ from rekindle.checkpoint.objects.interface import (
     AccessDenied,
     NotFound,
     PreconditionFailed,
-    Refused,
+    RequestRefused,
     Stat,
 )
 from rekindle.checkpoint.retention import Candidate, Retention, candidate, kept
@@ -49,7 +49,7 @@ _PREFIXES = ("commit/", "data/", "part/", "bad/")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CleanupPlan:
     """What a clean-up would do."""
 
     stays: tuple[CommitRef, ...]
@@ -91,7 +91,7 @@ class Cleaner:
         self._known: dict[tuple[CommitRef, str], Candidate] = {}
         self._seen: _Seen | None = None
 
-    def plan(self, newest: CommitRef | None = None) -> Plan:
+    def plan(self, newest: CommitRef | None = None) -> CleanupPlan:
         """Look through the whole store and decide.
 
         `newest` is a commit that certainly exists, by default the newest of the line. Raises
@@ -115,14 +115,14 @@ class Cleaner:
         self._seen = seen
         return plan
 
-    def run(self, newest: CommitRef | None = None) -> Plan:
+    def run(self, newest: CommitRef | None = None) -> CleanupPlan:
         """Look through the whole store, decide and do it; returns what was decided.
 
         Raises as `plan` does.
         """
         return self._do(self.plan(newest))
 
-    def go_on(self, newest: CommitRef) -> Plan:
+    def go_on(self, newest: CommitRef) -> CleanupPlan:
         """The same after one more commit of this attempt, from what is known; raises as `plan`."""
         seen = self._seen
         if seen is None or time.monotonic() - seen.at > LOOK_AGAIN_SECONDS:
@@ -145,7 +145,7 @@ class Cleaner:
         garbage: list[CommitRef],
         newest: CommitRef | None,
         stats: list[Stat] | None,
-    ) -> Plan:
+    ) -> CleanupPlan:
         """`stats` are all objects, or None when they are listed as far as they are to go."""
         pins = {pin.ref for pin in self._store.pins().values()}
         candidates = self._candidates(seen, bad, pins)
@@ -165,7 +165,7 @@ class Cleaner:
             and manifest.ref_of(stat.key) in doomed
         ]
         held = {manifest.ref_of(key) for key in live}
-        return Plan(
+        return CleanupPlan(
             stays=tuple(sorted(stay, reverse=True)),
             goes={ref: goes[ref] for ref in sorted(goes) if ref != newest},
             left_over=tuple(ref for ref in garbage if ref not in held),
@@ -173,7 +173,7 @@ class Cleaner:
             nbytes=sum(stat.size for stat in keys),
         )
 
-    def _do(self, plan: Plan) -> Plan:
+    def _do(self, plan: CleanupPlan) -> CleanupPlan:
         spared: set[CommitRef | None] = set()
         for ref, etag in plan.goes.items():
             key = manifest.commit_key(ref)
@@ -265,7 +265,7 @@ def sweep(store: Store, fence: int) -> None:
     old = [f for f in fences if f is not None and f <= fence - KEPT_LEASES]
     store.objects.delete_many(manifest.lease_key(number) for number in old)
     # Listing uploads needs a permission of its own, and not every server can do it.
-    with contextlib.suppress(AccessDenied, Refused, NotFound):
+    with contextlib.suppress(AccessDenied, RequestRefused, NotFound):
         store.objects.abandon_uploads(
             "",
             older_than=STALE_UPLOAD_SECONDS,

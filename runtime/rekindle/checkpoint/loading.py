@@ -16,11 +16,11 @@ import torch
 from rekindle.checkpoint import shards
 from rekindle.checkpoint.format import layout, tensors
 from rekindle.checkpoint.format.encoding import DecodingError, Json, Tree
-from rekindle.checkpoint.format.layout import Runs
+from rekindle.checkpoint.format.layout import StridedRuns
 from rekindle.checkpoint.format.manifest import IntegrityError, ObjectEntry, TensorEntry
 from rekindle.checkpoint.format.tensors import TORCH_DTYPES, rebuild
 from rekindle.checkpoint.objects.interface import Objects
-from rekindle.checkpoint.shards import Target
+from rekindle.checkpoint.shards import TensorTarget
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -52,8 +52,8 @@ def load(
             raise error
         given_tensors = tensors.named(into)
         _check(stored, given_tensors, what)
-        whole: dict[str, Target] = {}
-        boxes: dict[str, Target] = {}
+        whole: dict[str, TensorTarget] = {}
+        boxes: dict[str, TensorTarget] = {}
         for entry in stored:
             given = given_tensors.get(entry.name)
             target, runs = _target(entry, given, what)
@@ -62,10 +62,10 @@ def load(
                 copies.append((target, torch.empty_like(target, memory_format=_CONTIGUOUS)))
                 target = copies[-1][1]
             if runs is None:
-                every = Runs(start=0, length=entry.nbytes, count=1, stride=0, at=0)
-                whole[entry.name] = Target(target, [every])
+                every = StridedRuns(start=0, length=entry.nbytes, count=1, stride=0, at=0)
+                whole[entry.name] = TensorTarget(target, [every])
             else:
-                boxes[entry.name] = Target(target, runs)
+                boxes[entry.name] = TensorTarget(target, runs)
         shared = shards.stretches(entries, stored, whole, chunk=chunk)
         own = shards.stretches(entries, stored, boxes, chunk=chunk)
     except Exception as failure:
@@ -110,7 +110,7 @@ def _check(stored: Sequence[TensorEntry], into: Mapping[str, torch.Tensor], what
 
 def _target(
     entry: TensorEntry, given: torch.Tensor | None, what: str
-) -> tuple[torch.Tensor, list[Runs] | None]:
+) -> tuple[torch.Tensor, list[StridedRuns] | None]:
     """What to fill for a tensor, and which of its bytes that is; None for all."""
     if given is not None:
         if not tensors.is_sharded(given):

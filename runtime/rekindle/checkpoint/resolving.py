@@ -42,7 +42,7 @@ _WORDS: Mapping[str, Kind] = {"last": "last", "best": "best", "hpc": "hpc"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class CheckpointTarget:
     """What a text means: something in the run at `uri`."""
 
     text: str
@@ -66,7 +66,7 @@ def locate(
     root: str | None,
     script_root: str | None = None,
     options: Mapping[str, str] | None = None,
-) -> Target:
+) -> CheckpointTarget:
     """Find the run that a text is about; looks for runs in the folders of an alias.
 
     `root` is the run's own; `script_root` the one that the script gave, when the job has replaced
@@ -76,7 +76,7 @@ def locate(
     if given in _WORDS:
         if root is None:
             raise ValueError(f"{given!r} is a name within a run; give the path or URI of one")
-        return Target(text=given, uri=root, kind=_WORDS[given])
+        return CheckpointTarget(text=given, uri=root, kind=_WORDS[given])
     path = whole(given)
     if root is not None and script_root is not None and root != script_root:
         below = _below(path, script_root)
@@ -86,11 +86,11 @@ def locate(
         uri, key = match.groups()
         ref, pin = ref_of(key), pin_of(key)
         if ref is not None:
-            return Target(text=given, uri=uri, kind="commit", ref=ref)
+            return CheckpointTarget(text=given, uri=uri, kind="commit", ref=ref)
         if pin is not None:
-            return Target(text=given, uri=uri, kind="pin", name=pin)
+            return CheckpointTarget(text=given, uri=uri, kind="pin", name=pin)
     if not path.endswith(".ckpt"):
-        return Target(text=given, uri=path, kind="last")
+        return CheckpointTarget(text=given, uri=path, kind="last")
     return _alias(given, path, root, options or {})
 
 
@@ -100,11 +100,13 @@ def _below(path: str, root: str) -> str | None:
     return path[len(root) :].lstrip("/") if path == root or path.startswith(f"{root}/") else None
 
 
-def _alias(given: str, path: str, root: str | None, options: Mapping[str, str]) -> Target:
+def _alias(given: str, path: str, root: str | None, options: Mapping[str, str]) -> CheckpointTarget:
     local = path.removeprefix("file://")
     if os.path.isfile(local):
         # Of Lightning's or of ours: whoever reads it says what it holds.
-        return Target(text=given, uri=root or os.path.dirname(local), kind="file", name=local)
+        return CheckpointTarget(
+            text=given, uri=root or os.path.dirname(local), kind="file", name=local
+        )
     folder, rest = path, ""
     while "/" in folder.partition("://")[2].lstrip("/") or folder.startswith("/"):
         folder, _, last = folder.rpartition("/")
@@ -113,7 +115,7 @@ def _alias(given: str, path: str, root: str | None, options: Mapping[str, str]) 
         if own or (folder and _holds_run(folder, options)):
             name = rest.removesuffix(".ckpt")
             kind: Kind = "last" if name == "last" else "alias"
-            return Target(text=given, uri=folder, kind=kind, name=name)
+            return CheckpointTarget(text=given, uri=folder, kind=kind, name=name)
         if not folder:
             break
     raise FileNotFoundError(
@@ -129,7 +131,7 @@ def _holds_run(folder: str, options: Mapping[str, str]) -> bool:
     return any(True for prefix in ("commit/", "lease/") for _ in objects.list(prefix))
 
 
-def choose(store: Store, target: Target, rule: Best | None) -> list[CommitRef]:
+def choose(store: Store, target: CheckpointTarget, rule: Best | None) -> list[CommitRef]:
     """The commits that a target means, the one to try first first; may be none for ``last``.
 
     Raises ValueError or FileNotFoundError that say what there is instead.
@@ -182,7 +184,7 @@ def choose(store: Store, target: Target, rule: Best | None) -> list[CommitRef]:
     return [names[max(fitting, key=len)]]
 
 
-def _lost(what: str, target: Target, known: Mapping[str, Any]) -> str:
+def _lost(what: str, target: CheckpointTarget, known: Mapping[str, Any]) -> str:
     close = get_close_matches(target.name, known, n=1, cutoff=0.3)
     hint = f"the closest one is {close[0]!r}" if close else "it has none; use ckpt_path='last'"
     return f"{target.text}: the run {target.uri} has no {what} {target.name!r}; {hint}"

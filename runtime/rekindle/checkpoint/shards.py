@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from rekindle.checkpoint.format import checksum, layout
-from rekindle.checkpoint.format.layout import Runs
+from rekindle.checkpoint.format.layout import StridedRuns
 from rekindle.checkpoint.format.manifest import IntegrityError, ObjectEntry, Slice, TensorEntry
 from rekindle.checkpoint.format.packing import ShardPlan
 from rekindle.checkpoint.format.tensors import as_bytes, view
@@ -57,10 +57,10 @@ def fill(shard: ShardPlan, sources: Sequence[torch.Tensor], memory: torch.Tensor
         target.copy_(source[piece.start : piece.stop], non_blocking=on_gpu and target.is_pinned())
 
 
-class Target:
+class TensorTarget:
     """Where the bytes of one tensor go: a contiguous tensor, and what of the whole it holds."""
 
-    def __init__(self, tensor: torch.Tensor, runs: Sequence[Runs]) -> None:
+    def __init__(self, tensor: torch.Tensor, runs: Sequence[StridedRuns]) -> None:
         self.runs = runs
         self._flat = as_bytes(tensor)
         self._memory = view(self._flat) if tensor.device.type == "cpu" else None
@@ -80,9 +80,9 @@ class _Block:
     offset: int
     length: int
     crc: int
-    target: Target | None
+    target: TensorTarget | None
     """None for the header."""
-    sources: Sequence[Runs]
+    sources: Sequence[StridedRuns]
 
     def deliver(self, found: memoryview) -> None:
         """Copy what the target wants of it."""
@@ -125,7 +125,7 @@ class Stretch:
 def stretches(
     entries: Sequence[ObjectEntry],
     tensors: Iterable[TensorEntry],
-    targets: Mapping[str, Target],
+    targets: Mapping[str, TensorTarget],
     *,
     chunk: int,
 ) -> list[Stretch]:
@@ -143,8 +143,8 @@ def stretches(
     ]
 
 
-def _blocks(piece: Slice, target: Target, chunk: int) -> list[_Block]:
-    held = Runs(
+def _blocks(piece: Slice, target: TensorTarget, chunk: int) -> list[_Block]:
+    held = StridedRuns(
         start=piece.start,
         length=piece.length // piece.count,
         count=piece.count,

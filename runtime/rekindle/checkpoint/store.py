@@ -72,7 +72,7 @@ class Lease:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class NewestLease:
     """The newest lease of a run, as somebody finds it who wants to write there, too."""
 
     fence: int
@@ -220,7 +220,7 @@ class Store:
             return Lease(fence=fence, owner=owner, etag=etag, fields=fields)
         raise StoreError(f"{self.uri}: 100 other attempts took the lease first; is this a loop?")
 
-    def held(self) -> Held | None:
+    def held(self) -> NewestLease | None:
         """The newest lease; None when there is none, or none that says who holds it."""
         fence = self.newest_fence()
         if not fence:
@@ -235,7 +235,7 @@ class Store:
         if holder is None or not isinstance(since, int | float) or not 0 <= since < 1e11:
             return None
         ended = found.get("ended") == 1
-        return Held(fence=fence, holder=holder, since=float(since), ended=ended, etag=etag)
+        return NewestLease(fence=fence, holder=holder, since=float(since), ended=ended, etag=etag)
 
     def renew(self, lease: Lease, *, ended: bool = False) -> Lease:
         """Show that the holder of a lease is there, or with `ended` that it is not any more.

@@ -37,7 +37,7 @@ class Damage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class VerifyReport:
     """What reading one checkpoint back has shown."""
 
     ref: CommitRef
@@ -56,7 +56,7 @@ class Block:
     crc: int
 
 
-def verify(store: Store, ref: CommitRef) -> Report:
+def verify(store: Store, ref: CommitRef) -> VerifyReport:
     """Compare everything; raises `NotFound`, `StoreError`, `VersionError` and no `IntegrityError`.
 
     Raises `ChecksumUnavailable` when this installation cannot compute the algorithm used.
@@ -65,7 +65,7 @@ def verify(store: Store, ref: CommitRef) -> Report:
         commit = store.read(ref)
     except IntegrityError as error:
         damage = Damage(key=manifest.commit_key(ref), what=str(error))
-        return Report(ref=ref, objects=1, nbytes=0, damage=(damage,))
+        return VerifyReport(ref=ref, objects=1, nbytes=0, damage=(damage,))
     blocks: dict[str, list[Block]] = {entry.key: [] for entry in commit.objects}
     entries = {entry.key: entry for entry in commit.objects}
     collect(blocks, commit.objects, commit.tensors, commit.chunk)
@@ -87,7 +87,7 @@ def verify(store: Store, ref: CommitRef) -> Report:
         for own in pool.map(lambda job: check(*job), jobs):
             found += own
     size += sum(entries[key].size for key in blocks)
-    return Report(
+    return VerifyReport(
         ref=ref, objects=1 + commit.world_size + len(blocks), nbytes=size, damage=tuple(found)
     )
 

@@ -43,7 +43,7 @@ YAML; an object is a mapping with the key class: --trainer.callbacks "[{{class: 
 
 
 @dataclass(frozen=True)
-class Line:
+class ConfigCommand:
     """A command line, taken apart."""
 
     verb: str
@@ -53,7 +53,7 @@ class Line:
     show: bool
 
 
-def parse(arguments: Sequence[str]) -> Line:
+def parse(arguments: Sequence[str]) -> ConfigCommand:
     """Take a command line apart; raises ConfigError."""
     if not arguments or arguments[0] in ("-h", "--help"):
         raise ConfigError(f"say what to do: {', '.join(VERBS)}; rekindle fit --help tells more")
@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> Line:
                 files.append(Path(value))
             else:
                 options.append((name, value))
-    return Line(verb, tuple(files), tuple(options), wants_help, show)
+    return ConfigCommand(verb, tuple(files), tuple(options), wants_help, show)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -4,8 +4,8 @@
 its annotation and default. `fill` reads a block of a tree into it: unknown keys are answered with
 the nearest known one, missing ones are named, values are checked against the annotations. An object
 inside of a block (a callback, a dataclass, a strategy) is written as a mapping with the key
-``class``, or as its mere name; it becomes a `Target`, which is made only when everything is known
-to be right.
+``class``, or as its mere name; it becomes a `ConfigTarget`, which is made only when everything is
+known to be right.
 
 Types are strict in the way people expect: a whole number is a float too, nothing else changes kind.
 Texts from the command line count as what they were meant to be. Annotations that say nothing a
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from rekindle.config.tree import CLASS, ConfigError, Node, hint
+from rekindle.config.tree import CLASS, ConfigError, ConfigNode, hint
 
 PACKAGES = (
     "rekindle.callbacks",
@@ -44,7 +44,7 @@ _PLURALS = (list, tuple, set, frozenset, Sequence, Iterable, AbstractSet)
 
 
 @dataclass(frozen=True)
-class Target:
+class ConfigTarget:
     """Something to be made: a class or function, with its arguments."""
 
     name: str
@@ -60,8 +60,8 @@ class Target:
 
 
 def made(value: Any) -> Any:
-    """A value with every `Target` inside of it made."""
-    if isinstance(value, Target):
+    """A value with every `ConfigTarget` inside of it made."""
+    if isinstance(value, ConfigTarget):
         return value.make()
     if isinstance(value, list | tuple | set | frozenset):
         return type(value)(made(item) for item in value)
@@ -144,11 +144,11 @@ def required(one: "dataclasses.Field[Any]") -> bool:
 
 
 def fill(
-    kind: Callable[..., Any], block: Node, where: str, name: str, *, closed: bool = False
-) -> Target:
+    kind: Callable[..., Any], block: ConfigNode, where: str, name: str, *, closed: bool = False
+) -> ConfigTarget:
     """Read a block into the schema of what it is for; raises ConfigError."""
     if block.value is None:
-        block = Node({}, block.place)
+        block = ConfigNode({}, block.place)
     if not isinstance(block.value, dict):
         raise ConfigError(f"{block.place}: {where} must have keys, not just a value")
     fields = {one.name: one for one in dataclasses.fields(schema(kind))}
@@ -175,7 +175,7 @@ def fill(
             f"({described(missing[0].type)}), which nobody gives; write it under {where}:, or give "
             f"--{where}.{missing[0].name}"
         )
-    return Target(name, kind, arguments, places)
+    return ConfigTarget(name, kind, arguments, places)
 
 
 def _sharpened(one: "dataclasses.Field[Any]") -> Any:
@@ -185,7 +185,7 @@ def _sharpened(one: "dataclasses.Field[Any]") -> Any:
     return one.type
 
 
-def convert(node: Node, annotation: Any, where: str) -> Any:
+def convert(node: ConfigNode, annotation: Any, where: str) -> Any:
     """The value as its annotation wants it; raises ConfigError."""
     found = _converted(node, annotation, where)
     if found is _NO:
@@ -201,7 +201,7 @@ _NO: Any = object()
 """A value does not fit."""
 
 
-def _converted(node: Node, annotation: Any, where: str) -> Any:
+def _converted(node: ConfigNode, annotation: Any, where: str) -> Any:
     origin, value = typing.get_origin(annotation), node.value
     arguments = typing.get_args(annotation)
     if origin in (Union, types.UnionType):
@@ -227,7 +227,7 @@ def _converted(node: Node, annotation: Any, where: str) -> Any:
     return _object(node, kind, where)
 
 
-def _one_of(node: Node, options: Sequence[Any], where: str) -> Any:
+def _one_of(node: ConfigNode, options: Sequence[Any], where: str) -> Any:
     """The first that the value is exactly, else the first that it can be."""
     errors = []
     exact = [option for option in options if option is type(node.value)]
@@ -264,7 +264,7 @@ def _is_made(option: Any) -> bool:
     )
 
 
-def _literal(node: Node, allowed: Sequence[Any]) -> Any:
+def _literal(node: ConfigNode, allowed: Sequence[Any]) -> Any:
     for one in allowed:
         if type(one) is type(node.value) and one == node.value:
             return one
@@ -273,7 +273,7 @@ def _literal(node: Node, allowed: Sequence[Any]) -> Any:
     return _NO
 
 
-def _scalar(node: Node, kind: type) -> Any:
+def _scalar(node: ConfigNode, kind: type) -> Any:
     value = node.value
     if type(value) is kind:
         return value
@@ -290,7 +290,7 @@ def _scalar(node: Node, kind: type) -> Any:
     return _NO
 
 
-def _several(node: Node, kind: Any, arguments: Sequence[Any], where: str) -> Any:
+def _several(node: ConfigNode, kind: Any, arguments: Sequence[Any], where: str) -> Any:
     if not isinstance(node.value, list):
         return _NO
     if kind is tuple and arguments and arguments[-1] is not Ellipsis:
@@ -306,7 +306,7 @@ def _several(node: Node, kind: Any, arguments: Sequence[Any], where: str) -> Any
     return kind(items) if kind in (list, tuple, set, frozenset) else items
 
 
-def _object(node: Node, kind: Any, where: str) -> Any:
+def _object(node: ConfigNode, kind: Any, where: str) -> Any:
     """An object that is written as a mapping with ``class``, or by name alone."""
     value = node.value
     # `Any` is a class as well, since Python 3.11.
@@ -330,7 +330,7 @@ def _object(node: Node, kind: Any, where: str) -> Any:
     if isinstance(value, str) and wanted.__module__ != "builtins":
         found = named(value, node.place, where)
         _check_kind(found, wanted, node.place, where)
-        return fill(found, Node({}, node.place), where, value)
+        return fill(found, ConfigNode({}, node.place), where, value)
     if getattr(wanted, "_is_protocol", False):
         return value
     return value if wanted.__module__ == "builtins" and isinstance(value, wanted) else _NO

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rekindle.config import schema
-from rekindle.config.schema import Target, convert, fill, named
+from rekindle.config.schema import ConfigTarget, convert, fill, named
 from rekindle.config.tree import (
     BLOCKS,
     CLASS,
     ConfigError,
-    Node,
+    ConfigNode,
     from_arguments,
     from_environment,
     from_file,
@@ -27,9 +27,9 @@ ENV_CONFIG = "REKINDLE_CONFIG"
 class Config:
     """Everything that one run needs, checked and not made yet."""
 
-    trainer: Target
-    model: Target | None = None
-    data: Target | None = None
+    trainer: ConfigTarget
+    model: ConfigTarget | None = None
+    data: ConfigTarget | None = None
     ckpt_path: str | None = None
 
     def make_trainer(self) -> Any:
@@ -50,7 +50,7 @@ def read(
     environment: Mapping[str, str] | None = None,
 ) -> Config:
     """Put the sources together and check them; raises ConfigError."""
-    root = Node({}, "the configuration")
+    root = ConfigNode({}, "the configuration")
     environment = environment or {}
     before = [Path(environment[ENV_CONFIG])] if environment.get(ENV_CONFIG) else []
     for path in [*before, *files]:
@@ -59,7 +59,7 @@ def read(
     return checked(merged(root, from_arguments(options)))
 
 
-def checked(root: Node) -> Config:
+def checked(root: ConfigNode) -> Config:
     """The configuration that a tree means."""
     from rekindle.trainer.trainer import Trainer
 
@@ -69,8 +69,8 @@ def checked(root: Node) -> Config:
         if key not in keys:
             known = f"did you mean 'trainer.{key}'?" if key in trainers else hint(key, keys)
             raise ConfigError(f"{node.place}: there is no key {key!r}; {known}")
-    blocks = {key: root.value.get(key, Node({}, root.place)) for key in BLOCKS}
-    ckpt_path = root.value.get("ckpt_path", Node(None, root.place))
+    blocks = {key: root.value.get(key, ConfigNode({}, root.place)) for key in BLOCKS}
+    ckpt_path = root.value.get("ckpt_path", ConfigNode(None, root.place))
     return Config(
         trainer=fill(Trainer, blocks["trainer"], "trainer", "Trainer", closed=True),
         model=_block(blocks["model"], "model"),
@@ -79,7 +79,7 @@ def checked(root: Node) -> Config:
     )
 
 
-def _block(block: Node, where: str) -> Target | None:
+def _block(block: ConfigNode, where: str) -> ConfigTarget | None:
     if not block.value:
         return None
     if not isinstance(block.value, dict) or CLASS not in block.value:
@@ -106,14 +106,14 @@ def document(config: Config) -> dict[str, Any]:
     return found
 
 
-def _with_defaults(target: Target) -> dict[str, Any]:
+def _with_defaults(target: ConfigTarget) -> dict[str, Any]:
     known = fields(schema.schema(target.kind))
     values = {one.name: schema.default(one) for one in known if not schema.required(one)}
     return {key: _written(value) for key, value in {**values, **target.arguments}.items()}
 
 
 def _written(value: Any) -> Any:
-    if isinstance(value, Target):
+    if isinstance(value, ConfigTarget):
         named = {CLASS: value.name} if value.name else {}
         return {**named, **{key: _written(item) for key, item in value.arguments.items()}}
     if isinstance(value, dict):

@@ -24,7 +24,7 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class Node:
+class ConfigNode:
     """One value: a scalar, a list of nodes, or nodes by key."""
 
     value: Any
@@ -51,7 +51,7 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f"known are {', '.join(known)}" if known else "there are none"
 
 
-def from_file(path: Path) -> Node:
+def from_file(path: Path) -> ConfigNode:
     """Read a YAML file; raises ConfigError with the line."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -62,18 +62,18 @@ def from_file(path: Path) -> Node:
     return _blocks(_yaml(text, lambda line: f"{path}:{line}"))
 
 
-def from_arguments(options: Sequence[tuple[str, str | None]]) -> Node:
+def from_arguments(options: Sequence[tuple[str, str | None]]) -> ConfigNode:
     """``("trainer.max_epochs", "3")`` and so on; a value of None means that none was given."""
-    root = Node({}, "the command line")
+    root = ConfigNode({}, "the command line")
     for name, text in options:
         place = f"--{name}"
         root = merged(root, _blocks(_at(name.split("."), _scalar(text, place), place)))
     return root
 
 
-def from_environment(environment: Mapping[str, str]) -> Node:
+def from_environment(environment: Mapping[str, str]) -> ConfigNode:
     """``REKINDLE_TRAINER_MAX_EPOCHS`` and so on; the name is the key in capitals."""
-    root = Node({}, "the environment")
+    root = ConfigNode({}, "the environment")
     for name in sorted(environment):
         for block in BLOCKS:
             prefix = f"REKINDLE_{block.upper()}_"
@@ -83,28 +83,28 @@ def from_environment(environment: Mapping[str, str]) -> Node:
     return root
 
 
-def merged(first: Node, second: Node) -> Node:
+def merged(first: ConfigNode, second: ConfigNode) -> ConfigNode:
     """Both, key by key; the second wins."""
     if not (isinstance(first.value, dict) and isinstance(second.value, dict)):
         return second
     value = dict(first.value)
     for key, node in second.value.items():
         value[key] = merged(value[key], node) if key in value else node
-    return Node(value, second.place)
+    return ConfigNode(value, second.place)
 
 
-def _at(path: Sequence[str], leaf: Node, place: str) -> Node:
+def _at(path: Sequence[str], leaf: ConfigNode, place: str) -> ConfigNode:
     for key in reversed(path):
         if not key:
             raise ConfigError(f"{place}: a name is missing between the dots")
-        leaf = Node({key: leaf}, place)
+        leaf = ConfigNode({key: leaf}, place)
     return leaf
 
 
-def _blocks(root: Node) -> Node:
+def _blocks(root: ConfigNode) -> ConfigNode:
     """``model: net:Net`` is short for ``model: {class: net:Net}``."""
     if root.value is None:
-        return Node({}, root.place)
+        return ConfigNode({}, root.place)
     if not isinstance(root.value, dict):
         raise ConfigError(
             f"{root.place}: must have keys such as {', '.join(BLOCKS)}, not just a value"
@@ -113,28 +113,28 @@ def _blocks(root: Node) -> Node:
     for key in ("model", "data"):
         node = value.get(key)
         if node is not None and isinstance(node.value, str):
-            value[key] = Node({CLASS: node}, node.place)
-    return Node(value, root.place)
+            value[key] = ConfigNode({CLASS: node}, node.place)
+    return ConfigNode(value, root.place)
 
 
-def _scalar(text: str | None, place: str) -> Node:
+def _scalar(text: str | None, place: str) -> ConfigNode:
     if text is None:
-        return Node(True, place)
+        return ConfigNode(True, place)
     try:
         node = _yaml(text, lambda _line: place)
     except ConfigError:
         # A name may hold what means something else in YAML.
-        return Node(text, place, text)
-    return Node(node.value, place, text)
+        return ConfigNode(text, place, text)
+    return ConfigNode(node.value, place, text)
 
 
-def _yaml(text: str, place: Any) -> Node:
+def _yaml(text: str, place: Any) -> ConfigNode:
     import yaml
 
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
-        return Node(None, place(1)) if root is None else _node(root, loader, place, 0)
+        return ConfigNode(None, place(1)) if root is None else _node(root, loader, place, 0)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{place(line)}: is no YAML: {error.problem}") from error
@@ -144,7 +144,7 @@ def _yaml(text: str, place: Any) -> Node:
         loader.dispose()
 
 
-def _node(node: Any, loader: Any, place: Any, depth: int) -> Node:
+def _node(node: Any, loader: Any, place: Any, depth: int) -> ConfigNode:
     import yaml
 
     here = place(node.start_mark.line + 1)
@@ -153,9 +153,9 @@ def _node(node: Any, loader: Any, place: Any, depth: int) -> Node:
     if not isinstance(node, yaml.ScalarNode) and node.tag not in _TAGS:
         raise ConfigError(f"{here}: is no YAML: could not make a {node.tag!r}")
     if isinstance(node, yaml.SequenceNode):
-        return Node([_node(item, loader, place, depth + 1) for item in node.value], here)
+        return ConfigNode([_node(item, loader, place, depth + 1) for item in node.value], here)
     if not isinstance(node, yaml.MappingNode):
-        return Node(loader.construct_object(node), here)
+        return ConfigNode(loader.construct_object(node), here)
     seen: dict[str, str] = {}
     for key, _ in node.value:
         line = place(key.start_mark.line + 1)
@@ -165,9 +165,9 @@ def _node(node: Any, loader: Any, place: Any, depth: int) -> Node:
             raise ConfigError(f"{line}: {key.value!r} is given twice, first at {seen[key.value]}")
         seen[key.value] = line
     loader.flatten_mapping(node)
-    found: dict[str, Node] = {}
+    found: dict[str, ConfigNode] = {}
     for key, item in node.value:
         child = _node(item, loader, place, depth + 1)
         # A block's place is where its key is.
-        found[str(key.value)] = Node(child.value, place(key.start_mark.line + 1), child.text)
-    return Node(found, here)
+        found[str(key.value)] = ConfigNode(child.value, place(key.start_mark.line + 1), child.text)
+    return ConfigNode(found, here)

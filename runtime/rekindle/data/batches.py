@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from rekindle.data.combined import Mode, length
-from rekindle.data.loader import Batches, Reader, Share, Source, Whole, fingerprint
+from rekindle.data.loader import BatchedItems, Batches, LoaderSource, Reader, Share, fingerprint
 from rekindle.data.sampling.order import GlobalOrder, Kind
 from rekindle.data.sampling.samplers import Ids
 from rekindle.data.sampling.script_samplers import Passes
@@ -33,14 +33,14 @@ def as_it_is(batch: Any) -> Any:
     return batch
 
 
-WHOLE = Whole(as_it_is)
+WHOLE = BatchedItems(as_it_is)
 """Collates a batch into itself."""
 
 
-class Cut(Batches):
+class BatchSamplerDataset(Batches):
     """A dataset with a sampler of batches."""
 
-    def __init__(self, source: Source, passes: Passes) -> None:
+    def __init__(self, source: LoaderSource, passes: Passes) -> None:
         """`source` has dataset and collate function; its own batch size does not count."""
         self._source, self._passes = source, passes
         self._known: dict[tuple[int, int], list[Any]] = {}
@@ -82,9 +82,9 @@ class Cut(Batches):
         """Of the dataset, and of the batches of the first epoch."""
         return _hashed([fingerprint(self._source, seed), repr(self._passes(0, 0))])
 
-    def unshuffled(self) -> "Cut":
+    def unshuffled(self) -> "BatchSamplerDataset":
         """The batches of the first epoch in every epoch."""
-        other = Cut(self._source, self._passes)
+        other = BatchSamplerDataset(self._source, self._passes)
         other._fixed = True
         return other
 
@@ -93,7 +93,7 @@ class Several(Batches):
     """Batches of several loaders, read together."""
 
     def __init__(
-        self, parts: Sequence[Source], mode: Mode, structure: Callable[[Sequence[Any]], Any]
+        self, parts: Sequence[LoaderSource], mode: Mode, structure: Callable[[Sequence[Any]], Any]
     ) -> None:
         self.parts, self._mode, self._structure = list(parts), mode, structure
         self._lengths = [part.batches for part in parts]
@@ -131,19 +131,19 @@ class Several(Batches):
         return Several([unshuffled(part) for part in self.parts], self._mode, self._structure)
 
 
-def unshuffled(source: Source) -> Source:
+def unshuffled(source: LoaderSource) -> LoaderSource:
     """The same data without an order of its own."""
     if isinstance(source.dataset, Batches):
         return replace(source, dataset=source.dataset.unshuffled())
     return replace(source, shuffle=False, draw=None)
 
 
-def order_length(source: Source, order: GlobalOrder) -> int:
+def order_length(source: LoaderSource, order: GlobalOrder) -> int:
     """Positions in an epoch of a source."""
     return order.draw.length if order.draw is not None else source.positions or source.samples
 
 
-def ordered(source: Source, seed: int) -> GlobalOrder:
+def ordered(source: LoaderSource, seed: int) -> GlobalOrder:
     """The order of a source that is read by itself."""
     draw = None if source.draw is None else source.draw(seed)
     kind: Kind = "shuffle" if source.shuffle else "sequential"
@@ -152,7 +152,7 @@ def ordered(source: Source, seed: int) -> GlobalOrder:
     )
 
 
-def ids_of(source: Source, seed: int) -> Ids | None:
+def ids_of(source: LoaderSource, seed: int) -> Ids | None:
     """Which samples an evaluation reads; None: all of them, in the order of the data."""
     if source.draw is None and source.positions is None:
         return None
@@ -162,8 +162,8 @@ def ids_of(source: Source, seed: int) -> Ids | None:
 
 
 def together(
-    parts: Sequence[Source], mode: Mode, structure: Callable[[Sequence[Any]], Any], given: Any
-) -> Source:
+    parts: Sequence[LoaderSource], mode: Mode, structure: Callable[[Sequence[Any]], Any], given: Any
+) -> LoaderSource:
     """The source of several that are read together."""
     options: dict[str, Any] = {}
     for part in parts:
@@ -172,7 +172,7 @@ def together(
             options = {**part.options}
         options["num_workers"] = workers
     options["pin_memory"] = any(part.options["pin_memory"] for part in parts)
-    return Source(
+    return LoaderSource(
         dataset=Several(parts, mode, structure),
         batch_size=1,
         shuffle=False,
@@ -203,7 +203,7 @@ def _size(batch: Any) -> int | None:
     return None
 
 
-def _opened(part: Source, seed: int) -> tuple[Reader, GlobalOrder]:
+def _opened(part: LoaderSource, seed: int) -> tuple[Reader, GlobalOrder]:
     return Reader(part, seed), ordered(part, seed)
 
 

@@ -110,7 +110,7 @@ class Ledger:
 
     def restore(self, saved: dict[str, Any], *, first: bool) -> None:
         """Go on from a saved ledger; the digest so far is carried by the `first` rank alone."""
-        record = Record.from_json(saved)
+        record = SavedLedger.from_json(saved)
         self._spans = [list(span) for span in record.spans]
         self._pending = []
         self._past = list(saved.get("past", ()))
@@ -140,7 +140,7 @@ def coalesced(spans: Iterable[list[int]]) -> list[Span]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class SavedLedger:
     """A saved ledger."""
 
     spans: tuple[Span, ...]
@@ -245,7 +245,7 @@ def audit(meta: dict[str, Any], read: Callable[[str], bytes] | None = None) -> A
     )
 
 
-def _chapters(meta: dict[str, Any]) -> list[tuple[Cursor, Record]]:
+def _chapters(meta: dict[str, Any]) -> list[tuple[Cursor, SavedLedger]]:
     """Each order of the data that the run had, with its ledger, the present one last."""
     if meta.get("cursor") is None or meta.get("ledger") is None:
         raise NoLedger(
@@ -254,14 +254,16 @@ def _chapters(meta: dict[str, Any]) -> list[tuple[Cursor, Record]]:
         )
     try:
         past = meta["ledger"].get("past", ())
-        ended = [(Cursor.from_json(one["cursor"]), Record.from_json(one["ledger"])) for one in past]
-        return [*ended, (Cursor.from_json(meta["cursor"]), Record.from_json(meta["ledger"]))]
+        ended = [
+            (Cursor.from_json(one["cursor"]), SavedLedger.from_json(one["ledger"])) for one in past
+        ]
+        return [*ended, (Cursor.from_json(meta["cursor"]), SavedLedger.from_json(meta["ledger"]))]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise NoLedger(f"its ledger cannot be read: {what}") from error
 
 
-def _epochs(cursor: Cursor, record: Record) -> list[Epochs]:
+def _epochs(cursor: Cursor, record: SavedLedger) -> list[Epochs]:
     """What the spans of one chapter say, epoch by epoch."""
     covered = _by_epoch(record.spans)
     found: list[Epochs] = []
@@ -303,7 +305,9 @@ def _union(intervals: list[tuple[int, int]]) -> int:
     return total
 
 
-def _digest_ok(cursor: Cursor, record: Record, read: Callable[[str], bytes] | None) -> bool | None:
+def _digest_ok(
+    cursor: Cursor, record: SavedLedger, read: Callable[[str], bytes] | None
+) -> bool | None:
     draw = None
     if cursor.order == "stream":
         return None
@@ -314,7 +318,7 @@ def _digest_ok(cursor: Cursor, record: Record, read: Callable[[str], bytes] | No
     return _expected_digest(cursor, cursor.order_with(draw), record.since) == record.digest
 
 
-def _stream_digest_ok(account: dict[str, Any] | None, record: Record) -> bool | None:
+def _stream_digest_ok(account: dict[str, Any] | None, record: SavedLedger) -> bool | None:
     """Whether the ids used are the first so many of each shard, every shard once per epoch."""
     if account is None or account.get("stateless"):
         return None

@@ -39,7 +39,7 @@ from rekindle.randomness import mixed, seed_all, seed_sample, watch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class LoaderSource:
     """A script's loader, taken apart."""
 
     dataset: Any
@@ -61,7 +61,7 @@ class Source:
     @property
     def whole(self) -> bool:
         """Whether the items of the dataset are batches already."""
-        return isinstance(self.collate, Whole)
+        return isinstance(self.collate, BatchedItems)
 
     @property
     def streamed(self) -> bool:
@@ -193,7 +193,7 @@ class BatchSampler:
 class Reader(Dataset[Batch]):
     """The dataset as the DataLoader sees it: its items are whole lanes."""
 
-    def __init__(self, source: Source, seed: int) -> None:
+    def __init__(self, source: LoaderSource, seed: int) -> None:
         self._dataset = source.dataset
         self._collate = source.collate
         self._seed = seed
@@ -271,7 +271,7 @@ class Reader(Dataset[Batch]):
         return self._collate(samples)
 
 
-def _tensors(source: Source) -> tuple[tuple[torch.Tensor, ...], Ids | None] | None:
+def _tensors(source: LoaderSource) -> tuple[tuple[torch.Tensor, ...], Ids | None] | None:
     """Tensors (and a subset's indices) that can be indexed directly with the same result."""
     dataset, indices = source.dataset, None
     if source.collate is not default_collate:
@@ -282,7 +282,7 @@ def _tensors(source: Source) -> tuple[tuple[torch.Tensor, ...], Ids | None] | No
     return (dataset.tensors, indices) if type(dataset) is TensorDataset else None
 
 
-class Whole:
+class BatchedItems:
     """The collate function of a dataset whose items are batches already."""
 
     def __init__(self, convert: Callable[[Any], Any]) -> None:
@@ -293,10 +293,10 @@ class Whole:
         return self.convert(items[0])
 
 
-def _ready(source: Source) -> Sequence[Any] | None:
+def _ready(source: LoaderSource) -> Sequence[Any] | None:
     """A list of batches: it cannot draw, so nothing is seeded to read it."""
     collate = source.collate
-    if type(collate) is Whole and collate.convert is default_convert:
+    if type(collate) is BatchedItems and collate.convert is default_convert:
         return source.dataset if type(source.dataset) in (list, tuple) else None
     return None
 
@@ -333,14 +333,14 @@ class Direct:
         return map(self._reader.__getitem__, iter(self._sampler))
 
 
-def build(source: Source, sampler: LaneSampler | BatchSampler, seed: int) -> Iterable[Batch]:
+def build(source: LoaderSource, sampler: LaneSampler | BatchSampler, seed: int) -> Iterable[Batch]:
     """What reads lanes: a plain DataLoader, or `Direct` where that would do the same."""
     reader, options = Reader(source, seed), dict(source.options)
     if not options["num_workers"]:
         if not options["pin_memory"]:
             return Direct(reader, sampler)
         options["persistent_workers"] = False
-    return worker_shutdown.Workers(
+    return worker_shutdown.WorkerLoader(
         reader,
         # The sampler's items are whole lanes, so the loader must not batch again.
         batch_size=None,
@@ -395,7 +395,7 @@ def streams_name(dataset: Any) -> str:
     return str(dataset) if isinstance(dataset, Iterated) else type(dataset).__qualname__
 
 
-def fingerprint(source: Source, seed: int) -> str:
+def fingerprint(source: LoaderSource, seed: int) -> str:
     """What identifies a dataset, on every rank and on resume: R9 and R12 compare it.
 
     Length, the indices of subsets, and eight samples: their structure, shapes, integers and

@@ -8,9 +8,9 @@ iterable. The question is each time whether the batches of an epoch can be made 
 - a `batch_sampler`, several loaders together, a sequence of batches: whole batches, by number;
 - everything else is a stream, which is read from its beginning.
 
-A stream without a state of its own is where exactness ends. `Source.loose` says so; whether that is
-accepted is decided where the run is made. To evaluate, anything will do: a pass that was cut short
-is run again from its start.
+A stream without a state of its own is where exactness ends. `LoaderSource.loose` says so; whether
+that is accepted is decided where the run is made. To evaluate, anything will do: a pass that was
+cut short is run again from its start.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,10 +33,10 @@ from torch.utils.data import (
 from torch.utils.data.dataloader import default_collate
 from torch.utils.data.distributed import DistributedSampler
 
-from rekindle.data.batches import WHOLE, Cut, together
+from rekindle.data.batches import WHOLE, BatchSamplerDataset, together
 from rekindle.data.combined import CombinedLoader, Mode, collected
 from rekindle.data.iterated import iterated
-from rekindle.data.loader import Source, Whole, WorkerStart
+from rekindle.data.loader import BatchedItems, LoaderSource, WorkerStart
 from rekindle.data.loader_config import LoaderConfig, OrderFunction
 from rekindle.data.sampling.samplers import Custom, Draw, Weighted
 from rekindle.data.sampling.script_samplers import Passes
@@ -49,7 +49,7 @@ Role = Literal["train", "validation"]
 class Evaluation:
     """What an evaluation reads: one loader after the other."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[LoaderSource, ...]
     several: bool
     """Whether steps and hooks are told which loader a batch is from."""
     given: Any
@@ -71,7 +71,7 @@ def take_apart_all(loaders: object) -> Evaluation:
     return Evaluation(sources=parts, several=len(parts) > 1, given=loaders)
 
 
-def take_apart(loader: object, role: Role) -> Source:
+def take_apart(loader: object, role: Role) -> LoaderSource:
     """Keep what describes the data and its reading."""
     if isinstance(loader, tuple) and _is_configured(loader):
         return _configured(loader[0], loader[1], role)
@@ -86,7 +86,7 @@ def take_apart(loader: object, role: Role) -> Source:
     if isinstance(loader, Sequence | torch.Tensor | np.ndarray) or (
         isinstance(loader, Dataset) and hasattr(loader, "__len__")
     ):
-        return Source(
+        return LoaderSource(
             dataset=loader,
             batch_size=1,
             shuffle=False,
@@ -108,7 +108,7 @@ def _is_configured(loader: object) -> bool:
     return isinstance(loader, tuple) and len(loader) == 2 and isinstance(loader[1], LoaderConfig)
 
 
-def _combined(loader: object, role: Role) -> Source:
+def _combined(loader: object, role: Role) -> LoaderSource:
     """Several loaders together, the rest of their meaning in `Several`."""
     if not isinstance(loader, CombinedLoader):
         loader = CombinedLoader(loader, "max_size_cycle")
@@ -125,7 +125,7 @@ def _combined(loader: object, role: Role) -> Source:
     return together(parts, mode, loader.restructured, loader)
 
 
-def _loaded(loader: "DataLoader[Any]", role: Role) -> Source:
+def _loaded(loader: "DataLoader[Any]", role: Role) -> LoaderSource:
     dataset, training = loader.dataset, role == "train"
     if isinstance(dataset, IterableDataset) and not training:
         return _streamed(_once(loader), loader, role)
@@ -155,12 +155,12 @@ def _loaded(loader: "DataLoader[Any]", role: Role) -> Source:
         shuffle, draw, positions = _shuffled(sampler) and training, _drawn(sampler), _fewer(sampler)
     if type(sampler) is SubsetRandomSampler:
         dataset = Subset(dataset, [int(index) for index in sampler.indices])
-    return Source(
+    return LoaderSource(
         dataset=dataset,
         batch_size=size or 1,
         shuffle=shuffle,
         drop_last=drop_last,
-        collate=loader.collate_fn if size else Whole(loader.collate_fn),
+        collate=loader.collate_fn if size else BatchedItems(loader.collate_fn),
         options=_options(loader),
         draw=draw,
         positions=positions,
@@ -191,7 +191,7 @@ def _options(loader: "DataLoader[Any] | None" = None) -> dict[str, Any]:
     return options
 
 
-def _streamed(iterable: Any, given: Any, role: Role, why: str | None = None) -> Source:
+def _streamed(iterable: Any, given: Any, role: Role, why: str | None = None) -> LoaderSource:
     """Whatever it is, read as it comes."""
     loaders = iterable.flattened if isinstance(iterable, CombinedLoader) else [iterable]
     for one in loaders:
@@ -201,7 +201,7 @@ def _streamed(iterable: Any, given: Any, role: Role, why: str | None = None) -> 
     loose = None
     if role == "train" and not hasattr(stream, "state_dict"):
         loose = f"{stream} has no state_dict" if why is None else why
-    return Source(
+    return LoaderSource(
         dataset=stream,
         batch_size=1,
         shuffle=False,
@@ -227,13 +227,13 @@ def _once(loader: "DataLoader[Any]") -> "DataLoader[Any]":
     )
 
 
-def _cut(loader: "DataLoader[Any]", batch_sampler: Any, role: Role) -> Source:
+def _cut(loader: "DataLoader[Any]", batch_sampler: Any, role: Role) -> LoaderSource:
     """A loader whose batches are cut by the script."""
     passes = Passes(batch_sampler)
     if not hasattr(loader.dataset, "__len__") or not (passes.repeatable() and passes.even()):
         return _streamed(loader, loader, role, _unsteady(batch_sampler))
     options = _options(loader)
-    inner = Source(
+    inner = LoaderSource(
         dataset=loader.dataset,
         batch_size=1,
         shuffle=False,
@@ -241,8 +241,8 @@ def _cut(loader: "DataLoader[Any]", batch_sampler: Any, role: Role) -> Source:
         collate=loader.collate_fn,
         options=options,
     )
-    return Source(
-        dataset=Cut(inner, passes),
+    return LoaderSource(
+        dataset=BatchSamplerDataset(inner, passes),
         batch_size=1,
         shuffle=False,
         drop_last=False,
@@ -302,7 +302,7 @@ def _fewer(sampler: Any) -> int | None:
     return None
 
 
-def _configured(dataset: Any, config: LoaderConfig, role: str) -> Source:
+def _configured(dataset: Any, config: LoaderConfig, role: str) -> LoaderSource:
     """The same as for a DataLoader, out of what a script says without one."""
     options: dict[str, Any] = {
         "num_workers": config.workers,
@@ -338,7 +338,7 @@ def _configured(dataset: Any, config: LoaderConfig, role: str) -> Source:
         draw = _constant(Weighted(config.weights, config.num_samples))
     elif role == "train" and callable(order):
         draw = _asked(order, len(dataset))
-    return Source(
+    return LoaderSource(
         dataset=dataset,
         batch_size=config.batch_size,
         shuffle=role == "train" and order != "sequential",

@@ -29,7 +29,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from rekindle.data import worker_shutdown
 from rekindle.data.iterated import Iterated
-from rekindle.data.loader import Batch, Source
+from rekindle.data.loader import Batch, LoaderSource
 from rekindle.data.sampling.order import ENDLESS, EpochOrder, Lane, Step
 from rekindle.data.sampling.samplers import Ids
 from rekindle.errors.requirement import RequirementError
@@ -129,7 +129,7 @@ class Item(NamedTuple):
 class _Plan:
     """What readers need to know; goes to worker processes."""
 
-    source: Source
+    source: LoaderSource
     seed: int
     epoch: int
     lanes: int
@@ -301,7 +301,7 @@ class Streaming:
 
     def __init__(
         self,
-        source: Source,
+        source: LoaderSource,
         world: World,
         *,
         seed: int,
@@ -454,7 +454,7 @@ class Streaming:
             return iter(reader)
         options["persistent_workers"] = False
         return iter(
-            worker_shutdown.Workers(
+            worker_shutdown.WorkerLoader(
                 reader, batch_size=None, num_workers=workers, collate_fn=_same, **options
             )
         )
@@ -518,7 +518,7 @@ def stateful(dataset: Any) -> bool:
     return hasattr(iter(dataset), "load_state_dict")
 
 
-def why_loose(source: Source) -> str | None:
+def why_loose(source: LoaderSource) -> str | None:
     """Why a resume cannot return to every position of a source; None where it can."""
     if source.loose is not None or not source.streamed or stateful(source.dataset):
         return source.loose

@@ -36,7 +36,7 @@ def close(loader: Any) -> None:
         loader._iterator = None
 
 
-class Workers(DataLoader[Any]):
+class WorkerLoader(DataLoader[Any]):
     """A DataLoader whose iterators can be found again."""
 
     def __iter__(self) -> Any:

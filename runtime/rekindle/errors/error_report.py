@@ -16,14 +16,14 @@ from rekindle.contract import Outcome
 _MARK = "_rekindle_recorded"
 
 
-class Page(Protocol):
+class OutcomePage(Protocol):
     """Where the outcome is written for the agent: `ranks.control_page`."""
 
     def write_outcome(self, outcome: Outcome) -> None:
         """Write it, once."""
 
 
-def leave(error: BaseException, page: Page | None, outcome: Outcome) -> None:
+def leave(error: BaseException, page: OutcomePage | None, outcome: Outcome) -> None:
     """Leave word of an error, and mark it; without an agent there is nobody to tell."""
     if page is not None:
         # A full disk must not hide the error itself.
@@ -37,7 +37,7 @@ def left(error: BaseException) -> bool:
     return bool(error.__dict__.get(_MARK))
 
 
-def watch(page: Page | None, outcome: Callable[[BaseException], Outcome]) -> None:
+def watch(page: OutcomePage | None, outcome: Callable[[BaseException], Outcome]) -> None:
     """From now on leave word of what ends the interpreter, too; the first call counts."""
     if page is None or getattr(sys.excepthook, "_rekindle", False):
         return

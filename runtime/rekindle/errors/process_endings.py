@@ -48,7 +48,7 @@ _IN_WORDS = (
 """How errors tell that a process which the script relied on was ended by a signal."""
 
 
-class Process(StrEnum):
+class ProcessRole(StrEnum):
     """A process of a pod."""
 
     FIRST = auto()
@@ -65,10 +65,10 @@ class Process(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ended:
+class ProcessExit:
     """One process that has ended."""
 
-    process: Process
+    process: ProcessRole
     code: int
     """Exit code, negative for a signal."""
     words: Outcome | None = None
@@ -94,168 +94,168 @@ class Ended:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ProcessEnding:
     """One way in which a process ends."""
 
     name: str
-    process: Process
-    fits: Callable[[Ended], bool]
+    process: ProcessRole
+    fits: Callable[[ProcessExit], bool]
     cause: Cause | None
     """None: nothing ends with it, so nobody pays."""
     says: str = ""
     """Message, with ``worker`` (its rank), ``signal`` and ``code``; empty: its own words."""
 
 
-def _raised(end: Ended) -> bool:
+def _raised(end: ProcessExit) -> bool:
     return end.words is not None
 
 
-def _out_of_memory(end: Ended) -> bool:
+def _out_of_memory(end: ProcessExit) -> bool:
     return end.oom and end.signal == signal.SIGKILL
 
 
-def _other_signal(end: Ended) -> bool:
+def _other_signal(end: ProcessExit) -> bool:
     return end.signal is not None and end.signal not in OWN_SIGNALS
 
 
 _MEMORY = (
     "raise resources.limits.memory of the container, or use less of it (batch size, data workers)"
 )
-ROWS: tuple[Row, ...] = (
-    Row(
+ROWS: tuple[ProcessEnding, ...] = (
+    ProcessEnding(
         name="out of memory",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=_out_of_memory,
         cause=Cause.OUT_OF_MEMORY,
         says="worker {worker} was killed by the kernel: the container is out of memory; " + _MEMORY,
     ),
-    Row(
+    ProcessEnding(
         name="with its fork server",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda end: end.orphaned and end.signal == signal.SIGKILL,
         cause=Cause.WORKER_KILLED,
         says="the process that worker {worker} was forked from has ended, and the worker with it",
     ),
-    Row(
+    ProcessEnding(
         name="killed from outside",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=_other_signal,
         cause=Cause.WORKER_KILLED,
         says="worker {worker} was killed by {signal}, which did not come from its program",
     ),
-    Row(
+    ProcessEnding(
         name="a peer was lost",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda end: end.words is not None and end.words.cause == Cause.PEER_LOST,
         cause=Cause.PEER_LOST,
     ),
-    Row(
+    ProcessEnding(
         name="out of memory",
-        process=Process.CHILD,
+        process=ProcessRole.CHILD,
         fits=lambda end: end.oom and end.told == signal.SIGKILL,
         cause=Cause.OUT_OF_MEMORY,
         says="a process of worker {worker} was killed by the kernel: the container is out of "
         "memory; " + _MEMORY,
     ),
-    Row(
+    ProcessEnding(
         name="killed from outside",
-        process=Process.CHILD,
+        process=ProcessRole.CHILD,
         fits=lambda end: end.told is not None and end.told not in OWN_SIGNALS,
         cause=Cause.WORKER_KILLED,
     ),
-    Row(
+    ProcessEnding(
         name="crashed",
-        process=Process.CHILD,
+        process=ProcessRole.CHILD,
         fits=lambda end: end.told is not None,
         cause=Cause.CRASHED,
     ),
-    Row(name="raised", process=Process.WORKER, fits=_raised, cause=Cause.USER_ERROR),
-    Row(
+    ProcessEnding(name="raised", process=ProcessRole.WORKER, fits=_raised, cause=Cause.USER_ERROR),
+    ProcessEnding(
         name="crashed",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda end: end.signal is not None,
         cause=Cause.CRASHED,
         says="worker {worker} crashed with {signal}; its log may have the native stack",
     ),
-    Row(
+    ProcessEnding(
         name="exited with 70",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda end: end.code == ExitCode.INTEGRITY,
         cause=Cause.INTEGRITY,
         says="worker {worker} exited with code {code}",
     ),
-    Row(
+    ProcessEnding(
         name="saved",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda end: end.code == ExitCode.SAVED,
         cause=Cause.SAVED,
         says="worker {worker} saved and stopped",
     ),
-    Row(
+    ProcessEnding(
         name="could not save",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda end: end.code == ExitCode.PREEMPTED,
         cause=Cause.PREEMPTED,
         says="worker {worker} had to stop and has not saved",
     ),
-    Row(
+    ProcessEnding(
         name="done",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda end: end.code == ExitCode.DONE,
         cause=Cause.COMPLETED,
         says="worker {worker} is done",
     ),
-    Row(
+    ProcessEnding(
         name="exited",
-        process=Process.WORKER,
+        process=ProcessRole.WORKER,
         fits=lambda _: True,
         cause=Cause.USER_ERROR,
         says="worker {worker} exited with code {code}",
     ),
     # Others take their place; what goes down with them is told by the rows above.
-    Row(
+    ProcessEnding(
         name="ended while nothing ran",
-        process=Process.FORK_SERVER,
+        process=ProcessRole.FORK_SERVER,
         fits=lambda _: True,
         cause=None,
         says="the agent starts another one",
     ),
-    Row(
+    ProcessEnding(
         name="ended",
-        process=Process.UPLOADER,
+        process=ProcessRole.UPLOADER,
         fits=lambda _: True,
         cause=None,
         says="the next save starts another one",
     ),
     # What the kubelet tells of; PID 1 ends as the agent does.
-    Row(
+    ProcessEnding(
         name="out of memory",
-        process=Process.FIRST,
+        process=ProcessRole.FIRST,
         fits=_out_of_memory,
         cause=Cause.OUT_OF_MEMORY,
     ),
-    Row(
+    ProcessEnding(
         name="killed",
-        process=Process.FIRST,
+        process=ProcessRole.FIRST,
         fits=lambda end: end.signal is not None,
         cause=Cause.POD_LOST,
     ),
-    Row(
+    ProcessEnding(
         name="killed",
-        process=Process.AGENT,
+        process=ProcessRole.AGENT,
         fits=lambda end: end.signal is not None,
         cause=Cause.POD_LOST,
     ),
-    Row(
+    ProcessEnding(
         name="raised",
-        process=Process.AGENT,
+        process=ProcessRole.AGENT,
         fits=_raised,
         cause=Cause.POD_LOST,
         says="the agent itself has failed",
     ),
-    Row(
+    ProcessEnding(
         name="refused its command line",
-        process=Process.AGENT,
+        process=ProcessRole.AGENT,
         fits=lambda end: end.code == ExitCode.USER_ERROR,
         cause=Cause.CONFIGURATION,
     ),
@@ -269,16 +269,18 @@ _CODES = {
     Cause.COMPLETED: ExitCode.DONE,
 }
 """Of a pod that leaves with it; else a user's error."""
-_FAMILY = {Process.WORKER: {Process.WORKER, Process.CHILD}}
+_FAMILY = {ProcessRole.WORKER: {ProcessRole.WORKER, ProcessRole.CHILD}}
 
 
-def row_of(end: Ended) -> Row:
+def row_of(end: ProcessExit) -> ProcessEnding:
     """The first row that fits."""
     own = _FAMILY.get(end.process, {end.process})
     return next(row for row in ROWS if row.process in own and row.fits(end))
 
 
-def outcome_of(end: Ended, *, worker: int, base: Outcome, printed: str | None = None) -> Outcome:
+def outcome_of(
+    end: ProcessExit, *, worker: int, base: Outcome, printed: str | None = None
+) -> Outcome:
     """Put the failure of a worker into words.
 
     ``base`` is what is known of it otherwise, ``printed`` the last line of one that can leave
@@ -305,7 +307,7 @@ def outcome_of(end: Ended, *, worker: int, base: Outcome, printed: str | None = 
     return replace(base, cause=cause, code=int(code), message=message, rank=worker)
 
 
-def blame(end: Ended, outcome: Outcome) -> tuple[int, float]:
+def blame(end: ProcessExit, outcome: Outcome) -> tuple[int, float]:
     """Sorts failures of one moment, the root first.
 
     What came from outside explains what programs then do, and a lost peer explains nothing. Who has

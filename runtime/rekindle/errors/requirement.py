@@ -5,8 +5,8 @@ search for it and the operator can put it into a condition. The group in front o
 (``Topology/R13``) tells which part of a job has to be changed: the model, the data, the store, the
 cluster.
 
-A check that fails on one rank has to end every rank with the same message: `Failure` is the form in
-which it travels between ranks.
+A check that fails on one rank has to end every rank with the same message: `CheckFailure` is the
+form in which it travels between ranks.
 """
 
 import re
@@ -57,7 +57,7 @@ class RequirementError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class CheckFailure:
     """A failed check on its way to the other ranks."""
 
     rank: int

@@ -37,11 +37,11 @@ _DTYPES = {
 }
 
 
-class Refused(Exception):
+class DcpRefused(Exception):
     """The file asks for code to be run, or is not what it should be."""
 
 
-class Record:
+class UnpickledRecord:
     """Stands for any of DCP's classes: keeps arguments and state, does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
@@ -55,14 +55,14 @@ class Record:
         if isinstance(state, tuple):
             state = {"properties": state}
         if not isinstance(state, dict):
-            raise Refused(f"a record of .metadata has the state {state!r:.60}")
+            raise DcpRefused(f"a record of .metadata has the state {state!r:.60}")
         self.state = state
 
     def __hash__(self) -> int:
         return hash((self.state.get("fqn"), repr(self.state.get("offset"))))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Record) and (
+        return isinstance(other, UnpickledRecord) and (
             self.state.get("fqn"),
             repr(self.state.get("offset")),
         ) == (other.state.get("fqn"), repr(other.state.get("offset")))
@@ -71,7 +71,7 @@ class Record:
 def _size(*arguments: Any) -> tuple[int, ...]:
     items = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple) else arguments
     if not all(type(item) is int and 0 <= item < 2**50 for item in items):
-        raise Refused(f".metadata has the size {items!r:.60}")
+        raise DcpRefused(f".metadata has the size {items!r:.60}")
     return tuple(items)
 
 
@@ -95,8 +95,8 @@ class Interpreter(pickle._Unpickler):
     def load_build(self) -> None:
         """Give a record its state, and nothing else: not a function, not a class."""
         state, record = self.stack.pop(), self.stack[-1]
-        if not isinstance(record, Record):
-            raise Refused(f".metadata gives a state to a {type(record).__name__}")
+        if not isinstance(record, UnpickledRecord):
+            raise DcpRefused(f".metadata gives a state to a {type(record).__name__}")
         record.__setstate__(state)
 
     dispatch[pickle.BUILD[0]] = load_build
@@ -104,9 +104,9 @@ class Interpreter(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Only names from the list, and never the things themselves."""
         if module in _MODULES and name in _RECORDS:
-            return type(name, (Record,), {})
+            return type(name, (UnpickledRecord,), {})
         if module in {"pathlib", "pathlib._local"} and name.endswith("Path"):
-            return type("Path", (Record,), {})  # where it was saved, for the record
+            return type("Path", (UnpickledRecord,), {})  # where it was saved, for the record
         if module == "torch" and name == "Size":
             return _size
         if module == "torch" and name in _DTYPES:
@@ -115,7 +115,7 @@ class Interpreter(pickle._Unpickler):
             return _layout
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        raise Refused(
+        raise DcpRefused(
             f".metadata names {module}.{name}, which DCP's own metadata never does: that is code, "
             f"and it was not run"
         )
@@ -154,7 +154,7 @@ def is_dcp(path: str) -> bool:
 
 
 def load(directory: str, weights: Weights) -> dict[str, Any]:
-    """The state as a nested dict; raises `Refused` and `OSError`."""
+    """The state as a nested dict; raises `DcpRefused` and `OSError`."""
     metadata = read_metadata(os.path.join(directory, ".metadata"))
     items = _items(metadata)
     paths = metadata.state.get("planner_data")
@@ -166,58 +166,58 @@ def load(directory: str, weights: Weights) -> dict[str, Any]:
     return state
 
 
-def read_metadata(path: str) -> Record:
-    """The table of contents; raises `Refused` for anything that is not one."""
+def read_metadata(path: str) -> UnpickledRecord:
+    """The table of contents; raises `DcpRefused` for anything that is not one."""
     if os.path.getsize(path) > MAX_METADATA:
-        raise Refused(f"{path} is longer than {MAX_METADATA} bytes")
+        raise DcpRefused(f"{path} is longer than {MAX_METADATA} bytes")
     with open(path, "rb") as file:
         raw = file.read()
     try:
         found = Interpreter(io.BytesIO(raw)).load()
-    except Refused:
+    except DcpRefused:
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        raise Refused(f"{path} cannot be read: {type(error).__name__}: {error!s:.100}") from None
-    if not isinstance(found, Record) or type(found).__name__ != "Metadata":
-        raise Refused(f"{path} holds a {type(found).__name__} and not the metadata of DCP")
+        raise DcpRefused(f"{path} cannot be read: {type(error).__name__}: {error!s:.100}") from None
+    if not isinstance(found, UnpickledRecord) or type(found).__name__ != "Metadata":
+        raise DcpRefused(f"{path} holds a {type(found).__name__} and not the metadata of DCP")
     return found
 
 
-def _items(metadata: Record) -> dict[str, _Item]:
+def _items(metadata: UnpickledRecord) -> dict[str, _Item]:
     table, storage = (metadata.state.get(n) for n in ("state_dict_metadata", "storage_data"))
     if not isinstance(table, dict) or not isinstance(storage, dict):
-        raise Refused(".metadata lacks state_dict_metadata or storage_data")
+        raise DcpRefused(".metadata lacks state_dict_metadata or storage_data")
     items: dict[str, _Item] = {}
     for name, record in table.items():
-        if type(name) is not str or not isinstance(record, Record):
-            raise Refused(f".metadata has the entry {name!r:.60}")
+        if type(name) is not str or not isinstance(record, UnpickledRecord):
+            raise DcpRefused(f".metadata has the entry {name!r:.60}")
         items[name] = _Item()
         if type(record).__name__ == "TensorStorageMetadata":
             properties = record.state.get("properties")
-            dtype = properties.state if isinstance(properties, Record) else {}
+            dtype = properties.state if isinstance(properties, UnpickledRecord) else {}
             first = dtype.get("dtype") or (dtype.get("properties") or (None,))[0]
             if not isinstance(first, torch.dtype):
-                raise Refused(f".metadata gives {name!r:.60} no dtype")
+                raise DcpRefused(f".metadata gives {name!r:.60} no dtype")
             items[name].dtype = first
             items[name].size = _size(record.state.get("size"))
     for index, info in storage.items():
-        if not isinstance(index, Record) or not isinstance(info, Record):
-            raise Refused(".metadata has a place that is no record")
+        if not isinstance(index, UnpickledRecord) or not isinstance(info, UnpickledRecord):
+            raise DcpRefused(".metadata has a place that is no record")
         name = index.state.get("fqn")
         if name not in items:
-            raise Refused(f".metadata places {name!r:.60}, which it does not describe")
+            raise DcpRefused(f".metadata places {name!r:.60}, which it does not describe")
         items[name].pieces.append(_piece(index, info, name))
     return items
 
 
-def _piece(index: Record, info: Record, name: str) -> _Piece:
+def _piece(index: UnpickledRecord, info: UnpickledRecord, name: str) -> _Piece:
     path, offset, length = (info.state.get(n) for n in ("relative_path", "offset", "length"))
     if type(path) is not str or os.path.basename(path) != path or path in {"", ".", ".."}:
-        raise Refused(f".metadata places {name!r:.60} in {path!r:.60}, not in the directory")
+        raise DcpRefused(f".metadata places {name!r:.60} in {path!r:.60}, not in the directory")
     if type(offset) is not int or type(length) is not int or offset < 0 or length < 0:
-        raise Refused(f".metadata places {name!r:.60} at {offset!r:.20}, length {length!r:.20}")
+        raise DcpRefused(f".metadata places {name!r:.60} at {offset!r:.20}, length {length!r:.20}")
     if info.state.get("transform_descriptors"):
-        raise Refused(f"{name!r:.60} is stored compressed, which this reader does not know")
+        raise DcpRefused(f"{name!r:.60} is stored compressed, which this reader does not know")
     start = index.state.get("offset")
     return _Piece(
         path=path, offset=offset, length=length, start=None if start is None else _size(start)
@@ -227,20 +227,22 @@ def _piece(index: Record, info: Record, name: str) -> _Piece:
 def _value(directory: str, name: str, item: _Item, weights: Weights) -> Any:
     if item.dtype is None:
         if len(item.pieces) != 1:
-            raise Refused(f"{name!r:.60} is stored {len(item.pieces)} times")
+            raise DcpRefused(f"{name!r:.60} is stored {len(item.pieces)} times")
         return weights(_bytes(directory, item.pieces[0]), name)
     parts = []
     for piece in item.pieces:
         part = weights(_bytes(directory, piece), name)
         if not isinstance(part, torch.Tensor) or part.dtype != item.dtype:
-            raise Refused(f"{name!r:.60} is stored as {type(part).__name__}, not as {item.dtype}")
+            raise DcpRefused(
+                f"{name!r:.60} is stored as {type(part).__name__}, not as {item.dtype}"
+            )
         parts.append((piece.start or (0,) * part.dim(), part))
     # Before memory of the promised size is taken, the stored parts must add up to it.
     total = 1
     for side in item.size:
         total *= side
     if sum(part.numel() for _, part in parts) != total:
-        raise Refused(f"the stored parts of {name!r:.60} do not add up to {list(item.size)}")
+        raise DcpRefused(f"the stored parts of {name!r:.60} do not add up to {list(item.size)}")
     whole = torch.empty(item.size, dtype=item.dtype)
     for start, part in parts:
         ends = [begin + side for begin, side in zip(start, part.shape, strict=False)]
@@ -249,7 +251,7 @@ def _value(directory: str, name: str, item: _Item, weights: Weights) -> Any:
             or len(ends) != whole.dim()
             or any(end > side for end, side in zip(ends, item.size, strict=True))
         ):
-            raise Refused(f"a part of {name!r:.60} lies outside of {list(item.size)}")
+            raise DcpRefused(f"a part of {name!r:.60} lies outside of {list(item.size)}")
         whole[tuple(slice(b, e) for b, e in zip(start, ends, strict=True))] = part
     return whole
 
@@ -258,7 +260,7 @@ def _bytes(directory: str, piece: _Piece) -> io.BytesIO:
     with open(os.path.join(directory, piece.path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if piece.offset + piece.length > size:
-            raise Refused(f"{piece.path} has {size} bytes, fewer than .metadata says")
+            raise DcpRefused(f"{piece.path} has {size} bytes, fewer than .metadata says")
         file.seek(piece.offset)
         return io.BytesIO(file.read(piece.length))
 
@@ -266,20 +268,20 @@ def _bytes(directory: str, piece: _Piece) -> io.BytesIO:
 def _place(state: dict[str, Any], path: tuple[Any, ...], value: Any, name: str) -> None:
     """Put a value where it was in the nested state before DCP flattened it."""
     if len(path) > 100 or not all(type(key) in {str, int} for key in path):
-        raise Refused(f".metadata gives {name!r:.60} the path {path!r:.60}")
+        raise DcpRefused(f".metadata gives {name!r:.60} the path {path!r:.60}")
     here: Any = state
     for key, following in zip(path, [*path[1:], None], strict=True):
         last = following is None
         if isinstance(here, list):
             # A list grows by one at a time, in order, so a number in the file makes no huge one.
             if type(key) is not int or not 0 <= key <= len(here) + 10_000:
-                raise Refused(f".metadata gives {name!r:.60} the path {path!r:.60}")
+                raise DcpRefused(f".metadata gives {name!r:.60} the path {path!r:.60}")
             here.extend([None] * (key + 1 - len(here)))
             known = here[key] is not None
         elif isinstance(here, dict):
             known = key in here
         else:
-            raise Refused(f".metadata gives {name!r:.60} the path {path!r:.60}")
+            raise DcpRefused(f".metadata gives {name!r:.60} the path {path!r:.60}")
         if last:
             here[key] = value
             return

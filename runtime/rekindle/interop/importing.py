@@ -24,27 +24,29 @@ import torch
 
 from rekindle.checkpoint import EncodingError, InvalidLocation, SaveError, Saver, Store, StoreError
 from rekindle.interop import dcp
-from rekindle.interop.lightning_file import OWN, Refused, load
+from rekindle.interop.lightning_file import OWN, FileRefused, load
 
 
 def read(source: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What the source is, its state, and meta; raises `Refused`."""
+    """What the source is, its state, and meta; raises `FileRefused`."""
     try:
         if os.path.isdir(source):
             if not dcp.is_dcp(source):
-                raise Refused(f"{source} is a directory without .metadata, so not one of DCP's.")
+                raise FileRefused(
+                    f"{source} is a directory without .metadata, so not one of DCP's."
+                )
             return "DCP", *_arrange(dcp.load(source, _stream))
         return _file(source)
-    except dcp.Refused as error:
-        raise Refused(f"{source} was refused: {error}.") from None
+    except dcp.DcpRefused as error:
+        raise FileRefused(f"{source} was refused: {error}.") from None
     except OSError as error:
-        raise Refused(f"cannot read {error.filename or source}: {error.strerror}.") from None
+        raise FileRefused(f"cannot read {error.filename or source}: {error.strerror}.") from None
 
 
 def _file(source: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     with open(source, "rb") as file:
         if file.read(8)[1:8] == b"\x00\x00\x00\x00\x00\x00\x00" or source.endswith(".safetensors"):
-            raise Refused(f"{source} is a safetensors file; load it and save it with a Saver.")
+            raise FileRefused(f"{source} is a safetensors file; load it and save it with a Saver.")
     value = load(source, source)
     lightning = isinstance(value, dict) and "pytorch-lightning_version" in value
     return ("Lightning" if lightning else "torch.save"), *_arrange(value)
@@ -79,10 +81,10 @@ def _arrange(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def store(
     state: dict[str, Any], meta: dict[str, Any], uri: str, step: int, options: dict[str, str]
 ) -> None:
-    """Make it the first checkpoint of a store; raises `Refused` when there are some already."""
+    """Make it the first checkpoint of a store; raises `FileRefused` when there are some already."""
     target = Store.open(uri, **options)
     if target.listed():
-        raise Refused(
+        raise FileRefused(
             f"{target.uri} holds checkpoints already; import into an empty place, so that no "
             f"running job takes this one for its newest."
         )
@@ -95,14 +97,14 @@ def store(
 
 
 def run(source: str, uri: str, step: int | None, options: dict[str, str]) -> dict[str, Any]:
-    """Import and say what was done; raises `Refused`, `StoreError`, `InvalidLocation`."""
+    """Import and say what was done; raises `FileRefused`, `StoreError`, `InvalidLocation`."""
     kind, state, meta = read(source)
     number = step if step is not None else int(meta.get("step", 0))
     meta = {**meta, "step": number, "imported_from": os.path.basename(source.rstrip("/"))}
     try:
         store(state, meta, uri, number, options)
     except EncodingError as error:
-        raise Refused(f"{source} cannot be stored: {error}") from None
+        raise FileRefused(f"{source} cannot be stored: {error}") from None
     return {"kind": kind, "step": number, "tensors": _tensors(state), "uri": uri}
 
 
@@ -124,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         found = run(given.source, given.uri, given.step, given.options)
-    except (Refused, StoreError, InvalidLocation, SaveError, ValueError) as error:
+    except (FileRefused, StoreError, InvalidLocation, SaveError, ValueError) as error:
         print(json.dumps({"error": str(error)}))
         return 2
     print(json.dumps(found))

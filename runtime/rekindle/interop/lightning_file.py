@@ -41,7 +41,7 @@ HYPERPARAMETERS = (
 )
 
 
-class Refused(Exception):
+class FileRefused(Exception):
     """The file cannot be read; the message says why and what to do."""
 
 
@@ -320,11 +320,11 @@ def is_file(path: "str | os.PathLike[str]") -> bool:
 
 
 def read(path: "str | os.PathLike[str]", map_location: Any = None) -> dict[str, Any]:
-    """What a file of Lightning's holds; raises `Refused`, and OSError."""
+    """What a file of Lightning's holds; raises `FileRefused`, and OSError."""
     source = os.fspath(path).removeprefix("file://")
     value = load(source, source, mmap=False, map_location=map_location or "cpu")
     if not isinstance(value, dict):
-        raise Refused(f"{source} holds a {type(value).__name__}, and is no checkpoint.")
+        raise FileRefused(f"{source} holds a {type(value).__name__}, and is no checkpoint.")
     if "state_dict" not in value:
         value = {"state_dict": value}
     return value
@@ -346,14 +346,16 @@ def load(
         match = _GLOBAL.search(str(error))
         name = next(filter(None, match.groups()), "") if match else ""
         if name:
-            raise Refused(
+            raise FileRefused(
                 f"{what} needs {name}, which is code and not data; it was not run. Where you trust "
                 f"the file, load it and save the tensors and plain values again: "
                 f"torch.save(checkpoint['state_dict'], ...)."
             ) from None
-        raise Refused(f"{what} is not a file of torch.save: {_first(error)}") from None
+        raise FileRefused(f"{what} is not a file of torch.save: {_first(error)}") from None
     except Exception as error:  # a damaged or hostile file can raise anything
-        raise Refused(f"{what} cannot be read: {type(error).__name__}: {_first(error)}") from None
+        raise FileRefused(
+            f"{what} cannot be read: {type(error).__name__}: {_first(error)}"
+        ) from None
 
 
 def _first(error: Exception) -> str:

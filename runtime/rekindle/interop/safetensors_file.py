@@ -19,7 +19,9 @@ def write(tensors: Mapping[str, torch.Tensor], uri: str) -> None:
     """Write the file, whole or not at all; `uri` is a path or an ``s3://`` URL."""
     host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     held = [
-        packing.Held(name=name, dtype=dtype_name(one), shape=tuple(one.shape), nbytes=one.nbytes)
+        packing.LocalShard(
+            name=name, dtype=dtype_name(one), shape=tuple(one.shape), nbytes=one.nbytes
+        )
         for name, one in host.items()
     ]
     pieces = [Piece(tensor=n, start=0, stop=one.nbytes) for n, one in enumerate(held)]

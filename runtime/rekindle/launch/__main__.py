@@ -35,14 +35,14 @@ from rekindle.contract import (
     Outcome,
 )
 from rekindle.launch.health import preemption_notices
-from rekindle.launch.health.progress_readers import Source, source_of
+from rekindle.launch.health.progress_readers import ProgressSource, source_of
 from rekindle.launch.pod import settings as environment
 from rekindle.launch.pod import termination_message
 from rekindle.launch.pod.settings import Settings
 from rekindle.launch.pod.signals import Signals
 from rekindle.launch.spawn import fork_server_client, preload, torchrun_flags, worker
 from rekindle.launch.spawn import init_process as first
-from rekindle.launch.spawn.command import Command, Program, Script, command_of, is_python
+from rekindle.launch.spawn.command import LaunchCommand, Program, Script, command_of, is_python
 from rekindle.launch.spawn.environment import of_pod
 from rekindle.launch.spawn.fork_server_client import Starter
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         return int(ExitCode.USER_ERROR)
 
 
-def checked(arguments: Sequence[str]) -> Command:
+def checked(arguments: Sequence[str]) -> LaunchCommand:
     """Check the command line; raises ValueError saying what is missing."""
     words = list(arguments)
     if words[:1] == ["--"]:
@@ -117,7 +117,7 @@ def checked(arguments: Sequence[str]) -> Command:
             raise ValueError(
                 f"unknown option {words[0]!r}; {USAGE}. Options of the script come after it"
             )
-        command = Command(target=Script(arguments=tuple(words)))
+        command = LaunchCommand(target=Script(arguments=tuple(words)))
     target = command.target
     name = target.arguments[0]
     where = "check command, args and workingDir of the container, and that the image holds the file"
@@ -196,24 +196,26 @@ def _refuse(log: Path | None, message: str) -> int:
     return code
 
 
-def _serve(settings: Settings, signals: Signals, command: Command, source: Source) -> int:
+def _serve(
+    settings: Settings, signals: Signals, command: LaunchCommand, source: ProgressSource
+) -> int:
     # First of all: it takes longest, and what follows has threads and files of its own.
     directory = Path(tempfile.mkdtemp(prefix="rekindle-"))
     starter = _starter(settings, signals, command, directory)
     from rekindle.launch.agent.agent import Agent
-    from rekindle.launch.coordinator.client import Coordinator, CoordinatorLink, Link
+    from rekindle.launch.coordinator.client import CoordinatorConnection, CoordinatorLink, Link
     from rekindle.launch.coordinator.peers import Peers
     from rekindle.launch.coordinator.reachability import Doorstep
-    from rekindle.launch.coordinator.session import Session
+    from rekindle.launch.coordinator.session import PodSession
     from rekindle.launch.coordinator.single_pod import SoloLink
     from rekindle.launch.health import exporter
     from rekindle.launch.pod.round_store import Spare
 
     plain_torch_logs()
-    link: Link = CoordinatorLink(Coordinator(settings)) if settings.access else SoloLink()
+    link: Link = CoordinatorLink(CoordinatorConnection(settings)) if settings.access else SoloLink()
     spare = Spare(settings.address)
     phase = AgentPhase.WAITING if starter.ready else AgentPhase.WARMING
-    session = Session(settings, link, spare, signals, phase)
+    session = PodSession(settings, link, spare, signals, phase)
     agent = Agent(
         session,
         signals,
@@ -243,7 +245,9 @@ def _serve(settings: Settings, signals: Signals, command: Command, source: Sourc
     return agent.serve()
 
 
-def _starter(settings: Settings, signals: Signals, command: Command, directory: Path) -> Starter:
+def _starter(
+    settings: Settings, signals: Signals, command: LaunchCommand, directory: Path
+) -> Starter:
     """Begin to warm up what workers are started from.
 
     While this process has no threads, the fork server is forked from it: torch is then imported

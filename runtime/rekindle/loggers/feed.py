@@ -42,7 +42,7 @@ Known = Mapping[str, int] | int
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class MetricRecord:
     """Something to write: scalars of a step, or hyperparameters."""
 
     values: dict[str, float] = field(default_factory=dict)
@@ -63,20 +63,20 @@ class Record:
     """Whether the attempt before left it over."""
 
 
-class Feed:
+class LoggerThread:
     """Writes records to one logger, in order, in a thread of its own."""
 
     def __init__(self, logger: "Logger", attempt: "Attempt") -> None:
         self._logger, self._attempt, self._capacity = logger, attempt, CAPACITY
         self._changed = threading.Condition()
-        self._waiting: deque[Record] = deque()
+        self._waiting: deque[MetricRecord] = deque()
         self._status: str | None = None
         self._open = threading.Event()
         self._dead = False
         self._news: deque[str] = deque(maxlen=10)
         self._told = False
-        self._writing: Record | None = None
-        self._done: list[Record] = []
+        self._writing: MetricRecord | None = None
+        self._done: list[MetricRecord] = []
         """What was written last, as far as it belongs to one step of the run."""
         self._known: Known = {}
         self._again: dict[str, int] = {}
@@ -92,7 +92,7 @@ class Feed:
         """Records that the logger could not write."""
         self._thread = threads.task(self._run, name=f"rekindle-{type(logger).__name__}")
 
-    def put(self, record: Record) -> None:
+    def put(self, record: MetricRecord) -> None:
         """Hand over a record; never waits."""
         if record.values and record.now is None:
             now = self.now = self._attempt.now()
@@ -111,7 +111,7 @@ class Feed:
             self._waiting.append(record)
             self._changed.notify()
 
-    def waiting(self) -> list[Record]:
+    def waiting(self) -> list[MetricRecord]:
         """What the next attempt has to write, oldest first; see the module's docstring."""
         with self._changed:
             first = [] if self._writing is None else [self._writing]
@@ -176,7 +176,7 @@ class Feed:
                 self._guarded(self._logger.flush)
         self._guarded(self._logger.close, self._status)
 
-    def _next(self) -> Record | None:
+    def _next(self) -> MetricRecord | None:
         with self._changed:
             if self._writing is not None and self._writing.values:
                 same = bool(self._done) and self._done[0].now == self._writing.now
@@ -188,7 +188,7 @@ class Feed:
             self._writing = self._waiting.popleft() if self._waiting else None
             return self._writing
 
-    def _write(self, record: Record) -> None:
+    def _write(self, record: MetricRecord) -> None:
         if record.hyperparameters is not None:
             measured = () if record.measured is None else (record.measured,)
             self._logger.write_hyperparameters(record.hyperparameters, *measured)
@@ -210,7 +210,7 @@ class Feed:
             self._logger.write(values, step, record.at)
             self._written = max(self._written, step)
 
-    def _write_apart(self, record: Record, step: int) -> None:
+    def _write_apart(self, record: MetricRecord, step: int) -> None:
         """The same for the batches of evaluations; those outside of a fit begin anew each time."""
         known = {} if isinstance(self._known, int) or not self._attempt.repeats else self._known
         values = {n: v for n, v in record.values.items() if step > known.get(n + BATCH, -1)}

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rekindle.loggers.feed import Feed, Record
+from rekindle.loggers.feed import LoggerThread, MetricRecord
 from rekindle.loggers.files import JSONLLogger
 from rekindle.loggers.logger import Attempt, Logger, overrides
 from rekindle.plugins import named
@@ -48,7 +48,7 @@ class Journal:
         self._loggers, self._world, self._say = list(loggers), world, say
         self._saving = [(logger, overrides(logger, "save")) for logger in loggers]
         """Loggers, and whether they are to be told to save after each record."""
-        self._feeds: dict[str, Feed] = {}
+        self._feeds: dict[str, LoggerThread] = {}
         self._told: list[Logger] = []
         self._described = False
         self._counts: dict[int, int] = {}
@@ -72,9 +72,9 @@ class Journal:
                 feed = None
                 if logger in ready:
                     waiting = before.get(name, {}).get("waiting", ())
-                    feed = Feed(logger, _earlier(attempt, waiting))
+                    feed = LoggerThread(logger, _earlier(attempt, waiting))
                     for record in waiting:
-                        feed.put(Record(**record, again=True))
+                        feed.put(MetricRecord(**record, again=True))
                     self._feeds[name] = feed
                 try:
                     logger.begin(feed)
@@ -165,7 +165,7 @@ class Journal:
         """Training goes back within this process to a step where `state` gave `saved`."""
         self._restore(saved)
         for feed in self._feeds.values():
-            feed.put(Record(rewind=step, numbers=dict(self._apart)))
+            feed.put(MetricRecord(rewind=step, numbers=dict(self._apart)))
 
     @contextlib.contextmanager
     def briefly(self, attempt: Attempt, saved: Sequence[Mapping[str, Any]]) -> Iterator[None]:
@@ -239,7 +239,7 @@ def _earlier(attempt: Attempt, waiting: Sequence[Mapping[str, Any]]) -> Attempt:
     return replace(attempt, step=min([attempt.step, *(int(r["now"]) - 1 for r in waiting)]))
 
 
-def _saved(record: Record) -> dict[str, Any]:
+def _saved(record: MetricRecord) -> dict[str, Any]:
     return {
         "values": record.values,
         "step": record.step,

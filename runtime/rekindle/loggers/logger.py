@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rekindle.loggers.feed import Feed, Known, Record
+from rekindle.loggers.feed import Known, LoggerThread, MetricRecord
 
 _EARLY = 100
 """Records that are kept before a run."""
@@ -66,12 +66,12 @@ class Logger:
     """What joins the prefix and a metric's name."""
     prefix: str = ""
     """Put before each name of a metric, together with what joins them."""
-    _feed: Feed | None = None
+    _feed: LoggerThread | None = None
     _running = False
     _used = False
     """Whether this object has been opened before: what it goes on with is its own."""
-    _early: tuple[Record, ...] = ()
-    _alone: Feed | None = None
+    _early: tuple[MetricRecord, ...] = ()
+    _alone: LoggerThread | None = None
     """What writes outside of a run."""
     _root = "."
     """Where a logger without a place of its own writes outside of a run."""
@@ -117,11 +117,11 @@ class Logger:
         """Hand over scalars of a step (by default the newest one)."""
         if self._feed is not None or not self._running:
             values = {f"{self.prefix}{name}": _number(value) for name, value in metrics.items()}
-            self._put(Record(values=values, step=step))
+            self._put(MetricRecord(values=values, step=step))
 
     def log_hyperparams(self, params: Any = None, *arguments: Any, **options: Any) -> None:
         """Hand over hyperparameters: a mapping, or an object with attributes."""
-        self._put(Record(hyperparameters=named(params)))
+        self._put(MetricRecord(hyperparameters=named(params)))
 
     def log_graph(self, model: Any, input_array: Any = None) -> None:
         """Show the model's operations, where a logger can; called when a run begins."""
@@ -187,7 +187,7 @@ class Logger:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take back what `state_dict` gave; called before `prepare`."""
 
-    def begin(self, feed: Feed | None) -> None:
+    def begin(self, feed: LoggerThread | None) -> None:
         """A run begins; `feed` is the thread that writes, on rank 0 (called by the trainer)."""
         early, self._early = self._early, ()
         self._feed, self._running, self._used = feed, True, True
@@ -213,7 +213,7 @@ class Logger:
         """Note the trainer's root (called by the trainer)."""
         self._root = root
 
-    def _put(self, record: Record) -> None:
+    def _put(self, record: MetricRecord) -> None:
         if self._feed is not None:
             self._feed.put(record)
         elif self._running or os.environ.get("RANK", "0") != "0":
@@ -227,7 +227,7 @@ class Logger:
             if len(self._early) < _EARLY:
                 self._early = (*self._early, record)
 
-    def _opened(self) -> Feed | None:
+    def _opened(self) -> LoggerThread | None:
         """The thread that writes outside of a run; None on ranks that do not write."""
         if self._alone is None and os.environ.get("RANK", "0") == "0":
             now = self._now
@@ -236,7 +236,7 @@ class Logger:
             )
             self.prepare(attempt)
             self._used = True
-            self._alone = Feed(self, attempt)
+            self._alone = LoggerThread(self, attempt)
             _at_exit(self)
             early, self._early = self._early, ()
             for record in early:

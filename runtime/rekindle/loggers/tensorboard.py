@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rekindle.loggers.feed import Known, Record
+from rekindle.loggers.feed import Known, MetricRecord
 from rekindle.loggers.files import DirectoryLogger
 from rekindle.loggers.logger import Attempt, Mute, flat, named, required
 
@@ -93,7 +93,7 @@ class TensorBoardLogger(DirectoryLogger):
             shown = {name: float(value) for name, value in metrics.items()}
         else:
             shown = {"hp_metric": float(metrics)}
-        self._put(Record(hyperparameters=named(params), measured=shown, step=step))
+        self._put(MetricRecord(hyperparameters=named(params), measured=shown, step=step))
 
     def write_hyperparameters(self, values: dict[str, Any], measured: Any = None) -> None:
         """Write ``hparams.yaml``, and what the HParams view reads."""

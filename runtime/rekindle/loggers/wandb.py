@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any, Literal
 
-from rekindle.loggers.feed import Feed, Known
+from rekindle.loggers.feed import Known, LoggerThread
 from rekindle.loggers.logger import Attempt
 from rekindle.loggers.service import ServiceLogger
 
@@ -143,7 +143,7 @@ class WandbLogger(ServiceLogger):
             made = make(getattr(self._module, kind))
             self._record.log({f"{self.prefix}{key}": made, **at})
 
-    def begin(self, feed: Feed | None) -> None:
+    def begin(self, feed: LoggerThread | None) -> None:
         """A run begins (called by the trainer); waits for W&B if there is a model to watch."""
         super().begin(feed)
         watched, self._watched = self._watched, []

@@ -66,7 +66,7 @@ _JOIN: dict[Reduction, Callable[[float, float], float]] = {
 
 
 @dataclass(slots=True)
-class Slot:
+class LoggedValue:
     """One logged name."""
 
     name: str
@@ -148,7 +148,7 @@ class Logs:
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
-        self._by_phase: dict[Phase, dict[str, Slot]] = {
+        self._by_phase: dict[Phase, dict[str, LoggedValue]] = {
             "train": {},
             "validation": {},
             "test": {},
@@ -251,7 +251,7 @@ class Logs:
         on_step: bool | None,
         on_epoch: bool | None,
         metric_attribute: str | None,
-    ) -> Slot:
+    ) -> LoggedValue:
         check_key(name)
         path = None
         if metrics.is_metric(value):
@@ -284,7 +284,7 @@ class Logs:
         forked = step and epoch
         if self.phase != "train" and step:
             self.by_batch = True
-        return Slot(
+        return LoggedValue(
             name=name,
             on_step=step,
             on_epoch=epoch,
@@ -432,7 +432,7 @@ class Logs:
         """Reported names that were logged with `logger` False."""
         return self._reported(lambda slot: not slot.logger)
 
-    def _reported(self, chosen: Callable[[Slot], bool]) -> set[str]:
+    def _reported(self, chosen: Callable[[LoggedValue], bool]) -> set[str]:
         return {
             name
             for slots in self._by_phase.values()
@@ -473,7 +473,7 @@ class Logs:
         self._by_phase["train"].clear()
         for name, values in saved.items():
             on_step, on_epoch = values["on_step"], values.get("on_epoch", True)
-            self._by_phase["train"][name] = Slot(
+            self._by_phase["train"][name] = LoggedValue(
                 name=name,
                 on_step=on_step,
                 on_epoch=on_epoch,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from rekindle.peer_memory.store import Copy, HostMemory, Known, Label, Serial
+from rekindle.peer_memory.store import Copy, HostMemory, KnownCommit, Label, Serial
 from rekindle.ranks.distributed import World
 
 PIECE = 32 * 2**20
@@ -40,7 +40,7 @@ class Offer:
     """Newest first; those of the seat only, so that each slot is offered once."""
     good: tuple[bool, ...] = ()
     """Of the first labels, whether they match their checksums; the others are not verified."""
-    known: Known | None = None
+    known: KnownCommit | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,16 @@ from rekindle import threads
 from rekindle.checkpoint.format import encoding
 from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.checkpoint.format.tensors import flatten, nbytes
-from rekindle.peer_memory.store import HostMemory, Known, Label, Line, Plan, Serial, pack, planned
+from rekindle.peer_memory.store import (
+    Ancestry,
+    CopyLayout,
+    HostMemory,
+    KnownCommit,
+    Label,
+    Serial,
+    pack,
+    planned,
+)
 from rekindle.ranks.distributed import World
 
 SHARE = 0.005
@@ -66,7 +75,7 @@ class Keeper:
         self._generation = generation
         self._number = 0
         self._pace = 1
-        self._plan: Plan | None = None
+        self._plan: CopyLayout | None = None
         self._toucher: threading.Thread | None = None
         self._cost = (0.0, 0.0)
         self._seen: tuple[int, float] | None = None
@@ -89,7 +98,7 @@ class Keeper:
         meta: dict[str, Any],
         *,
         productive: float,
-        line: Line,
+        line: Ancestry,
         origin: str | None,
         began: float,
         must: bool = False,
@@ -160,7 +169,7 @@ class Keeper:
     def note(self, ref: CommitRef) -> None:
         """A commit is durable; called from the saver's thread."""
         if self._memory is not None:
-            self._memory.note(self._whose, Known(generation=self._generation, ref=ref))
+            self._memory.note(self._whose, KnownCommit(generation=self._generation, ref=ref))
 
     def settle(self) -> None:
         """Wait until the newest copy counts."""

@@ -49,7 +49,7 @@ from rekindle.checkpoint.format.tensors import (
     rebuild,
 )
 from rekindle.checkpoint.saving import snapshot_memory
-from rekindle.checkpoint.saving.snapshot import Slot
+from rekindle.checkpoint.saving.snapshot import SnapshotMemory
 from rekindle.contract import ENV_MEMORY
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Serial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class Ancestry:
     """Which commits the state of a copy descends from: those of `fence`, then of `base`."""
 
     fence: int
@@ -110,7 +110,7 @@ class Label:
     world_size: int
     origin: str | None = None
     """The `ckpt_path` that the run was begun with."""
-    line: Line = field(default_factory=lambda: Line(fence=0, step=0, base=None))
+    line: Ancestry = field(default_factory=lambda: Ancestry(fence=0, step=0, base=None))
     pace: int = 1
     """Steps to the next copy, as agreed on."""
     size: int = 0
@@ -131,7 +131,7 @@ class Label:
                 **document,
                 "serial": Serial(**document["serial"]),
                 "crcs": tuple(document["crcs"]),
-                "line": Line(
+                "line": Ancestry(
                     fence=line["fence"],
                     step=line["step"],
                     base=None if base is None else CommitRef(**base),
@@ -141,7 +141,7 @@ class Label:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class KnownCommit:
     """The newest commit that a pod has heard of, and in which generation."""
 
     generation: int
@@ -255,7 +255,7 @@ def checksums(payload: memoryview, algorithm: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CopyLayout:
     """Where each tensor of a state goes; the same from copy to copy."""
 
     signature: tuple[tuple[str, torch.dtype, torch.Size], ...]
@@ -265,7 +265,7 @@ class Plan:
     """Of all that; the same on ranks whose states have the same form."""
 
 
-def planned(flat: Flat, before: Plan | None) -> Plan:
+def planned(flat: Flat, before: CopyLayout | None) -> CopyLayout:
     """The plan for such a state; `before` if it is still right."""
     signature = tuple((n, t.dtype, t.shape) for n, t in flat.tensors.items())
     if before is not None and before.signature == signature:
@@ -275,7 +275,7 @@ def planned(flat: Flat, before: Plan | None) -> Plan:
         places.append((name, dtype_name(tensor), list(tensor.shape), at, nbytes(tensor)))
         at = _aligned(at + nbytes(tensor))
     digest = hashlib.sha256(repr(places).encode()).hexdigest()
-    return Plan(signature=signature, places=tuple(places), size=at, digest=digest)
+    return CopyLayout(signature=signature, places=tuple(places), size=at, digest=digest)
 
 
 class HostMemory:
@@ -284,7 +284,7 @@ class HostMemory:
     def __init__(self, descriptors: Sequence[int]) -> None:
         """Take two descriptors, which stay the launcher's."""
         self._fds = tuple(descriptors)
-        self._slots = [Slot(descriptor) for descriptor in self._fds]
+        self._slots = [SnapshotMemory(descriptor) for descriptor in self._fds]
         self._usable = len(self._slots)
         self._kept: int | None = None
         self._receiving: tuple[int, memoryview] | None = None
@@ -313,7 +313,7 @@ class HostMemory:
     @classmethod
     def create(cls) -> Self:
         """Memory of this process alone; raises OSError where the system has none."""
-        return cls([Slot.create().descriptor for _ in range(2)])
+        return cls([SnapshotMemory.create().descriptor for _ in range(2)])
 
     def close(self) -> None:
         """Give up memory of this process alone; views of copies stay valid."""
@@ -327,7 +327,7 @@ class HostMemory:
         for index, descriptor in enumerate(self._fds):
             # A view of its own, which later copies do not move.
             with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                held = Slot(descriptor).read(private=True)
+                held = SnapshotMemory(descriptor).read(private=True)
                 if held is not None:
                     copy = Copy.of(held[1], held[2], index)
                     if copy.label.identity == whose:
@@ -338,7 +338,7 @@ class HostMemory:
         """Fill the other slot next: this one is what the run began from."""
         self._kept = copy.slot
 
-    def known(self, whose: str) -> Known | None:
+    def known(self, whose: str) -> KnownCommit | None:
         """The newest commit of this run that this pod has heard of."""
         found = []
         for descriptor in self._fds:
@@ -348,11 +348,11 @@ class HostMemory:
                 run, generation, step, fence = _BOARD.unpack(body)
                 if run == _digest(whose):
                     found.append(
-                        Known(generation=generation, ref=CommitRef(step=step, fence=fence))
+                        KnownCommit(generation=generation, ref=CommitRef(step=step, fence=fence))
                     )
         return max(found, key=lambda known: (known.generation, known.ref.step), default=None)
 
-    def note(self, whose: str, known: Known) -> None:
+    def note(self, whose: str, known: KnownCommit) -> None:
         """Remember a commit; may be called from any thread."""
         body = _BOARD.pack(_digest(whose), known.generation, known.ref.step, known.ref.fence)
         for descriptor in self._fds:
@@ -406,7 +406,7 @@ class HostMemory:
         self,
         label: Label,
         flat: Flat,
-        plan: Plan,
+        plan: CopyLayout,
         ranks: Sequence[bytes],
         tree: bytes,
         meta: bytes,

@@ -54,7 +54,7 @@ def job() -> str:
     return f"TrainingJob {namespace}/{name}" if name and namespace else ""
 
 
-class Gate:
+class RunAdmission:
     """Whether somebody else holds the run: asked before its lease is taken, again and again."""
 
     def __init__(

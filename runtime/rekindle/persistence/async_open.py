@@ -21,7 +21,7 @@ from rekindle.checkpoint import CommitRef, Lease, Store
 from rekindle.checkpoint.saving import flush
 from rekindle.checkpoint.saving.orphan_commit import adopt
 from rekindle.contract import ENV_POD
-from rekindle.peer_memory.store import Line
+from rekindle.peer_memory.store import Ancestry
 from rekindle.persistence.admission import who
 
 DELAY = 0.3
@@ -45,7 +45,7 @@ class Opening:
     """One try to open a store, in a thread of its own."""
 
     def __init__(
-        self, uri: str, options: Mapping[str, str], *, line: Line | None, delay: float = DELAY
+        self, uri: str, options: Mapping[str, str], *, line: Ancestry | None, delay: float = DELAY
     ) -> None:
         """Begin; with a `line` (rank 0) take the lease and find what the state descends from."""
         self._uri, self._options, self._line, self._delay = uri, options, line, delay

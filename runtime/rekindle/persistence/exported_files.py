@@ -20,7 +20,7 @@ from rekindle.model.hyperparameters import recalled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class FileJob:
     """What becomes of files with the commit of a step."""
 
     step: int
@@ -35,18 +35,18 @@ class Job:
     """Called once the files are there, from the thread that writes them."""
 
 
-class Files:
+class ExportedFiles:
     """Writes the files of one run; of use on rank 0."""
 
     def __init__(self, store: Callable[[], Store], say: Callable[[str], None]) -> None:
         self._store, self._say = store, say
-        self._waiting: list[Job] = []
-        self._due: SimpleQueue[tuple[Job, CommitRef | None]] = SimpleQueue()
+        self._waiting: list[FileJob] = []
+        self._due: SimpleQueue[tuple[FileJob, CommitRef | None]] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._open = 0
         self._changed = threading.Condition()
 
-    def plan(self, job: Job) -> None:
+    def plan(self, job: FileJob) -> None:
         """Do it as soon as its step is committed."""
         with self._changed:
             self._waiting.append(job)
@@ -59,7 +59,7 @@ class Files:
         for job in due:
             self._begin(job, ref if job.step == ref.step else None)
 
-    def _begin(self, job: Job, ref: CommitRef | None) -> None:
+    def _begin(self, job: FileJob, ref: CommitRef | None) -> None:
         with self._changed:
             self._open += 1
             if self._thread is None:
@@ -83,7 +83,7 @@ class Files:
                     self._thread = None
                     return
 
-    def _tell(self, job: Job) -> None:
+    def _tell(self, job: FileJob) -> None:
         try:
             if job.done is not None:
                 job.done()
@@ -91,7 +91,7 @@ class Files:
             # A logger's own code, about a file that is there; no run depends on it.
             self._say(f"after_save_checkpoint failed: {type(error).__name__}: {error}")
 
-    def _do(self, job: Job, ref: CommitRef | None) -> None:
+    def _do(self, job: FileJob, ref: CommitRef | None) -> None:
         missing = [p for p in job.write if not (job.repair and os.path.exists(p))]
         if missing:
             restored = self._load(job.step, ref)

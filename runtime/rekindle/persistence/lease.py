@@ -23,7 +23,7 @@ from rekindle.checkpoint.objects.location import check_options
 from rekindle.errors.outcome import Preempted
 from rekindle.errors.requirement import RequirementError, code_of
 from rekindle.flags import Flags
-from rekindle.peer_memory.store import Line
+from rekindle.peer_memory.store import Ancestry
 from rekindle.persistence import admission
 from rekindle.persistence.admission import ENV_TAKE_OVER, who
 from rekindle.persistence.async_open import Opened, Opening, owner
@@ -50,7 +50,7 @@ class SharedLease:
         """The number of the lease, 0 before there is one."""
         self._given = given_options(flags)
         self._store: Store | None = None
-        self._line: Line | None = None
+        self._line: Ancestry | None = None
         self._opening: Opening | None = None
         self._presence: admission.Presence | None = None
 
@@ -77,7 +77,7 @@ class SharedLease:
         While somebody else holds the run all ranks wait together, so that none of them waits in a
         collective that has a limit, and each hears at once that it has to go.
         """
-        gate: admission.Gate | None = None
+        gate: admission.RunAdmission | None = None
         while True:
             error: Exception | None = None
             fence, holder = 0, None
@@ -103,13 +103,13 @@ class SharedLease:
                 raise Preempted(0, saved=True)  # nothing has been done that could be lost
             pause(admission.LOOK_SECONDS)
 
-    def _gate(self, store: Store) -> admission.Gate:
+    def _gate(self, store: Store) -> admission.RunAdmission:
         """Where rank 0 looks; it has proven by then that the store takes checkpoints."""
         if self._world.first:
             store.probe(uuid.uuid4().hex[:12])
         forced = os.environ.get(ENV_TAKE_OVER) == "1"
         patience = admission.patience(shown=self._page is not None)
-        return admission.Gate(store, who(), forced=forced, patience=patience)
+        return admission.RunAdmission(store, who(), forced=forced, patience=patience)
 
     def _say(self, holder: str | None) -> None:
         """Tell the agent for whom the workers of this pod wait, or that they do no more."""
@@ -155,7 +155,7 @@ class SharedLease:
             self._presence = None
         self.release()
 
-    def take_beside(self, line: Line) -> None:
+    def take_beside(self, line: Ancestry) -> None:
         """Begin to take it beside the training; `line` is what the state in memory descends from.
 
         `join` ends it. Until then there is no fence.

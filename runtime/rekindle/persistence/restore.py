@@ -16,7 +16,7 @@ import torch
 from rekindle.checkpoint import CommitRef, IntegrityError, Restored, Store, StoreError
 from rekindle.checkpoint.format.manifest import TensorEntry, commit_key
 from rekindle.checkpoint.objects.interface import NotFound
-from rekindle.checkpoint.resolving import Target, choose, whole
+from rekindle.checkpoint.resolving import CheckpointTarget, choose, whole
 from rekindle.checkpoint.retention import Best
 from rekindle.checkpoint.saving import flush
 from rekindle.checkpoint.saving.orphan_commit import adopt
@@ -127,7 +127,7 @@ class Candidates:
     def named(
         self,
         resume: str,
-        target: Target,
+        target: CheckpointTarget,
         rule: Best | None,
         own_run: run_identity.Identity | None = None,
     ) -> Found:
@@ -179,7 +179,7 @@ class Candidates:
             f"checkpoint, or ckpt_path='last'."
         )
 
-    def _file(self, target: Target) -> Found:
+    def _file(self, target: CheckpointTarget) -> Found:
         """What a file of ours holds; ValueError for one that does not say where training was."""
         error: Exception | None = None
         restored: Restored | None = None
@@ -219,11 +219,11 @@ class Candidates:
         flush.wait(self.lease.store.uri)
         self.world.barrier()
 
-    def _other(self, target: Target) -> Store:
+    def _other(self, target: CheckpointTarget) -> Store:
         return Store.open(whole(target.uri), **self.lease.options)
 
     def _begun_from(
-        self, target: Target, run: run_identity.Identity | None, *, own: bool
+        self, target: CheckpointTarget, run: run_identity.Identity | None, *, own: bool
     ) -> tuple[bool, bool]:
         """Whether to go on from the newest commit, and whether that is the end of another run."""
         meta = self.newest_meta()

@@ -58,7 +58,7 @@ class Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
+class ResumeDecision:
     """Whether to go on from the newest checkpoint of the place."""
 
     goes_on: bool
@@ -78,13 +78,13 @@ def decide(
     resume: str,
     job: bool,
     world_size: int,
-) -> Decision:
+) -> ResumeDecision:
     """What a fit without a `ckpt_path` does, given the meta of its place's newest commit; pure.
 
     Raises R11 when the place holds another fit's interrupted run.
     """
     if meta is None or resume == "never":
-        return Decision(goes_on=resume != "never")
+        return ResumeDecision(goes_on=resume != "never")
     saved, finished = meta.get("run"), bool(meta.get("finished"))
     same, changes = True, list[str]()
     if isinstance(saved, Mapping):
@@ -92,27 +92,27 @@ def decide(
     step, told = meta.get("step"), "; ".join(changes)
     if resume == "must":
         line = f"{told}; goes on from step {step} all the same (resume='must')" if told else None
-        return Decision(goes_on=True, again=finished and not same, line=line)
+        return ResumeDecision(goes_on=True, again=finished and not same, line=line)
     if finished and not job and (changes or not same):
         why = f" of another fit ({told})" if changes else ""
-        return Decision(
+        return ResumeDecision(
             goes_on=False,
             new_script=same,
             line=f"{place} holds the end of a run{why}, step {step}: a new run begins "
             f"(ckpt_path='last' goes on with that one)",
         )
     if not changes and not (finished and not same):
-        return Decision(goes_on=True)
+        return ResumeDecision(goes_on=True)
     if not changes:
         line = (
             f"{place} holds the end of another job's run, step {step}: this job goes on with it "
             f"(to begin anew, give it a checkpoint URI of its own, or resume='never')"
         )
-        return Decision(goes_on=True, again=True, line=line)
+        return ResumeDecision(goes_on=True, again=True, line=line)
     if job and meta.get("world_size") != world_size:
         # What a script computes from the number of processes changes with it.
         line = f"{told}; the run of step {step} goes on"
-        return Decision(goes_on=True, again=finished and not same, line=line)
+        return ResumeDecision(goes_on=True, again=finished and not same, line=line)
     raise RequirementError(
         f"R11 {place} holds step {step} of another run: {told}. To go on with it, give the same "
         f"values, or resume='must'; to begin anew, resume='never' or another root. What may differ "

@@ -52,7 +52,7 @@ def decide(
     found: Found | None,
     flags: Flags,
     start_from: str | None,
-) -> run_identity.Decision | None:
+) -> run_identity.ResumeDecision | None:
     """What the newest checkpoint means for this fit; None where a `ckpt_path` says it; collective.
 
     `found` is what lies in memory. Raises R11 on every rank.
@@ -60,7 +60,7 @@ def decide(
     if start_from is not None:
         return None
 
-    def decision() -> run_identity.Decision:
+    def decision() -> run_identity.ResumeDecision:
         meta: Mapping[str, Any] | None = None
         if found is not None and found.restored is not None:
             meta = found.restored.meta

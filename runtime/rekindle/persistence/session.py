@@ -4,8 +4,8 @@ A state goes two ways. A copy in the memory of the pods (`keeping`) is made ofte
 workers; a snapshot that the saver commits to the store is made when `cadence` says so and survives
 the pods. Both need a place in the run's line of commits: a save the fence of this attempt (`lease`)
 and the commit that it was made on top of, a copy a note of the same, for the attempt that begins
-from it. Keeping the two ways in step with that line is what `Session` is for; going back to an
-older step, and saving a step once more, mean a fence of one's own.
+from it. Keeping the two ways in step with that line is what `CheckpointSession` is for; going back
+to an older step, and saving a step once more, mean a fence of one's own.
 
 What to begin from is found by `restore`, or by `recall` in the members' memory. In that case the
 lease is taken beside the training, and there is no saver before it is joined.
@@ -28,8 +28,8 @@ from rekindle.metrics import prometheus
 from rekindle.peer_memory import store
 from rekindle.peer_memory.restore import Recall, pod_name
 from rekindle.peer_memory.schedule import Keeper
-from rekindle.peer_memory.store import HostMemory, Line
-from rekindle.persistence.exported_files import Files
+from rekindle.peer_memory.store import Ancestry, HostMemory
+from rekindle.persistence.exported_files import ExportedFiles
 from rekindle.persistence.grace_period import Grace
 from rekindle.persistence.lease import SharedLease
 from rekindle.persistence.policy import interval, retention
@@ -50,7 +50,7 @@ _BESIDE_SECONDS = 2.0
 """The same for the save of workers that leave, when a pod that stays holds the state."""
 
 
-class Session:
+class CheckpointSession:
     """The checkpoints of one attempt, as one rank sees them."""
 
     def __init__(self, flags: Flags, world: World, page: ControlPage | None) -> None:
@@ -68,13 +68,15 @@ class Session:
         """The `ckpt_path` that this run's line of checkpoints was begun with."""
         self.save_seconds: float | None = None
         """What the newest save has taken, in this attempt or in the one before."""
-        self.files = Files(lambda: self.lease.store, lambda text: print(text, file=sys.stderr))
+        self.files = ExportedFiles(
+            lambda: self.lease.store, lambda text: print(text, file=sys.stderr)
+        )
         """Copies of commits under paths; rank 0's are written."""
         self._world, self._page = world, page
         self._retention = retention(flags)
         self._grace = Grace()
         self._recall: Recall | None = None
-        self._line: Line | None = None
+        self._line: Ancestry | None = None
         """What the copy descends from that this attempt began with."""
         self._base: CommitRef | None = None
         self._beside = False
@@ -216,7 +218,7 @@ class Session:
             self.prepare(state, rank_state, None)
         line = self._line
         if self.saver is not None:
-            line = Line(fence=self.lease.fence, step=step, base=self._base)
+            line = Ancestry(fence=self.lease.fence, step=step, base=self._base)
         assert line is not None
         self.keeper.take(
             step,

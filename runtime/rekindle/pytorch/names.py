@@ -57,11 +57,11 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "callbacks.device_stats_monitor": {_CALLBACKS: "DeviceStatsMonitor"},
     "callbacks.early_stopping": {
         _CALLBACKS: "EarlyStopping",
-        f"{_CALLBACKS}.stopping": "EarlyStoppingReason",
+        f"{_CALLBACKS}.early_stopping": "EarlyStoppingReason",
     },
     "callbacks.finetuning": {
         _CALLBACKS: "BackboneFinetuning BaseFinetuning",
-        f"{_CALLBACKS}.backbone": "multiplicative",
+        f"{_CALLBACKS}.weights.backbone": "multiplicative",
     },
     "callbacks.gradient_accumulation_scheduler": {_CALLBACKS: "GradientAccumulationScheduler"},
     "callbacks.lambda_function": {_CALLBACKS: "LambdaCallback"},
@@ -77,17 +77,17 @@ NAMES: Mapping[str, Mapping[str, str]] = {
     "callbacks.progress": {_CALLBACKS: "ProgressBar RichProgressBar TQDMProgressBar"},
     "callbacks.progress.progress_bar": {
         _CALLBACKS: "ProgressBar",
-        f"{_CALLBACKS}.progress": "get_standard_metrics",
+        f"{_CALLBACKS}.monitors.progress_bar": "get_standard_metrics",
     },
     "callbacks.progress.rich_progress": {
         _CALLBACKS: "RichProgressBar",
         "": "BatchesProcessedColumn CustomBarColumn CustomInfiniteTask CustomProgress "
         "CustomTimeColumn MetricsTextColumn ProcessingSpeedColumn",
-        f"{_CALLBACKS}.progress": "RichProgressBarTheme",
+        f"{_CALLBACKS}.monitors.progress_bar": "RichProgressBarTheme",
     },
     "callbacks.progress.tqdm_progress": {
         _CALLBACKS: "TQDMProgressBar",
-        f"{_CALLBACKS}.tqdm_bars": "convert_inf",
+        f"{_CALLBACKS}.monitors.tqdm_bars": "convert_inf",
         "": "Tqdm",
     },
     "callbacks.pruning": {"": "ModelPruning"},

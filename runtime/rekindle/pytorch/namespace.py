@@ -32,7 +32,7 @@ class NotSupported(NotImplementedError, AttributeError):
     """A name of Lightning's that has no counterpart was used; the message says what to write."""
 
 
-class Refused(type):
+class RefusedName(type):
     """The class of names that are refused when they are used."""
 
     def __instancecheck__(cls, instance: object) -> bool:
@@ -59,7 +59,7 @@ def _derived(cls: type[Any], /, **options: Any) -> NoReturn:
 
 
 @cache
-def refused(name: str, module: str) -> Refused:
+def refused(name: str, module: str) -> RefusedName:
     """The class that stands for a name, which tells what to write instead."""
     words = INSTEAD.get(f"{module}.{name}") or INSTEAD[name]
     members = {
@@ -67,7 +67,7 @@ def refused(name: str, module: str) -> Refused:
         "__module__": f"{ROOT}.{module}".rstrip("."),
         "__init_subclass__": classmethod(_derived),
     }
-    return Refused(name, (), members)
+    return RefusedName(name, (), members)
 
 
 @cache

@@ -50,7 +50,7 @@ _MARGIN = 1.0
 """Seconds kept free before the process is killed, for the way out."""
 
 
-class Notice:
+class StopNotice:
     """Whether this process was told to stop: by its agent's page, or by SIGTERM without an agent.
 
     The handler sets a flag and does nothing else: it runs between two bytecodes of whatever the
@@ -94,7 +94,7 @@ class Consensus:
     def __init__(
         self,
         world: World,
-        notice: Notice,
+        notice: StopNotice,
         save_due: Callable[[], bool],
         end_due: Callable[[], bool] = lambda: False,
         seeds: LaneSeeds | None = None,
@@ -191,7 +191,7 @@ class Consensus:
 
 def obey(
     consensus: Consensus,
-    notice: Notice,
+    notice: StopNotice,
     world: World,
     say: Callable[[str], None],
     *,

@@ -34,7 +34,7 @@ from rekindle.contract import (
     CheckpointReport,
     Outcome,
     Progress,
-    Restored,
+    RestoredFrom,
     Rollback,
 )
 
@@ -187,12 +187,12 @@ class ControlPage:
             found.append(Outcome.from_json(json.loads(path.read_text())))
         return sorted(found, key=lambda outcome: outcome.at)
 
-    def restored(self) -> Restored | None:
+    def restored(self) -> RestoredFrom | None:
         """Where the workers began, once they know."""
         path = self.directory / "restored.json"
         if not path.exists():
             return None
-        return Restored.from_json(json.loads(path.read_text()))
+        return RestoredFrom.from_json(json.loads(path.read_text()))
 
     def waits(self) -> str | None:
         """What the workers wait for that others have to give, in words."""
@@ -331,7 +331,7 @@ class ControlPage:
             outcome = replace(outcome, checkpoint=past + outcome.checkpoint)
         self._write(f"outcome-{outcome.rank or 0}.json", outcome.to_json())
 
-    def write_restored(self, restored: Restored) -> None:
+    def write_restored(self, restored: RestoredFrom) -> None:
         """Leave word of where this round began."""
         restored = replace(restored, step=self._past.steps + restored.step)
         self._write("restored.json", restored.to_json())

@@ -22,7 +22,7 @@ from typing import TypeVar, cast
 import torch
 import torch.distributed as dist
 
-from rekindle.errors.requirement import Failure, RequirementError, code_of, passes
+from rekindle.errors.requirement import CheckFailure, RequirementError, code_of, passes
 from rekindle.ranks.relaunch import by_hand, relaunch, startable
 
 TIMEOUT = timedelta(minutes=10)
@@ -95,7 +95,7 @@ class World:
         mine = None
         if error is not None:
             headline, transient = _headline(error), passes(error)
-            mine = Failure(rank=self.rank, message=headline, transient=transient)
+            mine = CheckFailure(rank=self.rank, message=headline, transient=transient)
         failures = [failure for failure in self.gather(mine) if failure is not None]
         if error is not None:
             raise error

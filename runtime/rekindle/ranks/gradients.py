@@ -31,7 +31,7 @@ BUCKET_BYTES = 25 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placement:
+class GradientPlacement:
     """Where one parameter's gradient lies."""
 
     parameter: int
@@ -44,7 +44,7 @@ class Placement:
 class BucketLayout:
     """Size and contents of one bucket, in elements."""
 
-    placements: tuple[Placement, ...]
+    placements: tuple[GradientPlacement, ...]
     dtype: torch.dtype
     size: int
     """Elements of gradients; the flags come after them."""
@@ -55,7 +55,7 @@ def layout(
 ) -> list[BucketLayout]:
     """Pack (elements, dtype) of the parameters, in reverse order, into buckets; pure."""
     buckets: list[BucketLayout] = []
-    current: list[Placement] = []
+    current: list[GradientPlacement] = []
     used, dtype = 0, torch.float32
 
     def close() -> None:
@@ -70,7 +70,9 @@ def layout(
             close()
         dtype = kind
         current.append(
-            Placement(parameter=index, bucket=len(buckets), start=used, stop=used + elements)
+            GradientPlacement(
+                parameter=index, bucket=len(buckets), start=used, stop=used + elements
+            )
         )
         used += elements
     close()

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rekindle.flags import Flags
     from rekindle.model.module import Module
     from rekindle.model.optimizers import SchedulerSpec
-    from rekindle.ranks.consensus import Notice
+    from rekindle.ranks.consensus import StopNotice
     from rekindle.ranks.distributed import World
     from rekindle.training.lifecycle import Lifecycle
     from rekindle.training.run import Run
@@ -84,7 +84,7 @@ class TrainerMembers:
     world: "World | None"
     module: "Module | None"
     _run: "Run | None"
-    _notice: "Notice | None" = None
+    _notice: "StopNotice | None" = None
     _loaded: "str | os.PathLike[str] | None" = None
     _managed: "str | os.PathLike[str] | None" = None
     loaders: dict[str, Any]

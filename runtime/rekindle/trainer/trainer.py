@@ -26,7 +26,7 @@ from rekindle.callbacks.monitors.progress_bar import PassProgress
 from rekindle.console import Console
 from rekindle.contract import Cause, ExitCode, Outcome
 from rekindle.data import worker_shutdown
-from rekindle.data.loader import Source
+from rekindle.data.loader import LoaderSource
 from rekindle.datamodule import DataModule
 from rekindle.errors import error_report
 from rekindle.errors.outcome import Damaged, Preempted, classify
@@ -40,10 +40,10 @@ from rekindle.metrics.measures import Measures
 from rekindle.model.module import Module
 from rekindle.model.precision import MixedPrecision
 from rekindle.persistence import policy, run_identity
-from rekindle.persistence.session import FLUSH_SECONDS, Session
+from rekindle.persistence.session import FLUSH_SECONDS, CheckpointSession
 from rekindle.profilers.profiler import Profiler
 from rekindle.profilers.profiler import chosen as chosen_profiler
-from rekindle.ranks.consensus import Notice
+from rekindle.ranks.consensus import StopNotice
 from rekindle.ranks.control_page import ControlPage, announce
 from rekindle.ranks.distributed import World, join
 from rekindle.strategies import Strategy
@@ -234,7 +234,7 @@ class Trainer(TrainerMembers):
         self.module: Module | None = None
         announce()
         self._stopping: str | None = None
-        self.train_source: Source | None = None
+        self.train_source: LoaderSource | None = None
         """The training data as `fit` has found it, from `setup` on."""
         self.lifecycle = Lifecycle()
         self.loaders, self.batches = {}, {}
@@ -242,7 +242,7 @@ class Trainer(TrainerMembers):
         self._optimizers: list[torch.optim.Optimizer] | None = None
         self._run: Run | None = None
         self._planned: int | None = None
-        self._session: Session | None = None
+        self._session: CheckpointSession | None = None
         self._identity: run_identity.Identity | None = None
         """What the fit that begins is known by; None for one that saves nothing."""
         self._recalled = False
@@ -291,7 +291,7 @@ class Trainer(TrainerMembers):
             self.flags = replace(self.flags, fit_number=number)
         page = ControlPage.from_environment()
         error_report.watch(page, self._outcome)
-        self._notice = notice = Notice(page)
+        self._notice = notice = StopNotice(page)
         # Ended last: a snapshot that an error finds on its way has the time that is left first.
         reading = contextlib.ExitStack()
         reading.enter_context(worker_shutdown.ended())
@@ -617,7 +617,7 @@ class Trainer(TrainerMembers):
         """Let the trainer's properties show this run (called while it is being made)."""
         self._run = run
 
-    def save_by(self, session: Session) -> None:
+    def save_by(self, session: CheckpointSession) -> None:
         """Take note of what holds the store (called before a run is made, which may be refused)."""
         self._session = session
 

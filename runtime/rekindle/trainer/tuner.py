@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rekindle.callbacks.search.batch_size_finder import Search, largest
 from rekindle.callbacks.search.learning_rate_finder import LRFinder, Sweep, suggest
 from rekindle.callbacks.search.trial import write
-from rekindle.data.loader import Source
+from rekindle.data.loader import LoaderSource
 from rekindle.datamodule import DataModule
 from rekindle.model.module import Module
 from rekindle.trainer.trainer import Trainer
@@ -96,7 +96,7 @@ class Tuner:
             self._done(model)
         return found
 
-    def _source(self, model: Module, loaders: Any, datamodule: DataModule | None) -> Source:
+    def _source(self, model: Module, loaders: Any, datamodule: DataModule | None) -> LoaderSource:
         trainer = self._trainer
         if isinstance(loaders, DataModule):
             loaders, datamodule = None, loaders

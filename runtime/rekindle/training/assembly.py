@@ -16,10 +16,10 @@ from rekindle import randomness
 from rekindle.checkpoint.resolving import locate, whole
 from rekindle.console import Console
 from rekindle.contract import ENV_JOB
-from rekindle.contract import Restored as RestoredReport
+from rekindle.contract import RestoredFrom as RestoredReport
 from rekindle.data.batches import size_of
 from rekindle.data.iterated import Iterated
-from rekindle.data.loader import Batches, LaneSampler, Source, build, fingerprint
+from rekindle.data.loader import Batches, LaneSampler, LoaderSource, build, fingerprint
 from rekindle.data.sampling.order import ENDLESS, Cursor
 from rekindle.data.sampling.samplers import Draw
 from rekindle.data.sampling.tokens import samples_of
@@ -38,8 +38,8 @@ from rekindle.model.step_hooks import owned
 from rekindle.model.transfer import transfer
 from rekindle.persistence import policy, run_identity, run_selection
 from rekindle.persistence.restore import Found
-from rekindle.persistence.session import Session
-from rekindle.ranks.consensus import Consensus, Notice
+from rekindle.persistence.session import CheckpointSession
+from rekindle.ranks.consensus import Consensus, StopNotice
 from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.deterministic_reduction import LaneSum
 from rekindle.ranks.distributed import World
@@ -51,7 +51,7 @@ from rekindle.training import batches, state
 from rekindle.training.evaluation import validate
 from rekindle.training.hook_profiling import HookTimes
 from rekindle.training.hooks import Hooks
-from rekindle.training.run import Feed, Run, batches_of, planned_steps
+from rekindle.training.run import BatchFeed, Run, batches_of, planned_steps
 from rekindle.training.setup import batch_sharing, placement
 from rekindle.training.setup.batch_size_probe import fitted
 from rekindle.training.setup.preflight import (
@@ -89,7 +89,7 @@ def assemble(
     validation: Any,
     world: World,
     page: ControlPage | None,
-    notice: Notice,
+    notice: StopNotice,
     console: Console,
     start_from: str | None = None,
 ) -> Run:
@@ -99,7 +99,7 @@ def assemble(
         flags = replace(flags, max_steps=0, limit_train_batches=1.0)
     if page is not None and world.local_rank == 0:
         page.attach()
-    session = Session(flags, world, page) if flags.enable_checkpointing else None
+    session = CheckpointSession(flags, world, page) if flags.enable_checkpointing else None
     if session is not None:
         trainer.save_by(session)
     hooks = Hooks(trainer.callbacks, module, flags.strategy)
@@ -306,7 +306,7 @@ def assemble(
         journal=Journal(trainer.loggers, world, console.say),
         identity=identity,
         datamodule=datamodule,
-        feed=Feed(
+        feed=BatchFeed(
             stream=stream,
             sources=None
             if datamodule is None and train is not None
@@ -376,10 +376,10 @@ def _loaded(found: Found, flags: Flags) -> int:
 
 def _again(
     module: Module, datamodule: Any, given: dict[str, Any], world: World, flags: Flags
-) -> tuple[Source, Evaluation | None]:
+) -> tuple[LoaderSource, Evaluation | None]:
     """The loaders, asked for once more; collective."""
     error: Exception | None = None
-    asked: tuple[Source | None, Evaluation | None] = (None, None)
+    asked: tuple[LoaderSource | None, Evaluation | None] = (None, None)
     try:
         asked = ask(module, datamodule, given, world, flags, "fit")
         if asked[0] is None:
@@ -391,7 +391,7 @@ def _again(
     return asked[0], asked[1]
 
 
-def _mark(source: Source, flags: Flags, world: World, found: Found | None) -> str:
+def _mark(source: LoaderSource, flags: Flags, world: World, found: Found | None) -> str:
     """The fingerprint of the data, which is the same on all ranks (R9); collective.
 
     A pod that has the run's state in its memory has shown its data to be the run's before, and its
@@ -410,7 +410,7 @@ def _mark(source: Source, flags: Flags, world: World, found: Found | None) -> st
 
 
 def _find(
-    session: Session | None,
+    session: CheckpointSession | None,
     flags: Flags,
     start_from: str | None,
     console: Console,
@@ -498,7 +498,7 @@ def _check_ours(found: Found) -> None:
         )
 
 
-def _draw(source: Source, flags: Flags, found: Found) -> Draw | None:
+def _draw(source: LoaderSource, flags: Flags, found: Found) -> Draw | None:
     """The order where numbers are not enough; in the seed of the run's first attempt."""
     if source.draw is None or flags.overfit:
         return None
@@ -508,7 +508,7 @@ def _draw(source: Source, flags: Flags, found: Found) -> Draw | None:
 
 
 def _in_samples(
-    tokens: int, flags: Flags, source: Source, cursor: Cursor, draw: Draw | None
+    tokens: int, flags: Flags, source: LoaderSource, cursor: Cursor, draw: Draw | None
 ) -> Flags:
     """The flags with `max_tokens` as a number of samples."""
     samples = samples_of(tokens, source.dataset, cursor, draw, epochs=flags.max_epochs)
@@ -517,7 +517,7 @@ def _in_samples(
 
 
 def _promised(
-    source: Source, flags: Flags, cursor: Cursor, found: Found, console: Console
+    source: LoaderSource, flags: Flags, cursor: Cursor, found: Found, console: Console
 ) -> Flags:
     """The flags with the guarantee that holds; R12b if the data cannot keep what was asked for."""
     loose = why_loose(source)
@@ -532,7 +532,7 @@ def _promised(
     return replace(flags, data=replace(flags.data, guarantee=guarantee))
 
 
-def _counting(step: StepFunction, source: Source, logs: Logs) -> StepFunction:
+def _counting(step: StepFunction, source: LoaderSource, logs: Logs) -> StepFunction:
     """The step; where data come in whole batches, what it logs weighs as much as the batch has."""
     if not source.whole:
         return step
@@ -544,7 +544,7 @@ def _counting(step: StepFunction, source: Source, logs: Logs) -> StepFunction:
     return counted
 
 
-def _check_sizes(source: Source, flags: Flags) -> None:
+def _check_sizes(source: LoaderSource, flags: Flags) -> None:
     """Refuse numbers of samples for data that come in whole batches of any size."""
     ours = isinstance(source.dataset, Batches | Iterated)
     if ours and (flags.global_batch_size is not None or flags.micro_batch is not None):
@@ -555,7 +555,7 @@ def _check_sizes(source: Source, flags: Flags) -> None:
         )
 
 
-def _stream(source: Source, flags: Flags, cursor: Cursor, world: World) -> Streaming | None:
+def _stream(source: LoaderSource, flags: Flags, cursor: Cursor, world: World) -> Streaming | None:
     """The stream that iterable data is read by."""
     if not source.streamed:
         return None
@@ -588,7 +588,7 @@ def _stream(source: Source, flags: Flags, cursor: Cursor, world: World) -> Strea
 
 
 def _cursor(
-    source: Source,
+    source: LoaderSource,
     chosen: int,
     draw: Draw | None,
     flags: Flags,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from rekindle.checkpoint.objects.interface import PreconditionFailed, StoreError
-from rekindle.data.loader import Batch, Source, build, fingerprint, limited
+from rekindle.data.loader import Batch, LoaderSource, build, fingerprint, limited
 from rekindle.data.sampling.order import ENDLESS, Cursor, Kind, Step
 from rekindle.data.sampling.samplers import Draw, marked
 from rekindle.data.script_data import Evaluation
@@ -164,7 +164,7 @@ def follow(run: Run) -> None:
     if asked == run.feed.batch_size and not anew:
         return
     error: Exception | None = None
-    source: Source | None = None
+    source: LoaderSource | None = None
     evaluation: Evaluation | None = None
     mark = cursor.fingerprint
     try:
@@ -203,7 +203,7 @@ def follow(run: Run) -> None:
         run.cursor = replace(run.cursor, script_m=size)
 
 
-def _changed(run: Run, source: Source, mark: str) -> None:
+def _changed(run: Run, source: LoaderSource, mark: str) -> None:
     """Go on with what was loaded for this epoch; collective.
 
     It may be another dataset: a resume asks for the loader as of the same epoch, and so gets it
@@ -227,7 +227,7 @@ def _changed(run: Run, source: Source, mark: str) -> None:
     run.trainer.plan(run.total_steps)
 
 
-def length_of(source: Source, draw: Draw | None, flags: Flags) -> int:
+def length_of(source: LoaderSource, draw: Draw | None, flags: Flags) -> int:
     """Positions of an epoch; 0 when limits leave no batch."""
     if source.streamed:
         return ENDLESS
@@ -236,7 +236,7 @@ def length_of(source: Source, draw: Draw | None, flags: Flags) -> int:
     return min(positions, batches * source.batch_size)
 
 
-def kind_of(source: Source, draw: Draw | None, flags: Flags) -> Kind:
+def kind_of(source: LoaderSource, draw: Draw | None, flags: Flags) -> Kind:
     """The order of an epoch."""
     if source.streamed:
         return "stream"

@@ -46,7 +46,7 @@ from rekindle.ranks.heartbeat import Activity
 from rekindle.strategies.sharding import sharded
 from rekindle.training.hooks import Hooks
 from rekindle.training.lifecycle import State
-from rekindle.training.run import Part, Run, Validation
+from rekindle.training.run import EvaluationPart, Run, Validation
 from rekindle.training.setup.preflight import StepFunction
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def predict(
 
 
 def _share(
-    part: Part,
+    part: EvaluationPart,
     world: World,
     limit: int | None,
     poll: Callable[[], bool],
@@ -283,7 +283,7 @@ def _share(
 
 
 def _share_of_stream(
-    part: Part, world: World, limit: int | None, poll: Callable[[], bool], module: Module
+    part: EvaluationPart, world: World, limit: int | None, poll: Callable[[], bool], module: Module
 ) -> Iterator[tuple[int, Any, Any]]:
     """The same where nobody knows how many batches there are: every rank reads all of them.
 

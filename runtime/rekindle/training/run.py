@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from rekindle.console import Console, Progress
+from rekindle.console import Console, TrainingProgress
 from rekindle.data import worker_shutdown
 from rekindle.data.ledger import Ledger
-from rekindle.data.loader import Batch, LaneSampler, Source
+from rekindle.data.loader import Batch, LaneSampler, LoaderSource
 from rekindle.data.sampling.order import Cursor, Step
 from rekindle.data.script_data import Evaluation
 from rekindle.data.streams import Streaming
@@ -28,9 +28,9 @@ from rekindle.metrics.prometheus import Meter
 from rekindle.model.module import Module
 from rekindle.model.optimizers import Optimization
 from rekindle.persistence.run_identity import Identity
-from rekindle.persistence.session import Session
+from rekindle.persistence.session import CheckpointSession
 from rekindle.randomness import LaneSeeds
-from rekindle.ranks.consensus import Consensus, Notice
+from rekindle.ranks.consensus import Consensus, StopNotice
 from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.deterministic_reduction import LaneSum
 from rekindle.ranks.distributed import World
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class EvaluationPart:
     """One loader to evaluate, dealt out: batch b belongs to rank b mod W."""
 
     loader: Iterable[Batch]
@@ -65,7 +65,7 @@ class Part:
 class Validation:
     """The data to evaluate: one loader after the other."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[EvaluationPart, ...]
     several: bool = False
     """Whether steps and hooks are told which loader a batch is from."""
 
@@ -96,12 +96,12 @@ class Back:
 
 
 @dataclass(kw_only=True)
-class Feed:
+class BatchFeed:
     """How the training data gets to the loop, and what has changed in that; see `feeding`."""
 
     stream: Streaming | None = None
     """Iterable data; None for a dataset with a length."""
-    sources: "Callable[[], tuple[Source | None, Evaluation | None]] | None" = None
+    sources: "Callable[[], tuple[LoaderSource | None, Evaluation | None]] | None" = None
     """Asks for the loaders again; None where they were given as they are."""
     validation: "Callable[[Evaluation], tuple[Validation | None, StepFunction]] | None" = None
     """Deals out what was asked for again to validate with."""
@@ -131,9 +131,9 @@ class Run:
     meter: Meter
     page: ControlPage | None
     heart: Heartbeat
-    notice: Notice
+    notice: StopNotice
     consensus: Consensus
-    session: Session | None
+    session: CheckpointSession | None
     optimization: Optimization
     update: Update
     seeds: LaneSeeds
@@ -154,7 +154,7 @@ class Run:
     identity: Identity | None = None
     """What this fit is known by; None for one that saves nothing."""
     datamodule: Any = None
-    feed: Feed = field(default_factory=Feed)
+    feed: BatchFeed = field(default_factory=BatchFeed)
     ledger: Ledger = field(default_factory=Ledger)
     step: int = 0
     """Optimizer steps in the surviving timeline."""
@@ -277,9 +277,9 @@ class Run:
         """Samples used in the surviving timeline."""
         return self.cursor.before + self.cursor.sample
 
-    def progress(self) -> Progress:
+    def progress(self) -> TrainingProgress:
         """How far this run is, as far as counters tell."""
-        return Progress(
+        return TrainingProgress(
             step=self.step,
             total=self.total_steps,
             epoch=self.cursor.epoch,
@@ -436,7 +436,7 @@ _FAR = 10_000
 """Epochs that are looked ahead for a validation."""
 
 
-def batches_of(cursor: Cursor, source: Source, world: World) -> int | float:
+def batches_of(cursor: Cursor, source: LoaderSource, world: World) -> int | float:
     """Batches of the loader's size in an epoch, for one rank; infinite for endless data."""
     if cursor.order == "stream":
         return math.inf

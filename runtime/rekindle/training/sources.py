@@ -25,7 +25,7 @@ from rekindle.data.batches import ids_of, unshuffled
 from rekindle.data.loader import (
     Batch,
     BatchSampler,
-    Source,
+    LoaderSource,
     build,
     limited,
     streams_name,
@@ -37,10 +37,10 @@ from rekindle.flags import Flags
 from rekindle.model.module import Module
 from rekindle.randomness import seed_sample
 from rekindle.ranks.distributed import World
-from rekindle.training.run import Part, Validation
+from rekindle.training.run import EvaluationPart, Validation
 
 Stage = Literal["fit", "validate", "test", "predict"]
-Asked = tuple[Source | None, Evaluation | None]
+Asked = tuple[LoaderSource | None, Evaluation | None]
 """What to train with, and what to evaluate."""
 
 SIGN_OF_LIFE = 30.0
@@ -102,7 +102,7 @@ def load(
     flags: Flags,
     stage: Stage,
     ready: Callable[[], None] = lambda: None,
-) -> tuple[Source | None, Evaluation | None]:
+) -> tuple[LoaderSource | None, Evaluation | None]:
     """The training source (only to fit) and what to evaluate; collective.
 
     `given` holds the loaders that the script passed itself, as ``train`` and ``evaluation``. A data
@@ -173,12 +173,12 @@ def _own_loader(module: Module, name: str) -> Any:
     return getattr(module, name)() if _overridden(module, name) else None
 
 
-def _fixed(source: Source, flags: Flags) -> Source:
+def _fixed(source: LoaderSource, flags: Flags) -> LoaderSource:
     """With `overfit_batches` there is one order for all epochs."""
     return unshuffled(source) if flags.overfit and not source.streamed else source
 
 
-def _micro(source: Source, flags: Flags) -> Source:
+def _micro(source: LoaderSource, flags: Flags) -> LoaderSource:
     if not isinstance(flags.micro_batch, int):
         return source
     if source.whole:
@@ -189,7 +189,7 @@ def _micro(source: Source, flags: Flags) -> Source:
     return replace(source, batch_size=flags.micro_batch)
 
 
-def _workers(source: Source | None, world: World) -> Source | None:
+def _workers(source: LoaderSource | None, world: World) -> LoaderSource | None:
     """R3: no more workers than processors; they would only take each other's time."""
     if source is None or not source.options.get("num_workers"):
         return source
@@ -251,7 +251,7 @@ def _overridden(module: Module, name: str) -> bool:
     return name in vars(module) or getattr(type(module), name) is not getattr(Module, name)
 
 
-def _warn_if_shared(train: Source | None, validation: Evaluation | None) -> None:
+def _warn_if_shared(train: LoaderSource | None, validation: Evaluation | None) -> None:
     """Two splits of one dataset object cannot have a transform each."""
     if train is None or validation is None or not validation.sources:
         return
@@ -314,7 +314,7 @@ def dealt(
     return Validation(parts=parts, several=data.several)
 
 
-def _part(source: Source, limit: int | float, world: World, seed: int) -> Part:
+def _part(source: LoaderSource, limit: int | float, world: World, seed: int) -> EvaluationPart:
     if source.streamed:
         if isinstance(limit, float) and limit != 1.0:
             raise ValueError(
@@ -322,7 +322,7 @@ def _part(source: Source, limit: int | float, world: World, seed: int) -> Part:
                 f"does not have; give a number of batches"
             )
         most = limit if isinstance(limit, int) else None
-        return Part(loader=Whole(source, seed), batches=None, most=most, whole=True)
+        return EvaluationPart(loader=WholeStream(source, seed), batches=None, most=most, whole=True)
     ids = ids_of(source, seed)
     samples = source.samples if ids is None else len(ids)
     whole = source.batches_of(samples)
@@ -334,13 +334,13 @@ def _part(source: Source, limit: int | float, world: World, seed: int) -> Part:
     sampler = BatchSampler(
         samples, source.batch_size, batches, rank=world.rank, world_size=world.size, ids=ids
     )
-    return Part(loader=build(source, sampler, seed), batches=batches, whole=source.whole)
+    return EvaluationPart(loader=build(source, sampler, seed), batches=batches, whole=source.whole)
 
 
-class Whole:
+class WholeStream:
     """A stream to evaluate, as every rank reads it: all of it."""
 
-    def __init__(self, source: Source, seed: int) -> None:
+    def __init__(self, source: LoaderSource, seed: int) -> None:
         self._source, self._seed = source, seed
 
     def __iter__(self) -> Iterator[Batch]:

@@ -17,8 +17,8 @@ import yaml
 
 from rekindle_local.apiserver.http.server import ApiServer
 from rekindle_local.apiserver.registry import Registry
-from rekindle_local.apiserver.storage import Store
-from rekindle_local.apiserver.writes.operations import Objects
+from rekindle_local.apiserver.storage import ObjectTable
+from rekindle_local.apiserver.writes.operations import ApiOperations
 from rekindle_local.apiserver.writes.options import WriteOptions
 
 WIDGET_CRD = yaml.safe_load("""
@@ -116,9 +116,9 @@ class Bench:
 
     def __init__(self):
         self.now = 1_700_000_000.0
-        self.store = Store()
+        self.store = ObjectTable()
         self.registry = Registry()
-        self.objects = Objects(self.store, self.registry, lambda: self.now)
+        self.objects = ApiOperations(self.store, self.registry, lambda: self.now)
         self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}})
         self.create(WIDGET_CRD)
 

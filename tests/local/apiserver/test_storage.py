@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle_local.apiserver.storage import Expired, Store
+from rekindle_local.apiserver.storage import Expired, ObjectTable
 
 
 def obj(name, **more):
@@ -9,7 +9,7 @@ def obj(name, **more):
 
 
 def test_revisions_are_global_and_every_write_takes_one():
-    store = Store()
+    store = ObjectTable()
     first = store.put("pods", obj("a"))
     second = store.put("nodes", obj("b"))
     removed = store.remove("pods", ("n", "a"))
@@ -18,7 +18,7 @@ def test_revisions_are_global_and_every_write_takes_one():
 
 
 def test_history_replays_what_happened_after_a_revision():
-    store = Store()
+    store = ObjectTable()
     store.put("pods", obj("a"))
     store.put("pods", obj("b"))
     store.put("pods", obj("a", spec=1))
@@ -28,7 +28,7 @@ def test_history_replays_what_happened_after_a_revision():
 
 
 def test_history_is_bounded_and_says_when_it_no_longer_reaches_back():
-    store = Store(history=3)
+    store = ObjectTable(history=3)
     for at in range(6):
         store.put("pods", obj("a", spec=at))
     assert len(store.since("pods", 3)) == 3
@@ -38,11 +38,11 @@ def test_history_is_bounded_and_says_when_it_no_longer_reaches_back():
 
 def test_a_revision_from_another_life_of_the_server_is_expired():
     with pytest.raises(Expired):
-        Store().since("pods", 7)
+        ObjectTable().since("pods", 7)
 
 
 def test_a_busy_bucket_does_not_expire_a_quiet_one():
-    store = Store(history=2)
+    store = ObjectTable(history=2)
     store.put("nodes", obj("a"))
     for at in range(9):
         store.put("pods", obj("p", spec=at))
@@ -50,7 +50,7 @@ def test_a_busy_bucket_does_not_expire_a_quiet_one():
 
 
 def test_stored_objects_are_not_changed_by_later_writes():
-    store = Store()
+    store = ObjectTable()
     before = store.put("pods", obj("a", spec=1))
     store.put("pods", obj("a", spec=2))
     assert before["spec"] == 1
@@ -58,7 +58,7 @@ def test_stored_objects_are_not_changed_by_later_writes():
 
 
 def test_dependents_follow_owner_references():
-    store = Store()
+    store = ObjectTable()
     owners = {"ownerReferences": [{"uid": "uid-o"}]}
     store.put("pods", obj("a", metadata=owners))
     assert [(bucket, item["metadata"]["name"]) for bucket, item in store.dependents("uid-o")] == [
@@ -69,7 +69,7 @@ def test_dependents_follow_owner_references():
 
 
 def test_subscribers_see_every_change_until_they_leave():
-    store, seen = Store(), []
+    store, seen = ObjectTable(), []
     leave = store.subscribe("pods", lambda change: seen.append(change.type))
     store.put("pods", obj("a"))
     store.put("nodes", obj("b"))

@@ -2,9 +2,14 @@ import base64
 
 import pytest
 
-from rekindle_local.kubelet.environment import ConfigError, Placement, build, references
+from rekindle_local.kubelet.environment import (
+    CreateContainerConfigError,
+    PodPlacement,
+    build,
+    references,
+)
 
-PLACE = Placement(
+PLACE = PodPlacement(
     pod_ip="127.64.0.2", host_ip="127.64.0.1", allocatable={"cpu": "2", "memory": "4Gi"}
 )
 POD = {
@@ -60,7 +65,7 @@ def test_the_downward_api_gives_the_pods_fields(path, expected):
 
 
 def test_an_unknown_field_path_is_named():
-    with pytest.raises(ConfigError, match=r"unsupported fieldPath 'status\.phase'"):
+    with pytest.raises(CreateContainerConfigError, match=r"unsupported fieldPath 'status\.phase'"):
         env(from_field("status.phase"))
 
 
@@ -82,7 +87,7 @@ def test_secrets_and_config_maps_are_read_by_key():
     ],
 )
 def test_a_missing_reference_is_told_as_a_kubelet_tells_it(ref, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(CreateContainerConfigError, match=message):
         env({"name": "X", "valueFrom": ref})
 
 

@@ -17,9 +17,9 @@ from rekindle_local.kubelet import hostsfile
 from rekindle_local.kubelet.containers.processes import (
     ID_VARIABLE,
     ROOT_VARIABLE,
-    Command,
-    Exit,
-    Process,
+    ContainerCommand,
+    ContainerExit,
+    ContainerProcess,
     StartError,
     kill_marked,
 )
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.processes
 def command(script, tmp_path, **options):
     argv = options.pop("argv", ("sh", "-c", script))
     env = {"PATH": os.environ["PATH"], ID_VARIABLE: f"id-{os.getpid()}-{time.time_ns()}"}
-    return Command(argv=argv, env=env, cwd=tmp_path, log=tmp_path / "log", **options)
+    return ContainerCommand(argv=argv, env=env, cwd=tmp_path, log=tmp_path / "log", **options)
 
 
 async def until(condition, seconds=60.0):
@@ -52,10 +52,10 @@ def texts(path):
 
 def test_output_and_exit_code_are_those_of_the_command(tmp_path):
     async def run():
-        process = await Process.start(command("echo out; echo err >&2; exit 7", tmp_path))
+        process = await ContainerProcess.start(command("echo out; echo err >&2; exit 7", tmp_path))
         return await process.wait()
 
-    assert asyncio.run(run()) == Exit(code=7, signal=0)
+    assert asyncio.run(run()) == ContainerExit(code=7, signal=0)
     assert texts(tmp_path / "log") == ["out", "err"]
 
 
@@ -65,7 +65,7 @@ def test_a_signal_reaches_pid_1_only(tmp_path):
     )
 
     async def run():
-        process = await Process.start(command("echo up; " + script, tmp_path))
+        process = await ContainerProcess.start(command("echo up; " + script, tmp_path))
         await until(lambda: len(process.tree()) >= 3)
         process.signal(signal.SIGTERM)
         return await process.wait()
@@ -77,7 +77,7 @@ def test_a_signal_reaches_pid_1_only(tmp_path):
 def test_when_pid_1_is_killed_children_in_their_own_sessions_die_too(tmp_path):
     async def run():
         script = "setsid sleep 60 & setsid setsid sleep 60 & (sleep 60 &) ; sleep 60"
-        process = await Process.start(command(script, tmp_path))
+        process = await ContainerProcess.start(command(script, tmp_path))
         await until(lambda: len(process.tree()) >= 5)
         tree = process.tree()
         assert tree[0] == process.pid
@@ -86,14 +86,14 @@ def test_when_pid_1_is_killed_children_in_their_own_sessions_die_too(tmp_path):
         return ended, [pid for pid in tree if psutil.pid_exists(pid)]
 
     ended, left = asyncio.run(run())
-    assert ended == Exit(code=137, signal=9)
+    assert ended == ContainerExit(code=137, signal=9)
     assert left == []
 
 
 def test_kill_ends_a_container_that_ignores_signals(tmp_path):
     async def run():
         script = "trap '' TERM; echo up; while :; do sleep 1; done"
-        process = await Process.start(command(script, tmp_path))
+        process = await ContainerProcess.start(command(script, tmp_path))
         await until((tmp_path / "log").read_text)
         process.signal(signal.SIGTERM)
         process.kill()
@@ -112,7 +112,7 @@ def test_kill_ends_a_container_that_ignores_signals(tmp_path):
 )
 def test_a_command_that_cannot_run_is_told_as_a_runtime_tells_it(argv, message, tmp_path):
     with pytest.raises(StartError, match=message):
-        asyncio.run(Process.start(command("", tmp_path, argv=argv)))
+        asyncio.run(ContainerProcess.start(command("", tmp_path, argv=argv)))
 
 
 def test_a_file_in_path_that_is_not_executable_is_not_found(tmp_path):
@@ -120,18 +120,18 @@ def test_a_file_in_path_that_is_not_executable_is_not_found(tmp_path):
     env = {"PATH": str(tmp_path)}
     unknown = replace(command("", tmp_path, argv=("file",)), env=env)
     with pytest.raises(StartError, match="not found in"):
-        asyncio.run(Process.start(unknown))
+        asyncio.run(ContainerProcess.start(unknown))
 
 
 def test_a_working_directory_that_does_not_exist_is_named(tmp_path):
     gone = replace(command("true", tmp_path), cwd=tmp_path / "gone")
     with pytest.raises(StartError, match="gone.*has to exist here"):
-        asyncio.run(Process.start(gone))
+        asyncio.run(ContainerProcess.start(gone))
 
 
 def test_a_killed_shim_takes_its_container_along(tmp_path):
     async def run():
-        process = await Process.start(command("setsid sleep 60 & sleep 60", tmp_path))
+        process = await ContainerProcess.start(command("setsid sleep 60 & sleep 60", tmp_path))
         await until(lambda: len(process.tree()) >= 3)
         tree = process.tree()
         os.kill(psutil.Process(process.pid).ppid(), signal.SIGKILL)
@@ -139,7 +139,7 @@ def test_a_killed_shim_takes_its_container_along(tmp_path):
         await until(lambda: not any(alive(pid) for pid in tree))
         return ended
 
-    assert asyncio.run(run()) == Exit(code=137, signal=9)
+    assert asyncio.run(run()) == ContainerExit(code=137, signal=9)
 
 
 def test_containers_do_not_outlive_a_killed_kubelet(tmp_path):
@@ -193,7 +193,7 @@ def test_a_leftover_that_is_just_starting_is_found_too(tmp_path, monkeypatch):
 def test_a_log_is_cut_at_its_limit_and_one_older_half_is_kept(tmp_path):
     async def run():
         script = "for i in 1 2 3; do seq -f $i-%g 50; sleep 0.1; done"
-        process = await Process.start(command(script, tmp_path, log_limit=2000))
+        process = await ContainerProcess.start(command(script, tmp_path, log_limit=2000))
         await process.wait()
 
     asyncio.run(run())
@@ -206,7 +206,9 @@ def test_a_log_is_cut_at_its_limit_and_one_older_half_is_kept(tmp_path):
 def test_pid_1_is_tied_to_its_shim_by_the_kernel(tmp_path):
     async def run():
         unmarked = {"PATH": os.environ["PATH"]}
-        process = await Process.start(replace(command("exec sleep 60", tmp_path), env=unmarked))
+        process = await ContainerProcess.start(
+            replace(command("exec sleep 60", tmp_path), env=unmarked)
+        )
         os.kill(psutil.Process(process.pid).ppid(), signal.SIGKILL)
         await until(lambda: not alive(process.pid))
 
@@ -215,7 +217,7 @@ def test_pid_1_is_tied_to_its_shim_by_the_kernel(tmp_path):
 
 def test_a_last_line_without_newline_is_kept(tmp_path):
     async def run():
-        await (await Process.start(command("printf end", tmp_path))).wait()
+        await (await ContainerProcess.start(command("printf end", tmp_path))).wait()
 
     asyncio.run(run())
     assert texts(tmp_path / "log") == ["end"]

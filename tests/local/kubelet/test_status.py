@@ -3,11 +3,11 @@ from datetime import UTC, datetime
 import pytest
 
 from rekindle_local.kubelet.status import (
-    Container,
+    ContainerState,
     PodState,
     Running,
     Terminated,
-    Waiting,
+    WaitingState,
     build,
     phase,
     qos_class,
@@ -15,7 +15,7 @@ from rekindle_local.kubelet.status import (
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 RUNNING = Running(started_at=NOW)
-CREATING = Waiting(reason="ContainerCreating")
+CREATING = WaitingState(reason="ContainerCreating")
 
 
 def ended(code):
@@ -31,7 +31,7 @@ def ended(code):
 
 
 def one(state, *, last=None, ready=False, name="c", **more):
-    return Container(name=name, image="i", state=state, last=last, ready=ready, **more)
+    return ContainerState(name=name, image="i", state=state, last=last, ready=ready, **more)
 
 
 def sidecar(state, **more):
@@ -70,7 +70,7 @@ def test_the_phase_follows_from_the_containers_and_the_policy(policy, states, ex
 
 
 def test_a_container_in_back_off_leaves_the_pod_running():
-    waiting = one(Waiting(reason="CrashLoopBackOff"), last=ended(1))
+    waiting = one(WaitingState(reason="CrashLoopBackOff"), last=ended(1))
     assert phase("OnFailure", (), [waiting]) == "Running"
 
 

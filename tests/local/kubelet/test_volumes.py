@@ -6,10 +6,10 @@ import stat
 
 import pytest
 
-from rekindle_local.kubelet.environment import Placement
+from rekindle_local.kubelet.environment import PodPlacement
 from rekindle_local.kubelet.volumes import PodVolumes, VolumeError, files, references
 
-PLACE = Placement(pod_ip="127.0.1.2", host_ip="127.0.1.1", allocatable={"memory": "1Gi"})
+PLACE = PodPlacement(pod_ip="127.0.1.2", host_ip="127.0.1.1", allocatable={"memory": "1Gi"})
 SOURCES = {
     ("ConfigMap", "c"): {"data": {"a": "1", "b": "2"}},
     ("Secret", "s"): {"data": {"k": base64.b64encode(b"x").decode()}},

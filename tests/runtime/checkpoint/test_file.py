@@ -15,7 +15,7 @@ from rekindle.checkpoint.objects.interface import (
     NoSpace,
     NotFound,
     PreconditionFailed,
-    Refused,
+    RequestRefused,
     Unreachable,
 )
 
@@ -40,13 +40,13 @@ def test_a_file_system_without_links_is_refused_and_not_worked_around(objects, m
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr(os, "link", unsupported)
-    with pytest.raises(Refused, match="would not be atomic"):
+    with pytest.raises(RequestRefused, match="would not be atomic"):
         objects.put("commit/a", b"x", if_none_match=True)
 
 
 def test_a_root_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(Refused, match="is a directory"):
+    with pytest.raises(RequestRefused, match="is a directory"):
         FileObjects(str(tmp_path / "run")).put("a", b"x")
 
 
@@ -148,16 +148,16 @@ def test_no_link_is_followed_out_of_the_root(tmp_path):
         assert [found.key for found in objects.list("")] == ["data/1/a"]
         with pytest.raises(NotFound, match="on the way there"):
             objects.get(f"{name}/x/secret")
-        with pytest.raises(Refused, match=r"on the way there\. Remove it"):
+        with pytest.raises(RequestRefused, match=r"on the way there\. Remove it"):
             objects.put(f"{name}/x/new", b"out")
-        with pytest.raises(Refused, match="on the way there"):
+        with pytest.raises(RequestRefused, match="on the way there"):
             objects.delete(f"{name}/x/secret")
     objects.delete("data/1/a")
     (real / ".tmp").rename(real / "moved")
     (real / ".tmp").symlink_to(outside)
-    with pytest.raises(Refused, match="on the way there"):
+    with pytest.raises(RequestRefused, match="on the way there"):
         objects.put("data/1/a", b"out")
-    with pytest.raises(Refused, match="on the way there"):
+    with pytest.raises(RequestRefused, match="on the way there"):
         objects.abandon_uploads("", older_than=-1.0)
     assert sorted(path.name for path in outside.rglob("*")) == ["secret", "x"]
 

@@ -14,11 +14,11 @@ from rekindle.checkpoint.format.tensors import flatten
 from rekindle.contract import ENV_MEMORY
 from rekindle.peer_memory import store
 from rekindle.peer_memory.store import (
+    Ancestry,
     Copy,
     HostMemory,
-    Known,
+    KnownCommit,
     Label,
-    Line,
     Serial,
     pack,
     planned,
@@ -70,7 +70,7 @@ def write(memory, number, generation=1, **more):
 
 def test_the_next_worker_finds_what_was_copied(memory):
     mine, theirs = memory
-    line = Line(fence=3, step=7, base=CommitRef(step=5, fence=2))
+    line = Ancestry(fence=3, step=7, base=CommitRef(step=5, fence=2))
     written = write(mine, 7, origin="best", line=line, pace=12)
     (copy,) = theirs.copies(RUN)
     assert copy.label == written
@@ -179,7 +179,7 @@ def test_the_models_tensors_stay_where_they_are_and_nobody_sees_who_writes_to_th
 
 def test_the_newest_known_commit_is_remembered_for_its_run(memory):
     mine, theirs = memory
-    known = Known(generation=2, ref=CommitRef(step=40, fence=3))
+    known = KnownCommit(generation=2, ref=CommitRef(step=40, fence=3))
     mine.note(RUN, known)
     assert theirs.known(RUN) is None, "nothing was copied yet that it could pass over"
     write(mine, 1)
@@ -197,7 +197,7 @@ def test_the_newest_known_commit_is_remembered_for_its_run(memory):
 
 def test_without_memory_there_is_one_slot_or_none(memory, monkeypatch, caplog):
     mine, _ = memory
-    monkeypatch.setattr(store.memory, "available", lambda: 2_400_000)
+    monkeypatch.setattr(store.snapshot_memory, "available", lambda: 2_400_000)
     assert mine.reserve(900_000)
     assert mine._usable == 1
     assert not mine.reserve(4_000_000)
@@ -240,11 +240,11 @@ REFS = [CommitRef(step=s, fence=f) for s, f in ((12, 3), (10, 3), (8, 2), (5, 1)
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        (Line(fence=3, step=11, base=CommitRef(step=8, fence=2)), (10, 3)),
-        (Line(fence=3, step=9, base=CommitRef(step=8, fence=2)), (8, 2)),
-        (Line(fence=4, step=99, base=CommitRef(step=8, fence=2)), (8, 2)),
-        (Line(fence=4, step=99, base=CommitRef(step=7, fence=2)), (5, 1)),
-        (Line(fence=4, step=99, base=None), None),
+        (Ancestry(fence=3, step=11, base=CommitRef(step=8, fence=2)), (10, 3)),
+        (Ancestry(fence=3, step=9, base=CommitRef(step=8, fence=2)), (8, 2)),
+        (Ancestry(fence=4, step=99, base=CommitRef(step=8, fence=2)), (8, 2)),
+        (Ancestry(fence=4, step=99, base=CommitRef(step=7, fence=2)), (5, 1)),
+        (Ancestry(fence=4, step=99, base=None), None),
     ],
 )
 def test_the_base_is_the_newest_commit_that_the_state_descends_from(line, expected):

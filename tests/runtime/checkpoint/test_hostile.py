@@ -34,7 +34,7 @@ from rekindle.checkpoint import (
 from rekindle.checkpoint.format import checksum, encoding, manifest
 from rekindle.checkpoint.format.encoding import DecodingError
 from rekindle.checkpoint.format.tensors import rebuild
-from rekindle.checkpoint.objects.interface import Refused, Unreachable, check_key
+from rekindle.checkpoint.objects.interface import RequestRefused, Unreachable, check_key
 from rekindle.checkpoint.objects.location import parse
 from rekindle.checkpoint.retention import candidate
 from rekindle.interop import dcp
@@ -274,7 +274,7 @@ def test_a_store_full_of_foreign_objects_still_works(run, tmp_path, watch):
     for prefix in ("commit/", "lease/", "tag/", "bad/", "data/", "part/"):
         names |= {f"{prefix}{n}" for n in ("x", "..x", "1.json", "epoch-.json", "pin-.json")}
     for name in sorted(names):
-        with contextlib.suppress(Refused, Unreachable):  # a file is in its way
+        with contextlib.suppress(RequestRefused, Unreachable):  # a file is in its way
             store.objects.put(name, b"{}")
     fence = store.acquire(owner="us").fence
     saver = Saver(store, lease_fence=fence, base=None, rank=0, world_size=1)
@@ -378,7 +378,7 @@ def test_hostile_pickles_of_dcp_are_refused_and_run_nothing(tmp_path, pickles, w
         for _ in range(rng.randint(1, 3)):
             forged[rng.randrange(len(forged))] = rng.choice((*b"RibcNo.0(tl\x81\x93\x95", 255, 0))
         path.write_bytes(forged)
-        watch.case(lambda: dcp.read_metadata(str(path)), (dcp.Refused,), bytes(forged))
+        watch.case(lambda: dcp.read_metadata(str(path)), (dcp.DcpRefused,), bytes(forged))
     assert watch.outcomes["Refused"] > PICKLES / 3
     assert dcp.Interpreter(io.BytesIO(plain)).load().state["state_dict_metadata"]
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from rekindle.checkpoint.objects import s3
-from rekindle.checkpoint.objects.interface import NotFound, PreconditionFailed, Refused
+from rekindle.checkpoint.objects.interface import NotFound, PreconditionFailed, RequestRefused
 
 pytestmark = pytest.mark.servers
 
@@ -89,7 +89,7 @@ def test_reading_into_memory_reports_how_much_there_was(objects):
 def test_a_read_beyond_the_limit_is_refused(objects):
     objects.put("a", b"0123456789")
     assert objects.get("a", limit=10)
-    with pytest.raises(Refused, match="10 bytes, at most 9"):
+    with pytest.raises(RequestRefused, match="10 bytes, at most 9"):
         objects.get("a", limit=9)
 
 

@@ -12,7 +12,7 @@ from rekindle.checkpoint.objects import probe
 from rekindle.checkpoint.objects.interface import (
     AccessDenied,
     PreconditionFailed,
-    Refused,
+    RequestRefused,
     Unreachable,
 )
 from rekindle.checkpoint.objects.s3 import S3Objects
@@ -55,7 +55,7 @@ def test_a_store_that_does_not_know_conditions_is_refused(objects):
     class Unable(Wrapped):
         def put(self, key, body, *, if_none_match=False):
             if if_none_match:
-                raise Refused("NotImplemented on PutObject")
+                raise RequestRefused("NotImplemented on PutObject")
             return self.inner.put(key, body)
 
     with pytest.raises(ProbeError, match="does not support If-None-Match.*store.commit='lease'"):
@@ -64,7 +64,7 @@ def test_a_store_that_does_not_know_conditions_is_refused(objects):
 
 
 def test_501_is_no_passing_trouble(answering):
-    with pytest.raises(Refused, match="NotImplemented on GetObject"):
+    with pytest.raises(RequestRefused, match="NotImplemented on GetObject"):
         Store.open("s3://bucket/p", endpoint_url=answering(501, "NotImplemented")).objects.get("x")
 
 
@@ -91,7 +91,7 @@ def test_removal_is_tried_as_retention_does_it(objects):
     class Stubborn(Wrapped):
         def delete(self, key, *, if_match=None):
             if if_match is not None:
-                raise Refused("NotImplemented on DeleteObject.")
+                raise RequestRefused("NotImplemented on DeleteObject.")
 
     with pytest.raises(ProbeError, match="cannot remove old checkpoints .*NotImplemented"):
         Store(objects=Stubborn(objects)).probe("a")

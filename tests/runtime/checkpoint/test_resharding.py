@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rekindle.checkpoint import IntegrityError, Store, shards
-from rekindle.checkpoint.format.layout import Box, Runs, common, runs, within
+from rekindle.checkpoint.format.layout import Box, StridedRuns, common, runs, within
 from rekindle_cli.local.stack import free_ports
 
 PROGRAM = Path(__file__).parent / "ranks" / "reshard.py"
@@ -127,7 +127,9 @@ def test_a_box_is_as_few_runs_as_possible(shape, offsets, sizes, expected):
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.data())
 @settings(max_examples=200)
 def test_a_part_of_runs_holds_the_bytes_of_the_whole(length, count, gap, data):
-    whole = Runs(start=2, length=length, count=count, stride=length + gap if count > 1 else 0, at=0)
+    whole = StridedRuns(
+        start=2, length=length, count=count, stride=length + gap if count > 1 else 0, at=0
+    )
 
     def places(one):
         return [one.start + i * one.stride + j for i in range(one.count) for j in range(one.length)]
@@ -158,9 +160,9 @@ def peer(monkeypatch):
             commit.objects,
             commit.tensors,
             {
-                t.name: shards.Target(
+                t.name: shards.TensorTarget(
                     whole.setdefault(t.name, torch.empty(t.nbytes, dtype=torch.uint8)),
-                    [Runs(start=0, length=t.nbytes, count=1, stride=0, at=0)],
+                    [StridedRuns(start=0, length=t.nbytes, count=1, stride=0, at=0)],
                 )
                 for t in commit.tensors
             },

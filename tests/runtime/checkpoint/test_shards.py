@@ -6,7 +6,7 @@ import torch
 
 from rekindle.checkpoint import IntegrityError
 from rekindle.checkpoint.format import checksum
-from rekindle.checkpoint.objects.interface import Refused
+from rekindle.checkpoint.objects.interface import RequestRefused
 
 
 @pytest.fixture
@@ -168,10 +168,10 @@ def test_a_store_that_fails_while_loading_is_no_damage(saved):
             return getattr(self.inner, name)
 
         def get_into(self, *_):
-            raise Refused("the store is unwell")
+            raise RequestRefused("the store is unwell")
 
     healthy, saved.objects = saved.objects, Failing(saved.objects)
-    with pytest.raises(Refused):
+    with pytest.raises(RequestRefused):
         saved.restore()
     saved.objects = healthy
     assert saved.commits(), "a failing store must not put a checkpoint into quarantine"

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from rekindle.checkpoint.saving import flush, snapshot_memory
-from rekindle.checkpoint.saving.snapshot import Slot
+from rekindle.checkpoint.saving.snapshot import SnapshotMemory
 
 
 @pytest.fixture
 def pair():
     """The two sides of one slot."""
-    mine = Slot.create()
-    theirs = Slot(os.dup(mine.descriptor))
+    mine = SnapshotMemory.create()
+    theirs = SnapshotMemory(os.dup(mine.descriptor))
     yield mine, theirs
     mine.close()
     theirs.close()

@@ -10,7 +10,7 @@ from rekindle import Trainer
 from rekindle.callback import Callback
 from rekindle.config import schema
 from rekindle.config.schema import convert, fill
-from rekindle.config.tree import ConfigError, Node
+from rekindle.config.tree import ConfigError, ConfigNode
 
 HERE = Path(__file__).parent
 PROGRAM = f"{HERE / 'program.py'}"
@@ -19,10 +19,10 @@ PROGRAM = f"{HERE / 'program.py'}"
 def node(value, text=None):
     """A tree as a file or (with text) an option would give it."""
     if isinstance(value, dict):
-        return Node({key: node(item) for key, item in value.items()}, "here:1")
+        return ConfigNode({key: node(item) for key, item in value.items()}, "here:1")
     if isinstance(value, list):
-        return Node([node(item) for item in value], "here:1")
-    return Node(value, "here:1", text)
+        return ConfigNode([node(item) for item in value], "here:1")
+    return ConfigNode(value, "here:1", text)
 
 
 @dataclass

@@ -5,8 +5,8 @@ import os
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, View
-from rekindle.launch.coordinator.client import Coordinator, CoordinatorError
-from rekindle.launch.pod.access import Access, AccessFiles, access_to
+from rekindle.launch.coordinator.client import CoordinatorConnection, CoordinatorError
+from rekindle.launch.pod.access import AccessFiles, CoordinatorAccess, access_to
 from rekindle.launch.pod.settings import from_environment
 
 
@@ -41,15 +41,17 @@ def settings(folder):
 def test_each_reading_is_of_one_moment(tmp_path):
     access = AccessFiles(directory=tmp_path)
     write(tmp_path, url="http://a:1/\n", token="one")
-    assert access.read() == Access(url="http://a:1", token="one")
+    assert access.read() == CoordinatorAccess(url="http://a:1", token="one")
     write(tmp_path, url="https://b:2", token="two", ca_crt="PEM")
-    assert access.read() == Access(url="https://b:2", token="two", authority="PEM")
+    assert access.read() == CoordinatorAccess(url="https://b:2", token="two", authority="PEM")
 
 
 def test_plain_files_will_do(tmp_path):
     (tmp_path / "url").write_text("http://a:1")
     (tmp_path / "token").write_text("one")
-    assert AccessFiles(directory=tmp_path).read() == Access(url="http://a:1", token="one")
+    assert AccessFiles(directory=tmp_path).read() == CoordinatorAccess(
+        url="http://a:1", token="one"
+    )
 
 
 def test_what_is_wrong_with_a_file_is_said_and_no_secret(tmp_path):
@@ -63,7 +65,7 @@ def test_what_is_wrong_with_a_file_is_said_and_no_secret(tmp_path):
 
 def test_an_authority_that_is_none_is_an_error_of_the_connection():
     with pytest.raises(OSError, match=r".+"):
-        Access(url="https://a:1", token="t", authority="nonsense").context()
+        CoordinatorAccess(url="https://a:1", token="t", authority="nonsense").context()
 
 
 def test_the_directory_goes_first_and_without_either_there_is_no_operator(tmp_path):
@@ -80,7 +82,7 @@ def test_an_agent_follows_an_operator_that_moves_and_a_token_that_is_replaced(
         pod="a", uid="u", address="127.0.0.1", store_port=1, slots=1, phase=AgentPhase.WAITING
     )
     write(tmp_path, url="http://127.0.0.1:9", token="a secret")
-    client = Coordinator(settings(tmp_path))
+    client = CoordinatorConnection(settings(tmp_path))
     with pytest.raises(CoordinatorError, match="cannot reach http://127.0.0.1:9"):
         client.report(report)
     write(tmp_path, url=coordinator.url, token="of yesterday")

@@ -5,7 +5,11 @@ import threading
 import pytest
 
 from rekindle.contract import AgentPhase, AgentReport, View
-from rekindle.launch.coordinator.client import Coordinator, CoordinatorError, CoordinatorLink
+from rekindle.launch.coordinator.client import (
+    CoordinatorConnection,
+    CoordinatorError,
+    CoordinatorLink,
+)
 from rekindle.launch.pod.settings import Settings, from_environment
 
 REPORT = AgentReport(
@@ -28,7 +32,7 @@ def settings(url: str, token: str = "a secret") -> Settings:
     )
 
 
-class Scripted(Coordinator):
+class Scripted(CoordinatorConnection):
     """Answers in an order that the test decides; a long poll is held until it is released."""
 
     def __init__(self):
@@ -54,7 +58,7 @@ class Scripted(Coordinator):
 
 
 def test_a_report_is_answered_with_a_view(coordinator):
-    client = Coordinator(settings(coordinator.url))
+    client = CoordinatorConnection(settings(coordinator.url))
     view = client.report(REPORT)
     assert coordinator.reports["a"] == REPORT
     assert client.watch("none", 5.0) == view
@@ -67,11 +71,11 @@ def test_a_report_is_answered_with_a_view(coordinator):
 def test_refusals_say_the_status(coordinator, token, away, words):
     coordinator.away = away
     with pytest.raises(CoordinatorError, match=words):
-        Coordinator(settings(coordinator.url, token)).report(REPORT)
+        CoordinatorConnection(settings(coordinator.url, token)).report(REPORT)
 
 
 def test_an_absent_coordinator_is_an_error_that_reads_alike_each_time():
-    client = Coordinator(settings("http://127.0.0.1:9"))
+    client = CoordinatorConnection(settings("http://127.0.0.1:9"))
     said = set()
     for _ in range(2):
         with pytest.raises(CoordinatorError, match="cannot reach") as caught:
@@ -81,7 +85,7 @@ def test_an_absent_coordinator_is_an_error_that_reads_alike_each_time():
 
 
 def test_a_flush_waits_for_its_own_report(coordinator):
-    link = CoordinatorLink(Coordinator(settings(coordinator.url)))
+    link = CoordinatorLink(CoordinatorConnection(settings(coordinator.url)))
     link.start(lambda: REPORT, lambda view: None)
     assert link.flush(5.0)
     coordinator.away = True

@@ -7,7 +7,7 @@ from rekindle.launch.spawn.command import (
     LOCAL_RANK,
     NO_VALUE,
     PYTHON,
-    Command,
+    LaunchCommand,
     Program,
     Script,
     command_of,
@@ -22,7 +22,7 @@ SHELL_SCRIPTS = {
 }
 
 
-def understood(*words: str, environment: dict[str, str] | None = None) -> Command:
+def understood(*words: str, environment: dict[str, str] | None = None) -> LaunchCommand:
     return command_of(
         words,
         torchrun=lambda given, legacy: torchrun_flags.parse(given, legacy, environment or {}),

@@ -11,12 +11,12 @@ from rekindle.launch.agent.decision import (
     LINGER,
     Ask,
     End,
-    Exit,
+    ExitAgent,
     Facts,
     Join,
     Ready,
     Terminate,
-    Wait,
+    WaitForChange,
     ask_at,
     decide,
     leave_by,
@@ -36,12 +36,12 @@ def outcome(code: int, cause: Cause = Cause.USER_ERROR, **values: Any) -> Outcom
 RUNS = {"phase": RUNNING, "exits": (None, None)}
 NOTICED = {"leave_by": 27.0}
 TABLE = {
-    "workers run: sleep": (RUNS, Wait(FAR)),
-    "an order to stop beats a new round": (RUNS | {"stop": STOP, "joinable": True}, Exit(70)),
+    "workers run: sleep": (RUNS, WaitForChange(FAR)),
+    "an order to stop beats a new round": (RUNS | {"stop": STOP, "joinable": True}, ExitAgent(70)),
     "a new round": (RUNS | {"joinable": True}, Join()),
     "a new round during a save": (RUNS | {"joinable": True, "save_by": 9.0}, Join()),
     "a round without this pod": (RUNS | {"excluded": True}, End(WAITING)),
-    "one done, one not": (RUNS | {"exits": (0, None)}, Wait(FAR)),
+    "one done, one not": (RUNS | {"exits": (0, None)}, WaitForChange(FAR)),
     "all done": (RUNS | {"exits": (0, 0)}, End(DONE)),
     "all done beats a new round": (RUNS | {"exits": (0, 0), "joinable": True}, End(DONE)),
     "all done beats a notice": (RUNS | {"exits": (0, 0)} | NOTICED, End(DONE)),
@@ -55,7 +55,7 @@ TABLE = {
     "a peer's notice: all saved": (RUNS | {"exits": (75, 75)}, End(WAITING, saved=True)),
     "one saved, others follow": (
         RUNS | {"exits": (75, None), "stopped_at": 1.0, "now": 2.0},
-        Wait(LINGER - 1.0),
+        WaitForChange(LINGER - 1.0),
     ),
     "one saved, others do not follow": (
         RUNS | {"exits": (75, None), "stopped_at": 0.0, "now": LINGER},
@@ -64,7 +64,10 @@ TABLE = {
     "a peer's notice: no time to save": (RUNS | {"exits": (76, 76)}, End(WAITING, saved=False)),
     "one saved, one done": (RUNS | {"exits": (75, 0)}, End(WAITING, saved=True)),
     "to save: ask": (RUNS | {"save_by": 9.0, "attached": True}, Ask(9.0)),
-    "to save: asked": (RUNS | {"save_by": 9.0, "asked_by": 9.0, "attached": True}, Wait(9.0)),
+    "to save: asked": (
+        RUNS | {"save_by": 9.0, "asked_by": 9.0, "attached": True},
+        WaitForChange(9.0),
+    ),
     "to save: a plain script": (RUNS | {"save_by": 9.0, "asked_by": 9.0}, Terminate()),
     "to save: too late": (
         RUNS | {"save_by": 9.0, "asked_by": 9.0, "attached": True, "now": 9.0},
@@ -72,7 +75,7 @@ TABLE = {
     ),
     "to save: a plain script has until the deadline": (
         RUNS | {"save_by": 9.0, "asked_by": 9.0, "terminated_at": 1.0, "now": 2.0},
-        Wait(7.0),
+        WaitForChange(7.0),
     ),
     "to save: killed at last": (
         RUNS | {"save_by": 9.0, "asked_by": 9.0, "terminated_at": 9.0, "now": 10.0},
@@ -93,11 +96,11 @@ TABLE = {
     ),
     "noticed: a new round is not for this pod": (
         RUNS | {"attached": True, "asked_by": 27.0, "joinable": True} | NOTICED,
-        Wait(27.0),
+        WaitForChange(27.0),
     ),
     "noticed: training goes on while somebody sees to a replacement": (
         RUNS | {"attached": True, "ask_at": 12.0, "now": 2.0} | NOTICED,
-        Wait(10.0),
+        WaitForChange(10.0),
     ),
     "noticed: nobody has said when": (
         RUNS | {"attached": True, "ask_at": 12.0, "now": 12.0} | NOTICED,
@@ -124,44 +127,53 @@ TABLE = {
         RUNS | {"asked_by": 27.0, "terminated_at": 27.0, "now": 28.0} | NOTICED,
         End(LEAVING, saved=False),
     ),
-    "leaving": ({"phase": LEAVING, "outcome": outcome(76), "stop": STOP}, Exit(76)),
-    "warming": ({"phase": WARMING, "warm": False}, Wait(FAR)),
+    "leaving": ({"phase": LEAVING, "outcome": outcome(76), "stop": STOP}, ExitAgent(76)),
+    "warming": ({"phase": WARMING, "warm": False}, WaitForChange(FAR)),
     "warming: a round has to wait": (
         {"phase": WARMING, "warm": False, "joinable": True},
-        Wait(FAR),
+        WaitForChange(FAR),
     ),
     "warming: warm": ({"phase": WARMING, "warm": True}, Ready()),
-    "warming: noticed, nothing is lost": ({"phase": WARMING, "warm": False} | NOTICED, Exit(75)),
-    "warming: an order to stop": ({"phase": WARMING, "warm": False, "stop": STOP}, Exit(70)),
-    "waiting": ({"phase": WAITING}, Wait(FAR)),
+    "warming: noticed, nothing is lost": (
+        {"phase": WARMING, "warm": False} | NOTICED,
+        ExitAgent(75),
+    ),
+    "warming: an order to stop": ({"phase": WARMING, "warm": False, "stop": STOP}, ExitAgent(70)),
+    "waiting": ({"phase": WAITING}, WaitForChange(FAR)),
     "waiting: a round, but the fork server has died": (
         {"phase": WAITING, "joinable": True, "warm": False},
-        Wait(FAR),
+        WaitForChange(FAR),
     ),
     "waiting: a round": ({"phase": WAITING, "joinable": True}, Join()),
     "waiting: tried in vain": (
         {"phase": WAITING, "joinable": True, "retry_at": 3.0, "now": 1.0},
-        Wait(2.0),
+        WaitForChange(2.0),
     ),
     "waiting: try again": (
         {"phase": WAITING, "joinable": True, "retry_at": 3.0, "now": 3.0},
         Join(),
     ),
-    "waiting: noticed, nothing is lost": ({"phase": WAITING, "joinable": True} | NOTICED, Exit(75)),
-    "failed: held": ({"phase": FAILED, "outcome": outcome(1)}, Wait(FAR)),
+    "waiting: noticed, nothing is lost": (
+        {"phase": WAITING, "joinable": True} | NOTICED,
+        ExitAgent(75),
+    ),
+    "failed: held": ({"phase": FAILED, "outcome": outcome(1)}, WaitForChange(FAR)),
     "failed: a new round": ({"phase": FAILED, "joinable": True}, Join()),
     "failed: a notice does not hide a bug": (
         {"phase": FAILED, "outcome": outcome(1)} | NOTICED,
-        Exit(1),
+        ExitAgent(1),
     ),
     "failed with a peer: noticed": (
         {"phase": FAILED, "outcome": outcome(1, Cause.PEER_LOST)} | NOTICED,
-        Exit(76),
+        ExitAgent(76),
     ),
-    "done: wait for the word": ({"phase": DONE, "done_at": 0.0, "now": 1.0}, Wait(DONE_WAIT - 1)),
-    "done: no word": ({"phase": DONE, "done_at": 0.0, "now": DONE_WAIT}, Exit(0)),
+    "done: wait for the word": (
+        {"phase": DONE, "done_at": 0.0, "now": 1.0},
+        WaitForChange(DONE_WAIT - 1),
+    ),
+    "done: no word": ({"phase": DONE, "done_at": 0.0, "now": DONE_WAIT}, ExitAgent(0)),
     "done: needed again": ({"phase": DONE, "done_at": 0.0, "joinable": True}, Join()),
-    "done: noticed": ({"phase": DONE, "done_at": 0.0} | NOTICED, Exit(0)),
+    "done: noticed": ({"phase": DONE, "done_at": 0.0} | NOTICED, ExitAgent(0)),
 }
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from rekindle.contract import Member, Round
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.coordinator.single_pod import SoloLink
 from rekindle.launch.health import exporter
 from rekindle.launch.pod.settings import from_environment
@@ -27,9 +27,9 @@ Gauge("rekindle_step", "told by the agent already", multiprocess_mode="max").set
 
 
 @pytest.fixture
-def session(tmp_path) -> Session:
+def session(tmp_path) -> PodSession:
     settings = from_environment({"REKINDLE_PROC_PER_NODE": "1"})
-    made = Session(settings, SoloLink(), SimpleNamespace(port=1))
+    made = PodSession(settings, SoloLink(), SimpleNamespace(port=1))
     made.start()
     member = Member(pod="p", uid="u", address="127.0.0.1", store_port=1, slots=1)
     made.joined(Round(number=3, members=(member,), reason="test", formed_at=0.0))

@@ -87,5 +87,5 @@ def test_where_none_can_be_had_workers_are_interpreters_of_their_own(starter, mo
     made.tend()
     started = []
     monkeypatch.setattr(Fresh, "__init__", lambda self, *given, **_: started.append(given[0]))
-    assert isinstance(made.start(fork_server_client.Job(environment={})), Fresh)
+    assert isinstance(made.start(fork_server_client.WorkerJob(environment={})), Fresh)
     assert started[0][-1] == "train.py"

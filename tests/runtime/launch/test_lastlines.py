@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.contract import Cause
-from rekindle.errors.process_endings import Ended, Process, row_of
+from rekindle.errors.process_endings import ProcessExit, ProcessRole, row_of
 from rekindle.launch.health.last_lines import last_line, outcome_in
 
 OWN = """\
@@ -90,4 +90,6 @@ def test_a_launcher_that_tells_of_a_signal_is_heard(before):
     text = f"{before}{LAUNCHER}\n  exitcode  : -9 (pid: 17)\n{signal}\n===="
     found = outcome_in(text.splitlines(), rank=3, now=1.0)
     assert found.message == signal.strip()
-    assert row_of(Ended(process=Process.WORKER, code=1, words=found)).cause == "WorkerKilled"
+    assert (
+        row_of(ProcessExit(process=ProcessRole.WORKER, code=1, words=found)).cause == "WorkerKilled"
+    )

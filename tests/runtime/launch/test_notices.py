@@ -12,10 +12,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.coordinator.single_pod import SoloLink
 from rekindle.launch.health import exporter, preemption_notices
-from rekindle.launch.health.preemption_notices import Notice, parse
+from rekindle.launch.health.preemption_notices import NoticeRequest, parse
 from rekindle.launch.pod.settings import from_environment
 from rekindle.launch.pod.signals import Signals
 
@@ -34,11 +34,14 @@ OPERATOR = {
 @pytest.mark.parametrize(
     ("text", "notice"),
     [
-        ("", Notice()),
-        (" \n", Notice()),
-        ("{}", Notice()),
-        ('{"seconds": 90, "reason": "rack 7 moves"}', Notice(seconds=90.0, reason="rack 7 moves")),
-        ('{"seconds": 0, "more": [1]}', Notice(seconds=0.0)),
+        ("", NoticeRequest()),
+        (" \n", NoticeRequest()),
+        ("{}", NoticeRequest()),
+        (
+            '{"seconds": 90, "reason": "rack 7 moves"}',
+            NoticeRequest(seconds=90.0, reason="rack 7 moves"),
+        ),
+        ('{"seconds": 0, "more": [1]}', NoticeRequest(seconds=0.0)),
     ],
 )
 def test_a_notice_may_say_when_and_why(text, notice):
@@ -110,7 +113,7 @@ def test_an_empty_file_may_be_about_to_say_more(tmp_path):
     path = tmp_path / "notice"
     path.touch()
     assert preemption_notices._read(path, 0) is None
-    assert preemption_notices._read(path, 1) == Notice()
+    assert preemption_notices._read(path, 1) == NoticeRequest()
 
 
 def post(server, body=b"", **headers):
@@ -128,7 +131,7 @@ def post(server, body=b"", **headers):
 def served(request):
     """The port of a pod with an operator, or without."""
     environment = OPERATOR if request.param else {"REKINDLE_PROC_PER_NODE": "1"}
-    session = Session(from_environment(environment), SoloLink(), SimpleNamespace(port=1))
+    session = PodSession(from_environment(environment), SoloLink(), SimpleNamespace(port=1))
     ear = Ear()
     server = exporter.start(session, lambda: None, address="127.0.0.1", port=0, tell=ear)
     yield server, ear

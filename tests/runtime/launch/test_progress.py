@@ -8,8 +8,8 @@ from rekindle.contract import Progress
 from rekindle.launch.health.progress_readers import (
     Course,
     HuggingFace,
+    ProgressSource,
     Reading,
-    Source,
     from_json,
     lines_of,
     reader_of,
@@ -57,14 +57,17 @@ def test_a_line_of_json_is_a_reading_or_none(line, expected):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, Source()),
-        ("", Source()),
-        ("{}", Source()),
-        ('{"file": "p.jsonl"}', Source(file="p.jsonl")),
-        ('{"file": "p.jsonl", "tensorboard": null, "log": null}', Source(file="p.jsonl")),
-        ('{"tensorboard": "runs"}', Source(tensorboard="runs")),
-        ('{"log": {"preset": "huggingface"}}', Source(preset="huggingface")),
-        ('{"log": {"preset": "huggingface", "pattern": null}}', Source(preset="huggingface")),
+        (None, ProgressSource()),
+        ("", ProgressSource()),
+        ("{}", ProgressSource()),
+        ('{"file": "p.jsonl"}', ProgressSource(file="p.jsonl")),
+        ('{"file": "p.jsonl", "tensorboard": null, "log": null}', ProgressSource(file="p.jsonl")),
+        ('{"tensorboard": "runs"}', ProgressSource(tensorboard="runs")),
+        ('{"log": {"preset": "huggingface"}}', ProgressSource(preset="huggingface")),
+        (
+            '{"log": {"preset": "huggingface", "pattern": null}}',
+            ProgressSource(preset="huggingface"),
+        ),
     ],
 )
 def test_where_progress_is_shown(given, expected):
@@ -87,7 +90,7 @@ def test_where_progress_is_shown(given, expected):
 )
 def test_a_source_that_makes_no_sense_is_refused_with_what_is_allowed(given, words):
     if words is None:
-        assert source_of(given) == Source()
+        assert source_of(given) == ProgressSource()
         return
     with pytest.raises(ValueError, match=words):
         source_of(given)

@@ -10,12 +10,12 @@ from rekindle.contract import (
     DirectiveKind,
     Member,
     Outcome,
-    Restored,
+    RestoredFrom,
     Round,
     View,
 )
 from rekindle.launch.agent.rendezvous import place
-from rekindle.launch.coordinator.session import Session, joinable
+from rekindle.launch.coordinator.session import PodSession, joinable
 from rekindle.launch.coordinator.single_pod import SoloLink, solo_view
 from rekindle.launch.pod.settings import from_environment
 from rekindle.launch.pod.signals import Signals
@@ -51,7 +51,7 @@ def link():
 @pytest.fixture
 def session(link):
     settings = from_environment({"REKINDLE_POD_UID": "u1", "REKINDLE_PROC_PER_NODE": "1"})
-    made = Session(settings, link, SimpleNamespace(port=4321), Signals())
+    made = PodSession(settings, link, SimpleNamespace(port=4321), Signals())
     made.start()
     return made
 
@@ -166,12 +166,12 @@ def test_for_how_many_workers_it_is_work_holds_until_others_say_otherwise(sessio
     session.attach(page)
     page.use(2, least=1)
     assert worlds() == (None, None), "workers that have not begun may still refuse"
-    page.write_restored(Restored(step=0, source="scratch"))
+    page.write_restored(RestoredFrom(step=0, source="scratch"))
     assert worlds() == (1, 2)
     session.joined(a_round(2, 1, 1))
     session.attach(ControlPage(second, create=True))
     assert worlds() == (1, 2)
-    ControlPage(second).write_restored(Restored(step=9, source="scratch"))
+    ControlPage(second).write_restored(RestoredFrom(step=9, source="scratch"))
     assert worlds() == (None, None), "the script of this round knows of no limit"
 
 
@@ -182,7 +182,7 @@ def test_what_the_workers_wait_for_is_told_until_they_begin(session, tmp_path):
     assert session.report().waits is None
     page.write_waits("s3://b/r is in use by bob")
     assert session.report().waits == "s3://b/r is in use by bob"
-    page.write_restored(Restored(step=0, source="scratch"))
+    page.write_restored(RestoredFrom(step=0, source="scratch"))
     assert session.report().waits is None
     session.joined(a_round(2, 1, 1))
     assert session.report().waits is None

@@ -3,7 +3,7 @@
 import pytest
 
 from rekindle.launch.__main__ import checked
-from rekindle.launch.pod.access import Access
+from rekindle.launch.pod.access import CoordinatorAccess
 from rekindle.launch.pod.cgroup import oom_kills
 from rekindle.launch.pod.settings import from_environment
 
@@ -21,7 +21,7 @@ OPERATED = {
 
 def test_an_operated_pod_knows_its_names():
     settings = from_environment(OPERATED)
-    assert settings.access.read() == Access(url="http://op:8430", token="t")
+    assert settings.access.read() == CoordinatorAccess(url="http://op:8430", token="t")
     assert (settings.slots, settings.grace, settings.metrics_port) == (2, 30.0, 9430)
 
 

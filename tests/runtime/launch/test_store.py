@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rekindle.contract import Member, Round
-from rekindle.launch.pod.round_store import Spare, StoreError, connect
+from rekindle.launch.pod.round_store import RoundStoreError, Spare, connect
 
 
 def a_round(port: int) -> Round:
@@ -46,7 +46,7 @@ def test_a_port_of_long_ago_is_refused(spare):
     first = spare.port
     spare.take(first)
     spare.take(spare.port)
-    with pytest.raises(StoreError, match="is closed"):
+    with pytest.raises(RoundStoreError, match="is closed"):
         spare.take(first)
 
 
@@ -62,7 +62,9 @@ def test_a_dead_host_is_given_up_in_time():
     spare = Spare("127.0.0.1")
     offered = a_round(spare.port)
     del spare
-    with pytest.raises(StoreError, match=r"round 3 at 127.0.0.1:\d+ \(pod p\) does not answer"):
+    with pytest.raises(
+        RoundStoreError, match=r"round 3 at 127.0.0.1:\d+ \(pod p\) does not answer"
+    ):
         connect(offered, seconds=0.0, outdated=never, pause=time.sleep)
 
 
@@ -70,7 +72,7 @@ def test_an_outdated_round_is_given_up_at_once():
     spare = Spare("127.0.0.1")
     offered = a_round(spare.port)
     del spare
-    with pytest.raises(StoreError, match="outdated"):
+    with pytest.raises(RoundStoreError, match="outdated"):
         connect(offered, seconds=60.0, outdated=lambda: True, pause=time.sleep)
 
 
@@ -83,7 +85,7 @@ def test_a_host_that_stands_still_is_left_as_soon_as_its_round_is_outdated():
 
     with socket.create_server(("127.0.0.1", 0)) as stopped:  # accepts, as a kernel does
         port = stopped.getsockname()[1]
-        with pytest.raises(StoreError, match="outdated"):
+        with pytest.raises(RoundStoreError, match="outdated"):
             connect(a_round(port), seconds=60.0, outdated=outdated, pause=time.sleep)
 
 
@@ -124,5 +126,5 @@ def test_the_store_of_ranks_that_are_all_here_listens_on_loopback():
 
 def test_an_address_that_is_not_here_is_said():
     """192.0.2.0/24 is nobody's."""
-    with pytest.raises(StoreError, match=r"cannot listen on 192\.0\.2\.1"):
+    with pytest.raises(RoundStoreError, match=r"cannot listen on 192\.0\.2\.1"):
         Spare("192.0.2.1")

@@ -12,7 +12,7 @@ import pytest
 
 from rekindle.contract import AgentPhase
 from rekindle.launch.spawn import fork_server_client
-from rekindle.launch.spawn.fork_server import Job
+from rekindle.launch.spawn.fork_server import WorkerJob
 from rekindle.launch.spawn.fork_server_client import ForkServer
 from rekindle.launch.spawn.preload import EVERYTHING
 
@@ -230,7 +230,7 @@ def test_a_fork_server_that_does_not_answer_is_killed_with_what_it_might_still_s
     monkeypatch.setattr(fork_server_client, "ANSWER_SECONDS", 0.1)
     server = ForkServer(command=["train.py"], count=1, memory=(), unfit={}, like_this=None)
     with pytest.raises(OSError, match="does not answer"):
-        server.start(Job(environment={}))
+        server.start(WorkerJob(environment={}))
     assert server.file is None
     eventually(lambda: server.code() == -signal.SIGKILL)
 
@@ -248,16 +248,16 @@ def bare_server(tmp_path_factory):
 
 def test_workers_that_are_killed_in_their_first_moment_die(bare_server):
     for _ in range(30):
-        one = bare_server.start(Job(environment={}))
+        one = bare_server.start(WorkerJob(environment={}))
         one.kill()
         assert one.wait(60) == -signal.SIGKILL
         bare_server.bury([one.pid])
 
 
 def test_a_worker_that_does_not_die_holds_up_neither_the_agent_nor_the_fork_server(bare_server):
-    stays = bare_server.start(Job(environment={}))
+    stays = bare_server.start(WorkerJob(environment={}))
     bare_server.bury([stays.pid])  # in vain: it runs
-    other = bare_server.start(Job(environment={}))
+    other = bare_server.start(WorkerJob(environment={}))
     other.kill()
     assert other.wait(60) == -signal.SIGKILL
     bare_server.bury([other.pid])

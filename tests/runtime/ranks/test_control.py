@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from rekindle.contract import Cause, Outcome, Restored
+from rekindle.contract import Cause, Outcome, RestoredFrom
 from rekindle.ranks.control_page import ControlPage
 
 
@@ -55,7 +55,7 @@ def test_the_fits_of_a_script_are_told_as_one_training(tmp_path):
     # The second has another page object, as every call of fit has, and goes on from a checkpoint.
     second = ControlPage(tmp_path)
     second.begin(step=3, samples=12, total_steps=20, productive=1.0, stall=0.0)
-    second.write_restored(Restored(step=3, source="s3://bucket/run/fits/2"))
+    second.write_restored(RestoredFrom(step=3, source="s3://bucket/run/fits/2"))
     assert (agent.progress().step, agent.progress().total_steps) == (13, 30)
     assert agent.restored().step == 13
     second.step_done(step=4, epoch=0, samples=16, productive=1.5, stall=0.25)
@@ -72,7 +72,7 @@ def test_the_fits_of_a_script_are_told_as_one_training(tmp_path):
 
 def test_documents_reach_the_agent(sides):
     agent, worker = sides
-    worker.write_restored(Restored(step=4, source="scratch"))
+    worker.write_restored(RestoredFrom(step=4, source="scratch"))
     for rank, at in ((1, 20.0), (0, 30.0)):
         worker.write_outcome(Outcome(cause="UserError", code=1, message="x", rank=rank, at=at))
     assert agent.restored().step == 4

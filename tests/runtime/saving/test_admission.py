@@ -14,7 +14,7 @@ from rekindle.checkpoint.holder import WATCH_SECONDS, Holder, started
 from rekindle.checkpoint.objects.interface import Unreachable
 from rekindle.errors.requirement import RequirementError
 from rekindle.persistence import admission
-from rekindle.persistence.admission import LOOK_SECONDS, Gate, Presence
+from rekindle.persistence.admission import LOOK_SECONDS, Presence, RunAdmission
 from rekindle.persistence.lease import SharedLease
 from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.distributed import World
@@ -45,7 +45,7 @@ class Clock:
 
 def admit(store, own, clock=None, forced=False):
     clock = clock or Clock()
-    gate = Gate(store, own, forced=forced, now=clock)
+    gate = RunAdmission(store, own, forced=forced, now=clock)
     while gate.look():
         clock.pause(LOOK_SECONDS)
     return clock.now

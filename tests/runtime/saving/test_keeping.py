@@ -11,11 +11,11 @@ from rekindle.checkpoint.format.encoding import EncodingError
 from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.peer_memory import schedule
 from rekindle.peer_memory.schedule import LEAST_SECONDS, SHARE, Keeper, steps_between
-from rekindle.peer_memory.store import HostMemory, Line, Serial
+from rekindle.peer_memory.store import Ancestry, HostMemory, Serial
 from rekindle.ranks.distributed import World
 
 ALONE = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"), control=None)
-LINE = Line(fence=1, step=0, base=None)
+LINE = Ancestry(fence=1, step=0, base=None)
 
 
 @given(st.floats(0, 100), st.floats(1e-5, 100))

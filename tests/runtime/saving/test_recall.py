@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.peer_memory.restore import Offer, Recall, choose
 from rekindle.peer_memory.schedule import Keeper
-from rekindle.peer_memory.store import HostMemory, Known, Label, Line, Serial
+from rekindle.peer_memory.store import Ancestry, HostMemory, KnownCommit, Label, Serial
 from rekindle.ranks.distributed import World
 
 
@@ -20,7 +20,7 @@ def label(generation, number, step, crc=0):
 
 
 def offer(rank, *labels, good=(True,), known=None):
-    known = known and Known(generation=known[0], ref=CommitRef(step=known[1], fence=1))
+    known = known and KnownCommit(generation=known[0], ref=CommitRef(step=known[1], fence=1))
     good = tuple(good)[: len(labels)]
     return Offer(
         rank=rank, seat=rank, pod=f"p{rank}", able=True, labels=labels, good=good, known=known
@@ -76,7 +76,7 @@ def test_a_run_that_is_begun_from_somewhere_else_is_another_one(asked, found):
     memory = HostMemory.create()
     keeper = Keeper(ALONE, memory, "run", generation=5)
     keeper.begin(0, 0.0, None)
-    line = Line(fence=1, step=1, base=None)
+    line = Ancestry(fence=1, step=1, base=None)
     state = {"model": {"w": torch.ones(3)}}
     keeper.take(1, state, {}, {}, productive=1.0, line=line, origin="best", began=0.0)
     recall = Recall(ALONE, memory, "run", "pod", asked)

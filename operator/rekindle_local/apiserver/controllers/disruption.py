@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from rekindle_local.apiserver.errors import ApiError, Json, too_many_requests
 from rekindle_local.apiserver.selectors import matches_selector
 from rekindle_local.apiserver.storage import Change
-from rekindle_local.apiserver.writes.operations import Objects
+from rekindle_local.apiserver.writes.operations import ApiOperations
 
 BUDGETS = "poddisruptionbudgets.policy"
 
@@ -63,7 +63,7 @@ def is_ready(pod: Json) -> bool:
 class Budgets:
     """Answers evictions and keeps the status of budgets."""
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: ApiOperations) -> None:
         self._objects = objects
         self._dirty: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()

@@ -19,7 +19,7 @@ from rekindle_local.apiserver.errors import ApiError, Json
 from rekindle_local.apiserver.registry import Resource
 from rekindle_local.apiserver.storage import Change, key_of, owners
 from rekindle_local.apiserver.writes.crds import CLEANUP
-from rekindle_local.apiserver.writes.operations import FOREGROUND, ORPHAN, Objects
+from rekindle_local.apiserver.writes.operations import FOREGROUND, ORPHAN, ApiOperations
 from rekindle_local.apiserver.writes.options import DeleteOptions
 
 _LOG = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _REMEMBERED = 20_000
 class Collector:
     """The garbage collector, the namespace controller and the CRD finalizer in one worker."""
 
-    def __init__(self, objects: Objects, *, sweep_seconds: float = 60.0) -> None:
+    def __init__(self, objects: ApiOperations, *, sweep_seconds: float = 60.0) -> None:
         self._objects = objects
         self._sweep_seconds = sweep_seconds
         self._items: OrderedDict[str, None] = OrderedDict()

@@ -20,7 +20,7 @@ from rekindle_local.apiserver.writes.options import APPLY_PATCH, DeleteOptions, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class RequestTarget:
     """What a path under /api or /apis names."""
 
     group: str
@@ -31,7 +31,7 @@ class Target:
     subresource: str = ""
 
 
-def parse_path(parts: list[str]) -> Target | None:
+def parse_path(parts: list[str]) -> RequestTarget | None:
     """Return what the segments of a resource path name; None when they name no resource."""
     if len(parts) >= 3 and parts[0] == "api":
         group, version, rest = "", parts[1], parts[2:]
@@ -47,7 +47,7 @@ def parse_path(parts: list[str]) -> Target | None:
         return (
             None
             if rest[2] != "proxy"
-            else Target(
+            else RequestTarget(
                 group=group,
                 version=version,
                 plural=rest[0],
@@ -58,7 +58,7 @@ def parse_path(parts: list[str]) -> Target | None:
         )
     name = rest[1] if len(rest) > 1 else ""
     subresource = rest[2] if len(rest) > 2 else ""
-    return Target(
+    return RequestTarget(
         group=group,
         version=version,
         plural=rest[0],

@@ -40,7 +40,7 @@ from rekindle_local.apiserver.errors import ApiError, Json
 from rekindle_local.apiserver.http.logs import container_of, kubelet_url, relay
 from rekindle_local.apiserver.http.requests import (
     Accepted,
-    Target,
+    RequestTarget,
     accepted,
     as_object,
     delete_options,
@@ -51,13 +51,13 @@ from rekindle_local.apiserver.http.requests import (
     write_options,
 )
 from rekindle_local.apiserver.http.tables import partial, table
-from rekindle_local.apiserver.http.watches import Watch, WatchOptions, error_frame
+from rekindle_local.apiserver.http.watches import WatchOptions, WatchStream, error_frame
 from rekindle_local.apiserver.kinds.admission import system_classes
 from rekindle_local.apiserver.kinds.quotas import Quotas
 from rekindle_local.apiserver.registry import COMMON_FIELDS, Registry, Resource
 from rekindle_local.apiserver.selectors import Predicate, parse_fields, parse_labels, predicate
-from rekindle_local.apiserver.storage import Expired, Store
-from rekindle_local.apiserver.writes.operations import PROTECTED_NAMESPACES, Objects, Written
+from rekindle_local.apiserver.storage import Expired, ObjectTable
+from rekindle_local.apiserver.writes.operations import PROTECTED_NAMESPACES, ApiOperations, Written
 from rekindle_local.apiserver.writes.options import WriteOptions
 
 _LOG = logging.getLogger(__name__)
@@ -99,9 +99,9 @@ class ApiServer:
         self._token = token
         self._tls = tls
         self._clock = clock
-        self._store = Store()
+        self._store = ObjectTable()
         self._registry = Registry()
-        self._objects = Objects(self._store, self._registry, clock)
+        self._objects = ApiOperations(self._store, self._registry, clock)
         self._collector = Collector(self._objects)
         self._budgets = Budgets(self._objects)
         self._quotas = Quotas(self._store)
@@ -110,7 +110,7 @@ class ApiServer:
         self._listener: asyncio.Server | None = None
         self._transports: weakref.WeakSet[asyncio.Transport] = weakref.WeakSet()
         self._background: list[asyncio.Task[None]] = []
-        self._watches: set[Watch] = set()
+        self._watches: set[WatchStream] = set()
         self.url = ""
         namespaces = self._registry.find("", "v1", "namespaces")
         assert namespaces is not None
@@ -312,7 +312,7 @@ class ApiServer:
     # --- collections ----------------------------------------------------------------------------
 
     async def _collection(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         match request.method:
             case "GET" | "HEAD" if "list" in resource.verbs:
@@ -344,7 +344,9 @@ class ApiServer:
         )
         return predicate(labels, fields), name
 
-    def _list(self, request: web.Request, resource: Resource, target: Target) -> web.Response:
+    def _list(
+        self, request: web.Request, resource: Resource, target: RequestTarget
+    ) -> web.Response:
         form = accepted(request.headers.get("Accept", ""))
         matches, _ = self._selection(request, resource)
         query = request.query
@@ -433,7 +435,7 @@ class ApiServer:
         return revision, start
 
     async def _delete_collection(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.Response:
         if resource.namespaced and not target.namespace:
             raise errors.method_not_allowed()
@@ -457,7 +459,7 @@ class ApiServer:
         )
 
     async def _watch(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         query = request.query
         form = accepted(request.headers.get("Accept", ""))
@@ -493,7 +495,7 @@ class ApiServer:
                 request.transport.abort()
 
         shape = self._shape(resource, form, query.get("includeObject", "Metadata"))
-        watch = Watch(self._store, resource, matches, options, shape, drop)
+        watch = WatchStream(self._store, resource, matches, options, shape, drop)
         self._watches.add(watch)
         frames = watch.frames()
         try:
@@ -532,7 +534,7 @@ class ApiServer:
     # --- single objects -------------------------------------------------------------------------
 
     async def _item(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         objects, namespace, name = self._objects, target.namespace, target.name
         if "get" not in resource.verbs:
@@ -572,7 +574,7 @@ class ApiServer:
         raise errors.method_not_allowed()
 
     async def _subresource(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         if target.subresource not in resource.subresources:
             if target.subresource in _REMOTE:
@@ -588,7 +590,7 @@ class ApiServer:
         return await handlers[target.subresource](request, resource, target)
 
     async def _status(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         objects, namespace, name = self._objects, target.namespace, target.name
         match request.method:
@@ -609,7 +611,7 @@ class ApiServer:
         raise errors.method_not_allowed()
 
     async def _scale(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         objects, namespace, name = self._objects, target.namespace, target.name
         match request.method:
@@ -628,7 +630,7 @@ class ApiServer:
         raise errors.method_not_allowed()
 
     async def _binding(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         if request.method != "POST":
             raise errors.method_not_allowed()
@@ -637,7 +639,7 @@ class ApiServer:
         return _json({**errors.success(), "code": 201}, 201)
 
     async def _eviction(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         if request.method != "POST":
             raise errors.method_not_allowed()
@@ -650,7 +652,7 @@ class ApiServer:
         return _json({**errors.success(), "code": 201}, 201)
 
     async def _log(
-        self, request: web.Request, resource: Resource, target: Target
+        self, request: web.Request, resource: Resource, target: RequestTarget
     ) -> web.StreamResponse:
         if request.method != "GET":
             raise errors.method_not_allowed()
@@ -701,7 +703,7 @@ async def _turn() -> None:
         await asyncio.sleep(0)
 
 
-def _not_here(target: Target) -> ApiError:
+def _not_here(target: RequestTarget) -> ApiError:
     what = f"{target.plural}/{target.subresource}"
     return errors.not_implemented(what, _REMOTE[target.subresource])
 

@@ -17,7 +17,7 @@ from rekindle_local.apiserver.errors import ApiError, Json, gone
 from rekindle_local.apiserver.kinds.builtins import to_api_version
 from rekindle_local.apiserver.registry import Resource
 from rekindle_local.apiserver.selectors import Predicate
-from rekindle_local.apiserver.storage import Change, Expired, Store
+from rekindle_local.apiserver.storage import Change, Expired, ObjectTable
 
 QUEUE = 4096
 """Changes that may wait for one watcher."""
@@ -49,12 +49,12 @@ def encode(kind: str, obj: Any) -> bytes:
     return json.dumps({"type": kind, "object": obj}, separators=(",", ":")).encode() + b"\n"
 
 
-class Watch:
+class WatchStream:
     """One watcher: its subscription, its queue, and the frames that it is sent."""
 
     def __init__(
         self,
-        store: Store,
+        store: ObjectTable,
         resource: Resource,
         matches: Predicate,
         options: WatchOptions,

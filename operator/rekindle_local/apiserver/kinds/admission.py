@@ -13,7 +13,7 @@ from rekindle_local.apiserver import errors
 from rekindle_local.apiserver.errors import Json
 from rekindle_local.apiserver.kinds import quotas
 from rekindle_local.apiserver.kinds.storage_kinds import start_claim
-from rekindle_local.apiserver.storage import Store
+from rekindle_local.apiserver.storage import ObjectTable
 from rekindle_local.quantity import parse_quantity
 from rekindle_local.scheduling import demands
 
@@ -37,7 +37,7 @@ def system_classes() -> list[Json]:
     ]
 
 
-def admit(store: Store, plural: str, group: str, obj: Json) -> Json:
+def admit(store: ObjectTable, plural: str, group: str, obj: Json) -> Json:
     """Return a new object as it is stored; raises the 403 of the plugin that refuses it."""
     match (plural, group):
         case ("pods", ""):
@@ -66,14 +66,14 @@ def default_limits(item: Json) -> None:
         item["defaultRequest"] = request
 
 
-def _ranges(store: Store, obj: Json, kind: str) -> Iterator[Json]:
+def _ranges(store: ObjectTable, obj: Json, kind: str) -> Iterator[Json]:
     for found in store.select("limitranges", obj["metadata"].get("namespace") or ""):
         for item in (found.get("spec") or {}).get("limits") or []:
             if item.get("type") == kind:
                 yield item
 
 
-def _limit_pod(store: Store, pod: Json) -> Json:
+def _limit_pod(store: ObjectTable, pod: Json) -> Json:
     ranges = list(_ranges(store, pod, "Container"))
     wholes = list(_ranges(store, pod, "Pod"))
     if not ranges and not wholes:
@@ -137,7 +137,7 @@ def _outside(
             )
 
 
-def _limit_claim(store: Store, claim: Json) -> None:
+def _limit_claim(store: ObjectTable, claim: Json) -> None:
     spec = claim.get("spec") or {}
     requests = demands.requested({"resources": spec.get("resources")})
     problems = [
@@ -157,7 +157,7 @@ def _refuse(plural: str, obj: Json, problems: list[str]) -> None:
 # --- accounts and priorities --------------------------------------------------------------------
 
 
-def _check_account(store: Store, pod: Json) -> None:
+def _check_account(store: ObjectTable, pod: Json) -> None:
     namespace = pod["metadata"].get("namespace") or ""
     name = pod["spec"]["serviceAccountName"]
     # A controller makes `default` in every namespace, and makes it again.
@@ -169,7 +169,7 @@ def _check_account(store: Store, pod: Json) -> None:
         raise errors.forbidden("pods", "", pod["metadata"]["name"], text)
 
 
-def _priority(store: Store, pod: Json) -> Json:
+def _priority(store: ObjectTable, pod: Json) -> Json:
     name = pod["spec"].get("priorityClassName")
     if name in _SYSTEM_CLASSES:
         return {"priority": _SYSTEM_CLASSES[name], "preemptionPolicy": "PreemptLowerPriority"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 
-from rekindle_local.apiserver.errors import Cause, Json, bad_value, required
+from rekindle_local.apiserver.errors import Json, StatusCause, bad_value, required
 
 _CONDITIONS = "autoscaling.alpha.kubernetes.io/conditions"
 _METRICS = "autoscaling.alpha.kubernetes.io/metrics"
@@ -43,9 +43,9 @@ def start(hpa: Json, now: str) -> Json:
     return {**hpa, "status": status}
 
 
-def check(spec: Json) -> list[Cause]:
+def check(spec: Json) -> list[StatusCause]:
     """Return the causes in a v2 spec."""
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     least, most = spec.get("minReplicas", 1), spec.get("maxReplicas", 0)
     if least < 1:
         causes.append(bad_value("spec.minReplicas", least, "must be greater than or equal to 1"))

@@ -19,8 +19,8 @@ from typing import Any
 
 from rekindle_local.apiserver import names
 from rekindle_local.apiserver.errors import (
-    Cause,
     Json,
+    StatusCause,
     bad_value,
     duplicate,
     forbidden_field,
@@ -210,7 +210,7 @@ def start(kind: str, obj: Json, now: str) -> Json:
 # --- refusals -----------------------------------------------------------------------------------
 
 
-def check(kind: str, obj: Json, old: Json | None) -> list[Cause]:
+def check(kind: str, obj: Json, old: Json | None) -> list[StatusCause]:
     """Return the causes for a built-in object that may not be stored; `old` is None on create."""
     match kind:
         case "Pod":
@@ -253,8 +253,8 @@ def check(kind: str, obj: Json, old: Json | None) -> list[Cause]:
     return []
 
 
-def _check_deployment(spec: Json, old: Json | None) -> list[Cause]:
-    causes: list[Cause] = []
+def _check_deployment(spec: Json, old: Json | None) -> list[StatusCause]:
+    causes: list[StatusCause] = []
     selector = spec.get("selector")
     template = spec.get("template") or {}
     labels = (template.get("metadata") or {}).get("labels") or {}
@@ -298,7 +298,7 @@ def _check_deployment(spec: Json, old: Json | None) -> list[Cause]:
     return causes
 
 
-def _check_service(spec: Json, old: Json | None) -> list[Cause]:
+def _check_service(spec: Json, old: Json | None) -> list[StatusCause]:
     causes = one_of(spec, "spec", "type", ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort"))
     headless = spec.get("clusterIP") == "None"
     if not spec.get("ports") and not headless and spec.get("type") != "ExternalName":
@@ -338,8 +338,8 @@ def _check_service(spec: Json, old: Json | None) -> list[Cause]:
     return causes
 
 
-def _check_keys(obj: Json, fields: Iterable[str]) -> list[Cause]:
-    causes: list[Cause] = []
+def _check_keys(obj: Json, fields: Iterable[str]) -> list[StatusCause]:
+    causes: list[StatusCause] = []
     size = 0
     for field in fields:
         for key, value in (obj.get(field) or {}).items():
@@ -366,7 +366,7 @@ def _check_keys(obj: Json, fields: Iterable[str]) -> list[Cause]:
                     )
     if size > 1536 * 1024:
         causes.append(
-            Cause(
+            StatusCause(
                 field="data",
                 reason="FieldValueTooLong",
                 message="Too long: may not be more than 1048576 bytes",
@@ -375,7 +375,7 @@ def _check_keys(obj: Json, fields: Iterable[str]) -> list[Cause]:
     return causes
 
 
-def _check_immutable(obj: Json, old: Json | None, fields: Iterable[str]) -> list[Cause]:
+def _check_immutable(obj: Json, old: Json | None, fields: Iterable[str]) -> list[StatusCause]:
     if old is None:
         return []
     causes = []
@@ -394,7 +394,7 @@ def _check_immutable(obj: Json, old: Json | None, fields: Iterable[str]) -> list
     return causes
 
 
-def _check_amounts(amounts: Json, path: str) -> list[Cause]:
+def _check_amounts(amounts: Json, path: str) -> list[StatusCause]:
     return [
         bad_value(f"{path}[{name}]", value, "must be a quantity that is not negative")
         for name, value in amounts.items()
@@ -402,7 +402,7 @@ def _check_amounts(amounts: Json, path: str) -> list[Cause]:
     ]
 
 
-def _check_lease(spec: Json) -> list[Cause]:
+def _check_lease(spec: Json) -> list[StatusCause]:
     causes = []
     if spec.get("leaseDurationSeconds") is not None and spec["leaseDurationSeconds"] <= 0:
         causes.append(
@@ -421,14 +421,14 @@ def _check_lease(spec: Json) -> list[Cause]:
     return causes
 
 
-def _check_event(obj: Json) -> list[Cause]:
+def _check_event(obj: Json) -> list[StatusCause]:
     about = (obj.get("involvedObject") or {}).get("namespace") or "default"
     if about != obj["metadata"].get("namespace"):
         return [bad_value("involvedObject.namespace", about, "does not match event.namespace")]
     return []
 
 
-def _check_budget(spec: Json) -> list[Cause]:
+def _check_budget(spec: Json) -> list[StatusCause]:
     causes = []
     if spec.get("minAvailable") is not None and spec.get("maxUnavailable") is not None:
         causes.append(
@@ -450,8 +450,8 @@ def _check_budget(spec: Json) -> list[Cause]:
     return causes
 
 
-def _check_taints(spec: Json) -> list[Cause]:
-    causes: list[Cause] = []
+def _check_taints(spec: Json) -> list[StatusCause]:
+    causes: list[StatusCause] = []
     seen = []
     for at, taint in enumerate(spec.get("taints") or []):
         where = f"spec.taints[{at}]"
@@ -477,7 +477,7 @@ def _check_taints(spec: Json) -> list[Cause]:
     return causes
 
 
-def _check_priority_class(obj: Json, old: Json | None) -> list[Cause]:
+def _check_priority_class(obj: Json, old: Json | None) -> list[StatusCause]:
     value = obj.get("value", 0)
     causes = []
     if value > 1_000_000_000 and not obj["metadata"].get("name", "").startswith("system-"):

@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rekindle_local.apiserver.errors import ApiError, Cause, Json, bad_request
+from rekindle_local.apiserver.errors import ApiError, Json, StatusCause, bad_request
 from rekindle_local.apiserver.schemas.schema import Schema, child, type_name
 from rekindle_local.quantity import canonical
 
@@ -230,15 +230,15 @@ def _referred(node: Any) -> Iterator[str]:
             yield from _referred(item)
 
 
-def missing_fields(value: Any, node: Json, schema: Schema, path: str) -> list[Cause]:
+def missing_fields(value: Any, node: Json, schema: Schema, path: str) -> list[StatusCause]:
     """Return a cause for every field that the schema requires and the value lacks."""
     node = schema.resolve(node)
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     if isinstance(value, dict):
         for key in node.get("required") or []:
             if value.get(key) in (None, "") and not isinstance(value.get(key), bool):
                 causes.append(
-                    Cause(
+                    StatusCause(
                         field=f"{path}.{key}", reason="FieldValueRequired", message="Required value"
                     )
                 )

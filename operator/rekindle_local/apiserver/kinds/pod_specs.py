@@ -11,8 +11,8 @@ from typing import Any
 
 from rekindle_local.apiserver import names
 from rekindle_local.apiserver.errors import (
-    Cause,
     Json,
+    StatusCause,
     bad_value,
     duplicate,
     forbidden_field,
@@ -106,9 +106,9 @@ def _equal(one: Any, other: Any) -> bool:
     return parse_quantity(str(one)) == parse_quantity(str(other))
 
 
-def check_pod_spec(spec: Json, path: str) -> list[Cause]:
+def check_pod_spec(spec: Json, path: str) -> list[StatusCause]:
     """Return the causes in a pod spec."""
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     if not spec.get("containers"):
         causes.append(required(f"{path}.containers"))
     volumes: list[str] = []
@@ -141,7 +141,7 @@ def check_pod_spec(spec: Json, path: str) -> list[Cause]:
     return causes
 
 
-def one_of(spec: Json, path: str, key: str, allowed: tuple[str, ...]) -> list[Cause]:
+def one_of(spec: Json, path: str, key: str, allowed: tuple[str, ...]) -> list[StatusCause]:
     """Return a cause when a field has a value that is not one of the allowed ones."""
     if spec.get(key) in (None, *allowed):
         return []
@@ -150,8 +150,8 @@ def one_of(spec: Json, path: str, key: str, allowed: tuple[str, ...]) -> list[Ca
 
 def _check_container(
     container: Json, path: str, seen: list[str], volumes: list[str]
-) -> list[Cause]:
-    causes: list[Cause] = []
+) -> list[StatusCause]:
+    causes: list[StatusCause] = []
     name = container.get("name") or ""
     if not name:
         causes.append(required(f"{path}.name"))
@@ -221,7 +221,7 @@ def _check_container(
             causes.append(required(f"{where}.name"))
         elif mount["name"] not in volumes:
             causes.append(
-                Cause(
+                StatusCause(
                     field=f"{where}.name",
                     reason="FieldValueNotFound",
                     message=f'Not found: "{mount["name"]}"',
@@ -236,10 +236,10 @@ def _check_container(
     return causes
 
 
-def _check_role(container: Json, path: str, *, init: bool) -> list[Cause]:
+def _check_role(container: Json, path: str, *, init: bool) -> list[StatusCause]:
     """What only some containers may have: restartPolicy, probes, hooks."""
     policy = container.get("restartPolicy")
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     if policy and not init:
         causes.append(
             forbidden_field(f"{path}.restartPolicy", "may not be set for non-init containers")
@@ -264,7 +264,7 @@ def _check_role(container: Json, path: str, *, init: bool) -> list[Cause]:
     return causes
 
 
-def _check_probe(probe: Json, path: str, *, lasting: bool) -> list[Cause]:
+def _check_probe(probe: Json, path: str, *, lasting: bool) -> list[StatusCause]:
     causes = _check_handler(probe, path)
     for key in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "failureThreshold"):
         if probe.get(key, 0) < 0:
@@ -276,7 +276,7 @@ def _check_probe(probe: Json, path: str, *, lasting: bool) -> list[Cause]:
     return causes
 
 
-def _check_handler(handler: Json, path: str) -> list[Cause]:
+def _check_handler(handler: Json, path: str) -> list[StatusCause]:
     given = [key for key in _HANDLERS if handler.get(key)]
     if not given:
         return [required(path, "must specify a handler type")]
@@ -295,8 +295,8 @@ def _check_handler(handler: Json, path: str) -> list[Cause]:
     return causes
 
 
-def _check_host_ports(spec: Json, path: str) -> list[Cause]:
-    causes: list[Cause] = []
+def _check_host_ports(spec: Json, path: str) -> list[StatusCause]:
+    causes: list[StatusCause] = []
     taken: list[str] = []
     for at, container in enumerate(spec.get("containers") or []):
         for index, port in enumerate(container.get("ports") or []):
@@ -318,8 +318,8 @@ def _check_host_ports(spec: Json, path: str) -> list[Cause]:
     return causes
 
 
-def _check_resources(resources: Json, path: str) -> list[Cause]:
-    causes: list[Cause] = []
+def _check_resources(resources: Json, path: str) -> list[StatusCause]:
+    causes: list[StatusCause] = []
     for group in ("limits", "requests"):
         for name, value in (resources.get(group) or {}).items():
             where = f"{path}.{group}[{name}]"
@@ -349,8 +349,8 @@ def _check_resources(resources: Json, path: str) -> list[Cause]:
     return causes
 
 
-def _check_volume(volume: Json, path: str, seen: list[str]) -> list[Cause]:
-    causes: list[Cause] = []
+def _check_volume(volume: Json, path: str, seen: list[str]) -> list[StatusCause]:
+    causes: list[StatusCause] = []
     name = volume.get("name") or ""
     if not name:
         causes.append(required(f"{path}.name"))
@@ -390,7 +390,7 @@ def _check_volume(volume: Json, path: str, seen: list[str]) -> list[Cause]:
     return causes
 
 
-def _check_toleration(toleration: Json, path: str) -> list[Cause]:
+def _check_toleration(toleration: Json, path: str) -> list[StatusCause]:
     causes = one_of(toleration, path, "operator", ("", "Equal", "Exists"))
     causes += one_of(
         toleration, path, "effect", ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -430,10 +430,10 @@ _UPDATABLE = (
 )
 
 
-def check_pod_update(obj: Json, old: Json) -> list[Cause]:
+def check_pod_update(obj: Json, old: Json) -> list[StatusCause]:
     """Return the causes in a change of a pod: most of its spec may not change."""
     new_spec, old_spec = obj.get("spec") or {}, old.get("spec") or {}
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     before, after = old_spec.get("activeDeadlineSeconds"), new_spec.get("activeDeadlineSeconds")
     if before is not None and (after is None or after > before):
         causes.append(

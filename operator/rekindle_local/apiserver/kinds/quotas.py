@@ -16,7 +16,7 @@ from typing import Any
 from rekindle_local.apiserver import errors
 from rekindle_local.apiserver.errors import Json, qualified
 from rekindle_local.apiserver.kinds.pod_specs import qos_class
-from rekindle_local.apiserver.storage import Change, Store
+from rekindle_local.apiserver.storage import Change, ObjectTable
 from rekindle_local.quantity import canonical, parse_quantity
 from rekindle_local.scheduling import demands
 
@@ -94,7 +94,7 @@ def _in_scope(scope: Json, pod: Json) -> bool:
     return False
 
 
-def used_of(store: Store, quota: Json) -> dict[str, Fraction]:
+def used_of(store: ObjectTable, quota: Json) -> dict[str, Fraction]:
     """Return what is used now of each thing that a quota limits."""
     hard = (quota.get("spec") or {}).get("hard") or {}
     namespace = quota["metadata"]["namespace"]
@@ -123,7 +123,7 @@ def _limited(hard: Mapping[str, Any]) -> set[tuple[str, str]]:
     return kinds
 
 
-def check(store: Store, plural: str, group: str, obj: Json) -> None:
+def check(store: ObjectTable, plural: str, group: str, obj: Json) -> None:
     """Raise the 403 when a new object does not fit into a quota of its namespace."""
     metadata = obj["metadata"]
     for quota in store.select(QUOTAS, metadata.get("namespace") or ""):
@@ -184,7 +184,7 @@ def shown(amount: Fraction, name: str) -> str:
 class Quotas:
     """Keeps the status of quotas."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ObjectTable) -> None:
         self._store = store
         self._dirty: OrderedDict[str, None] = OrderedDict()
         self._wake = asyncio.Event()

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from rekindle_local.apiserver.errors import (
-    Cause,
     Json,
+    StatusCause,
     bad_value,
     forbidden_field,
     not_supported,
@@ -60,7 +60,7 @@ def is_default(storage_class: Json) -> bool:
     return bool(annotations.get(DEFAULT_CLASS) == "true")
 
 
-def check_claim(spec: Json, old: Json | None, path: str = "spec") -> list[Cause]:
+def check_claim(spec: Json, old: Json | None, path: str = "spec") -> list[StatusCause]:
     """Return the causes in the spec of a claim."""
     causes = _check_modes(spec, path)
     size = ((spec.get("resources") or {}).get("requests") or {}).get("storage")
@@ -85,7 +85,7 @@ def _fixed(spec: Json) -> Json:
     return {key: value for key, value in spec.items() if key not in {"resources", "volumeName"}}
 
 
-def check_volume(spec: Json) -> list[Cause]:
+def check_volume(spec: Json) -> list[StatusCause]:
     """Return the causes in the spec of a volume."""
     causes = _check_modes(spec, "spec")
     size = (spec.get("capacity") or {}).get("storage")
@@ -102,9 +102,9 @@ def check_volume(spec: Json) -> list[Cause]:
     return causes
 
 
-def check_class(obj: Json) -> list[Cause]:
+def check_class(obj: Json) -> list[StatusCause]:
     """Return the causes in a storage class."""
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     if not obj.get("provisioner"):
         causes.append(required("provisioner"))
     for key, allowed in (
@@ -116,7 +116,7 @@ def check_class(obj: Json) -> list[Cause]:
     return causes
 
 
-def _check_modes(spec: Json, path: str) -> list[Cause]:
+def _check_modes(spec: Json, path: str) -> list[StatusCause]:
     modes = spec.get("accessModes") or []
     if not modes:
         return [required(f"{path}.accessModes", "at least 1 access mode is required")]
@@ -125,7 +125,7 @@ def _check_modes(spec: Json, path: str) -> list[Cause]:
     ]
 
 
-def _check_size(size: Any, path: str) -> list[Cause]:
+def _check_size(size: Any, path: str) -> list[StatusCause]:
     if not is_quantity(size):
         return [bad_value(path, size, "must be a quantity such as 10Gi")]
     if parse_quantity(str(size)) <= 0:

@@ -27,7 +27,7 @@ from urllib.parse import parse_qs, urlsplit
 from cel_expr_python import cel
 from cel_expr_python.ext import ext_bindings, ext_math, ext_optional, ext_strings
 
-from rekindle_local.apiserver.errors import Cause, Json, bad_value, show
+from rekindle_local.apiserver.errors import Json, StatusCause, bad_value, show
 from rekindle_local.apiserver.schemas.schema import compiled, type_name
 
 _REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
@@ -80,13 +80,13 @@ class Rules:
 # --- compiling ----------------------------------------------------------------------------------
 
 
-def compile_rules(schema: Json, path: str) -> tuple[Rules, list[Cause]]:
+def compile_rules(schema: Json, path: str) -> tuple[Rules, list[StatusCause]]:
     """Compile every rule of a schema; the causes name each that does not compile."""
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     return _compile(schema, path, causes, correlatable=True), causes
 
 
-def _compile(node: Json, path: str, causes: list[Cause], *, correlatable: bool) -> Rules:
+def _compile(node: Json, path: str, causes: list[StatusCause], *, correlatable: bool) -> Rules:
     rules = []
     for at, raw in enumerate(node.get("x-kubernetes-validations") or []):
         rule = _compile_rule(raw, f"{path}.x-kubernetes-validations[{at}]", causes, correlatable)
@@ -121,11 +121,13 @@ def _compile(node: Json, path: str, causes: list[Cause], *, correlatable: bool) 
     )
 
 
-def _compile_rule(raw: Json, path: str, causes: list[Cause], correlatable: bool) -> _Rule | None:
+def _compile_rule(
+    raw: Json, path: str, causes: list[StatusCause], correlatable: bool
+) -> _Rule | None:
     text = str(raw.get("rule") or "").strip()
     if not text:
         causes.append(
-            Cause(
+            StatusCause(
                 field=f"{path}.rule",
                 reason="FieldValueRequired",
                 message="Required value: rule is not specified",
@@ -188,7 +190,7 @@ def _mentions_old(text: str) -> bool:
     return re.search(r"\boldSelf\b", without_strings) is not None
 
 
-def _program(text: str, path: str, wanted: str, causes: list[Cause]) -> Any | None:
+def _program(text: str, path: str, wanted: str, causes: list[StatusCause]) -> Any | None:
     try:
         program = _environment().compile(text)
     except (RuntimeError, ValueError) as error:
@@ -208,12 +210,14 @@ def _program(text: str, path: str, wanted: str, causes: list[Cause]) -> Any | No
 _MISSING = object()
 
 
-def check(rules: Rules, value: Any, old: Any = None) -> list[Cause]:
+def check(rules: Rules, value: Any, old: Any = None) -> list[StatusCause]:
     """Return a cause for every rule that a value breaks; `old` is None on create."""
     return list(_check(rules, value, _MISSING if old is None else old, "", root=True))
 
 
-def _check(rules: Rules, value: Any, old: Any, path: str, *, root: bool = False) -> Iterator[Cause]:
+def _check(
+    rules: Rules, value: Any, old: Any, path: str, *, root: bool = False
+) -> Iterator[StatusCause]:
     # What did not change was checked when it was written; only transition rules look at it again.
     same = old is not _MISSING and value == old
     if same and not rules.transitions:
@@ -255,7 +259,7 @@ def _correlated(item: Any, old: Any, keys: list[str]) -> Any:
     return _MISSING
 
 
-def _evaluate(rule: _Rule, value: Any, own: Any, before: Any, path: str) -> Cause | None:
+def _evaluate(rule: _Rule, value: Any, own: Any, before: Any, path: str) -> StatusCause | None:
     data = {"self": own}
     if rule.optional_old:
         data["__old__"] = [] if before is _MISSING else [before]
@@ -276,11 +280,13 @@ def _evaluate(rule: _Rule, value: Any, own: Any, before: Any, path: str) -> Caus
         if failed is None and isinstance(text, str) and text.strip() and "\n" not in text:
             message = text.strip()
     if rule.reason == "FieldValueRequired":
-        return Cause(field=where, reason=rule.reason, message=f"Required value: {message}")
+        return StatusCause(field=where, reason=rule.reason, message=f"Required value: {message}")
     if rule.reason == "FieldValueForbidden":
-        return Cause(field=where, reason=rule.reason, message=f"Forbidden: {message}")
+        return StatusCause(field=where, reason=rule.reason, message=f"Forbidden: {message}")
     if rule.reason == "FieldValueDuplicate":
-        return Cause(field=where, reason=rule.reason, message=f"Duplicate value: {show(shown)}")
+        return StatusCause(
+            field=where, reason=rule.reason, message=f"Duplicate value: {show(shown)}"
+        )
     return bad_value(where, shown, message)
 
 

@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from rekindle_local.apiserver.errors import (
-    Cause,
     Json,
+    StatusCause,
     bad_type,
     bad_value,
     duplicate,
@@ -187,7 +187,7 @@ def _fill(value: Any, node: Json, schema: Schema) -> Any:
 # --- validation ---------------------------------------------------------------------------------
 
 
-def validate(value: Any, schema: Schema, path: str = "") -> list[Cause]:
+def validate(value: Any, schema: Schema, path: str = "") -> list[StatusCause]:
     """Return a cause for every place where a value breaks its schema."""
     return list(_validate(value, schema.resolve(schema.root), schema, path))
 
@@ -216,7 +216,7 @@ def _has_type(value: Any, wanted: str) -> bool:
     return actual == wanted
 
 
-def _validate(value: Any, node: Json, schema: Schema, path: str) -> Iterable[Cause]:
+def _validate(value: Any, node: Json, schema: Schema, path: str) -> Iterable[StatusCause]:
     if value is None and node.get("nullable"):
         return
     wanted = node.get("type")
@@ -240,9 +240,9 @@ def _validate(value: Any, node: Json, schema: Schema, path: str) -> Iterable[Cau
     yield from _validate_combinations(value, node, schema, path)
 
 
-def _validate_string(value: str, node: Json, path: str) -> Iterable[Cause]:
+def _validate_string(value: str, node: Json, path: str) -> Iterable[StatusCause]:
     if (limit := node.get("maxLength")) is not None and len(value) > limit:
-        yield Cause(
+        yield StatusCause(
             field=path,
             reason="FieldValueTooLong",
             message=f"Too long: may not be more than {limit} bytes",
@@ -257,7 +257,7 @@ def _validate_string(value: str, node: Json, path: str) -> Iterable[Cause]:
             yield bad_value(path, value, f'{path} in body must be of type {name}: "{value}"')
 
 
-def _validate_number(value: float, node: Json, path: str) -> Iterable[Cause]:
+def _validate_number(value: float, node: Json, path: str) -> Iterable[StatusCause]:
     low, high = node.get("minimum"), node.get("maximum")
     if low is not None and (value <= low if node.get("exclusiveMinimum") else value < low):
         words = "greater than" if node.get("exclusiveMinimum") else "greater than or equal to"
@@ -272,9 +272,11 @@ def _validate_number(value: float, node: Json, path: str) -> Iterable[Cause]:
         yield bad_value(path, value, f"{path} in body must be of type {node['format']}")
 
 
-def _validate_list(value: list[Any], node: Json, schema: Schema, path: str) -> Iterable[Cause]:
+def _validate_list(
+    value: list[Any], node: Json, schema: Schema, path: str
+) -> Iterable[StatusCause]:
     if (limit := node.get("maxItems")) is not None and len(value) > limit:
-        yield Cause(
+        yield StatusCause(
             field=path,
             reason="FieldValueTooMany",
             message=f"Too many: {len(value)}: must have at most {limit} items",
@@ -304,12 +306,12 @@ def _validate_list(value: list[Any], node: Json, schema: Schema, path: str) -> I
             seen.append(identity)
 
 
-def _validate_object(value: Json, node: Json, schema: Schema, path: str) -> Iterable[Cause]:
+def _validate_object(value: Json, node: Json, schema: Schema, path: str) -> Iterable[StatusCause]:
     for key in node.get("required") or []:
         if key not in value:
             yield required(_join(path, key))
     if (limit := node.get("maxProperties")) is not None and len(value) > limit:
-        yield Cause(
+        yield StatusCause(
             field=path,
             reason="FieldValueTooMany",
             message=f"Too many: {len(value)}: must have at most {limit} properties",
@@ -326,7 +328,9 @@ def _validate_object(value: Json, node: Json, schema: Schema, path: str) -> Iter
                 yield required(_join(path, key), "must not be empty")
 
 
-def _validate_combinations(value: Any, node: Json, schema: Schema, path: str) -> Iterable[Cause]:
+def _validate_combinations(
+    value: Any, node: Json, schema: Schema, path: str
+) -> Iterable[StatusCause]:
     def fits(option: Json) -> bool:
         return next(iter(_validate(value, schema.resolve(option), schema, path)), None) is None
 
@@ -421,11 +425,11 @@ _FORBIDDEN = (
 _VALUE_ONLY = ("allOf", "anyOf", "oneOf", "not")
 
 
-def check_structural(node: Any, path: str, *, root: bool = False) -> list[Cause]:
+def check_structural(node: Any, path: str, *, root: bool = False) -> list[StatusCause]:
     """Return why a CRD's schema is not structural; empty when it is."""
     if not isinstance(node, dict):
         return [bad_type(path, node, "object", type_name(node))]
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     int_or_string = node.get("x-kubernetes-int-or-string") is True
     keeps = node.get("x-kubernetes-preserve-unknown-fields") is True
     kind = node.get("type")
@@ -471,7 +475,9 @@ def check_structural(node: Any, path: str, *, root: bool = False) -> list[Cause]
         causes.append(required(f"{path}.items", "must be specified"))
     if "default" in node:
         causes += [
-            Cause(field=f"{path}.default{cause.field}", reason=cause.reason, message=cause.message)
+            StatusCause(
+                field=f"{path}.default{cause.field}", reason=cause.reason, message=cause.message
+            )
             for cause in validate(
                 fill_defaults(node["default"], Schema(root=node)),
                 Schema(root={**node, "default": None}),
@@ -503,7 +509,7 @@ def check_structural(node: Any, path: str, *, root: bool = False) -> list[Cause]
     return causes
 
 
-def _check_value_only(node: Json, path: str) -> list[Cause]:
+def _check_value_only(node: Json, path: str) -> list[StatusCause]:
     causes = [
         forbidden_field(f"{path}.{key}", "must be empty to be structural")
         for key in ("type", "description", "title", "default", "additionalProperties", "nullable")
@@ -514,7 +520,7 @@ def _check_value_only(node: Json, path: str) -> list[Cause]:
     return causes
 
 
-def _check_list_type(node: Json, path: str) -> list[Cause]:
+def _check_list_type(node: Json, path: str) -> list[StatusCause]:
     kind = node.get("x-kubernetes-list-type")
     if kind is None:
         return []

@@ -12,8 +12,8 @@ from typing import Any
 
 from rekindle_local.apiserver import names
 from rekindle_local.apiserver.errors import (
-    Cause,
     Json,
+    StatusCause,
     bad_value,
     duplicate,
     not_supported,
@@ -36,11 +36,11 @@ _AGE = Column(
 )
 
 
-def check_crd(obj: Json, old: Json | None) -> list[Cause]:
+def check_crd(obj: Json, old: Json | None) -> list[StatusCause]:
     """Return the causes for a CRD that cannot be served; `old` is None on create."""
     spec = obj.get("spec") or {}
     own = spec.get("names") or {}
-    causes: list[Cause] = []
+    causes: list[StatusCause] = []
     for key in ("plural", "kind"):
         if not own.get(key):
             causes.append(required(f"spec.names.{key}"))
@@ -110,7 +110,7 @@ def check_crd(obj: Json, old: Json | None) -> list[Cause]:
     return causes
 
 
-def _check_version(version: Json, path: str) -> list[Cause]:
+def _check_version(version: Json, path: str) -> list[StatusCause]:
     schema = (version.get("schema") or {}).get("openAPIV3Schema")
     if schema is None:
         return [required(f"{path}.schema.openAPIV3Schema", "schemas are required")]

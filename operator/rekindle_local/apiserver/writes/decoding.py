@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rekindle_local.apiserver import errors, names
-from rekindle_local.apiserver.errors import Cause, Json
+from rekindle_local.apiserver.errors import Json, StatusCause
 from rekindle_local.apiserver.kinds import builtins, models
 from rekindle_local.apiserver.registry import Resource
 from rekindle_local.apiserver.schemas.rules import check as check_rules
@@ -114,7 +114,7 @@ def _report_unknown(
 
 def check(resource: Resource, obj: Json, old: Json | None, *, metadata_only: bool = False) -> None:
     """Raise the 422 with every cause, or return; `metadata_only` is for a spec known to be good."""
-    causes: list[Cause] = names.check_metadata(
+    causes: list[StatusCause] = names.check_metadata(
         obj["metadata"],
         name_rule=builtins.name_rule(resource.kind) if not resource.custom else names.dns_subdomain,
     )
@@ -126,7 +126,7 @@ def check(resource: Resource, obj: Json, old: Json | None, *, metadata_only: boo
         if resource.rules is not None and not resource.rules.empty():
             if schema_causes:
                 schema_causes.append(
-                    Cause(
+                    StatusCause(
                         field="<nil>",
                         reason="FieldValueInvalid",
                         message="Invalid value: null: some validation rules were not checked "

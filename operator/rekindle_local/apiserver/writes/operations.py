@@ -1,9 +1,9 @@
 """What a request does to objects: create, update, patch, delete and their subresources. No HTTP.
 
 Every write runs through the same steps, in the real server's order: decode (unknown and duplicate
-fields, types), defaults, the system's own metadata, validation, rules, and one `Store.put`. All of
-it is synchronous, so that two requests can never interleave within a write; optimistic locking is
-then a comparison.
+fields, types), defaults, the system's own metadata, validation, rules, and one `ObjectTable.put`.
+All of it is synchronous, so that two requests can never interleave within a write; optimistic
+locking is then a comparison.
 
 A deletion is one of four things: removal at once, waiting for finalizers, waiting for a kubelet
 (a pod that is bound and not finished), or waiting for a controller (namespaces, CRDs, foreground
@@ -25,7 +25,7 @@ from rekindle_local.apiserver.kinds import builtins
 from rekindle_local.apiserver.kinds.admission import admit
 from rekindle_local.apiserver.registry import Registry, Resource, plain
 from rekindle_local.apiserver.selectors import Predicate
-from rekindle_local.apiserver.storage import Key, Store, key_of
+from rekindle_local.apiserver.storage import Key, ObjectTable, key_of
 from rekindle_local.apiserver.writes.crds import CLEANUP, established, name_conflicts, resources_of
 from rekindle_local.apiserver.writes.decoding import Draft, check, decode, decode_config, dig, model
 from rekindle_local.apiserver.writes.options import (
@@ -62,11 +62,11 @@ class Deleted:
     gone: bool
 
 
-class Objects:
+class ApiOperations:
     """The verbs of the API on the store."""
 
     def __init__(
-        self, store: Store, registry: Registry, clock: Callable[[], float] = time.time
+        self, store: ObjectTable, registry: Registry, clock: Callable[[], float] = time.time
     ) -> None:
         self.store = store
         self.registry = registry

@@ -19,7 +19,7 @@ from pathlib import Path
 import aiohttp
 
 from rekindle_local import timestamps
-from rekindle_local.client import ApiError, Manifest
+from rekindle_local.client import Manifest, RequestError
 from rekindle_local.images import Image, find_image, unknown_image
 from rekindle_local.kubelet import environment, logs
 from rekindle_local.kubelet.containers import probes
@@ -29,15 +29,15 @@ from rekindle_local.kubelet.containers.path_map import PathMap
 from rekindle_local.kubelet.containers.processes import (
     ID_VARIABLE,
     ROOT_VARIABLE,
-    Command,
-    Process,
+    ContainerCommand,
+    ContainerProcess,
     StartError,
 )
-from rekindle_local.kubelet.environment import ConfigError, Placement
+from rekindle_local.kubelet.environment import CreateContainerConfigError, PodPlacement
 from rekindle_local.kubelet.expansion import expand
 from rekindle_local.kubelet.host import Host
 from rekindle_local.kubelet.hostsfile import HostsFile
-from rekindle_local.kubelet.status import Container, Running, Terminated, Waiting
+from rekindle_local.kubelet.status import ContainerState, Running, Terminated, WaitingState
 from rekindle_local.kubelet.volumes import PodVolumes, VolumeError
 from rekindle_local.quantity import parse_quantity
 
@@ -56,7 +56,7 @@ class PodPlace:
 
     host: Host
     pod: Manifest
-    placement: Placement
+    placement: PodPlacement
     volumes: PodVolumes
     directory: Path
     tmp: Path
@@ -116,7 +116,7 @@ class ContainerRunner:
         self._gpus: tuple[str, ...] = ()
         self._liveness_kill: asyncio.TimerHandle | None = None
         self._hooks: asyncio.Task[None] | None = None
-        self._command_now: Command | None = None
+        self._command_now: ContainerCommand | None = None
         self._paths = PathMap(())
         self.up = asyncio.Event()
         """The container has started, as its startup probe sees it."""
@@ -126,14 +126,14 @@ class ContainerRunner:
         if self._step and policy == "Always":
             policy = "OnFailure"
         self._policy = "Always" if init and not self._step else policy
-        self.process: Process | None = None
+        self.process: ContainerProcess | None = None
         """What runs."""
-        self.latest: Process | None = None
+        self.latest: ContainerProcess | None = None
         """What runs or ran last."""
-        self.record = Container(
+        self.record = ContainerState(
             name=spec["name"],
             image=spec.get("image", ""),
-            state=Waiting(reason="PodInitializing" if initializing else "ContainerCreating"),
+            state=WaitingState(reason="PodInitializing" if initializing else "ContainerCreating"),
             sidecar=init and not self._step,
         )
 
@@ -155,7 +155,7 @@ class ContainerRunner:
 
     def creating(self) -> None:
         """It is this container's turn."""
-        self._set(state=Waiting(reason="ContainerCreating"))
+        self._set(state=WaitingState(reason="ContainerCreating"))
 
     async def run(self) -> None:
         """Run to the end; cancellation leaves processes to their shim's end of file."""
@@ -176,7 +176,9 @@ class ContainerRunner:
             self._backoff = self._backoff.after_run(ran)
             if not await self._rest(ended):
                 return
-            self._set(state=Waiting(reason="ContainerCreating"), restarts=self.record.restarts + 1)
+            self._set(
+                state=WaitingState(reason="ContainerCreating"), restarts=self.record.restarts + 1
+            )
 
     def terminate(self, grace: float) -> None:
         """Ask PID 1 to end (SIGTERM) and start nothing more; within `grace` it will be killed."""
@@ -200,7 +202,7 @@ class ContainerRunner:
 
     # --- configure ---------------------------------------------------------------------------
 
-    async def _configure(self) -> tuple[Command, str] | None:
+    async def _configure(self) -> tuple[ContainerCommand, str] | None:
         """Image, environment and command; waits for what is missing. None when stopped."""
         delay = self._place.host.timings.config_retry
         longest = delay * 10
@@ -213,16 +215,18 @@ class ContainerRunner:
                     first = self._image_event(first, problem.message)
                 else:
                     self._event("Warning", "Failed", f"Error: {problem.message}")
-                self._set(state=Waiting(reason=problem.reason, message=problem.message))
-            except (ApiError, aiohttp.ClientError, TimeoutError, OSError) as error:
-                self._set(state=Waiting(reason="CreateContainerConfigError", message=str(error)))
+                self._set(state=WaitingState(reason=problem.reason, message=problem.message))
+            except (RequestError, aiohttp.ClientError, TimeoutError, OSError) as error:
+                self._set(
+                    state=WaitingState(reason="CreateContainerConfigError", message=str(error))
+                )
             if await self._stopped_within(delay):
                 return None
             delay = min(delay * 2, longest)
             state = self.record.state
-            if isinstance(state, Waiting) and state.reason == "ErrImagePull":
+            if isinstance(state, WaitingState) and state.reason == "ErrImagePull":
                 message = f'Back-off pulling image "{self.record.image}": {state.message}'
-                self._set(state=Waiting(reason="ImagePullBackOff", message=message))
+                self._set(state=WaitingState(reason="ImagePullBackOff", message=message))
                 if await self._stopped_within(delay):
                     return None
 
@@ -232,7 +236,7 @@ class ContainerRunner:
         self._event("Warning", "Failed", message)
         return False
 
-    async def _command(self) -> tuple[Command, str]:
+    async def _command(self) -> tuple[ContainerCommand, str]:
         place, host = self._place, self._place.host
         image = find_image(host.images, self.record.image)
         if image is None:
@@ -242,7 +246,7 @@ class ContainerRunner:
         try:
             variables = environment.build(place.pod, self._spec, sources, place.placement)
             mounts = place.volumes.mounts(self._spec, variables)
-        except (ConfigError, VolumeError, ValueError) as error:
+        except (CreateContainerConfigError, VolumeError, ValueError) as error:
             raise _NotYet("CreateContainerConfigError", str(error)) from error
         message_file = self._message_file()
         message_path = self._spec.get("terminationMessagePath") or "/dev/termination-log"
@@ -276,7 +280,7 @@ class ContainerRunner:
         with contextlib.suppress(FileNotFoundError):  # the run before the last is forgotten
             place.log(self.name, self.record.restarts - 2).unlink()
         return (
-            Command(
+            ContainerCommand(
                 argv=argv,
                 env=env,
                 cwd=Path(paths.rewrite(workdir)) if workdir else image.workdir,
@@ -308,11 +312,11 @@ class ContainerRunner:
 
     # --- run ---------------------------------------------------------------------------------
 
-    async def _once(self, command: Command, container_id: str) -> Terminated:
+    async def _once(self, command: ContainerCommand, container_id: str) -> Terminated:
         started_at = timestamps.now()
         self._out_of_memory = False
         try:
-            process = await Process.start(command)
+            process = await ContainerProcess.start(command)
         except (StartError, TimeoutError, OSError) as error:
             self._event("Warning", "Failed", f"Error: {error}")
             return Terminated(
@@ -386,7 +390,7 @@ class ContainerRunner:
             name = self._place.pod["metadata"]["name"]
             message = f"back-off {delay:g}s restarting failed container={self.name} pod={name}"
             self._event("Warning", "BackOff", f"Back-off restarting failed container {self.name}")
-            self._set(state=Waiting(reason="CrashLoopBackOff", message=message))
+            self._set(state=WaitingState(reason="CrashLoopBackOff", message=message))
             if await self._stopped_within(delay):
                 self._set(state=ended)
                 return False
@@ -400,7 +404,7 @@ class ContainerRunner:
 
     # --- health ------------------------------------------------------------------------------
 
-    def _watch_health(self, process: Process, command: Command) -> Health:
+    def _watch_health(self, process: ContainerProcess, command: ContainerCommand) -> Health:
         """Probe the process; what comes of it is done here."""
 
         def failed(kind: str) -> None:
@@ -430,7 +434,7 @@ class ContainerRunner:
             failed=failed,
         )
 
-    def _target(self, command: Command) -> probes.Target:
+    def _target(self, command: ContainerCommand) -> probes.ProbeTarget:
         async def run(argv: Sequence[str], seconds: float) -> str | None:
             words = [self._paths.rewrite(str(word)) for word in argv]
             return await probes.run_beside(words, command.env, command.cwd, seconds)
@@ -440,7 +444,7 @@ class ContainerRunner:
             for port in self._spec.get("ports") or ()
             if port.get("name")
         }
-        return probes.Target(host=self._place.placement.pod_ip, ports=ports, run=run)
+        return probes.ProbeTarget(host=self._place.placement.pod_ip, ports=ports, run=run)
 
     # --- hooks -------------------------------------------------------------------------------
 
@@ -448,7 +452,7 @@ class ContainerRunner:
         hook: Manifest | None = (self._spec.get("lifecycle") or {}).get(name)
         return hook
 
-    def _ask_to_end(self, process: Process, grace: float) -> None:
+    def _ask_to_end(self, process: ContainerProcess, grace: float) -> None:
         """SIGTERM, after the preStop hook where there is one and time for it."""
         if self._hook("preStop") is None or grace <= 0 or self._command_now is None:
             process.signal(signal.SIGTERM)
@@ -456,17 +460,19 @@ class ContainerRunner:
             work = self._stop_by_hook(process, self._command_now, grace)
             self._hooks = asyncio.create_task(work)
 
-    async def _stop_by_hook(self, process: Process, command: Command, grace: float) -> None:
+    async def _stop_by_hook(
+        self, process: ContainerProcess, command: ContainerCommand, grace: float
+    ) -> None:
         problem = await self._run_hook("preStop", command, grace)
         if problem:
             self._event("Warning", "FailedPreStopHook", f"PreStopHook failed: {problem}")
         process.signal(signal.SIGTERM)
 
-    async def _run_hook(self, name: str, command: Command, seconds: float) -> str | None:
+    async def _run_hook(self, name: str, command: ContainerCommand, seconds: float) -> str | None:
         hook = {**(self._hook(name) or {}), "timeoutSeconds": seconds}
         return await probes.check(hook, self._target(command), self._place.host.session)
 
-    async def _after_start(self, process: Process, command: Command) -> None:
+    async def _after_start(self, process: ContainerProcess, command: ContainerCommand) -> None:
         """The postStart hook: the container is not running before it has ended."""
         if self._hook("postStart") is None:
             return

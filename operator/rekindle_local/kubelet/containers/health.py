@@ -21,7 +21,7 @@ class Health:
     def __init__(
         self,
         spec: Manifest,
-        target: probes.Target,
+        target: probes.ProbeTarget,
         session: aiohttp.ClientSession,
         *,
         started: Callable[[bool], None],

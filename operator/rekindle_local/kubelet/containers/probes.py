@@ -22,7 +22,7 @@ Run = Callable[[Sequence[str], float], Awaitable[str | None]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class ProbeTarget:
     """Where a container's probes go."""
 
     host: str
@@ -39,7 +39,7 @@ class Target:
         raise ValueError(f"the container has no port named {text!r}")
 
 
-async def check(probe: Manifest, target: Target, session: aiohttp.ClientSession) -> str | None:
+async def check(probe: Manifest, target: ProbeTarget, session: aiohttp.ClientSession) -> str | None:
     """One attempt; None when it succeeded, else why not. Never raises for a failing target."""
     seconds = float(probe.get("timeoutSeconds") or 1)
     where = ""
@@ -78,7 +78,7 @@ def _reason(where: str, error: Exception, *, http: bool) -> str:
     return f'Get "{where}": {text}' if http else f"dial tcp {where}: {text}"
 
 
-def _url(http: Manifest, target: Target) -> str:
+def _url(http: Manifest, target: ProbeTarget) -> str:
     scheme = str(http.get("scheme") or "HTTP").lower()
     host = http.get("host") or target.host
     path = str(http.get("path") or "/").lstrip("/")
@@ -102,7 +102,7 @@ async def _tcp(host: str, port: int) -> None:
 
 async def watch(
     probe: Manifest,
-    target: Target,
+    target: ProbeTarget,
     session: aiohttp.ClientSession,
     turned: Callable[[bool], None],
     failed: Callable[[str], None],

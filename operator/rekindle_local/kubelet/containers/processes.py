@@ -35,7 +35,7 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class ContainerCommand:
     """All that is needed to start a container."""
 
     argv: tuple[str, ...]
@@ -50,14 +50,14 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exit:
+class ContainerExit:
     """How PID 1 ended; `code` is 128 + signal after a signal."""
 
     code: int
     signal: int
 
 
-class Process:
+class ContainerProcess:
     """A running container."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Process:
     ) -> None:
         self._shim = shim
         self._container_id = container_id
-        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._exit: asyncio.Future[ContainerExit] = asyncio.get_running_loop().create_future()
         self._watching = asyncio.create_task(self._watch())
         self.pid = pid
         """PID 1 of the container, as this machine numbers it."""
@@ -73,7 +73,7 @@ class Process:
         """Why it has no /etc/hosts of its own although it should; empty when it has."""
 
     @classmethod
-    async def start(cls, command: Command) -> "Process":
+    async def start(cls, command: ContainerCommand) -> "ContainerProcess":
         """Start a container; raises StartError when its command cannot be run."""
         shim = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -139,11 +139,11 @@ class Process:
         if self.running:
             _send([*(self.tree() if all_of_it else ()), self._shim.pid], signal.SIGCONT)
 
-    async def ended(self) -> Exit:
+    async def ended(self) -> ContainerExit:
         """Wait for the end of the last process of the container."""
         return await asyncio.shield(self._exit)
 
-    async def wait(self) -> Exit:
+    async def wait(self) -> ContainerExit:
         """Wait until the shim has gone, too, a moment after its container."""
         await asyncio.shield(self._watching)
         return self._exit.result()
@@ -168,12 +168,12 @@ class Process:
 
     async def _watch(self) -> None:
         assert self._shim.stdout is not None
-        ended = Exit(code=137, signal=int(signal.SIGKILL))  # the shim itself was killed
+        ended = ContainerExit(code=137, signal=int(signal.SIGKILL))  # the shim itself was killed
         try:
             async for line in self._shim.stdout:
                 answer = json.loads(line)
                 if answer["event"] == "exited":
-                    ended = Exit(code=answer["code"], signal=answer["signal"])
+                    ended = ContainerExit(code=answer["code"], signal=answer["signal"])
                     if sys.platform.startswith("linux"):
                         self._exit.set_result(ended)  # the shim has seen to the rest, and may go
             await self._shim.wait()
@@ -197,7 +197,7 @@ def _close(shim: asyncio.subprocess.Process) -> None:
         shim.stdin.close()
 
 
-def _explain(command: Command, answer: Mapping[str, object]) -> str:
+def _explain(command: ContainerCommand, answer: Mapping[str, object]) -> str:
     """The runtime's words for a command that could not be run."""
     head = "failed to create containerd task: failed to create shim task: "
     name, number = command.argv[0], answer.get("errno")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rekindle.callback import Callback
-from rekindle.console import DRAW_SECONDS, Progress, Renderer, Silent, shown
+from rekindle.console import DRAW_SECONDS, Renderer, Silent, TrainingProgress, shown
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
@@ -180,7 +180,7 @@ class PassProgress(Callback):
         now = time.perf_counter()
         if now - self._last >= DRAW_SECONDS:
             self._last = now
-            seen = Progress(step=batch_idx + 1, unit="batch", phase=trainer.phase)
+            seen = TrainingProgress(step=batch_idx + 1, unit="batch", phase=trainer.phase)
             trainer.console.progress(seen, now)
 
     on_test_batch_end = on_validation_batch_end
@@ -282,7 +282,7 @@ class _Rich:
         self._task: Any = None
         self._theme = theme
 
-    def draw(self, progress: Progress, now: float) -> None:
+    def draw(self, progress: TrainingProgress, now: float) -> None:
         texts = {
             "samples/s": None if progress.rate is None else f"{progress.rate:.0f}",
             "loss": None if progress.loss is None else f"{progress.loss:.4f}",

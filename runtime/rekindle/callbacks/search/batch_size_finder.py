@@ -12,7 +12,7 @@ import torch
 
 from rekindle.callback import Callback
 from rekindle.callbacks.search.trial import begun, trial, write
-from rekindle.data.loader import Source
+from rekindle.data.loader import LoaderSource
 from rekindle.training.setup.batch_sharing import workers_of_the_job
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Search:
                 )
 
 
-def largest(trainer: "Trainer", module: "Module", source: Source, search: Search) -> int:
+def largest(trainer: "Trainer", module: "Module", source: LoaderSource, search: Search) -> int:
     """The largest batch that fits every rank's device, and is no larger than the data; collective.
 
     Raises ValueError when not even `init_val` fits, and for data that has no length.
@@ -83,7 +83,7 @@ def largest(trainer: "Trainer", module: "Module", source: Source, search: Search
     return reduced if search.mode == "binsearch" else fits
 
 
-def _fits(trainer: "Trainer", module: "Module", source: Source, steps: int) -> bool:
+def _fits(trainer: "Trainer", module: "Module", source: LoaderSource, steps: int) -> bool:
     assert trainer.world is not None
     fits, error = True, None
     try:

@@ -14,7 +14,7 @@ import torch
 
 from rekindle.callback import Callback
 from rekindle.callbacks.search.trial import begun, trial, write
-from rekindle.data.loader import Source
+from rekindle.data.loader import LoaderSource
 
 if TYPE_CHECKING:
     from rekindle.model.module import Module
@@ -114,7 +114,7 @@ class Sweep:
 
 
 def suggest(
-    trainer: "Trainer", module: "Module", source: Source, sweep: Sweep, *, name: str | None
+    trainer: "Trainer", module: "Module", source: LoaderSource, sweep: Sweep, *, name: str | None
 ) -> tuple[LRFinder, float | None]:
     """Make the test; this rank's curve, and what all ranks take as the rate; collective.
 
@@ -131,7 +131,9 @@ def suggest(
     return finder, suggested
 
 
-def _range_test(trainer: "Trainer", module: "Module", source: Source, sweep: Sweep) -> LRFinder:
+def _range_test(
+    trainer: "Trainer", module: "Module", source: LoaderSource, sweep: Sweep
+) -> LRFinder:
     finder, best, mean = LRFinder(), math.inf, 0.0
     finder.mode, finder.num_training = sweep.mode, sweep.num_training
     finder.lr_min, finder.lr_max = sweep.min_lr, sweep.max_lr

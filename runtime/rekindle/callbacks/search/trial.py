@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle import randomness
-from rekindle.data.loader import Reader, Share, Source, to_device
+from rekindle.data.loader import LoaderSource, Reader, Share, to_device
 from rekindle.data.sampling.order import GlobalOrder
 from rekindle.model import optimizers
 from rekindle.model.precision import autocast
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def trial(
-    trainer: "Trainer", module: "Module", source: Source, steps: int
+    trainer: "Trainer", module: "Module", source: LoaderSource, steps: int
 ) -> Iterator[tuple[int, float, torch.optim.Optimizer]]:
     """Train a copy of `module`: (steps done, newest loss, optimizer), before the first step too.
 
@@ -94,7 +94,7 @@ def write(owner: Any, name: str, value: Any) -> bool:
     return found
 
 
-def _batches(source: Source, seed: int, count: int) -> Iterator[Any]:
+def _batches(source: LoaderSource, seed: int, count: int) -> Iterator[Any]:
     """Whole batches, epoch after epoch."""
     reader, size = Reader(source, seed), min(source.batch_size, source.samples)
     order = GlobalOrder(

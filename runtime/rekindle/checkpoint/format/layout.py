@@ -88,7 +88,7 @@ class Box:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Runs:
+class StridedRuns:
     """`count` runs of `length` bytes, the first at byte `start`, one every `stride` bytes.
 
     What they are runs of lies densely somewhere else, beginning at byte `at` there.
@@ -101,7 +101,7 @@ class Runs:
     at: int
 
 
-def runs(box: Box, width: int) -> list[Runs]:
+def runs(box: Box, width: int) -> list[StridedRuns]:
     """The bytes of a box in the whole tensor, in the order in which the rank holds them."""
     if 0 in box.sizes:
         return []
@@ -121,11 +121,11 @@ def runs(box: Box, width: int) -> list[Runs]:
             break
     count = math.prod(box.sizes[outer:inner])
     base = sum(o * s for o, s in zip(box.offsets, strides, strict=True))
-    found: list[Runs] = []
+    found: list[StridedRuns] = []
     for index in itertools.product(*map(range, box.sizes[:outer])):
         start = base + sum(i * s for i, s in zip(index, strides, strict=False))
         found.append(
-            Runs(
+            StridedRuns(
                 start=start,
                 length=length,
                 count=count,
@@ -151,7 +151,7 @@ def box_pieces(box: Box, width: int, tensor: int) -> list[Piece]:
     ]
 
 
-def common(source: Runs, target: Runs) -> Iterator[tuple[int, int, int]]:
+def common(source: StridedRuns, target: StridedRuns) -> Iterator[tuple[int, int, int]]:
     """What two sets of runs share: (place in the source, place in the target, length)."""
     step = target.stride or 1
     for i in range(source.count):
@@ -173,11 +173,11 @@ def common(source: Runs, target: Runs) -> Iterator[tuple[int, int, int]]:
             k += 1
 
 
-def within(whole: Runs, begin: int, end: int) -> list[Runs]:
+def within(whole: StridedRuns, begin: int, end: int) -> list[StridedRuns]:
     """Bytes `begin` to `end` of what some runs hold, as runs that lie densely from 0 on."""
     if whole.count == 1:
-        return [Runs(start=whole.start + begin, length=end - begin, count=1, stride=0, at=0)]
-    found: list[Runs] = []
+        return [StridedRuns(start=whole.start + begin, length=end - begin, count=1, stride=0, at=0)]
+    found: list[StridedRuns] = []
     at = begin
     while at < end:
         number, inside = divmod(at, whole.length)
@@ -185,10 +185,12 @@ def within(whole: Runs, begin: int, end: int) -> list[Runs]:
         full = (end - at) // whole.length if inside == 0 else 0
         if full:
             stride = whole.stride if full > 1 else 0
-            one = Runs(start=start, length=whole.length, count=full, stride=stride, at=at - begin)
+            one = StridedRuns(
+                start=start, length=whole.length, count=full, stride=stride, at=at - begin
+            )
         else:
             length = min(end - at, whole.length - inside)
-            one = Runs(start=start, length=length, count=1, stride=0, at=at - begin)
+            one = StridedRuns(start=start, length=length, count=1, stride=0, at=at - begin)
         found.append(one)
         at += one.count * one.length
     return found

@@ -20,7 +20,7 @@ from rekindle.checkpoint.format.manifest import DTYPES, ObjectEntry, Slice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class LocalShard:
     """What a rank holds of one tensor: all of it, or its own box."""
 
     name: str
@@ -47,12 +47,12 @@ class ShardPlan:
     size: int
 
 
-def plan(shards: Iterable[Sequence[Piece]], tensors: Sequence[Held]) -> list[ShardPlan]:
+def plan(shards: Iterable[Sequence[Piece]], tensors: Sequence[LocalShard]) -> list[ShardPlan]:
     """Lay out shards whose pieces refer to `tensors` by index."""
     return [_plan(pieces, tensors) for pieces in shards]
 
 
-def _plan(pieces: Sequence[Piece], tensors: Sequence[Held]) -> ShardPlan:
+def _plan(pieces: Sequence[Piece], tensors: Sequence[LocalShard]) -> ShardPlan:
     table: dict[str, object] = {"__metadata__": {"format": "rekindle"}}
     at = 0
     starts: list[int] = []

@@ -36,7 +36,7 @@ from rekindle.checkpoint.objects.interface import (
     NoSpace,
     NotFound,
     PreconditionFailed,
-    Refused,
+    RequestRefused,
     Stat,
     StoreError,
     Unreachable,
@@ -101,7 +101,7 @@ class FileObjects:
             begin = min(start or 0, size)
             end = size if stop is None else min(stop, size)
             if limit is not None and end - begin > limit:
-                raise Refused(
+                raise RequestRefused(
                     f"read of {self._full(key)}: {end - begin} bytes, at most {limit} are expected"
                 )
             buffer = bytearray(max(0, end - begin))
@@ -257,7 +257,7 @@ class FileObjects:
                 continue
             except OSError as error:
                 if create and error.errno in _NO_LINKS and os.access(self._root, os.W_OK):
-                    raise Refused(
+                    raise RequestRefused(
                         f"create {self._full(key)}: this file system has no hard links, so a "
                         f"commit would not be atomic. Use a local disk, NFS or S3."
                     ) from None
@@ -307,7 +307,7 @@ class FileObjects:
     def _translate(self, verb: str, key: str, error: OSError) -> StoreError:
         if error.errno in _FOREIGN and os.path.isdir(self._root):
             # A link, or a file, where a directory of ours belongs: there is no object behind it.
-            kind = NotFound if verb in {"read", "stat"} else Refused
+            kind = NotFound if verb in {"read", "stat"} else RequestRefused
             return kind(
                 f"{verb} {self._full(key)}: a link, or something else that is no directory, is on "
                 f"the way there. Remove it, or use another directory."
@@ -319,7 +319,7 @@ class FileObjects:
             return NoSpace(f"{text}. Free space on {self._root} or keep fewer checkpoints.")
         if error.errno in {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN}:
             return Unreachable(f"{text}. Check the disk or the network mount below {self._root}.")
-        return Refused(f"{text}. Check that {self._root} is a directory on a healthy disk.")
+        return RequestRefused(f"{text}. Check that {self._root} is a directory on a healthy disk.")
 
 
 def _etag(stat: os.stat_result) -> str:

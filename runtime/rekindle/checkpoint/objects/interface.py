@@ -73,7 +73,7 @@ class Unreachable(StoreError):
     transient = True
 
 
-class Refused(StoreError):
+class RequestRefused(StoreError):
     """The store answered with an error that none of the other classes covers."""
 
 

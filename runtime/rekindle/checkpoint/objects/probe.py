@@ -15,7 +15,7 @@ from rekindle.checkpoint.objects.interface import (
     Conflict,
     Objects,
     PreconditionFailed,
-    Refused,
+    RequestRefused,
     StoreError,
     Unreachable,
 )
@@ -56,7 +56,7 @@ def probe(objects: Objects, attempt: str) -> None:
 def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
     try:
         quick.put(key, content, if_none_match=True)
-    except Refused as error:
+    except RequestRefused as error:
         quick.put(key, content)  # if this is refused as well, the condition was not the reason
         raise _unconditional(quick, "does not support") from error
     _in_time(quick, deadline)
@@ -87,8 +87,8 @@ def _run(quick: Objects, key: str, content: bytes, deadline: float) -> None:
         quick.delete(key, if_match=listed.etag)
         _in_time(quick, deadline)
         if any(stat.key == key for stat in quick.list(".probe/")):
-            raise Refused(f"DeleteObject {quick.uri}/{key}: it was answered, but not done.")
-    except (AccessDenied, PreconditionFailed, Refused) as error:
+            raise RequestRefused(f"DeleteObject {quick.uri}/{key}: it was answered, but not done.")
+    except (AccessDenied, PreconditionFailed, RequestRefused) as error:
         raise ProbeError(
             f"R5 cannot remove old checkpoints from {quick.uri}: {error} Training was not started."
         ) from error

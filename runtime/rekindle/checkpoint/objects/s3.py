@@ -60,7 +60,7 @@ from rekindle.checkpoint.objects.interface import (
     NoSuchBucket,
     NotFound,
     PreconditionFailed,
-    Refused,
+    RequestRefused,
     Stat,
     StoreError,
     Unreachable,
@@ -152,7 +152,7 @@ class S3Objects:
         bundle = self._options["ca_bundle"] or session._session.get_config_variable("ca_bundle")
         if isinstance(bundle, str) and not os.path.exists(bundle):
             # The TLS library would say "no such file" and not which one.
-            raise Refused(
+            raise RequestRefused(
                 f"cannot use the CA bundle {bundle}: there is no such file. Correct ca_bundle or "
                 f"AWS_CA_BUNDLE."
             )
@@ -264,7 +264,7 @@ class S3Objects:
             with contextlib.closing(answer["Body"]) as stream:
                 size = int(answer["ContentLength"])
                 if limit is not None and size > limit:
-                    raise Refused(
+                    raise RequestRefused(
                         f"GetObject {self._full(key)}: {size} bytes, at most {limit} are expected"
                     )
                 return bytes(stream.read())
@@ -357,7 +357,7 @@ class S3Objects:
             return
         try:
             self._delete(key, if_match)
-        except Refused:
+        except RequestRefused:
             self._compare_and_delete(key, if_match)
             # It was the condition, then. Not asked again.
             self._looks_before_deleting = True
@@ -398,7 +398,7 @@ class S3Objects:
                     answer = self._client.delete_objects(
                         Bucket=self._bucket, Delete={"Objects": names, "Quiet": True}
                     )
-            except Refused:
+            except RequestRefused:
                 for key in batch:
                     self.delete(key)
                 continue
@@ -514,7 +514,7 @@ class S3Objects:
                 f"the network."
             ) from error
         except BotoCoreError as error:
-            raise Refused(
+            raise RequestRefused(
                 f"{operation} {self._full(key)}: the request cannot be made "
                 f"({self._scrub(str(error))}). Check region, endpoint and AWS configuration."
             ) from error
@@ -522,7 +522,7 @@ class S3Objects:
             # boto3 says so for an endpoint URL that is none.
             if operation != "connect" or isinstance(error, InvalidLocation):
                 raise
-            raise Refused(
+            raise RequestRefused(
                 f"cannot use endpoint {self.endpoint}: {self._scrub(str(error))}. It must be a URL "
                 f"such as https://s3.example.com."
             ) from error
@@ -540,7 +540,7 @@ class S3Objects:
             )
         if code in {"NoSuchKey", "NoSuchUpload", "404"} or (status == 404 and not code):
             if operation in {"PutObject", "CreateMultipartUpload", "ListObjectsV2"}:
-                return Refused(
+                return RequestRefused(
                     f"{head}: {self.endpoint} does not answer like an S3 server. Check the "
                     f"endpoint URL."
                 )
@@ -566,7 +566,7 @@ class S3Objects:
             return Unreachable(
                 f"{head}{said}: {self.endpoint} fails or is overloaded, {self._attempts} tries."
             )
-        return Refused(f"{head}{said}: {self.endpoint} does not accept this request.")
+        return RequestRefused(f"{head}{said}: {self.endpoint} does not accept this request.")
 
     def _scrub(self, text: str) -> str:
         """No credential in any message, whatever a server or a library quotes."""

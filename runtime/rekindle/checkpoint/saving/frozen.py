@@ -21,7 +21,7 @@ from rekindle.checkpoint.format.layout import Piece
 from rekindle.checkpoint.format.manifest import Commit, CommitRef, IntegrityError, Slice
 from rekindle.checkpoint.format.tensors import Flat, as_bytes, view
 from rekindle.checkpoint.objects.interface import StoreError
-from rekindle.checkpoint.saving.writer import Known
+from rekindle.checkpoint.saving.writer import StoredSlice
 from rekindle.checkpoint.store import Store
 
 
@@ -42,13 +42,13 @@ class Frozen:
 
     def unchanged(
         self, flat: Flat, pieces: Mapping[str, Sequence[Piece]]
-    ) -> dict[str, list[Known]]:
+    ) -> dict[str, list[StoredSlice]]:
         """The tensors whose pieces here all lie in an earlier checkpoint, and where."""
         if not pieces:
             return {}
         self._refresh(pieces)
         index = {name: number for number, name in enumerate(flat.tensors)}
-        found: dict[str, list[Known]] = {}
+        found: dict[str, list[StoredSlice]] = {}
         for name, own in pieces.items():
             known = None
             if name not in self._lost and self._source is not None:
@@ -74,7 +74,7 @@ class Frozen:
 
     def _find(
         self, flat: Flat, name: str, number: int, pieces: Sequence[Piece]
-    ) -> list[Known] | None:
+    ) -> list[StoredSlice] | None:
         source = self._source
         assert source is not None
         entry = next((t for t in source.tensors if t.name == name), None)
@@ -86,7 +86,7 @@ class Frozen:
         if entry.dtype != str(tensor.dtype).removeprefix("torch."):
             return None
         flat_bytes = as_bytes(tensor.contiguous())
-        found: list[Known] = []
+        found: list[StoredSlice] = []
         for piece in pieces:
             cuts = _cuts(entry.slices, piece, self._chunk)
             if cuts is None:
@@ -100,7 +100,7 @@ class Frozen:
                     if crc(view(flat_bytes[at:stop].cpu())) != expected:
                         return None
                     at = stop
-                found.append(Known(tensor=number, entry=holder, piece=cut))
+                found.append(StoredSlice(tensor=number, entry=holder, piece=cut))
         return found
 
 

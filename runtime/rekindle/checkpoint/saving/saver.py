@@ -43,12 +43,12 @@ from rekindle.checkpoint import shards
 from rekindle.checkpoint.format import encoding, layout, manifest, packing
 from rekindle.checkpoint.format.layout import Box
 from rekindle.checkpoint.format.manifest import CommitRef, TensorEntry
-from rekindle.checkpoint.format.packing import Held, ShardPlan
+from rekindle.checkpoint.format.packing import LocalShard, ShardPlan
 from rekindle.checkpoint.format.tensors import Flat, dtype_name, flatten, nbytes, view
 from rekindle.checkpoint.retention import Retention
 from rekindle.checkpoint.saving import snapshot_memory as memory
 from rekindle.checkpoint.saving.frozen import Frozen
-from rekindle.checkpoint.saving.snapshot import Slot
+from rekindle.checkpoint.saving.snapshot import SnapshotMemory
 from rekindle.checkpoint.saving.uploader_client import Uploader
 from rekindle.checkpoint.saving.writer import SaveError, SaveTimeout, Task, Writer, late
 from rekindle.checkpoint.store import LeaseLost, Store
@@ -175,9 +175,9 @@ class Saver:
         self._wanted_slots = slots
         self._process = process
         self._memory = torch.empty(0, dtype=torch.uint8)
-        self._slots: list[Slot] = []
+        self._slots: list[SnapshotMemory] = []
         self._usable = 0
-        self._registered: dict[Slot, int] = {}
+        self._registered: dict[SnapshotMemory, int] = {}
         self._toucher: threading.Thread | None = None
         self._uploader: Uploader | None = None
         self._number = 0
@@ -429,7 +429,7 @@ class Saver:
             if nbytes(tensor)
         ]
         held = [
-            Held(name=name, dtype=dtype_name(t), shape=tuple(t.shape), nbytes=nbytes(t))
+            LocalShard(name=name, dtype=dtype_name(t), shape=tuple(t.shape), nbytes=nbytes(t))
             for name, t in tensors
         ]
         packed = layout.pack(pieces, shard=self._shard, chunk=self._chunk)
@@ -550,7 +550,7 @@ class Saver:
         if not self._touched(COMMIT_SECONDS if limit is None else _seconds(limit)):
             return False
         if not self._slots:
-            self._slots = [Slot.create() for _ in range(self._wanted_slots)]
+            self._slots = [SnapshotMemory.create() for _ in range(self._wanted_slots)]
         if self._usable and all(s.capacity >= capacity for s in self._slots[: self._usable]):
             return True
         capacity += capacity // 100 + _TICKET_BYTES
@@ -591,7 +591,7 @@ class Saver:
             log.warning("R5 checkpoints in %s: %s", self._store.uri, why)
 
     def _registered_view(
-        self, slot: Slot, memory: memoryview, sources: list[torch.Tensor]
+        self, slot: SnapshotMemory, memory: memoryview, sources: list[torch.Tensor]
     ) -> torch.Tensor:
         """The slot as a tensor; page-locked for copies from a GPU, which are twice as fast then."""
         if not memory:
@@ -606,7 +606,7 @@ class Saver:
                 self._notice(f"its memory could not be page-locked (CUDA error {int(code)})")
         return staged
 
-    def _unregister(self, slot: Slot) -> None:
+    def _unregister(self, slot: SnapshotMemory) -> None:
         address = self._registered.pop(slot, None)
         if address is not None:
             torch.cuda.cudart().cudaHostUnregister(address)  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ _PAGE = 4096
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 
-class Slot:
+class SnapshotMemory:
     """One slot, on the side that made it or on the side that got its descriptor."""
 
     def __init__(self, descriptor: int) -> None:

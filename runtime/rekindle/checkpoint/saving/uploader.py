@@ -32,7 +32,7 @@ from rekindle import threads
 from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.checkpoint.saving import flush
-from rekindle.checkpoint.saving.snapshot import Slot
+from rekindle.checkpoint.saving.snapshot import SnapshotMemory
 from rekindle.checkpoint.saving.uploader_client import END, ENV_START
 from rekindle.checkpoint.saving.writer import FLUSH_SECONDS, Task, Writer
 from rekindle.checkpoint.store import Store
@@ -132,7 +132,7 @@ class _Report:
         self._channel.send("failed", self._number, kind=type(error).__name__, message=str(error))
 
 
-def serve(slots: list[Slot], channel: Channel, writer: Writer, lock: flush.Lock) -> None:
+def serve(slots: list[SnapshotMemory], channel: Channel, writer: Writer, lock: flush.Lock) -> None:
     """Store snapshots until the trainer has no more, or is gone and all are flushed."""
     writer.orphaned = channel.orphaned
     done = 0
@@ -151,7 +151,7 @@ def serve(slots: list[Slot], channel: Channel, writer: Writer, lock: flush.Lock)
             _handle(number, slots, channel, writer)
 
 
-def _handle(number: int, slots: list[Slot], channel: Channel, writer: Writer) -> int:
+def _handle(number: int, slots: list[SnapshotMemory], channel: Channel, writer: Writer) -> int:
     for slot in slots:
         found = slot.read()
         if found is None or found[0] != number:
@@ -182,7 +182,7 @@ def main() -> int:
         base=None if base is None else CommitRef(step=base[0], fence=base[1]),
         policy=Retention(**{**policy, "best": tuple(Best(**best) for best in policy["best"])}),
     )
-    slots = [Slot(descriptor) for descriptor in start["slots"]]
+    slots = [SnapshotMemory(descriptor) for descriptor in start["slots"]]
     serve(slots, channel, writer, flush.Lock(start["lock"]))
     return 0
 

@@ -26,8 +26,8 @@ from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.checkpoint.objects import interface
 from rekindle.checkpoint.retention import Retention
 from rekindle.checkpoint.saving import flush
-from rekindle.checkpoint.saving.snapshot import Slot
-from rekindle.checkpoint.saving.writer import Report, SaveError, SaveTimeout
+from rekindle.checkpoint.saving.snapshot import SnapshotMemory
+from rekindle.checkpoint.saving.writer import SaveError, SaveProgress, SaveTimeout
 from rekindle.checkpoint.store import LeaseLost, Store
 
 log = logging.getLogger(__name__)
@@ -55,12 +55,12 @@ _ERRORS: dict[str, type[Exception]] = {
         interface.NoSuchBucket,
         interface.NoSpace,
         interface.Unreachable,
-        interface.Refused,
+        interface.RequestRefused,
     )
 }
 
 
-class Watcher(Report, Protocol):
+class SaveWatcher(SaveProgress, Protocol):
     """A save's owner, who also learns when nothing more will happen with it."""
 
     def done(self) -> None:
@@ -74,7 +74,7 @@ class Uploader:
     def __init__(
         self,
         store: Store,
-        slots: Sequence[Slot],
+        slots: Sequence[SnapshotMemory],
         *,
         fence: int,
         base: CommitRef | None,
@@ -119,7 +119,7 @@ class Uploader:
             other.close()
             lock.close()
         self._connection = own
-        self._watchers: dict[int, Watcher] = {}
+        self._watchers: dict[int, SaveWatcher] = {}
         self._lock = threading.Lock()
         self._ended = False
         self._lines = own.makefile("rb")
@@ -135,7 +135,7 @@ class Uploader:
         """Its process id."""
         return self._process.pid
 
-    def submit(self, number: int, watcher: Watcher) -> None:
+    def submit(self, number: int, watcher: SaveWatcher) -> None:
         """Say that a slot holds the snapshot with this number."""
         with self._lock:
             self._watchers[number] = watcher

@@ -66,7 +66,7 @@ class SaveTimeout(SaveError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class StoredSlice:
     """A slice that an earlier checkpoint holds already, with the object it lies in."""
 
     tensor: int
@@ -89,7 +89,7 @@ class Task:
     """Whether this rank wants to see the commit, if it is not rank 0 that makes it."""
     meta: encoding.Json
     plans: tuple[ShardPlan, ...]
-    known: tuple[Known, ...]
+    known: tuple[StoredSlice, ...]
     entries: tuple[TensorEntry, ...]
     """State tensors, then rank tensors, without slices."""
     replicated: int
@@ -152,7 +152,7 @@ class Task:
                     for header, size, pieces in document["plans"]
                 ),
                 "known": tuple(
-                    Known(
+                    StoredSlice(
                         tensor=tensor,
                         entry=ObjectEntry(**entry),
                         piece=Slice(**{**piece, "crcs": tuple(piece["crcs"])}),
@@ -170,7 +170,7 @@ class Task:
 _STRUCTURED = {"ref", "base", "plans", "known", "entries"}
 
 
-class Report(Protocol):
+class SaveProgress(Protocol):
     """Who wants to know how a save goes on."""
 
     def stored(self) -> None:
@@ -199,7 +199,7 @@ class Writer:
         self.orphaned: Callable[[], float | None] = lambda: None
         """When the trainer that made the snapshots was found dead, in `time.monotonic()`."""
 
-    def run(self, task: Task, memory: Sequence[memoryview] | None, report: Report) -> None:
+    def run(self, task: Task, memory: Sequence[memoryview] | None, report: SaveProgress) -> None:
         """Upload unless `memory` is None, make or await the commit, tidy up; raises nothing."""
         commit = None
         try:

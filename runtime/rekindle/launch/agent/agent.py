@@ -51,22 +51,22 @@ from rekindle.launch.agent.decision import (
     Action,
     Ask,
     End,
-    Exit,
+    ExitAgent,
     Facts,
     Join,
     Ready,
     Terminate,
-    Wait,
+    WaitForChange,
     ask_at,
     decide,
     leave_by,
     outcome_of,
 )
 from rekindle.launch.agent.rendezvous import Rendezvous, place
-from rekindle.launch.agent.workers import Workers
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.agent.workers import WorkerProcesses
+from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.health.last_lines import LINES, last_line, outcome_in
-from rekindle.launch.health.progress_readers import Source, text
+from rekindle.launch.health.progress_readers import ProgressSource, text
 from rekindle.launch.health.progress_tracker import Tracker
 from rekindle.launch.health.watcher import Watcher
 from rekindle.launch.pod import termination_message
@@ -98,12 +98,12 @@ class Agent(LocalElasticAgent):
 
     def __init__(
         self,
-        session: Session,
+        session: PodSession,
         signals: Signals,
         starter: Starter,
         directory: Path,
         *,
-        source: Source,
+        source: ProgressSource,
         target: Script | Program,
         gpus: Sequence[str] = (),
     ) -> None:
@@ -117,7 +117,7 @@ class Agent(LocalElasticAgent):
         self._starter = starter
         self._base = directory
         self._page: ControlPage | None = None
-        self._workers: Workers | None = None
+        self._workers: WorkerProcesses | None = None
         self._gone_at: float | None = None
         self._course = _Course()
         self._done_at: float | None = None
@@ -185,7 +185,7 @@ class Agent(LocalElasticAgent):
             self._session.turned_at = time.monotonic()
             facts = self._facts()
             action = decide(facts)
-            if isinstance(action, Exit):
+            if isinstance(action, ExitAgent):
                 self._leave(action.code)
                 self._code = action.code
                 return RunResult(state=WorkerState.STOPPED)
@@ -250,7 +250,7 @@ class Agent(LocalElasticAgent):
         report = self._tracker.begin(directory, leads=leads)
         if report is not None:
             environments[0][contract.ENV_REPORT] = str(report)
-        self._workers = Workers(self._starter)
+        self._workers = WorkerProcesses(self._starter)
         self._workers.start(
             environments,
             directory=directory,
@@ -389,7 +389,7 @@ class Agent(LocalElasticAgent):
 
     def _do(self, action: Action, facts: Facts) -> None:
         state = self._course
-        if isinstance(action, Wait):
+        if isinstance(action, WaitForChange):
             files = self._workers.files() if self._workers else []
             seconds = min(action.seconds, FAR) if files is not None else min(action.seconds, POLL)
             self._signals.wait(seconds, [*(files or ()), *self._starter.files])

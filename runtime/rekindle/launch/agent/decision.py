@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome
-from rekindle.errors.process_endings import Ended, Process, blame, name_of
+from rekindle.errors.process_endings import ProcessExit, ProcessRole, blame, name_of
 from rekindle.errors.process_endings import outcome_of as outcome_of_worker
 
 MARGIN = 3.0
@@ -80,7 +80,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Wait:
+class WaitForChange:
     """Sleep until something happens, at most so many seconds."""
 
     seconds: float
@@ -119,37 +119,37 @@ class End:
 
 
 @dataclass(frozen=True)
-class Exit:
+class ExitAgent:
     """End the process."""
 
     code: int
 
 
-Action = Wait | Ready | Join | Ask | Terminate | End | Exit
+Action = WaitForChange | Ready | Join | Ask | Terminate | End | ExitAgent
 
 
 def decide(facts: Facts) -> Action:
     """Give the next action."""
     if facts.phase is AgentPhase.LEAVING:
-        return Exit(facts.outcome.code if facts.outcome else int(ExitCode.PREEMPTED))
+        return ExitAgent(facts.outcome.code if facts.outcome else int(ExitCode.PREEMPTED))
     if facts.stop is not None:
-        return Exit(facts.stop.code)
+        return ExitAgent(facts.stop.code)
     if facts.phase is AgentPhase.RUNNING:
         return _running(facts)
     if facts.leave_by is not None:
-        return Exit(leaving_code(facts.phase, facts.outcome))
+        return ExitAgent(leaving_code(facts.phase, facts.outcome))
     if facts.phase is AgentPhase.WARMING:
-        return Ready() if facts.warm else Wait(FAR)
+        return Ready() if facts.warm else WaitForChange(FAR)
     if facts.joinable:
         if not facts.warm:
-            return Wait(FAR)
+            return WaitForChange(FAR)
         if facts.retry_at is None or facts.now >= facts.retry_at:
             return Join()
-        return Wait(facts.retry_at - facts.now)
+        return WaitForChange(facts.retry_at - facts.now)
     if facts.phase is AgentPhase.DONE and facts.done_at is not None:
         left = facts.done_at + DONE_WAIT - facts.now
-        return Wait(left) if left > 0 else Exit(int(ExitCode.DONE))
-    return Wait(FAR)
+        return WaitForChange(left) if left > 0 else ExitAgent(int(ExitCode.DONE))
+    return WaitForChange(FAR)
 
 
 def _running(facts: Facts) -> Action:
@@ -167,20 +167,20 @@ def _running(facts: Facts) -> Action:
     if not noticed or facts.asked_by is None:
         # The coordinator knows of a notice: in a round of its making, a pod may run until it goes.
         if facts.joinable:
-            return Join() if facts.warm else Wait(FAR)
+            return Join() if facts.warm else WaitForChange(FAR)
         if facts.excluded:
             return End(AgentPhase.WAITING)
     unasked = facts.asked_by is None and facts.save_by is None and facts.stopped_at is None
     if noticed and unasked and facts.now < facts.ask_at:
         # Somebody is there who sees to a replacement first; training goes on until then.
-        return Wait(facts.ask_at - facts.now)
+        return WaitForChange(facts.ask_at - facts.now)
     deadlines = [by for by in (facts.leave_by, facts.save_by) if by is not None]
     if deadlines:
         return _stopping(facts, min(deadlines), End(gone, saved=saved))
     if facts.stopped_at is not None:
         left = facts.stopped_at + LINGER - facts.now
-        return Wait(left) if left > 0 else End(gone, saved=saved)
-    return Wait(FAR)
+        return WaitForChange(left) if left > 0 else End(gone, saved=saved)
+    return WaitForChange(FAR)
 
 
 def _stopping(facts: Facts, deadline: float, end: End) -> Action:
@@ -191,10 +191,10 @@ def _stopping(facts: Facts, deadline: float, end: End) -> Action:
         # A plain script knows nothing of the page. Nor does a trainer that has only begun to start,
         # but then there is nothing to save.
         if facts.attached and facts.now < deadline:
-            return Wait(deadline - facts.now)
+            return WaitForChange(deadline - facts.now)
         return Terminate()
     kill_at = max(deadline, facts.terminated_at + KILL_AFTER)
-    return Wait(kill_at - facts.now) if facts.now < kill_at else end
+    return WaitForChange(kill_at - facts.now) if facts.now < kill_at else end
 
 
 def leave_by(noticed_at: float, grace: float) -> float:
@@ -313,8 +313,8 @@ def _failure(
         local = (said.rank or 0) - first_rank
         words.setdefault(local if 0 <= local < len(exits) else 0, said)
     ends = {
-        local: Ended(
-            process=Process.WORKER,
+        local: ProcessExit(
+            process=ProcessRole.WORKER,
             code=int(ExitCode.USER_ERROR) if code is None else code,
             words=words.get(local),
             oom=oom,

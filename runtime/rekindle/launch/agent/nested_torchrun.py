@@ -65,7 +65,7 @@ def create(parameters: "RendezvousParameters") -> "RendezvousHandler":
     rank, size = (int(each) for each in place.split("/"))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
-    class Joined(RendezvousHandler):
+    class JoinedRendezvous(RendezvousHandler):
         """Gives the round once."""
 
         def __init__(self) -> None:
@@ -109,4 +109,4 @@ def create(parameters: "RendezvousParameters") -> "RendezvousHandler":
         def shutdown(self) -> bool:
             return True
 
-    return Joined()
+    return JoinedRendezvous()

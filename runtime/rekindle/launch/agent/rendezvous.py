@@ -27,10 +27,10 @@ from torch.distributed.elastic.rendezvous import (
 from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
 from rekindle.contract import ENV_ACCESS, ENV_COORDINATOR, ENV_PROC_PER_NODE, AgentPhase, Round
-from rekindle.launch.coordinator.client import Coordinator, CoordinatorLink
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.client import CoordinatorConnection, CoordinatorLink
+from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.pod import settings as environment
-from rekindle.launch.pod.round_store import LOOPBACK, Spare, StoreError, connect
+from rekindle.launch.pod.round_store import LOOPBACK, RoundStoreError, Spare, connect
 
 BACKEND = "rekindle"
 """Name under which torchrun knows this backend."""
@@ -70,7 +70,7 @@ def place(offered: Round, uid: str) -> Place:
 class Rendezvous(RendezvousHandler):
     """Turns rounds into what torch's agents ask for."""
 
-    def __init__(self, session: Session, run_id: str, *, pause: Callable[[float], None]) -> None:
+    def __init__(self, session: PodSession, run_id: str, *, pause: Callable[[float], None]) -> None:
         self._session = session
         self._run_id = run_id
         self._pause = pause
@@ -102,7 +102,7 @@ class Rendezvous(RendezvousHandler):
         where = place(offered, session.settings.uid)
         try:
             store, place_of_store = self._store(offered, where)
-        except StoreError as error:
+        except RoundStoreError as error:
             session.announce(AgentPhase.WAITING, session.outcome)
             raise RendezvousConnectionError(str(error)) from error
         session.joined(offered)
@@ -181,7 +181,9 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
         )
     if parameters.local_addr:
         settings = replace(settings, address=parameters.local_addr)
-    session = Session(settings, CoordinatorLink(Coordinator(settings)), Spare(settings.address))
+    session = PodSession(
+        settings, CoordinatorLink(CoordinatorConnection(settings)), Spare(settings.address)
+    )
     changed = threading.Event()
     session.listen(changed.set)
     session.start()

@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rekindle.launch.spawn.environment import ERROR_FILE
-from rekindle.launch.spawn.fork_server import Job
-from rekindle.launch.spawn.fork_server_client import Process, Starter
+from rekindle.launch.spawn.fork_server import WorkerJob
+from rekindle.launch.spawn.fork_server_client import Starter, WorkerProcess
 from rekindle.launch.spawn.streams import Copier, Tap
 
 logger = logging.getLogger(__name__)
@@ -36,12 +36,12 @@ KILL_AGAIN = 0.5
 """Seconds after which a worker that is still there is killed once more."""
 
 
-class Workers:
+class WorkerProcesses:
     """The processes."""
 
     def __init__(self, starter: Starter) -> None:
         self._starter = starter
-        self._processes: list[Process] = []
+        self._processes: list[WorkerProcess] = []
         self._copier: Copier | None = None
 
     def start(
@@ -69,7 +69,7 @@ class Workers:
                 prefix = f"[{first_rank + local_rank}] ".encode() if several else b""
                 streams = self._copier.streams(folder, prefix=prefix, tap=tap)
             own = {**environment, ERROR_FILE: str(folder / "error.json")}
-            jobs.append(Job(environment=own, **streams))
+            jobs.append(WorkerJob(environment=own, **streams))
         if self._copier is not None:
             self._copier.start()
         for job in jobs:

@@ -1,10 +1,10 @@
 """The agent's side of the conversation with the coordinator.
 
-``Coordinator`` is one HTTP call per method, with timeouts and no retries. ``Link`` is the endless
-part: one thread reports (at once when poked, else every second as a heartbeat), one long-polls
-for views. The coordinator may be away for any time, or have forgotten everything: training goes
-on, each try is the whole truth again, and only a change of the error is logged, not every try.
-Each connection is to where the coordinator is by then (see ``access``).
+``CoordinatorConnection`` is one HTTP call per method, with timeouts and no retries. ``Link`` is the
+endless part: one thread reports (at once when poked, else every second as a heartbeat), one
+long-polls for views. The coordinator may be away for any time, or have forgotten everything:
+training goes on, each try is the whole truth again, and only a change of the error is logged, not
+every try. Each connection is to where the coordinator is by then (see ``access``).
 
 The two threads receive views independently, and the view that comes with the answer to a report
 may be older than one that a long poll has brought meanwhile. Versions are opaque, so order cannot
@@ -26,7 +26,7 @@ from urllib.parse import urlencode, urlsplit
 
 from rekindle import threads
 from rekindle.contract import AgentReport, View, pod_path
-from rekindle.launch.pod.access import Access
+from rekindle.launch.pod.access import CoordinatorAccess
 from rekindle.launch.pod.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class CoordinatorError(Exception):
 class _Kept:
     """A connection that is kept for the next call of its thread, and closed with it."""
 
-    def __init__(self, connection: HTTPConnection, access: Access) -> None:
+    def __init__(self, connection: HTTPConnection, access: CoordinatorAccess) -> None:
         self.connection = connection
         self.access = access
 
@@ -56,7 +56,7 @@ class _Kept:
         self.connection.close()
 
 
-class Coordinator:
+class CoordinatorConnection:
     """One pod's resource at the coordinator; safe for several threads, each with a connection."""
 
     def __init__(self, settings: Settings) -> None:
@@ -199,7 +199,7 @@ _NEVER = (
 class CoordinatorLink:
     """A Link to a real coordinator; two daemon threads."""
 
-    def __init__(self, coordinator: Coordinator, heartbeat: float = HEARTBEAT) -> None:
+    def __init__(self, coordinator: CoordinatorConnection, heartbeat: float = HEARTBEAT) -> None:
         self._coordinator = coordinator
         self._heartbeat = heartbeat
         self._changed = threading.Condition()

@@ -9,7 +9,7 @@ import threading
 
 from rekindle import threads
 from rekindle.launch.coordinator.reachability import unreached
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.session import PodSession
 
 TRY = 0.7
 """Seconds that a peer has to answer."""
@@ -20,7 +20,7 @@ AGAIN = 1.0
 class Peers:
     """Tries to reach suspects; a daemon thread that sleeps while there are none."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: PodSession) -> None:
         self._session = session
         self._wake = threading.Event()
         self._closed = False

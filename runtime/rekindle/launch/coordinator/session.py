@@ -26,7 +26,7 @@ from rekindle.contract import (
     Outcome,
     Progress,
     RankReport,
-    Restored,
+    RestoredFrom,
     Rollback,
     Round,
     Suspect,
@@ -43,7 +43,7 @@ from rekindle.ranks.control_page import ControlPage
 logger = logging.getLogger(__name__)
 
 
-class Session:
+class PodSession:
     """The pod's state towards whoever decides about it."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Session:
         self._tracked: Progress | None = None
         self._awaited = False
         self._checkpoint: CheckpointReport | None = None
-        self._restored: Restored | None = None
+        self._restored: RestoredFrom | None = None
         self._failed_at: float | None = None
         self._began: _Began | None = None
         self._stepped_at: float | None = None

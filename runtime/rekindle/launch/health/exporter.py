@@ -22,7 +22,7 @@ from typing import Any
 
 from rekindle import threads
 from rekindle.contract import AgentPhase
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.health import preemption_notices
 
 logger = logging.getLogger(__name__)
@@ -55,10 +55,10 @@ class Family:
             yield f"{name}{labels} {value}"
 
 
-class Page:
+class MetricsPage:
     """The agent's own metrics, and those of its workers, as Prometheus reads them."""
 
-    def __init__(self, session: Session, directory: Callable[[], Path | None]) -> None:
+    def __init__(self, session: PodSession, directory: Callable[[], Path | None]) -> None:
         self._session = session
         self._directory = directory
 
@@ -161,7 +161,7 @@ class _Server(ThreadingHTTPServer):
         """Who goes before the answer is no news either, and a request may hold a token."""
 
 
-def _token(session: Session) -> str:
+def _token(session: PodSession) -> str:
     """The token that counts now; raises Refusal while it cannot be read."""
     access = session.settings.access
     try:
@@ -171,7 +171,7 @@ def _token(session: Session) -> str:
 
 
 def start(
-    session: Session,
+    session: PodSession,
     directory: Callable[[], Path | None],
     *,
     address: str,
@@ -182,7 +182,7 @@ def start(
 
     ``tell`` is called with each notice that somebody gives (see notices).
     """
-    page = Page(session, directory)
+    page = MetricsPage(session, directory)
     if importlib.util.find_spec("prometheus_client") is None:
         logger.info("no prometheus-client here: /metrics has what the agent knows, and no more")
 

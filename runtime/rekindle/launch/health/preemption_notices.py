@@ -39,7 +39,7 @@ PATH = "/v1/notice"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Notice:
+class NoticeRequest:
     """What a notice says."""
 
     seconds: float | None = None
@@ -60,10 +60,10 @@ def notice_file(environment: Mapping[str, str]) -> Path:
     return Path(environment.get(contract.ENV_NOTICE_FILE) or DEFAULT_FILE)
 
 
-def parse(text: str) -> Notice:
+def parse(text: str) -> NoticeRequest:
     """Read a notice; raises ValueError saying what is allowed. Nothing at all is a notice, too."""
     if not text.strip():
-        return Notice()
+        return NoticeRequest()
     try:
         document = json.loads(text)
     except ValueError as error:
@@ -76,7 +76,7 @@ def parse(text: str) -> Notice:
         raise ValueError(f"seconds is {seconds!r}, must be a number from 0 to 86400")
     if not isinstance(reason, str):
         raise ValueError(f"reason is {reason!r}, must be a text")
-    return Notice(seconds=None if seconds is None else float(seconds), reason=reason[:200])
+    return NoticeRequest(seconds=None if seconds is None else float(seconds), reason=reason[:200])
 
 
 def watch(path: Path, tell: Callable[[str, float | None], None]) -> threading.Thread:
@@ -97,7 +97,7 @@ def watch(path: Path, tell: Callable[[str, float | None], None]) -> threading.Th
     return threads.lasting(look, name="notices")
 
 
-def _read(path: Path, tries: int) -> Notice | None:
+def _read(path: Path, tries: int) -> NoticeRequest | None:
     """Read the file, which has been seen so many times before; None while it is no notice."""
     try:
         text = path.read_text(errors="replace")[:MAX_BODY]
@@ -109,7 +109,7 @@ def _read(path: Path, tries: int) -> Notice | None:
         if tries < PATIENCE:
             return None
         logger.warning("%s is there and says that this pod has to go, but %s", path, error)
-        return Notice()
+        return NoticeRequest()
 
 
 def admit(*, token: str, shown: str | None, peer: str) -> None:
@@ -125,7 +125,7 @@ def admit(*, token: str, shown: str | None, peer: str) -> None:
         raise Refusal(403, "this pod has no token, so notices are taken from itself only")
 
 
-def take(body: bytes, tell: Callable[[str, float | None], None]) -> Notice:
+def take(body: bytes, tell: Callable[[str, float | None], None]) -> NoticeRequest:
     """Obey an HTTP call that was let in; raises `Refusal` when its body is not understood."""
     try:
         notice = parse(body.decode())
@@ -135,5 +135,5 @@ def take(body: bytes, tell: Callable[[str, float | None], None]) -> Notice:
     return notice
 
 
-def _words(source: str, notice: Notice) -> str:
+def _words(source: str, notice: NoticeRequest) -> str:
     return f"{source}: {notice.reason}" if notice.reason else source

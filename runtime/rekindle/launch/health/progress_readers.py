@@ -35,7 +35,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ProgressSource:
     """``spec.progress``: at most one of these is set."""
 
     file: str | None = None
@@ -55,10 +55,10 @@ GROUPS = ("step", "total", "epoch", "loss", "samples")
 """Names that groups of a pattern may have."""
 
 
-def source_of(text: str | None) -> Source:
+def source_of(text: str | None) -> ProgressSource:
     """Read ``REKINDLE_PROGRESS``; raises ValueError saying what is wrong and what is allowed."""
     if not text:
-        return Source()
+        return ProgressSource()
     try:
         given = json.loads(text)
     except ValueError as error:
@@ -66,21 +66,21 @@ def source_of(text: str | None) -> Source:
     given = {key: value for key, value in given.items() if value} if _is_map(given) else given
     match given:
         case {"file": str(path)} if len(given) == 1:
-            return Source(file=path)
+            return ProgressSource(file=path)
         case {"tensorboard": str(path)} if len(given) == 1:
-            return Source(tensorboard=path)
+            return ProgressSource(tensorboard=path)
         case {"log": {"pattern": str(pattern), **rest}} if len(given) == 1 and not any(
             rest.values()
         ):
-            return Source(pattern=_compiled(pattern))
+            return ProgressSource(pattern=_compiled(pattern))
         case {"log": {"preset": str(preset), **rest}} if len(given) == 1 and not any(rest.values()):
             if preset not in PRESETS:
                 raise ValueError(
                     f"spec.progress.log.preset is {preset!r}, must be one of: {', '.join(PRESETS)}"
                 )
-            return Source(preset=preset)
+            return ProgressSource(preset=preset)
     if given == {}:
-        return Source()
+        return ProgressSource()
     raise ValueError(
         f"{ENV_PROGRESS} is {text[:200]}, must hold one of file, tensorboard, log.pattern or "
         "log.preset"
@@ -162,7 +162,7 @@ Reader = Callable[[str], Reading | None]
 """What makes of a line what it says."""
 
 
-def reader_of(source: Source) -> Reader:
+def reader_of(source: ProgressSource) -> Reader:
     """Give what reads the lines of a log."""
     if source.preset is not None:
         return HuggingFace()

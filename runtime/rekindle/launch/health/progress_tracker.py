@@ -16,11 +16,11 @@ from pathlib import Path
 
 from rekindle import reporting, threads
 from rekindle.contract import AgentPhase
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.health.progress_readers import (
     Course,
+    ProgressSource,
     Reading,
-    Source,
     from_json,
     reader_of,
     text,
@@ -41,7 +41,7 @@ REPORT_FILE = "report"
 class Tracker:
     """Reads one round after the other."""
 
-    def __init__(self, session: Session, source: Source) -> None:
+    def __init__(self, session: PodSession, source: ProgressSource) -> None:
         self._session = session
         self._source = source
         self._wake = threading.Event()
@@ -69,7 +69,7 @@ class Tracker:
         path = directory / REPORT_FILE if leads else None
         if path is not None:
             reporting.make(path)
-        reads = _Reads(path, self._source if leads else Source())
+        reads = _Reads(path, self._source if leads else ProgressSource())
         with self._lock:
             self._round = reads
         return path
@@ -118,7 +118,7 @@ class Tracker:
 class _Reads:
     """What is read in one round, and how far."""
 
-    def __init__(self, report: Path | None, source: Source) -> None:
+    def __init__(self, report: Path | None, source: ProgressSource) -> None:
         self.course = Course()
         self.printed: deque[bytes] = deque(maxlen=LINES)
         self._report = report

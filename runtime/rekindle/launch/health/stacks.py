@@ -39,7 +39,7 @@ _WAITING = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack:
+class WorkerStack:
     """The main thread of one worker, innermost frame first."""
 
     rank: int
@@ -100,13 +100,13 @@ def _tail(path: Path, before: int) -> str:
         return file.read().decode(errors="replace")
 
 
-def main_thread(rank: int, text: str) -> Stack:
+def main_thread(rank: int, text: str) -> WorkerStack:
     """The main thread's part of a dump: the one that began in the worker's own module."""
     for part in _THREAD.split(text):
         frames = [match for line in part.splitlines() if (match := _FRAME.match(line))]
         if any(frame["file"].endswith(_OURS) for frame in frames):
-            return Stack(rank=rank, frames=tuple(map(_words, frames)))
-    return Stack(rank=rank, frames=())
+            return WorkerStack(rank=rank, frames=tuple(map(_words, frames)))
+    return WorkerStack(rank=rank, frames=())
 
 
 def _words(frame: re.Match[str]) -> str:
@@ -129,7 +129,7 @@ def located(hang: Hang, dumps: Mapping[int, str]) -> Hang:
     )
 
 
-def summary(stacks: Iterable[Stack]) -> str:
+def summary(stacks: Iterable[WorkerStack]) -> str:
     """What fits into a report: the innermost frames of each main thread."""
     parts = []
     for stack in stacks:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rekindle import threads
 from rekindle.contract import AgentPhase, Hang, RankReport
-from rekindle.launch.coordinator.session import Session
+from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.health import stacks
 from rekindle.launch.health.watchdog import Watchdog, observe, suspect, verdict
 from rekindle.ranks import heartbeat
@@ -32,7 +32,7 @@ class Watcher:
 
     def __init__(
         self,
-        session: Session,
+        session: PodSession,
         *,
         directory: Callable[[], Path | None],
         send: Callable[[signal.Signals], None],

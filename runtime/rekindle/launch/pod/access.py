@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Access:
+class CoordinatorAccess:
     """How the coordinator is reached at the moment."""
 
     url: str
@@ -58,10 +58,10 @@ class AccessFiles:
     """Where it is written."""
 
     directory: Path | None = None
-    given: Access | None = None
+    given: CoordinatorAccess | None = None
     """What the environment has said, where there is no directory."""
 
-    def read(self) -> Access:
+    def read(self) -> CoordinatorAccess:
         """Read it; raises OSError or ValueError, which say what is wrong with which file."""
         if self.directory is None:
             if self.given is None:
@@ -71,7 +71,7 @@ class AccessFiles:
         place = Path(os.path.realpath(now)) if now.exists() else self.directory
         url, token = ((place / name).read_text().strip() for name in (ACCESS_URL, ACCESS_TOKEN))
         authority = place / ACCESS_CA
-        return Access(
+        return CoordinatorAccess(
             url=checked(url, str(self.directory / ACCESS_URL)),
             token=token,
             authority=authority.read_text() if authority.exists() else "",
@@ -87,7 +87,7 @@ def access_to(environment: Mapping[str, str]) -> AccessFiles | None:
     if not url:
         return None
     token = environment.get(ENV_TOKEN, "")
-    return AccessFiles(given=Access(url=checked(url, ENV_COORDINATOR), token=token))
+    return AccessFiles(given=CoordinatorAccess(url=checked(url, ENV_COORDINATOR), token=token))
 
 
 def checked(url: str, called: str) -> str:

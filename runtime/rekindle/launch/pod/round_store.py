@@ -38,7 +38,7 @@ STORE_TIMEOUT = timedelta(seconds=60)
 """For calls to a store that has been reached; torchrun's own agent waits for its peers in one."""
 
 
-class StoreError(Exception):
+class RoundStoreError(Exception):
     """The store of a round cannot be had: its host has died, or the round is outdated."""
 
 
@@ -73,7 +73,7 @@ class Spare:
             self._active = None
             self._active = self._listen(port)
         else:
-            raise StoreError(
+            raise RoundStoreError(
                 f"the round wants the store on port {port} of this pod, which is closed; the spare "
                 f"one is on port {self.port}"
             )
@@ -90,7 +90,7 @@ class Spare:
         try:
             return _client(address, port)
         except RuntimeError as error:
-            raise StoreError(
+            raise RoundStoreError(
                 f"this pod's own store on port {port} does not answer: {error}"
             ) from error
 
@@ -108,7 +108,7 @@ class Spare:
                 master_listen_fd=listening.detach(),  # the server's from now on
             )
         except (OSError, RuntimeError) as error:
-            raise StoreError(f"cannot listen on {address}, port {port}: {error}") from error
+            raise RoundStoreError(f"cannot listen on {address}, port {port}: {error}") from error
 
 
 def _socket(address: str, port: int) -> socket.socket:
@@ -172,9 +172,9 @@ def connect(
             return _client_unless(outdated, first.address, first.store_port)
         except (OSError, RuntimeError) as error:  # torch's network errors are RuntimeErrors.
             if outdated():
-                raise StoreError(f"round {offered.number} is outdated") from error
+                raise RoundStoreError(f"round {offered.number} is outdated") from error
             if time.monotonic() > deadline:
-                raise StoreError(
+                raise RoundStoreError(
                     f"the store of round {offered.number} at {place} (pod {first.pod}) does not "
                     f"answer: {error}"
                 ) from error

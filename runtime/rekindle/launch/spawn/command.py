@@ -48,7 +48,7 @@ class Program:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Command:
+class LaunchCommand:
     """What is to be run, and what was said beside it."""
 
     target: Script | Program
@@ -59,7 +59,7 @@ class Command:
     """One line each, for the log."""
 
 
-Torchrun = Callable[[Sequence[str], bool], Command]
+Torchrun = Callable[[Sequence[str], bool], LaunchCommand]
 """Takes torchrun's arguments apart; the flag says that it is the older ``launch`` module."""
 
 _TORCHRUN_MODULES = {"torch.distributed.run": False, "torch.distributed.launch": True}
@@ -90,7 +90,7 @@ def command_of(
     torchrun: Torchrun,
     same_python: Callable[[str], bool] = lambda _: True,
     read: Callable[[str], str | None] = lambda _: None,
-) -> Command:
+) -> LaunchCommand:
     """Take a command line apart; raises ValueError with what cannot be run and what to do.
 
     ``same_python`` says whether a word names the interpreter that this is, ``read`` gives the text
@@ -113,7 +113,7 @@ def _python(
     torchrun: Torchrun,
     same_python: Callable[[str], bool],
     read: Callable[[str], str | None],
-) -> Command:
+) -> LaunchCommand:
     flags, rest = _interpreter_flags(words)
     letters = {letter for flag in flags for letter in _letters(flag)}
     if letters & _ALONE and not rest:
@@ -135,7 +135,7 @@ def _python(
         return _program(words, read)
     kept = tuple(flag for flag in flags if not set(_letters(flag)) <= _PLAIN_FLAGS)
     notes = (f"workers start as fresh interpreters, with {' '.join(kept)}",) if kept else ()
-    return Command(target=Script(arguments=tuple(rest), flags=kept), notes=notes)
+    return LaunchCommand(target=Script(arguments=tuple(rest), flags=kept), notes=notes)
 
 
 def _interpreter_flags(words: Sequence[str]) -> tuple[tuple[str, ...], list[str]]:
@@ -239,11 +239,11 @@ NO_VALUE = frozenset(
 _REFUSED = frozenset({"tpu", "tpu_cluster", "mpirun_hostfile", "aws_access_key_id"})
 
 
-def _accelerate(words: Sequence[str], sub: bool) -> Command:
+def _accelerate(words: Sequence[str], sub: bool) -> LaunchCommand:
     """Have ``accelerate launch`` start one process, which takes its ranks from the environment."""
     start = next((at for at, word in enumerate(words) if word == "launch"), None) if sub else None
     if sub and start is None:
-        return Command(target=Program(arguments=tuple(words)))  # accelerate env, for example
+        return LaunchCommand(target=Program(arguments=tuple(words)))  # accelerate env, for example
     begin = 1 if start is None else start + 1
     if start is None and "-m" in words and is_python(words[0]):
         begin = list(words).index("-m") + 2
@@ -295,7 +295,7 @@ def _accelerate(words: Sequence[str], sub: bool) -> Command:
         *("--num_processes", "1", "--num_machines", "1"),
         *script,
     )
-    return Command(
+    return LaunchCommand(
         target=Program(arguments=arguments, one_gpu=True),
         slots=slots,
         notes=notes,
@@ -306,7 +306,7 @@ PYTHON = "@rekindle:python@"
 """Stands in arguments for the interpreter of this process."""
 
 
-def _program(words: Sequence[str], read: Callable[[str], str | None]) -> Command:
+def _program(words: Sequence[str], read: Callable[[str], str | None]) -> LaunchCommand:
     name = PurePath(words[0]).name
     if name in _FOREIGN:
         raise ValueError(_foreign(name))
@@ -316,12 +316,12 @@ def _program(words: Sequence[str], read: Callable[[str], str | None]) -> Command
     inside = text if text is not None else " ".join(words)
     tune = name == "tune" and "run" in words[1:2] and any(w.startswith("--n") for w in words[2:])
     if tune or _INSIDE.search(inside):
-        return Command(
+        return LaunchCommand(
             target=Program(arguments=tuple(words), per_pod=True),
             slots=_inner_slots(inside),
             notes=(f"{name} starts torchrun itself: once in each pod, as one node of the round",),
         )
-    return Command(target=Program(arguments=tuple(words)))
+    return LaunchCommand(target=Program(arguments=tuple(words)))
 
 
 def _foreign(name: str) -> str:

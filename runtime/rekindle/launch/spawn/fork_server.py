@@ -58,7 +58,7 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class WorkerJob:
     """What a forked process needs to become a worker."""
 
     environment: Mapping[str, str]
@@ -128,7 +128,7 @@ class Server:
         self._poller = select.poll()
         self._poller.register(self._connection, select.POLLIN)
 
-    def serve(self) -> Job:
+    def serve(self) -> WorkerJob:
         """Live; returns in forked processes only, when they get their job."""
         gc.collect()
         gc.freeze()
@@ -145,7 +145,7 @@ class Server:
             if self._connection.fileno() in ready:
                 message = self._hear()
                 if "start" in message:
-                    job = self._begin(Job(**message["start"]))
+                    job = self._begin(WorkerJob(**message["start"]))
                     if job is not None:
                         return job
                     fork_at = time.monotonic() + REST
@@ -171,14 +171,14 @@ class Server:
         with contextlib.suppress(OSError):
             socket.send_fds(self._connection, [json.dumps(message).encode()], files)
 
-    def _fork_next(self) -> Job | None:
+    def _fork_next(self) -> WorkerJob | None:
         """Have a worker per slot on standby; a job, in one of those."""
         while len(self._standby) < self._start.count:
             if (job := self._fork()) is not None:
                 return job
         return None
 
-    def _fork(self) -> Job | None:
+    def _fork(self) -> WorkerJob | None:
         """Fork one; gives its job in the forked process, when that comes, else None."""
         here, there = os.pipe()
         server = os.getpid()
@@ -208,7 +208,7 @@ class Server:
         for _, _, pipe in self._standby:
             os.close(pipe)
 
-    def _begin(self, job: Job) -> Job | None:
+    def _begin(self, job: WorkerJob) -> WorkerJob | None:
         """Give a job to a process on standby."""
         if not self._standby and (own := self._fork()) is not None:
             return own
@@ -251,13 +251,13 @@ class Server:
                     self._given_up.add(pid)
 
 
-def _await(pipe: int) -> Job:
+def _await(pipe: int) -> WorkerJob:
     """Wait for a job; ends the process when there will be none."""
     with os.fdopen(pipe, "rb") as file:
         data = file.read()
     if not data:
         os._exit(0)
-    return Job(**json.loads(data))
+    return WorkerJob(**json.loads(data))
 
 
 def settle() -> None:
@@ -270,7 +270,7 @@ def settle() -> None:
         processes.current_process().authkey = os.urandom(32)
 
 
-def become(job: Job, start: Start, files: Mapping[str, tuple[int, int]]) -> NoReturn:
+def become(job: WorkerJob, start: Start, files: Mapping[str, tuple[int, int]]) -> NoReturn:
     """Run the script as a fresh interpreter with this environment would."""
     for path, target in ((job.stdout, 1), (job.stderr, 2)):
         if path is not None:

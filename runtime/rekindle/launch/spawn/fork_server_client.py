@@ -30,7 +30,7 @@ from rekindle.contract import ENV_RUN_DIR
 from rekindle.launch.spawn import program as keeper
 from rekindle.launch.spawn import worker
 from rekindle.launch.spawn.command import LOCAL_RANK, PYTHON, Program, Script
-from rekindle.launch.spawn.fork_server import MESSAGE, Job, Start, arguments_of, run
+from rekindle.launch.spawn.fork_server import MESSAGE, Start, WorkerJob, arguments_of, run
 from rekindle.launch.spawn.preload import EVERYTHING
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ DEATHS = 5
 """Fork servers of a pod that may die before workers are started without one."""
 
 
-class Process(Protocol):
+class WorkerProcess(Protocol):
     """A worker."""
 
     pid: int
@@ -69,7 +69,7 @@ class Fresh:
     """A worker that is an interpreter of its own, a child of the agent."""
 
     def __init__(
-        self, arguments: Sequence[str], job: Job, memory: Sequence[int], *, tied: bool = True
+        self, arguments: Sequence[str], job: WorkerJob, memory: Sequence[int], *, tied: bool = True
     ) -> None:
         """Start it; raises OSError. ``tied``: it is told whom to die with."""
         parent = {worker.ENV_PARENT: str(os.getpid())} if tied else {}
@@ -123,7 +123,7 @@ class Fresh:
 class Kept(Fresh):
     """A worker that is no Python script, below a process that keeps it (``program``)."""
 
-    def __init__(self, program: Program, job: Job) -> None:
+    def __init__(self, program: Program, job: WorkerJob) -> None:
         """Start it; raises OSError."""
         replaced = {
             LOCAL_RANK: job.environment.get("LOCAL_RANK", "0"),
@@ -343,7 +343,7 @@ class ForkServer:
         """Its socket; None when it has died."""
         return None if self._connection is None else self._connection.fileno()
 
-    def start(self, job: Job) -> Forked:
+    def start(self, job: WorkerJob) -> Forked:
         """Start a worker; raises OSError when that cannot be had.
 
         A server that does not answer is killed: its answer would be taken for the next worker's.
@@ -481,7 +481,7 @@ class Starter:
                 logger.info("workers import %s themselves: it %s", name, why)
             logger.info("warm after %.1f s", time.monotonic() - server.began)
 
-    def start(self, job: Job) -> Process:
+    def start(self, job: WorkerJob) -> WorkerProcess:
         """Start a worker; raises OSError."""
         if self._server is not None:
             return self._server.start(job)

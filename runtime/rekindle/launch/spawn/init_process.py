@@ -44,7 +44,7 @@ from rekindle.contract import (
     PROBED,
     pod_path,
 )
-from rekindle.launch.pod.access import Access, AccessFiles, access_to
+from rekindle.launch.pod.access import AccessFiles, CoordinatorAccess, access_to
 
 FORWARDED = frozenset({signal.SIGTERM, signal.SIGINT})
 """What the agent has handlers for."""
@@ -88,7 +88,7 @@ def stand_before_the_agent() -> None:
 
 def _attend(child: int) -> NoReturn:
     """Be PID 1 until the agent has ended."""
-    lifeline = Lifeline()
+    lifeline = LifelineRequest()
     forget(ENV_TOKEN)
     threads.lasting(lifeline.hold, name="lifeline")
     while True:
@@ -122,7 +122,7 @@ def forget(name: str) -> None:
     os.environ.pop(name, None)
 
 
-class Lifeline:
+class LifelineRequest:
     """A request whose body goes on for as long as this process lives.
 
     The thread that holds it is the only one that touches the connection: two that read and write at
@@ -160,7 +160,7 @@ class Lifeline:
         self._asks_to_end.send(b"!")
         self._speaks.acquire(timeout=END_SECONDS)
 
-    def _head(self, access: Access) -> bytes:
+    def _head(self, access: CoordinatorAccess) -> bytes:
         url = urlsplit(access.url)
         return (
             f"POST {url.path}{self._path} HTTP/1.1\r\nHost: {url.netloc}\r\n"
@@ -168,7 +168,7 @@ class Lifeline:
             "Transfer-Encoding: chunked\r\n\r\n"
         ).encode("latin-1", "replace")
 
-    def _hold_one(self, access: Access) -> None:
+    def _hold_one(self, access: CoordinatorAccess) -> None:
         """Open a connection, and return when it is of no use any more."""
         url = urlsplit(access.url)
         secure = url.scheme == "https"

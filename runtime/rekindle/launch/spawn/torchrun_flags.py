@@ -11,7 +11,7 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from rekindle.launch.spawn.command import LOCAL_RANK, Command, Program, Script
+from rekindle.launch.spawn.command import LOCAL_RANK, LaunchCommand, Program, Script
 
 REPLACED = frozenset(
     {
@@ -65,7 +65,7 @@ class _Unset:
     """What a flag is that was not given."""
 
 
-def parse(arguments: Sequence[str], legacy: bool, environment: Mapping[str, str]) -> Command:
+def parse(arguments: Sequence[str], legacy: bool, environment: Mapping[str, str]) -> LaunchCommand:
     """Take torchrun's arguments apart; raises ValueError with the flag and what to do.
 
     ``legacy``: they are those of torch.distributed.launch, which hands the local rank to the script
@@ -102,7 +102,7 @@ def parse(arguments: Sequence[str], legacy: bool, environment: Mapping[str, str]
             f"torchrun --nproc-per-node is {slots!r}, must be auto, gpu, cpu or a number from 1 up"
         )
     role = given.get("role") or environment.get("PET_ROLE")
-    return Command(target=target, slots=slots, role=role, notes=notes)
+    return LaunchCommand(target=target, slots=slots, role=role, notes=notes)
 
 
 def _given(arguments: Sequence[str], legacy: bool) -> dict[str, Any]:

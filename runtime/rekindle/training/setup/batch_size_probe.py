@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from rekindle import randomness
-from rekindle.data.loader import Reader, Share, Source
+from rekindle.data.loader import LoaderSource, Reader, Share
 from rekindle.data.sampling.order import Cursor
 from rekindle.errors.requirement import RequirementError
 from rekindle.model import metrics
@@ -29,7 +29,7 @@ _GIB = 1 << 30
 
 def fitted(
     module: Module,
-    source: Source,
+    source: LoaderSource,
     cursor: Cursor,
     *,
     world: World,
@@ -70,7 +70,7 @@ def _needs(wanted: int, size: int, peak: float, world: World) -> str:
 
 def _try(
     module: Module,
-    source: Source,
+    source: LoaderSource,
     cursor: Cursor,
     size: int,
     step: StepFunction,

@@ -24,7 +24,7 @@ from torch.nn.modules.module import (
 )
 
 from rekindle.contract import ENV_POD
-from rekindle.data.loader import Reader, Share, Source, describe, fingerprint
+from rekindle.data.loader import LoaderSource, Reader, Share, describe, fingerprint
 from rekindle.data.sampling.order import Cursor
 from rekindle.errors.requirement import RequirementError
 from rekindle.flags import Flags
@@ -137,7 +137,7 @@ def check_defined(module: Module, *, validation: bool, several: bool = False) ->
         check_told(module, "validation", several=several)
 
 
-def check_data(source: Source, seed: int, world: World, role: str = "training") -> str:
+def check_data(source: LoaderSource, seed: int, world: World, role: str = "training") -> str:
     """R9: samples are there, readable, the same twice and on every rank; returns the fingerprint.
 
     Collective.
@@ -176,7 +176,7 @@ def check_data(source: Source, seed: int, world: World, role: str = "training") 
     return mark
 
 
-def check_example(module: Module, source: Source, seed: int) -> None:
+def check_example(module: Module, source: LoaderSource, seed: int) -> None:
     """R2 when the module says what its batches look like (`example_batch`) and the data differ.
 
     The first dimension is the batch; it may have any size.

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from rekindle.contract import Restored, Rollback
+from rekindle.contract import RestoredFrom, Rollback
 from rekindle.data.loader import Batch
 from rekindle.data.sampling.order import Cursor, Step
 from rekindle.errors.requirement import RequirementError
@@ -81,7 +81,7 @@ def go_back(run: Run, back: Back) -> None:
         told = Rollback(at_step=left, to_step=run.step, reason=back.reason, at=time.time())
         run.page.write_rollback(told)
         if found.skipped:
-            where = Restored(step=run.step, source=found.source, skipped=found.skipped)
+            where = RestoredFrom(step=run.step, source=found.source, skipped=found.skipped)
             run.page.write_restored(where)
     for line in found.skipped:
         run.console.say(line)
