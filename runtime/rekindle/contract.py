@@ -55,10 +55,10 @@ TRAINER_CONTAINER = "trainer"
 
 LABEL_JOB = f"{GROUP}/job"
 """On every child: the name of its TrainingJob."""
-LABEL_SLOT = f"{GROUP}/slot"
+LABEL_INDEX = f"{GROUP}/index"
 """On pods: which of the wanted pods this is, 0-based. Rank order follows it."""
-LABEL_INCARNATION = f"{GROUP}/incarnation"
-"""On pods: how many pods held this slot before."""
+LABEL_GENERATION = f"{GROUP}/generation"
+"""On pods: how many pods held this index before."""
 ANNOTATION_RESTART = f"{GROUP}/restart"
 """On a job: any new value asks for another run of a job that has ended."""
 ANNOTATION_RESTART_FROM = f"{GROUP}/restart-from"
@@ -429,7 +429,7 @@ COUNT = Whole(0, 2**53)
 SECONDS = Seconds()
 MEASURE = Measure()
 PORT = Whole(0, 65535)
-SLOTS = Whole(1, 1024)
+NPROC = Whole(1, 1024)
 PHRASE = Text(200)
 """A few words, or a stable code."""
 SENTENCE = Text(1000)
@@ -552,7 +552,7 @@ class Member(Document):
     address: Annotated[str, ADDRESS]
     store_port: Annotated[int, PORT]
     """Port of the spare store that this pod's agent hosts, should it be first."""
-    slots: Annotated[int, SLOTS]
+    nproc: Annotated[int, NPROC]
     """How many workers the pod runs."""
     reach_port: Annotated[int, PORT] = 0
     """Where the pod's agent says its uid to whoever connects (``launch.coordinator.reachability``);
@@ -584,12 +584,12 @@ class Round(Document):
     @property
     def world_size(self) -> int:
         """Number of workers."""
-        return sum(member.slots for member in self.members)
+        return sum(member.nproc for member in self.members)
 
     @cached_property
     def key(self) -> str:
         """Tells apart two rounds of one number (an operator that died between deciding twice)."""
-        text = json.dumps([self.number, [(m.uid, m.store_port, m.slots) for m in self.members]])
+        text = json.dumps([self.number, [(m.uid, m.store_port, m.nproc) for m in self.members]])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def first_rank(self, uid: str) -> int | None:
@@ -598,7 +598,7 @@ class Round(Document):
         for member in self.members:
             if member.uid == uid:
                 return rank
-            rank += member.slots
+            rank += member.nproc
         return None
 
 
@@ -752,7 +752,7 @@ class AgentReport(Document):
     uid: Annotated[str, UID]
     address: Annotated[str, ADDRESS]
     store_port: Annotated[int, PORT]
-    slots: Annotated[int, SLOTS]
+    nproc: Annotated[int, NPROC]
     phase: AgentPhase
     round: Round | None = None
     """The round its workers run in, or last ran in."""

@@ -12,9 +12,9 @@ import yaml
 
 from rekindle.contract import (
     COORDINATOR_PORT,
+    LABEL_INDEX,
     LABEL_JOB,
     LABEL_MANAGED_BY,
-    LABEL_SLOT,
     OPERATOR_METRICS_PORT,
     POD_METRICS_PORT_NAME,
 )
@@ -313,7 +313,7 @@ def test_the_other_pod_monitor_selects_training_pods_and_only_them(
     assert not selects(spec["selector"], template["metadata"]["labels"])
     assert [e["port"] for e in spec["podMetricsEndpoints"]] == [POD_METRICS_PORT_NAME]
     assert POD_METRICS_PORT_NAME in [p["name"] for p in pod["spec"]["containers"][0]["ports"]]
-    assert spec["podTargetLabels"] == [LABEL_JOB, LABEL_SLOT]
+    assert spec["podTargetLabels"] == [LABEL_JOB, LABEL_INDEX]
     assert spec["namespaceSelector"] == {"any": True}
 
 

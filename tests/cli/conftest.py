@@ -100,18 +100,18 @@ def pod() -> Callable[..., Document]:
         phase: str = "Running",
         node: str = "node-0",
         ready: bool = True,
-        incarnation: int = 0,
+        generation: int = 0,
         state: Document | None = None,
         deleting: bool = False,
         conditions: list[Document] | None = None,
     ) -> Document:
         metadata: Document = {
             "name": name,
-            "uid": f"{name}-{incarnation}",
+            "uid": f"{name}-{generation}",
             "labels": {
                 "rekindle.dev/job": "digits",
-                "rekindle.dev/slot": name.split("-")[1],
-                "rekindle.dev/incarnation": str(incarnation),
+                "rekindle.dev/index": name.split("-")[1],
+                "rekindle.dev/generation": str(generation),
             },
         }
         if deleting:

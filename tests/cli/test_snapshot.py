@@ -30,8 +30,8 @@ def test_a_true_where_a_number_belongs_is_no_number(job) -> None:
 
 
 def test_a_pod_tells_its_slot_node_and_readiness(pod) -> None:
-    found = PodView.read(pod("digits-1", incarnation=2))
-    assert (found.slot, found.incarnation, found.node, found.ready) == (1, 2, "node-0", True)
+    found = PodView.read(pod("digits-1", generation=2))
+    assert (found.index, found.generation, found.node, found.ready) == (1, 2, "node-0", True)
 
 
 def test_a_container_that_waits_for_its_image_tells_why(pod) -> None:
@@ -72,6 +72,6 @@ def test_any_other_termination_message_is_left_alone(pod, message) -> None:
 
 
 def test_pods_come_in_the_order_of_slots_and_their_successors_after_them(job, pod) -> None:
-    documents = [pod("digits-1"), pod("digits-0", incarnation=1), pod("digits-0")]
+    documents = [pod("digits-1"), pod("digits-0", generation=1), pod("digits-0")]
     found = JobSnapshot.read(at=datetime.now(UTC), job=job(), pods=documents)
-    assert [(one.slot, one.incarnation) for one in found.pods] == [(0, 0), (0, 1), (1, 0)]
+    assert [(one.index, one.generation) for one in found.pods] == [(0, 0), (0, 1), (1, 0)]

@@ -59,8 +59,10 @@ def test_a_pod_that_vanishes_without_an_exit_code_is_gone(job, pod) -> None:
 
 
 def test_a_replacement_is_told_apart_from_its_predecessor(job, pod) -> None:
-    fresh = pod("digits-1", incarnation=1, phase="Pending", ready=False, node="")
-    assert texts(seen(job()), seen(job(), fresh), "pod") == ["digits-1 created, number 2 in slot 1"]
+    fresh = pod("digits-1", generation=1, phase="Pending", ready=False, node="")
+    assert texts(seen(job()), seen(job(), fresh), "pod") == [
+        "digits-1 created, number 2 in index 1"
+    ]
 
 
 def test_a_pod_that_is_told_to_go_is_mentioned_once(job, pod) -> None:

@@ -31,10 +31,10 @@ from rekindle.contract import (
 )
 from rekindle_operator.incidents.incidents import stamp
 
-MEMBER = Member(pod="digits-0", uid="u0", address="10.0.0.1", store_port=29400, slots=2)
+MEMBER = Member(pod="digits-0", uid="u0", address="10.0.0.1", store_port=29400, nproc=2)
 ROUND = Round(
     number=3,
-    members=(MEMBER, replace(MEMBER, pod="digits-1", uid="u1", slots=3)),
+    members=(MEMBER, replace(MEMBER, pod="digits-1", uid="u1", nproc=3)),
     reason="first round",
     formed_at=1.5,
 )
@@ -44,7 +44,7 @@ REPORT = AgentReport(
     uid="u0",
     address="10.0.0.1",
     store_port=29400,
-    slots=2,
+    nproc=2,
     phase=AgentPhase.RUNNING,
     round=ROUND,
     notice="SIGTERM",
@@ -165,14 +165,14 @@ def test_anything_at_all_is_a_document_or_a_value_error(kind, body):
 
 
 def test_the_message_names_the_document_and_the_field():
-    body = {**MEMBER.to_json(), "slots": "two"}
-    with pytest.raises(ValueError, match="bad Member.*'slots'.*str"):
+    body = {**MEMBER.to_json(), "nproc": "two"}
+    with pytest.raises(ValueError, match="bad Member.*'nproc'.*str"):
         Member.from_json(body)
 
 
 def test_a_member_without_workers_is_refused():
-    with pytest.raises(ValueError, match="slots is 0"):
-        replace(MEMBER, slots=0)
+    with pytest.raises(ValueError, match="nproc is 0"):
+        replace(MEMBER, nproc=0)
 
 
 def test_ranks_follow_the_order_of_members():

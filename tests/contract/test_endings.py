@@ -173,7 +173,7 @@ def of_a_pod(end: ProcessExit) -> Cause:
         "message": "" if words is None else json.dumps(words),
     }
     state = {"name": "trainer", "state": {"terminated": terminated}}
-    labels = {"rekindle.dev/slot": "0", "rekindle.dev/incarnation": "0"}
+    labels = {"rekindle.dev/index": "0", "rekindle.dev/generation": "0"}
     pod = parse_pod(
         {
             "metadata": {"name": "digits-0", "uid": "u0", "labels": labels},

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.servers, pytest.mark.processes]
 
 JOB, TOKEN = ("ml", "digits"), "s3cret"
 REPORT = AgentReport(
-    pod="digits-0", uid="u", address="10.0.0.1", store_port=1, slots=1, phase=AgentPhase.WAITING
+    pod="digits-0", uid="u", address="10.0.0.1", store_port=1, nproc=1, phase=AgentPhase.WAITING
 )
 POD = """
 import os, signal, sys

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from rekindle.contract import (
-    LABEL_INCARNATION,
-    LABEL_SLOT,
+    LABEL_GENERATION,
+    LABEL_INDEX,
     AgentPhase,
     AgentReport,
     CheckpointReport,
@@ -88,8 +88,8 @@ class SimPod:
     body: dict
     name: str
     uid: str
-    slot: int
-    incarnation: int
+    index: int
+    generation: int
     created_at: float
     phase: str = "Pending"
     node: str | None = None
@@ -218,9 +218,9 @@ class SimAgent:
         return AgentReport(
             pod=self.pod.name,
             uid=self.pod.uid,
-            address=f"10.0.{self.pod.slot}.{self.pod.incarnation % 250}",
+            address=f"10.0.{self.pod.index}.{self.pod.generation % 250}",
             store_port=29400,
-            slots=1,
+            nproc=1,
             phase=self.phase,
             round=self.round,
             notice=self.notice,
@@ -279,7 +279,7 @@ class World:
         self.warms_for = 0.0
         """Seconds that a pod needs for its imports."""
         self.late: dict[int, float] = {}
-        """By slot: when containers of its pods start, not before; the kubelet takes its time."""
+        """By index: when containers of its pods start, not before; the kubelet takes its time."""
         self.dropped: dict[str, int] = {}
         """By uid: so many of a pod's next reports do not arrive."""
         self.refuses: str | None = None
@@ -530,7 +530,7 @@ class World:
                 pod.node = free[0]
                 taken.add(pod.node)
             if pod.phase == "Pending" and pod.node not in self.dead:
-                if self.now < self.late.get(pod.slot, 0.0):
+                if self.now < self.late.get(pod.index, 0.0):
                     continue
                 if pod.name in self.broken_image or "*" in self.broken_image:
                     pod.waiting = ("ErrImagePull", "no such image")
@@ -841,7 +841,7 @@ class World:
         """A worker of this pod does not get on, as its agent says."""
         agent = self.pod(name).agent
         agent.more["hang"] = Hang(
-            rank=agent.pod.slot,
+            rank=agent.pod.index,
             step=agent.step,
             phase="training",
             idle=idle,
@@ -856,7 +856,7 @@ class World:
         """A pod needs longer for its part of each step than the others do."""
         for agent in self.group():
             busy = 0.1 * (factor if agent.pod.name == name else 1.0)
-            rank = agent.pod.slot
+            rank = agent.pod.index
             words = RankReport(rank=rank, step=agent.step, phase="training", idle=0.0, busy=busy)
             agent.more["ranks"] = (words,)
         return self
@@ -964,7 +964,7 @@ class World:
         return Observed(
             pods=tuple(
                 replace(pod, vanished_at=self.cut_off[pod.uid]) if pod.uid in self.cut_off else pod
-                for pod in sorted(pods, key=lambda p: (p.slot, p.incarnation))
+                for pod in sorted(pods, key=lambda p: (p.index, p.generation))
             ),
             nodes=None if self.blind else nodes,
             agents=dict(self.reports),
@@ -1078,8 +1078,8 @@ class World:
             body=child,
             name=name,
             uid=uid,
-            slot=int(labels[LABEL_SLOT]),
-            incarnation=int(labels[LABEL_INCARNATION]),
+            index=int(labels[LABEL_INDEX]),
+            generation=int(labels[LABEL_GENERATION]),
             created_at=self.now,
         )
 
@@ -1157,41 +1157,41 @@ class World:
         assert all(pod and pod.alive and not pod.deleting for pod in members)
         heard = {u for u, agent in self.reports.items() if self.now - agent.seen_at <= 3}
         assert {m.uid for m in fresh.members} <= heard, "who is not heard cannot be told"
-        slots = [pod.slot for pod in members]
+        indexes = [pod.index for pod in members]
         told = [a.report.useful_world for a in observed.agents.values() if a.report.useful_world]
         room = min([self.job.replicas, *told])
-        assert len(set(slots)) == len(slots) <= room, "one rank twice, or one that has no work"
-        assert len({m.uid for m in fresh.members}) == len(slots)
-        assert all(slot < self.job.pods for slot in slots)
+        assert len(set(indexes)) == len(indexes) <= room, "one rank twice, or one that has no work"
+        assert len({m.uid for m in fresh.members}) == len(indexes)
+        assert all(index < self.job.pods for index in indexes)
         before = [m.uid for m in self.round.members] if self.round else []
-        if len(before) != len(slots):
-            assert slots == sorted(slots)
+        if len(before) != len(indexes):
+            assert indexes == sorted(indexes)
         for rank, member in enumerate(fresh.members):
-            if len(before) == len(slots) and member.uid in before:
+            if len(before) == len(indexes) and member.uid in before:
                 assert before[rank] == member.uid, "a member's rank changes without need"
         waiting = {u for u, a in observed.agents.items() if a.report.phase is AgentPhase.DONE}
-        done = {p.slot for p in observed.pods if p.phase == "Succeeded" or p.uid in waiting}
+        done = {p.index for p in observed.pods if p.phase == "Succeeded" or p.uid in waiting}
         least = max(1, self.job.min_replicas - len(done))
         most = room - len(done)
-        assert len(slots) >= min(least, most), "below minReplicas"
+        assert len(indexes) >= min(least, most), "below minReplicas"
         phases = {u: a.report.phase for u, a in observed.agents.items()}
         ready = {AgentPhase.WAITING, AgentPhase.RUNNING, AgentPhase.FAILED}
         assert all(phases[m.uid] in ready for m in fresh.members), "who is not ready cannot begin"
         inside = {m.uid for m in fresh.members}
         left = [
-            pod.slot
+            pod.index
             for pod in observed.pods
             if phases.get(pod.uid) in ready
             and pod.uid not in inside
-            and pod.slot not in {*slots, *done}
-            and pod.slot < self.job.pods
+            and pod.index not in {*indexes, *done}
+            and pod.index < self.job.pods
             and pod.template in self.templates()
             and pod.uid in heard
             and observed.stays(pod)
         ]
         if left:
-            assert len(slots) >= most, "somebody who is ready is left out although there is room"
-            new = [pod.slot for pod in members if pod.uid not in before]
+            assert len(indexes) >= most, "somebody who is ready is left out although there is room"
+            new = [pod.index for pod in members if pod.uid not in before]
             assert max(new, default=-1) < min(left), "a spare trains, a regular pod is left out"
             assert all(map(observed.stays, members)), "who goes trains, who stays is left out"
 

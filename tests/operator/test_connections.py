@@ -271,7 +271,7 @@ def test_half_open_sockets_keep_nobody_out(tmp_path):
 
         async def report(session):
             told = AgentReport(
-                pod="p-0", uid="u", address="a", store_port=1, slots=1, phase=AgentPhase.WAITING
+                pod="p-0", uid="u", address="a", store_port=1, nproc=1, phase=AgentPhase.WAITING
             )
             url = f"http://127.0.0.1:{port}{contract.pod_path('ml', 'p', 'p-0')}"
             head = {"Authorization": "Bearer t"}

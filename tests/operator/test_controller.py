@@ -201,7 +201,7 @@ class Operator:
             uid=body["metadata"]["uid"],
             address="10.0.0.1",
             store_port=1,
-            slots=1,
+            nproc=1,
             phase=phase,
             **more,
         )
@@ -505,7 +505,7 @@ def test_a_create_that_is_hindered_uses_up_no_name(cluster, monkeypatch, name, t
             await operator.until(lambda: len(cluster.named("Pod")) == 2)
             await operator.rest()
             assert sorted(cluster.named("Pod")) == ["digits-0", "digits-1"]
-            assert cluster.status["accounting"]["incarnations"] == {"0": 0, "1": 0}
+            assert cluster.status["accounting"]["generations"] == {"0": 0, "1": 0}
             gone = cluster.objects.pop(("Pod", "digits-1"))
             operator.tell("DELETED", gone)
             await operator.until(lambda: "digits-1r1" in cluster.named("Pod"))
@@ -717,7 +717,7 @@ def gauge(name="rekindle_jobs_not_reconciled"):
 
 
 FAULTS = {
-    "a fault of ours": (KeyError("slot"), "InternalError", "KeyError: 'slot' (controller.py:"),
+    "a fault of ours": (KeyError("index"), "InternalError", "KeyError: 'index' (controller.py:"),
     "a refusal": (
         KubernetesError(403, "Forbidden", "pods is forbidden"),
         "ApiServerRefuses",
@@ -1243,7 +1243,7 @@ def test_what_an_earlier_job_has_left_over_is_taken_over(cluster, name):
 )
 def test_pods_that_an_earlier_job_has_left_over_are_deleted(cluster, monkeypatch, name, seen):
     monkeypatch.setattr(operator_faults, "RETRY_LEAST", 0.01)
-    labels = {"rekindle.dev/slot": "0", "rekindle.dev/incarnation": "0"}
+    labels = {"rekindle.dev/index": "0", "rekindle.dev/generation": "0"}
     left = orphan("Pod", name)
     left["metadata"]["labels"] |= labels
 
@@ -1284,7 +1284,7 @@ def change_labels(body):
 
 
 def change_slot(body):
-    body["metadata"]["labels"]["rekindle.dev/slot"] = "7"
+    body["metadata"]["labels"]["rekindle.dev/index"] = "7"
 
 
 def drop_owner(body):

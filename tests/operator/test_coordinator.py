@@ -35,7 +35,7 @@ def report(pod="digits-0", **changes):
         "uid": f"uid-{pod}",
         "address": "10.0.0.1",
         "store_port": 29400,
-        "slots": 1,
+        "nproc": 1,
         "phase": AgentPhase.WAITING,
         **changes,
     }
@@ -44,7 +44,7 @@ def report(pod="digits-0", **changes):
 
 def round_of(*pods, number=1):
     members = tuple(
-        Member(pod=p, uid=f"uid-{p}", address="10.0.0.1", store_port=29400, slots=1) for p in pods
+        Member(pod=p, uid=f"uid-{p}", address="10.0.0.1", store_port=29400, nproc=1) for p in pods
     )
     return Round(number=number, members=members, reason="first round", formed_at=1.0)
 
@@ -131,7 +131,7 @@ BAD = [
     ("nested too deeply", "[" * 100_000 + "]" * 100_000),
     ("no UTF-8", b"\xff\xfe\xff"),
     ("fields missing", '{"pod": "digits-0"}'),
-    ("wrong types", json.dumps({**report().to_json(), "slots": "many"})),
+    ("wrong types", json.dumps({**report().to_json(), "nproc": "many"})),
     ("unknown phase", json.dumps({**report().to_json(), "phase": "dancing"})),
     ("another pod's name", json.dumps(report("digits-1").to_json())),
 ]

@@ -295,7 +295,7 @@ BAD = [
         "a label of the operator's",
         job(
             template={
-                "metadata": {"labels": {"rekindle.dev/slot": "7"}},
+                "metadata": {"labels": {"rekindle.dev/index": "7"}},
                 "spec": {"containers": [TRAINER]},
             }
         ),

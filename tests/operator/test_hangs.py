@@ -89,7 +89,7 @@ def test_many_rollbacks_do_not_delay_the_replacement_of_a_lost_pod(world):
 
 def measured(w, *seconds):
     for agent, busy in zip(w.group(), seconds, strict=True):
-        rank = RankReport(rank=agent.pod.slot, step=3, phase="training", idle=0.0, busy=busy)
+        rank = RankReport(rank=agent.pod.index, step=3, phase="training", idle=0.0, busy=busy)
         agent.more["ranks"] = (rank,)
     return w.run(1)
 

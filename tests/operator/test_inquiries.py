@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rekindle.contract import LABEL_INCARNATION, LABEL_SLOT
+from rekindle.contract import LABEL_GENERATION, LABEL_INDEX
 from rekindle_operator.controller import pod_lookups
 from rekindle_operator.controller.pod_lookups import Inquiries, told
 from rekindle_operator.incidents.incidents import stamp
@@ -23,7 +23,7 @@ def pod(number, *, phase="Failed", state=None, init=None, probe=False, age=400):
             "metadata": {
                 "name": name,
                 "uid": f"u{number}",
-                "labels": {LABEL_SLOT: str(number), LABEL_INCARNATION: "0"},
+                "labels": {LABEL_INDEX: str(number), LABEL_GENERATION: "0"},
                 "creationTimestamp": stamp(NOW - age),
             },
             "spec": {

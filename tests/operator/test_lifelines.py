@@ -77,4 +77,4 @@ def test_a_pod_that_is_back_takes_part_again(world, after):
     w.pass_time(after)
     w.cut_off.clear()
     w.until(lambda: len(w.members) == 3 and w.training())
-    assert len({name.partition("r")[0] for name in w.members}) == 3, "one pod for each slot"
+    assert len({name.partition("r")[0] for name in w.members}) == 3, "one pod for each index"

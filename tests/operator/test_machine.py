@@ -348,10 +348,10 @@ class Histories(RuleBasedStateMachine):
         if name:
             self.w.dropped[self.w.pod(name).uid] = count
 
-    @rule(slot=st.integers(0, 4), seconds=st.sampled_from([5, 70, 300]))
-    def pods_come_late(self, slot, seconds):
-        """From now on containers of one slot start later than those of the others."""
-        self.w.late[slot] = self.w.now + seconds
+    @rule(index=st.integers(0, 4), seconds=st.sampled_from([5, 70, 300]))
+    def pods_come_late(self, index, seconds):
+        """From now on containers of one index start later than those of the others."""
+        self.w.late[index] = self.w.now + seconds
 
     @rule()
     def all_speak(self):
@@ -553,9 +553,9 @@ class Histories(RuleBasedStateMachine):
     def whole(self):
         """All train whose share is not complete; or all is over."""
         w = self.w
-        wanted = [p for p in w.pods.values() if p.slot < w.job.pods]
+        wanted = [p for p in w.pods.values() if p.index < w.job.pods]
         done = {
-            p.slot
+            p.index
             for p in wanted
             if p.phase == "Succeeded" or p.agent and p.agent.phase is AgentPhase.DONE
         }

@@ -34,7 +34,7 @@ def load(name):
 
 
 def made(document, job):
-    return manifests.pod(job, document["slot"], document["incarnation"])
+    return manifests.pod(job, document["index"], document["generation"])
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -156,10 +156,10 @@ def test_names_fit_even_for_the_longest_job():
 
 
 @pytest.mark.parametrize(
-    ("slot", "incarnation", "name"), [(0, 0, "digits-0"), (12, 3, "digits-12r3")]
+    ("index", "generation", "name"), [(0, 0, "digits-0"), (12, 3, "digits-12r3")]
 )
-def test_names_tell_slot_and_incarnation(slot, incarnation, name):
-    assert manifests.pod_name("digits", slot, incarnation) == name
+def test_names_tell_slot_and_generation(index, generation, name):
+    assert manifests.pod_name("digits", index, generation) == name
 
 
 def test_only_changes_that_pods_can_feel_change_the_hash():

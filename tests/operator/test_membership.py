@@ -46,7 +46,7 @@ def test_a_loss_forms_the_next_round_at_once_without_it(world):
     assert w.rounds[1].formed_at == w.now
 
 
-def test_a_lost_pod_is_replaced_by_the_next_incarnation(world):
+def test_a_lost_pod_is_replaced_by_the_next_generation(world):
     w = world().start().kill("digits-1")
     w.until(lambda: w.members == ["digits-0", "digits-1r1", "digits-2"])
     assert w.created[3:] == ["digits-1r1"]

@@ -17,7 +17,7 @@ from rekindle_operator.observed.observations import AgentState, Observed, gone
 NOW = 1_750_000_600.0
 STARTED = "2025-06-15T15:06:40Z"
 """600 s before NOW."""
-LABELS = {"rekindle.dev/slot": "1", "rekindle.dev/incarnation": "0"}
+LABELS = {"rekindle.dev/index": "1", "rekindle.dev/generation": "0"}
 PROBE = {"livenessProbe": {"httpGet": {"port": 80}}}
 
 
@@ -444,7 +444,7 @@ def seen(
         uid=one.uid,
         address="10.0.0.1",
         store_port=1,
-        slots=1,
+        nproc=1,
         phase=AgentPhase.RUNNING,
         notice=notice,
     )
@@ -452,7 +452,7 @@ def seen(
     agents = {one.uid: agent} if notice else {}
     pods = (one,)
     if unheard:
-        peer = replace(one, name="digits-0", uid="u0", slot=0)
+        peer = replace(one, name="digits-0", uid="u0", index=0)
         says = replace(report, pod="digits-0", uid="u0", unreachable=("u1",))
         agents = {
             "u0": AgentState(report=says, seen_at=NOW, phase_since=NOW),

@@ -17,7 +17,7 @@ from rekindle_operator.observed.documents import parse_pod
 from rekindle_operator.observed.observations import AgentState, Observed
 
 NOW = 1_750_000_600.0
-LABELS = {"rekindle.dev/slot": "1", "rekindle.dev/incarnation": "0"}
+LABELS = {"rekindle.dev/index": "1", "rekindle.dev/generation": "0"}
 SCHEDULED = {"type": "PodScheduled", "status": "True", "lastTransitionTime": stamp(NOW - 400)}
 
 
@@ -280,7 +280,7 @@ def held(
     one = type(parse_pod(document))(**found)
     current = None
     if member:
-        us = Member(pod=one.name, uid=one.uid, address="a", store_port=1, slots=1)
+        us = Member(pod=one.name, uid=one.uid, address="a", store_port=1, nproc=1)
         current = Round(number=1, members=(us,), reason="first round", formed_at=NOW - formed)
     agents = {}
     if agent:
@@ -289,7 +289,7 @@ def held(
             uid=one.uid,
             address="10.0.0.1",
             store_port=1,
-            slots=1,
+            nproc=1,
             phase=agent,
             round=current if joined else None,
             waits=waits,

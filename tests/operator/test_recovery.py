@@ -17,7 +17,7 @@ from rekindle_operator.incidents.recovery import measured
 from rekindle_operator.observed.observations import AgentState, Observed
 
 MEMBERS = tuple(
-    Member(pod=f"digits-{n}", uid=f"u{n}", address="10.0.0.1", store_port=1, slots=1)
+    Member(pod=f"digits-{n}", uid=f"u{n}", address="10.0.0.1", store_port=1, nproc=1)
     for n in range(2)
 )
 ROUND = Round(number=2, members=MEMBERS, reason="without digits-2", formed_at=0.0)
@@ -33,7 +33,7 @@ def agent(number: int, timings: Timings | None = TIMINGS, **more) -> AgentState:
         uid=member.uid,
         address="10.0.0.1",
         store_port=1,
-        slots=1,
+        nproc=1,
         phase=AgentPhase.RUNNING,
         round=ROUND,
         restored=RestoredFrom(step=7, source="memory" if not number else "memory of digits-0"),

@@ -53,8 +53,8 @@ REFUSED = {
         f"{TRAINER}.volumeMounts[0].mountPath: ",
     ),
     "a label": (
-        {"metadata": {"labels": {"rekindle.dev/slot": "1"}}},
-        "spec.template.metadata.labels[rekindle.dev/slot]: ",
+        {"metadata": {"labels": {"rekindle.dev/index": "1"}}},
+        "spec.template.metadata.labels[rekindle.dev/index]: ",
     ),
     "another place for last words": (
         {"terminationMessagePath": "/tmp/words"},

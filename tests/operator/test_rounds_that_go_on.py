@@ -87,4 +87,4 @@ def test_false_alarms_make_no_pod_wait(world):
         w.untaint().until(lambda: w.phase == "Running", 10)
     assert [i["round"] for i in w.losses] == [0] * 4
     w.kill("digits-1").settle()
-    assert {p.slot for p in w.alive} == {0, 1, 2}, "another pod follows at once"
+    assert {p.index for p in w.alive} == {0, 1, 2}, "another pod follows at once"

@@ -112,8 +112,8 @@ def test_ten_losses_each_before_a_step_could_be_made_are_paced_and_survived(worl
 
 def test_notices_in_a_row_follow_each_other_without_a_step_lost(world):
     w = job(world, nodes=12)
-    for slot in range(4):
-        w.delete(f"digits-{slot}").run(2)
+    for index in range(4):
+        w.delete(f"digits-{index}").run(2)
     w.until(lambda: whole(w) and not set(w.members) & {f"digits-{s}" for s in range(4)}, 120)
     assert sum(i["stepsLost"] or 0 for i in w.losses) == 0
     assert w.restarts[:2] == (0, 0)

@@ -67,7 +67,7 @@ def test_a_node_whose_network_was_away_is_charged_once_and_its_pod_is_of_use_aga
     assert w.restarts == (0, 1, 0)
     assert len(w.losses) == 1
     assert len(w.alive) == 3
-    assert len({pod.slot for pod in w.alive}) == 3
+    assert len({pod.index for pod in w.alive}) == 3
 
 
 def test_a_pod_that_nobody_takes_is_made_anew_when_the_node_that_it_avoids_is_well_again(world):

@@ -80,7 +80,7 @@ def test_a_pod_that_found_no_other_node_is_not_moved_again_and_again(world):
 def test_a_rank_is_held_against_the_median_of_all_others(world, times):
     w = world(replicas=len(times)).start()
     for agent, busy in zip(w.group(), times, strict=True):
-        words = {"rank": agent.pod.slot, "step": 1, "phase": "training", "idle": 0.0}
+        words = {"rank": agent.pod.index, "step": 1, "phase": "training", "idle": 0.0}
         agent.more["ranks"] = (RankReport(**words, busy=float(busy)),)
     w.settle()
     others = [statistics.median([*times[:n], *times[n + 1 :]]) for n in range(len(times))]

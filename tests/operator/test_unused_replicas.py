@@ -7,33 +7,33 @@ from rekindle_operator.observed.observations import AgentState, Observed
 from rekindle_operator.rounds import sizing
 
 
-def report(name, useful, slots=1, current=None):
+def report(name, useful, nproc=1, current=None):
     return AgentReport(
         pod=name,
         uid=name,
         address="10.0.0.1",
         store_port=1,
-        slots=slots,
+        nproc=nproc,
         phase=AgentPhase.WAITING,
         useful_world=useful,
         round=current,
     )
 
 
-def seen(told, *, slots=1, members=()):
+def seen(told, *, nproc=1, members=()):
     inside = tuple(
-        Member(pod=uid, uid=uid, address="10.0.0.1", store_port=1, slots=slots) for uid in members
+        Member(pod=uid, uid=uid, address="10.0.0.1", store_port=1, nproc=nproc) for uid in members
     )
     current = Round(number=1, members=inside, reason="", formed_at=0.0) if inside else None
     agents = {
-        uid: AgentState(report=report(uid, useful, slots), seen_at=0.0, phase_since=0.0)
+        uid: AgentState(report=report(uid, useful, nproc), seen_at=0.0, phase_since=0.0)
         for uid, useful in told.items()
     }
     return Observed(agents=agents, round=current)
 
 
 @pytest.mark.parametrize(
-    ("told", "slots", "members", "pods"),
+    ("told", "nproc", "members", "pods"),
     [
         ({"a": None}, 1, ["a"], 4),
         ({}, 1, [], 4),
@@ -46,10 +46,10 @@ def seen(told, *, slots=1, members=()):
         ({"old": 2}, 1, [], 2),
     ],
 )
-def test_a_pod_is_of_use_when_one_of_its_workers_is(bodies, told, slots, members, pods):
+def test_a_pod_is_of_use_when_one_of_its_workers_is(bodies, told, nproc, members, pods):
     job = parsed(bodies, replicas=4)
-    assert sizing.useful_pods(job, seen(told, slots=slots, members=members)) == pods
-    fewer = sizing.in_use(job, seen(told, slots=slots, members=members))
+    assert sizing.useful_pods(job, seen(told, nproc=nproc, members=members)) == pods
+    fewer = sizing.in_use(job, seen(told, nproc=nproc, members=members))
     assert (fewer.replicas, fewer.pods) == (pods, job.pods)
 
 
@@ -60,12 +60,12 @@ def parsed(bodies, **spec):
 
 
 @pytest.mark.parametrize(
-    ("replicas", "slots", "wanted"), [(2, [1], 2), (4, [8, 8], 32), (2, [1, 1], 2), (3, [2, 4], 10)]
+    ("replicas", "nproc", "wanted"), [(2, [1], 2), (4, [8, 8], 32), (2, [1, 1], 2), (3, [2, 4], 10)]
 )
-def test_workers_are_told_how_many_the_job_wants_not_how_many_came(bodies, replicas, slots, wanted):
+def test_workers_are_told_how_many_the_job_wants_not_how_many_came(bodies, replicas, nproc, wanted):
     members = [
-        Member(pod=str(n), uid=str(n), address="a", store_port=1, slots=each)
-        for n, each in enumerate(slots)
+        Member(pod=str(n), uid=str(n), address="a", store_port=1, nproc=each)
+        for n, each in enumerate(nproc)
     ]
     assert sizing.wanted_workers(parsed(bodies, replicas=replicas), members) == wanted
 

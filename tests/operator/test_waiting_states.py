@@ -78,7 +78,7 @@ def silent(world):
 def silent_beside_others(world):
     w = world(elastic={"minReplicas": 2})
     real = w.hear
-    w.hear = lambda agent: None if agent.pod.slot == 1 else real(agent)
+    w.hear = lambda agent: None if agent.pod.index == 1 else real(agent)
     return w
 
 
@@ -86,7 +86,7 @@ def cut_off_from_each_other(world):
     """Pods reach the operator and not each other."""
     w = world(**MIN3)
     real = w.obey
-    w.obey = lambda agent: None if agent.pod.slot == 1 and w.round else real(agent)
+    w.obey = lambda agent: None if agent.pod.index == 1 and w.round else real(agent)
     return w
 
 

@@ -213,7 +213,7 @@ class Talks:
 
 
 REPORT = AgentReport(
-    pod="a", uid="a", address="127.0.0.1", store_port=1, slots=1, phase=AgentPhase.WAITING
+    pod="a", uid="a", address="127.0.0.1", store_port=1, nproc=1, phase=AgentPhase.WAITING
 )
 
 

@@ -279,8 +279,8 @@ class PodView:
 
     name: str
     uid: str
-    slot: int | None = None
-    incarnation: int = 0
+    index: int | None = None
+    generation: int = 0
     node: str = ""
     phase: str = "Pending"
     ready: bool = False
@@ -317,8 +317,8 @@ class PodView:
         return cls(
             name=_text(metadata.get("name")),
             uid=_text(metadata.get("uid")),
-            slot=_label(labels, contract.LABEL_SLOT),
-            incarnation=_label(labels, contract.LABEL_INCARNATION) or 0,
+            index=_label(labels, contract.LABEL_INDEX),
+            generation=_label(labels, contract.LABEL_GENERATION) or 0,
             node=_text(_section(document, "spec").get("nodeName")),
             phase=_text(status.get("phase")) or "Pending",
             ready=any(
@@ -367,7 +367,7 @@ class JobSnapshot:
     job: JobView | None
     """None once the job is gone."""
     pods: tuple[PodView, ...] = ()
-    """In the order of slots."""
+    """In the order of indexes."""
     gone: tuple[PodView, ...] = ()
     """Pods that were deleted since the snapshot before, as they were at their end."""
     rounds: tuple[RoundView, ...] = ()
@@ -386,7 +386,7 @@ class JobSnapshot:
         """From the objects as the API server gives them."""
         found = [PodView.read(document) for document in pods]
         found.sort(
-            key=lambda pod: (-1 if pod.slot is None else pod.slot, pod.incarnation, pod.name)
+            key=lambda pod: (-1 if pod.index is None else pod.index, pod.generation, pod.name)
         )
         return cls(
             at=at,

@@ -98,7 +98,7 @@ def _pod_change(old: PodView | None, new: PodView) -> str:
     if old is None:
         place = f" on node {new.node}" if new.node else ""
         return f"created{place}" + (
-            f", number {new.incarnation + 1} in slot {new.slot}" if new.incarnation else ""
+            f", number {new.generation + 1} in index {new.index}" if new.generation else ""
         )
     return ""
 

@@ -195,7 +195,7 @@ def _pods(pods: Sequence[PodView]) -> RenderableType:
     for pod in pods:
         style = "dim" if pod.exit_code is not None else "yellow" if pod.deleting else ""
         table.add_row(
-            "" if pod.slot is None else str(pod.slot),
+            "" if pod.index is None else str(pod.index),
             escape(pod.name),
             escape(pod.node),
             "Terminating" if pod.deleting and pod.exit_code is None else pod.phase,

@@ -298,7 +298,7 @@ class Controller:
         return Observed(
             pods=tuple(
                 replace(pod, vanished_at=room.vanished.get(pod.uid))
-                for pod in sorted(state.parsed.values(), key=lambda p: (p.slot, p.incarnation))
+                for pod in sorted(state.parsed.values(), key=lambda p: (p.index, p.generation))
             ),
             nodes=dict(self._nodes.nodes) if self._nodes is not None else None,
             agents=dict(room.agents),

@@ -16,7 +16,7 @@ from rekindle_operator.failures.pod_endings import UNEXPLAINED, Ending, ending
 from rekindle_operator.failures.pod_signs import of_outcome
 from rekindle_operator.incidents.incidents import USER, Incident
 from rekindle_operator.observed.observations import Observed, Pod
-from rekindle_operator.pods.manifests import slot_of
+from rekindle_operator.pods.manifests import index_of
 from rekindle_operator.rounds.rounds import State, seats, state_of, wanted
 
 SETTLE_ERROR = 3.0
@@ -152,7 +152,7 @@ def _vanished(
         and state_of(member, current, observed) is State.LOST
         and member.pod not in told
         and member.uid not in observed.retired
-        and slot_of(job.name, member.pod) in range(job.pods)
+        and index_of(job.name, member.pod) in range(job.pods)
         and not job.suspend
     ]
 
@@ -167,13 +167,13 @@ def _of_one_kind(
     for incident in reversed(known):
         if incident.round or incident.cause not in USER:
             continue
-        taken = {slot_of(job.name, name) for name in incident.victims}
+        taken = {index_of(job.name, name) for name in incident.victims}
         more = {
-            pod.slot: pod.name
+            pod.index: pod.name
             for why, pod in endings
             if why.cause is incident.cause
             and pod.created_at <= incident.at
-            and pod.slot not in taken  # a pod's successor is another try
+            and pod.index not in taken  # a pod's successor is another try
         }
         return Detection(victims=tuple(more.values()), of=incident) if more else None
     return None
@@ -237,7 +237,7 @@ def _lost_outside(job: TrainingJob, observed: Observed, pod: Pod) -> bool:
     if not pod.alive or observed.may_stay(pod):
         return False
     return not any(
-        wanted(job, other) and observed.stays(other) for other in observed.of_slot(pod.slot)
+        wanted(job, other) and observed.stays(other) for other in observed.of_index(pod.index)
     )
 
 

@@ -19,7 +19,7 @@ from rekindle_operator.api.spec import Budget, TrainingJob
 from rekindle_operator.incidents.incidents import Incident
 
 BACKOFF_MOST = 300.0
-"""Longest pause in seconds between two pods for one slot."""
+"""Longest pause in seconds between two pods for one index."""
 BACKOFF_MEMORY = 2 * BACKOFF_MOST
 """Seconds without an incident after which the pauses begin anew."""
 STEADY = 600.0

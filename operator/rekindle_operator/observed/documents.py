@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rekindle.contract import LABEL_INCARNATION, LABEL_SLOT, TRAINER_CONTAINER, Outcome
+from rekindle.contract import LABEL_GENERATION, LABEL_INDEX, TRAINER_CONTAINER, Outcome
 from rekindle_operator.api.timestamps import parse_time
 from rekindle_operator.observed import preemption_notices
 from rekindle_operator.observed.containers import (
@@ -46,7 +46,7 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     labels = meta.get("labels") or {}
     try:
-        slot, incarnation = int(labels[LABEL_SLOT]), int(labels[LABEL_INCARNATION])
+        index, generation = int(labels[LABEL_INDEX]), int(labels[LABEL_GENERATION])
     except (KeyError, ValueError):
         return None
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
@@ -62,8 +62,8 @@ def parse_pod(body: Mapping[str, Any]) -> Pod | None:
     return Pod(
         name=meta["name"],
         uid=meta["uid"],
-        slot=slot,
-        incarnation=incarnation,
+        index=index,
+        generation=generation,
         template=labels.get(LABEL_TEMPLATE, ""),
         phase=status.get("phase") or "Pending",
         created_at=parse_time(meta.get("creationTimestamp")) or 0.0,

@@ -39,8 +39,8 @@ class Pod:
 
     name: str
     uid: str
-    slot: int
-    incarnation: int
+    index: int
+    generation: int
     template: str
     phase: str
     created_at: float
@@ -218,15 +218,15 @@ class Observed:
         return frozenset(m.uid for m in self.round.members) if self.round else frozenset()
 
     @cached_property
-    def _by_slot(self) -> dict[int, list[Pod]]:
-        slots: dict[int, list[Pod]] = {}
+    def _by_index(self) -> dict[int, list[Pod]]:
+        indexes: dict[int, list[Pod]] = {}
         for pod in self.pods:
-            slots.setdefault(pod.slot, []).append(pod)
-        return slots
+            indexes.setdefault(pod.index, []).append(pod)
+        return indexes
 
-    def of_slot(self, slot: int) -> list[Pod]:
-        """The pods that hold or held a slot."""
-        return self._by_slot.get(slot, [])
+    def of_index(self, index: int) -> list[Pod]:
+        """The pods that hold or held a index."""
+        return self._by_index.get(index, [])
 
     def node_of(self, pod: Pod) -> Node | None:
         """The node that a pod is on, as far as it is known.

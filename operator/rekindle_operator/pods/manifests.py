@@ -1,7 +1,7 @@
 """The children of a job, as manifests: pods, the secret that they show the coordinator, a service.
 
-Pure: the same job, slot and incarnation always give the same manifest. Names are made from what a
-child is (``digits-0``, and ``digits-0r1`` for the pod that took over slot 0), so that creating a
+Pure: the same job, index and generation always give the same manifest. Names are made from what a
+child is (``digits-0``, and ``digits-0r1`` for the pod that took over index 0), so that creating a
 child a second time, because the first attempt's answer was lost or the cache is behind, meets
 AlreadyExists instead of making another one.
 
@@ -57,10 +57,10 @@ from rekindle.contract import (
     ENV_WORKERS,
     GROUP,
     KIND,
-    LABEL_INCARNATION,
+    LABEL_GENERATION,
+    LABEL_INDEX,
     LABEL_JOB,
     LABEL_MANAGED_BY,
-    LABEL_SLOT,
     POD_METRICS_PORT,
     POD_METRICS_PORT_NAME,
     TRAINER_CONTAINER,
@@ -139,15 +139,15 @@ def service_name(job: str) -> str:
     return f"{job}-pods"
 
 
-def pod_name(job: str, slot: int, incarnation: int) -> str:
-    """Name of a pod; the last part tells slot and incarnation apart from any job's name."""
-    return f"{job}-{slot}" + (f"r{incarnation}" if incarnation else "")
+def pod_name(job: str, index: int, generation: int) -> str:
+    """Name of a pod; the last part tells index and generation apart from any job's name."""
+    return f"{job}-{index}" + (f"r{generation}" if generation else "")
 
 
-def slot_of(job: str, pod: str) -> int | None:
-    """The slot in a pod's name; None for the name of something else."""
-    slot = pod.removeprefix(f"{job}-").partition("r")[0]
-    return int(slot) if slot.isdecimal() else None
+def index_of(job: str, pod: str) -> int | None:
+    """The index in a pod's name; None for the name of something else."""
+    index = pod.removeprefix(f"{job}-").partition("r")[0]
+    return int(index) if index.isdecimal() else None
 
 
 def owner_reference(name: str, uid: str) -> dict[str, Any]:
@@ -215,8 +215,8 @@ def service(job: TrainingJob) -> dict[str, Any]:
 
 def pod(
     job: TrainingJob,
-    slot: int,
-    incarnation: int,
+    index: int,
+    generation: int,
     mtbf: float | None = None,
     avoid: Avoid = NOWHERE,
     *,
@@ -227,11 +227,11 @@ def pod(
     labels = {
         **(given.get("labels") or {}),
         **selector(job.name),
-        LABEL_SLOT: str(slot),
-        LABEL_INCARNATION: str(incarnation),
+        LABEL_INDEX: str(index),
+        LABEL_GENERATION: str(generation),
         LABEL_TEMPLATE: job.template_hash,
     }
-    meta = _meta(job, pod_name(job.name, slot, incarnation), labels)
+    meta = _meta(job, pod_name(job.name, index, generation), labels)
     if given.get("annotations"):
         meta["annotations"] = dict(given["annotations"])
     spec = copy.deepcopy(dict(job.template["spec"]))

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from enum import StrEnum, auto
 from typing import Any
 
-from rekindle.contract import KIND, LABEL_INCARNATION, LABEL_SLOT
+from rekindle.contract import KIND, LABEL_GENERATION, LABEL_INDEX
 from rekindle_operator.api.merge_patch import merge_patch
 from rekindle_operator.observed.observations import LABEL_TEMPLATE
 from rekindle_operator.pods.manifests import selector
 
-_NUMBERS = re.compile(r"(?P<job>.+)-(?P<slot>\d+)(?:r(?P<incarnation>\d+))?")
+_NUMBERS = re.compile(r"(?P<job>.+)-(?P<index>\d+)(?:r(?P<generation>\d+))?")
 """The name of a pod; see resources.pod_name."""
 
 
@@ -97,15 +97,15 @@ def as_made(
 ) -> tuple[Mapping[str, Any], dict[str, Any]]:
     """A pod of ours with the labels and the owner that it was made with, and the patch for that.
 
-    ``known`` is the pod as it was when last seen. Without it, its name tells slot and incarnation.
+    ``known`` is the pod as it was when last seen. Without it, its name tells index and generation.
     """
     meta = body["metadata"]
     labels = meta.get("labels") or {}
     wanted = {**selector(owner["name"])}
     numbers = _NUMBERS.fullmatch(meta["name"])
     if numbers and numbers["job"] == owner["name"]:
-        wanted[LABEL_SLOT] = numbers["slot"]
-        wanted[LABEL_INCARNATION] = numbers["incarnation"] or "0"
+        wanted[LABEL_INDEX] = numbers["index"]
+        wanted[LABEL_GENERATION] = numbers["generation"] or "0"
     before = (known or {}).get("metadata", {}).get("labels") or {}
     if LABEL_TEMPLATE in before:
         wanted[LABEL_TEMPLATE] = before[LABEL_TEMPLATE]

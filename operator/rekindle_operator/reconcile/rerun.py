@@ -102,7 +102,7 @@ def begin(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -
     record = JobRecord(
         round=record.round,
         charged_round=record.round,
-        incarnations=record.incarnations,
+        generations=record.generations,
         operator_since=record.operator_since,
         conditions=record.conditions,
         restart_seen=job.restart,

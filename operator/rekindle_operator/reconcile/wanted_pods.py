@@ -1,6 +1,6 @@
 """Which pods there should be: the ones to create, and the ones that nobody wants any more.
 
-Each slot has one pod that stays. A pod that has to go gets its successor while it still trains, on
+Each index has one pod that stays. A pod that has to go gets its successor while it still trains, on
 another node; one that is lost is replaced under a new name beside it, because the name of the old
 one may stay taken for as long as its node does not answer, and deleted by force only where its node
 is known to be gone. A pod that no node takes, and that keeps away from one which nobody avoids any
@@ -34,14 +34,14 @@ def note_template(job: TrainingJob, record: JobRecord) -> tuple[TrainingJob, Job
 
 def note_names(job: TrainingJob, record: JobRecord, observed: Observed, now: float) -> JobRecord:
     """Remember names that are used up although nobody could write that down in advance."""
-    used = dict(record.incarnations or {})
-    fresh = [pod for pod in observed.pods if pod.incarnation > used.get(pod.slot, -1)]
+    used = dict(record.generations or {})
+    fresh = [pod for pod in observed.pods if pod.generation > used.get(pod.index, -1)]
     if not fresh:
         return record
     for pod in fresh:
-        used[pod.slot] = max(pod.incarnation, used.get(pod.slot, -1))
-    left = _tokens(job, record, now) - sum(pod.incarnation > 0 for pod in fresh)
-    return replace(record, incarnations=used, tokens=(max(left, 0.0), now))
+        used[pod.index] = max(pod.generation, used.get(pod.index, -1))
+    left = _tokens(job, record, now) - sum(pod.generation > 0 for pod in fresh)
+    return replace(record, generations=used, tokens=(max(left, 0.0), now))
 
 
 def missing(
@@ -52,35 +52,35 @@ def missing(
     *,
     runtime_image: str = manifests.RUNTIME_IMAGE,
 ) -> tuple[list[dict[str, Any]], JobRecord, float]:
-    """A pod for every slot that has none which stays or is done; seconds to wait for the rest.
+    """A pod for every index that has none which stays or is done; seconds to wait for the rest.
 
     Replacements are created at a limited rate, whatever the reason for which their predecessors
     went: something in the cluster may delete pods as fast as they come.
     """
-    used, tokens = dict(record.incarnations or {}), _tokens(job, record, now)
+    used, tokens = dict(record.generations or {}), _tokens(job, record, now)
     inside = {m.uid for m in observed.round.members} if observed.round else set()
     missing: list[dict[str, Any]] = []
     mtbf = record.seconds_between_failures(now)
     pause = 0.0
     avoid = _avoided(record, observed)
-    for slot in range(job.pods):
-        valid = [pod for pod in observed.of_slot(slot) if rounds.wanted(job, pod)]
+    for index in range(job.pods):
+        valid = [pod for pod in observed.of_index(index) if rounds.wanted(job, pod)]
         if any(observed.stays(pod) or pod.succeeded for pod in valid):
             continue
         outside = [pod for pod in valid if pod.alive and pod.uid not in inside]
         if any(not observed.lost(pod) for pod in outside):
             continue  # Told to go before it has come to train: its successor waits for its end.
-        incarnation = used.get(slot, -1) + 1
-        if incarnation and tokens < 1.0:
+        generation = used.get(index, -1) + 1
+        if generation and tokens < 1.0:
             pause = REPLACE_SECONDS / job.pods
             break
-        tokens -= 1.0 if incarnation else 0.0
-        used[slot] = incarnation
+        tokens -= 1.0 if generation else 0.0
+        used[index] = generation
         missing.append(
-            manifests.pod(job, slot, incarnation, mtbf, avoid, runtime_image=runtime_image)
+            manifests.pod(job, index, generation, mtbf, avoid, runtime_image=runtime_image)
         )
     if missing and not observed.hindered:  # else the same names are tried again
-        record = replace(record, incarnations=used, tokens=(tokens, now))
+        record = replace(record, generations=used, tokens=(tokens, now))
     return missing, record, pause
 
 
@@ -133,7 +133,7 @@ def unwanted(
             doomed.append(Deletion(name=pod.name, uid=pod.uid))
     doomed.extend(_twins(job, observed, inside))
     finished = [p for p in observed.pods if p.failed and not p.lingers and not p.deleting]
-    finished.sort(key=lambda pod: (pod.finished_at or pod.created_at, pod.incarnation))
+    finished.sort(key=lambda pod: (pod.finished_at or pod.created_at, pod.generation))
     spare = len(finished) - KEEP_FINISHED
     # An incident that has left the status must not come back through the pod that it is about.
     named = {name for i in record.incidents for name in i.victims + i.collateral}
@@ -163,11 +163,11 @@ def lingering(observed: Observed) -> list[Deletion]:
 def _replaceable(observed: Observed, pod: Pod) -> bool:
     """Whether a pod of no round, that its node tells to go, is of no use any more.
 
-    One that is only advised to go may still train, until its slot has a better one.
+    One that is only advised to go may still train, until its index has a better one.
     """
     told = observed.node_notices(pod)
     if all(notice.advice for notice in told):
-        return bool(told) and any(observed.stays(other) for other in observed.of_slot(pod.slot))
+        return bool(told) and any(observed.stays(other) for other in observed.of_index(pod.index))
     return True
 
 
@@ -176,7 +176,7 @@ def _replaced(observed: Observed, pod: Pod, inside: set[str]) -> bool:
 
     Nothing is forced: should its kubelet be heard again, it ends what may still run there.
     """
-    others = observed.of_slot(pod.slot)
+    others = observed.of_index(pod.index)
     return observed.lost(pod) and any(p.uid in inside and observed.stays(p) for p in others)
 
 
@@ -191,12 +191,12 @@ def deletion(observed: Observed, pod: Pod) -> Deletion:
 
 def _twins(job: TrainingJob, observed: Observed, inside: set[str]) -> list[Deletion]:
     """Slots held by two pods that both stay, because what seemed to go did not: one is enough."""
-    by_slot: dict[int, list[Pod]] = {}
+    by_index: dict[int, list[Pod]] = {}
     for pod in observed.pods:
         if observed.stays(pod) and rounds.wanted(job, pod):
-            by_slot.setdefault(pod.slot, []).append(pod)
+            by_index.setdefault(pod.index, []).append(pod)
     extra: list[Deletion] = []
-    for pods in by_slot.values():
-        pods.sort(key=lambda pod: (pod.uid not in inside, pod.incarnation))
+    for pods in by_index.values():
+        pods.sort(key=lambda pod: (pod.uid not in inside, pod.generation))
         extra.extend(Deletion(name=pod.name, uid=pod.uid) for pod in pods[1:])
     return extra

@@ -20,7 +20,7 @@ all others wait for its imports.
 
 As long as the number of members stays, each of them keeps its rank, and a newcomer takes the place
 of the one that went: what is a rank's own (its place in the data, its random numbers) then fits.
-When the number changes ranks follow the slots.
+When the number changes ranks follow the indexes.
 """
 
 from dataclasses import dataclass, replace
@@ -116,8 +116,8 @@ def state_of(member: Member, current: Round, observed: Observed) -> State:
 
 
 def wanted(job: TrainingJob, pod: Pod) -> bool:
-    """Whether the spec still wants this pod: its slot and its template."""
-    return pod.slot < job.pods and job.wants(pod.template)
+    """Whether the spec still wants this pod: its index and its template."""
+    return pod.index < job.pods and job.wants(pod.template)
 
 
 def with_strangers(observed: Observed, last_number: int) -> Observed:
@@ -154,12 +154,12 @@ def scheduled_since(job: TrainingJob, observed: Observed) -> float | None:
     job = sizing.in_use(job, observed)
     done = len(_done(job, observed))
     least = min(max(1, job.min_replicas - done), job.replicas - done)
-    slots: dict[int, float] = {}
+    indexes: dict[int, float] = {}
     for pod in observed.pods:
         if pod.scheduled_at is None or not wanted(job, pod) or not pod.alive or pod.deleting:
             continue
-        slots[pod.slot] = min(pod.scheduled_at, slots.get(pod.slot, pod.scheduled_at))
-    times = sorted(slots.values())
+        indexes[pod.index] = min(pod.scheduled_at, indexes.get(pod.index, pod.scheduled_at))
+    times = sorted(indexes.values())
     if least <= 0:
         return times[0] if times else observed.now
     return times[least - 1] if least <= len(times) else None
@@ -303,7 +303,7 @@ def _anybody_in(current: Round, observed: Observed) -> bool:
 
 
 def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, AgentState]]:
-    """The pods that could be members of a new round, in the order of their slots."""
+    """The pods that could be members of a new round, in the order of their indexes."""
     ready = {AgentPhase.WAITING, AgentPhase.RUNNING, AgentPhase.FAILED}
     found = [
         (pod, agent)
@@ -314,17 +314,17 @@ def candidates(job: TrainingJob, observed: Observed) -> list[tuple[Pod, AgentSta
         and (agent := observed.agents.get(pod.uid))
         and agent.report.phase in ready
     ]
-    # Two pods can hold one slot when a predecessor that had to go does not; it keeps its place,
+    # Two pods can hold one index when a predecessor that had to go does not; it keeps its place,
     # unless it is still advised to go.
     inside = {m.uid for m in observed.round.members} if observed.round else set()
 
     def rank(found: tuple[Pod, AgentState]) -> tuple[bool, bool, int]:
         pod, _ = found
-        return not observed.stays(pod), pod.uid not in inside, pod.incarnation
+        return not observed.stays(pod), pod.uid not in inside, pod.generation
 
     found.sort(key=rank, reverse=True)
-    chosen = {pod.slot: (pod, agent) for pod, agent in found}
-    return [chosen[slot] for slot in sorted(chosen)]
+    chosen = {pod.index: (pod, agent) for pod, agent in found}
+    return [chosen[index] for index in sorted(chosen)]
 
 
 def _coming(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
@@ -364,7 +364,7 @@ def yet_to_tell(job: TrainingJob, observed: Observed, now: float) -> list[Pod]:
 
 def _done(job: TrainingJob, observed: Observed) -> set[int]:
     """Slots whose share of the training is complete."""
-    return {pod.slot for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
+    return {pod.index for pod in observed.pods if wanted(job, pod) and _is_done(pod, observed)}
 
 
 def _is_done(pod: Pod, observed: Observed) -> bool:
@@ -393,7 +393,7 @@ def _form(
     if in_the_way := "a failure is being understood" if hold else sizing.too_few(job, observed):
         return RoundDecision(waiting=in_the_way)
     done = _done(job, observed)
-    ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
+    ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.index not in done]
     if len(done) >= job.replicas:
         return RoundDecision(finished=True)
     most = job.replicas - len(done)
@@ -422,7 +422,7 @@ def _form(
             uid=pod.uid,
             address=agent.report.address,
             store_port=agent.report.store_port,
-            slots=agent.report.slots,
+            nproc=agent.report.nproc,
             reach_port=agent.report.reach_port,
         )
         for pod, agent in seats(job, observed)
@@ -436,27 +436,27 @@ def _form(
 def seats(job: TrainingJob, observed: Observed) -> list[tuple[Pod, AgentState]]:
     """Who would be in a round that is formed now, in rank order.
 
-    Pods that stay go before those that are advised to go, members before newcomers, low slots
+    Pods that stay go before those that are advised to go, members before newcomers, low indexes
     before high ones, which are those of the spares. When there are as many as before, those that
     were members keep their ranks, and newcomers take the ranks of those that went.
     """
     job = sizing.in_use(job, observed)
     done = _done(job, observed)
-    ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.slot not in done]
+    ready = [(pod, agent) for pod, agent in candidates(job, observed) if pod.index not in done]
     before = [m.uid for m in observed.round.members] if observed.round else []
     chosen = sorted(
         ready,
         key=lambda found: (
             not observed.stays(found[0]),
             found[0].uid not in before,
-            found[0].slot,
+            found[0].index,
         ),
     )[: max(0, job.replicas - len(done))]
-    by_slot = sorted(chosen, key=lambda found: found[0].slot)
+    by_index = sorted(chosen, key=lambda found: found[0].index)
     if len(chosen) != len(before):
-        return by_slot
+        return by_index
     keep = {pod.uid: (pod, agent) for pod, agent in chosen if pod.uid in before}
-    fresh = iter(found for found in by_slot if found[0].uid not in keep)
+    fresh = iter(found for found in by_index if found[0].uid not in keep)
     return [keep[uid] if uid in keep else next(fresh) for uid in before]
 
 
@@ -483,7 +483,9 @@ def _consider_newcomers(
     if room <= 0 or values != {State.RUNNING}:
         return RoundDecision()
     ready = candidates(job, observed)
-    fresh = [(pod, agent) for pod, agent in ready if pod.uid not in inside and pod.slot not in done]
+    fresh = [
+        (pod, agent) for pod, agent in ready if pod.uid not in inside and pod.index not in done
+    ]
     if not fresh:
         return RoundDecision()
     if not _stepping(current, observed):

@@ -21,8 +21,8 @@ def wanted_workers(job: TrainingJob, members: Sequence[Member]) -> int:
 
     Pods that are missing are taken to be like the largest that is there.
     """
-    slots = [member.slots for member in members]
-    return sum(slots) + max(0, job.replicas - len(slots)) * max(slots)
+    nproc = [member.nproc for member in members]
+    return sum(nproc) + max(0, job.replicas - len(nproc)) * max(nproc)
 
 
 def useful_world(observed: Observed) -> int | None:
@@ -62,8 +62,8 @@ def _told(numbers: Mapping[str, int | None], observed: Observed) -> int | None:
 
 def _pods(workers: int, observed: Observed) -> int:
     """How many pods have so many workers."""
-    slots = min((agent.report.slots for agent in observed.agents.values()), default=1)
-    return -(-workers // slots)
+    nproc = min((agent.report.nproc for agent in observed.agents.values()), default=1)
+    return -(-workers // nproc)
 
 
 def in_use(job: TrainingJob, observed: Observed) -> TrainingJob:

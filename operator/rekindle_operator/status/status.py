@@ -54,8 +54,8 @@ class JobRecord:
     rework_seconds: float = 0.0
     charged_round: int = 0
     """The highest round of which an incident was charged: there is one at most for each."""
-    incarnations: Mapping[int, int] | None = None
-    """The highest incarnation of each slot, so that no name is used twice."""
+    generations: Mapping[int, int] | None = None
+    """The highest generation of each index, so that no name is used twice."""
     template: str | None = None
     """The hash of the template that was wanted when this was written."""
     template_alias: str | None = None
@@ -148,7 +148,7 @@ def read(status: Mapping[str, Any]) -> JobRecord:
         restart_seconds=accounting.get("restartSeconds", 0.0),
         rework_seconds=accounting.get("reworkSeconds", 0.0),
         charged_round=accounting.get("chargedRound", 0),
-        incarnations={int(s): n for s, n in (accounting.get("incarnations") or {}).items()},
+        generations={int(s): n for s, n in (accounting.get("generations") or {}).items()},
         run=status.get("run", 0),
         scratch=accounting.get("scratch", 0),
         restart_seen=accounting.get("restartSeen"),
@@ -296,7 +296,7 @@ def render(
     """The whole status document. Keys without a value are left out."""
     alive = [pod for pod in observed.pods if pod.alive and not pod.deleting]
     ready = sum(pod.ready for pod in alive)
-    # What is beyond the wanted number is a spare, whichever slots hold the ranks at the moment.
+    # What is beyond the wanted number is a spare, whichever indexes hold the ranks at the moment.
     idle = min(max(len(alive) - job.replicas, 0), job.spares)
     ready -= min(max(ready - job.replicas, 0), job.spares)
     wanted = 0 if record.phase in TERMINAL or job.suspend else job.replicas
@@ -338,7 +338,7 @@ def render(
                 ("restartSeconds", round(record.restart_seconds, 3)),
                 ("reworkSeconds", round(record.rework_seconds, 3)),
                 ("chargedRound", record.charged_round),
-                ("incarnations", {str(s): n for s, n in (record.incarnations or {}).items()}),
+                ("generations", {str(s): n for s, n in (record.generations or {}).items()}),
                 ("scratch", record.scratch or None),
                 ("restartSeen", record.restart_seen),
                 ("endedGeneration", record.ended_generation),

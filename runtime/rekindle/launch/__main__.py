@@ -72,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
         if importlib.util.find_spec("torch") is None:
             seek_torch(arguments)
         command = checked(arguments)
-        settings = environment.from_environment(os.environ, command.slots)
+        settings = environment.from_environment(os.environ, command.nproc)
         source = source_of(os.environ.get(ENV_PROGRESS))
     except ValueError as error:
         print(f"rekindle.launch: {error}", file=sys.stderr)
@@ -258,7 +258,7 @@ def _starter(
     if isinstance(target, Program):
         # Descriptors do not come through launchers; another file might have their number there.
         os.environ.update(of_pod(settings, directory, (), command.role or "default"))
-        return Starter(target=target, count=settings.slots, memory=(), warm=False)
+        return Starter(target=target, count=settings.nproc, memory=(), warm=False)
     memory = memory_files()
     variables = of_pod(settings, directory, memory, command.role or "default")
     warm = os.environ.get(ENV_WARM) != "0" and fork_server_client.usable() and not target.flags
@@ -278,7 +278,7 @@ def _starter(
 
     return Starter(
         target=target,
-        count=settings.slots,
+        count=settings.nproc,
         memory=memory,
         warm=warm,
         like_this=like_this,

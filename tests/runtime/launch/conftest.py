@@ -77,7 +77,7 @@ class FakeCoordinator:
                 uid=self.reports[pod].uid,
                 address=self.reports[pod].address,
                 store_port=self.reports[pod].store_port,
-                slots=self.reports[pod].slots,
+                nproc=self.reports[pod].nproc,
             )
             for pod in pods
         )

@@ -79,7 +79,7 @@ def test_an_agent_follows_an_operator_that_moves_and_a_token_that_is_replaced(
     coordinator, tmp_path
 ):
     report = AgentReport(
-        pod="a", uid="u", address="127.0.0.1", store_port=1, slots=1, phase=AgentPhase.WAITING
+        pod="a", uid="u", address="127.0.0.1", store_port=1, nproc=1, phase=AgentPhase.WAITING
     )
     write(tmp_path, url="http://127.0.0.1:9", token="a secret")
     client = CoordinatorConnection(settings(tmp_path))

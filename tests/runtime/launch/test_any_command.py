@@ -46,19 +46,19 @@ def ready(coordinator, name: str) -> None:
     coordinator.wait_for(waits, 120.0)
 
 
-def start(start_pod, name, *command, script=TOGETHER, slots="auto", to=None, **environment):
+def start(start_pod, name, *command, script=TOGETHER, nproc="auto", to=None, **environment):
     """A pod with this command, which begins with --."""
     return start_pod(
         name,
         script,
         to=to,
         command=["--", *command],
-        environment={**PATHS, "REKINDLE_PROC_PER_NODE": slots, **environment},
+        environment={**PATHS, "REKINDLE_PROC_PER_NODE": nproc, **environment},
     )
 
 
 @pytest.mark.parametrize(
-    ("command", "slots"),
+    ("command", "nproc"),
     [
         (["python", "-X", "faulthandler", "train.py", "--x"], "2"),
         (["torchrun", "--nproc_per_node=2", "--nnodes=4", "train.py", "--x"], "auto"),
@@ -78,8 +78,8 @@ def start(start_pod, name, *command, script=TOGETHER, slots="auto", to=None, **e
         "the launcher",
     ],
 )
-def test_two_workers_of_one_pod_train_together(start_pod, tmp_path, command, slots):
-    pod = start(start_pod, "a", *command, slots=slots)
+def test_two_workers_of_one_pod_train_together(start_pod, tmp_path, command, nproc):
+    pod = start(start_pod, "a", *command, nproc=nproc)
     assert pod.exit_code(240.0) == 0, pod.text()
     for rank in (0, 1):
         said = told(tmp_path, rank)

@@ -13,7 +13,7 @@ from rekindle.launch.coordinator.client import (
 from rekindle.launch.pod.settings import Settings, from_environment
 
 REPORT = AgentReport(
-    pod="a", uid="u", address="127.0.0.1", store_port=1, slots=1, phase=AgentPhase.WAITING
+    pod="a", uid="u", address="127.0.0.1", store_port=1, nproc=1, phase=AgentPhase.WAITING
 )
 
 

@@ -97,7 +97,7 @@ def test_anything_else_is_a_program_as_it_is_written(words, expected):
 
 
 @pytest.mark.parametrize(
-    ("words", "slots"),
+    ("words", "nproc"),
     [
         (("bash", "-c", "torchrun train.py"), None),
         (("bash", "-lc", "pip install . && torchrun --nproc_per_node=2 train.py"), "2"),
@@ -113,10 +113,10 @@ def test_anything_else_is_a_program_as_it_is_written(words, expected):
         (("/other/python", "-m", "torch.distributed.run", "x.py"), None),
     ],
 )
-def test_a_torchrun_within_is_run_once_per_pod(words, slots):
+def test_a_torchrun_within_is_run_once_per_pod(words, nproc):
     command = understood(*words)
     assert command.target == Program(arguments=words, per_pod=True)
-    assert command.slots == slots
+    assert command.nproc == nproc
     assert len(command.notes) >= 1
 
 
@@ -135,7 +135,7 @@ def test_what_only_looks_like_one_is_a_program_for_each_worker(words):
 
 
 @pytest.mark.parametrize(
-    ("line", "kept", "inner", "slots"),
+    ("line", "kept", "inner", "nproc"),
     [
         ("accelerate launch t.py --x", (), ("t.py", "--x"), None),
         (
@@ -149,12 +149,12 @@ def test_what_only_looks_like_one_is_a_program_for_each_worker(words):
         ("accelerate-launch --cpu t.py", ("--cpu",), ("t.py",), None),
     ],
 )
-def test_accelerate_starts_one_process_which_is_our_worker(line, kept, inner, slots):
+def test_accelerate_starts_one_process_which_is_our_worker(line, kept, inner, nproc):
     command = understood(*line.split())
     begin = line.split()[: 1 if "-launch" in line else 2]
     expected = (*begin, *kept, "--no_python", *ONE, *OURS, *inner)
     assert command.target == Program(arguments=expected, one_gpu=True)
-    assert command.slots == slots
+    assert command.nproc == nproc
 
 
 def test_an_executable_stays_one_under_accelerate():
@@ -183,7 +183,7 @@ def test_flags_of_accelerate_without_a_value_are_known():
 
 
 @pytest.mark.parametrize(
-    ("flags", "slots"),
+    ("flags", "nproc"),
     [
         ("--nproc_per_node=2", "2"),
         ("--nproc-per-node 1", "1"),
@@ -191,14 +191,14 @@ def test_flags_of_accelerate_without_a_value_are_known():
         ("", None),
     ],
 )
-def test_how_many_workers_torchrun_is_to_start(flags, slots):
-    assert understood("torchrun", *flags.split(), "t.py").slots == slots
+def test_how_many_workers_torchrun_is_to_start(flags, nproc):
+    assert understood("torchrun", *flags.split(), "t.py").nproc == nproc
 
 
 def test_variables_of_torchrun_stand_for_flags():
     environment = {"PET_NPROC_PER_NODE": "3", "PET_ROLE": "r", "PET_NNODES": "9"}
     command = understood("torchrun", "t.py", environment=environment)
-    assert (command.slots, command.role) == ("3", "r")
+    assert (command.nproc, command.role) == ("3", "r")
     assert understood("torchrun", "--role=x", "t.py").role == "x"
 
 

@@ -31,7 +31,7 @@ def session(tmp_path) -> PodSession:
     settings = from_environment({"REKINDLE_PROC_PER_NODE": "1"})
     made = PodSession(settings, SoloLink(), SimpleNamespace(port=1))
     made.start()
-    member = Member(pod="p", uid="u", address="127.0.0.1", store_port=1, slots=1)
+    member = Member(pod="p", uid="u", address="127.0.0.1", store_port=1, nproc=1)
     made.joined(Round(number=3, members=(member,), reason="test", formed_at=0.0))
     page = ControlPage(tmp_path, create=True)
     page.step_done(step=7, epoch=0, samples=70, productive=2.5, stall=0.5)

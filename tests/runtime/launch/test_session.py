@@ -22,10 +22,10 @@ from rekindle.launch.pod.signals import Signals
 from rekindle.ranks.control_page import ControlPage
 
 
-def a_round(number: int, *slots: int, port: int = 1000) -> Round:
+def a_round(number: int, *nproc: int, port: int = 1000) -> Round:
     members = tuple(
-        Member(pod=f"p{i}", uid=f"u{i}", address="127.0.0.1", store_port=port + i, slots=size)
-        for i, size in enumerate(slots)
+        Member(pod=f"p{i}", uid=f"u{i}", address="127.0.0.1", store_port=port + i, nproc=size)
+        for i, size in enumerate(nproc)
     )
     return Round(number=number, members=members, reason="test", formed_at=0.0)
 
@@ -59,7 +59,7 @@ def session(link):
 def test_places_follow_the_order_of_members_with_unequal_slots():
     there = place(a_round(1, 2, 1, 4), "u2")
     assert (there.group_rank, there.group_size) == (2, 3)
-    assert (there.first_rank, there.slots, there.world_size) == (3, 4, 7)
+    assert (there.first_rank, there.nproc, there.world_size) == (3, 4, 7)
 
 
 def test_a_stranger_has_no_place():

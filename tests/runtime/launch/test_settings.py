@@ -22,7 +22,7 @@ OPERATED = {
 def test_an_operated_pod_knows_its_names():
     settings = from_environment(OPERATED)
     assert settings.access.read() == CoordinatorAccess(url="http://op:8430", token="t")
-    assert (settings.slots, settings.grace, settings.metrics_port) == (2, 30.0, 9430)
+    assert (settings.nproc, settings.grace, settings.metrics_port) == (2, 30.0, 9430)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_round_brings_what_has_changed_since_the_pod_was_made():
 def test_a_pod_without_an_operator_needs_nothing():
     settings = from_environment({"REKINDLE_PROC_PER_NODE": "cpu", "REKINDLE_METRICS_PORT": ""})
     assert settings.access is None
-    assert settings.slots >= 1
+    assert settings.nproc >= 1
     assert settings.metrics_port is None
 
 

@@ -11,7 +11,7 @@ from rekindle.launch.pod.round_store import RoundStoreError, Spare, connect
 
 
 def a_round(port: int) -> Round:
-    first = Member(pod="p", uid="u", address="127.0.0.1", store_port=port, slots=1)
+    first = Member(pod="p", uid="u", address="127.0.0.1", store_port=port, nproc=1)
     return Round(number=3, members=(first,), reason="test", formed_at=0.0)
 
 

@@ -138,7 +138,7 @@ class Agent(LocalElasticAgent):
         self._settings = settings = session.settings
         spec = WorkerSpec(
             role="default",
-            local_world_size=settings.slots,
+            local_world_size=settings.nproc,
             entrypoint="python",  # Workers are started by the starter, which knows the command.
             rdzv_handler=Rendezvous(session, settings.job, pause=signals.wait),
             max_restarts=MANY,
@@ -210,7 +210,7 @@ class Agent(LocalElasticAgent):
                 world_size=where.world_size,
                 role_world_size=where.world_size,
             )
-            for local_rank in range(where.slots)
+            for local_rank in range(where.nproc)
         ]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -229,7 +229,7 @@ class Agent(LocalElasticAgent):
                 **of_worker(
                     rank=worker.global_rank,
                     local_rank=worker.local_rank,
-                    slots=where.slots,
+                    nproc=where.nproc,
                     world_size=where.world_size,
                     group_rank=where.group_rank,
                     group_size=where.group_size,
@@ -447,7 +447,7 @@ class Agent(LocalElasticAgent):
                 where.group_size,
                 where.world_size,
                 where.first_rank,
-                where.first_rank + where.slots - 1,
+                where.first_rank + where.nproc - 1,
             )
 
     def _end(self, end: End, facts: Facts) -> None:

@@ -48,7 +48,7 @@ class Place:
     """Number of pods."""
     first_rank: int
     """Global rank of its first worker."""
-    slots: int
+    nproc: int
     world_size: int
 
 
@@ -62,7 +62,7 @@ def place(offered: Round, uid: str) -> Place:
         group_rank=index,
         group_size=len(offered.members),
         first_rank=first_rank,
-        slots=offered.members[index].slots,
+        nproc=offered.members[index].nproc,
         world_size=offered.world_size,
     )
 
@@ -163,16 +163,16 @@ def create(parameters: RendezvousParameters) -> RendezvousHandler:
     """Make the backend for plain torchrun.
 
     The pod's names come from the environment, as under ``rekindle.launch``. ``--rdzv-endpoint``
-    gives the coordinator's URL where the environment does not, and ``--rdzv-conf slots=N`` says how
+    gives the coordinator's URL where the environment does not, and ``--rdzv-conf nproc=N`` says how
     many workers ``--nproc-per-node`` starts, which torchrun does not tell its backends. Raises
     ValueError where something is missing.
     """
     variables = dict(os.environ)
     if parameters.endpoint and not (variables.get(ENV_ACCESS) or variables.get(ENV_COORDINATOR)):
         variables[ENV_COORDINATOR] = parameters.endpoint
-    slots = parameters.get_as_int("slots")
-    if slots is not None:
-        variables[ENV_PROC_PER_NODE] = str(slots)
+    nproc = parameters.get_as_int("nproc")
+    if nproc is not None:
+        variables[ENV_PROC_PER_NODE] = str(nproc)
     settings = environment.from_environment(variables)
     if settings.access is None:
         raise ValueError(

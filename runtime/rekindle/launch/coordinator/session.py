@@ -218,7 +218,7 @@ class PodSession:
                 uid=settings.uid,
                 address=settings.address,
                 store_port=self.spare.port,
-                slots=settings.slots,
+                nproc=settings.nproc,
                 phase=self._phase,
                 round=self._round,
                 notice=notice,

@@ -28,7 +28,7 @@ def solo_view(report: AgentReport, now: float) -> View:
             uid=report.uid,
             address=report.address,
             store_port=report.store_port,
-            slots=report.slots,
+            nproc=report.nproc,
         )
         alone = Round(number=1, members=(member,), reason="runs by itself", formed_at=now)
         return View(version="round", round=alone)

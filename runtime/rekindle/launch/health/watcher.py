@@ -110,7 +110,7 @@ class Watcher:
                 found.step,
                 found.timeout,
             )
-            self._stacks = stacks.collect(directory, self._send, self._session.settings.slots)
+            self._stacks = stacks.collect(directory, self._send, self._session.settings.nproc)
             for rank, text in self._stacks.items():
                 logger.warning("stacks of rank %d:\n%s", rank, text.rstrip())
         return stacks.located(found, self._stacks)

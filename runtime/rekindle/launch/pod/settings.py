@@ -36,7 +36,7 @@ class Settings:
     """How the coordinator is reached; None when there is no operator."""
     grace: float
     """Seconds between SIGTERM and SIGKILL."""
-    slots: int
+    nproc: int
     """Workers in this pod."""
     metrics_port: int | None
     """None serves nothing, 0 picks a free port."""
@@ -56,14 +56,14 @@ class Settings:
         return given
 
 
-def from_environment(environment: Mapping[str, str], slots: str | None = None) -> Settings:
+def from_environment(environment: Mapping[str, str], nproc: str | None = None) -> Settings:
     """Read the settings; raises ValueError naming the variable, what is wrong, what is allowed.
 
-    ``slots`` is how many workers the command asks for, where the environment leaves it open.
+    ``nproc`` is how many workers the command asks for, where the environment leaves it open.
     """
     wanted = environment.get(contract.ENV_PROC_PER_NODE) or "auto"
-    if wanted == "auto" and slots is not None:
-        wanted = slots
+    if wanted == "auto" and nproc is not None:
+        wanted = nproc
     access = access_to(environment)
     names = {
         "job": contract.ENV_JOB,
@@ -91,7 +91,7 @@ def from_environment(environment: Mapping[str, str], slots: str | None = None) -
         address=values["address"] or "127.0.0.1",
         access=access,
         grace=_seconds(environment, contract.ENV_GRACE, DEFAULT_GRACE),
-        slots=_slots(wanted),
+        nproc=_nproc(wanted),
         metrics_port=_port(environment.get(contract.ENV_METRICS_PORT)),
         termination_log=termination_log(environment),
         checkpoint_uri=environment.get(contract.ENV_CHECKPOINT_URI, ""),
@@ -155,7 +155,7 @@ def _port(text: str | None) -> int | None:
     return int(text)
 
 
-def _slots(text: str) -> int:
+def _nproc(text: str) -> int:
     if text.isdecimal() and int(text) >= 1:
         return int(text)
     if text == "cpu":

@@ -52,7 +52,7 @@ class LaunchCommand:
     """What is to be run, and what was said beside it."""
 
     target: Script | Program
-    slots: str | None = None
+    nproc: str | None = None
     """Workers per pod, as the command itself wants it."""
     role: str | None = None
     notes: tuple[str, ...] = ()
@@ -249,7 +249,7 @@ def _accelerate(words: Sequence[str], sub: bool) -> LaunchCommand:
         begin = list(words).index("-m") + 2
     kept: list[str] = []
     gone: list[str] = []
-    slots = None
+    nproc = None
     shape = {"num_processes": "", "num_machines": ""}
     python = True
     at = begin
@@ -279,7 +279,7 @@ def _accelerate(words: Sequence[str], sub: bool) -> LaunchCommand:
         raise ValueError("accelerate launch names no script to run")
     total, machines = (int(text) if text.isdecimal() else 0 for text in shape.values())
     if total and total % max(machines, 1) == 0:
-        slots = str(total // max(machines, 1))
+        nproc = str(total // max(machines, 1))
     script = list(words[at:])
     if python:
         # Its own worker is one of ours then, which tells how it ended.
@@ -297,7 +297,7 @@ def _accelerate(words: Sequence[str], sub: bool) -> LaunchCommand:
     )
     return LaunchCommand(
         target=Program(arguments=arguments, one_gpu=True),
-        slots=slots,
+        nproc=nproc,
         notes=notes,
     )
 
@@ -318,7 +318,7 @@ def _program(words: Sequence[str], read: Callable[[str], str | None]) -> LaunchC
     if tune or _INSIDE.search(inside):
         return LaunchCommand(
             target=Program(arguments=tuple(words), per_pod=True),
-            slots=_inner_slots(inside),
+            nproc=_inner_nproc(inside),
             notes=(f"{name} starts torchrun itself: once in each pod, as one node of the round",),
         )
     return LaunchCommand(target=Program(arguments=tuple(words)))
@@ -346,6 +346,6 @@ def _shell_text(words: Sequence[str], read: Callable[[str], str | None]) -> str 
 _NPROC = re.compile(r"--nproc[-_]per[-_]node[= ]+[\"']?(\d+|gpu|cpu|auto)\b")
 
 
-def _inner_slots(text: str) -> str | None:
+def _inner_nproc(text: str) -> str | None:
     found = {each for each in _NPROC.findall(text)}
     return found.pop() if len(found) == 1 else None

@@ -67,7 +67,7 @@ def of_pod(
         # Looking for GPUs must not initialise CUDA in a process that others are forked from.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }
-    if settings.slots > 1:
+    if settings.nproc > 1:
         # As torchrun does: workers that each take all cores fight for them.
         defaults["OMP_NUM_THREADS"] = "1"
     if settings.address.startswith("127.") and sys.platform.startswith("linux"):
@@ -92,7 +92,7 @@ def of_worker(
     *,
     rank: int,
     local_rank: int,
-    slots: int,
+    nproc: int,
     world_size: int,
     group_rank: int,
     group_size: int,
@@ -105,7 +105,7 @@ def of_worker(
         "ROLE_RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
         "GROUP_RANK": str(group_rank),
-        "LOCAL_WORLD_SIZE": str(slots),
+        "LOCAL_WORLD_SIZE": str(nproc),
         "WORLD_SIZE": str(world_size),
         "ROLE_WORLD_SIZE": str(world_size),
         "GROUP_WORLD_SIZE": str(group_size),
@@ -114,13 +114,13 @@ def of_worker(
         # What Kubeflow's operator gives a pod, and torchrun takes for flags that are not given.
         "PET_NNODES": str(group_size),
         "PET_NODE_RANK": str(group_rank),
-        "PET_NPROC_PER_NODE": str(slots),
+        "PET_NPROC_PER_NODE": str(nproc),
         "PET_MASTER_ADDR": address,
         "PET_MASTER_PORT": str(port),
         # As scripts for several schedulers have it.
         "NNODES": str(group_size),
         "NODE_RANK": str(group_rank),
-        "NPROC_PER_NODE": str(slots),
+        "NPROC_PER_NODE": str(nproc),
     }
 
 
@@ -138,17 +138,17 @@ def of_program(
         "PET_RDZV_ENDPOINT": f"{worker['MASTER_ADDR']}:{worker['MASTER_PORT']}",
         "PET_MAX_RESTARTS": "0",
     }
-    slots = int(worker["LOCAL_WORLD_SIZE"])
-    if program.per_pod or slots == 1:
+    nproc = int(worker["LOCAL_WORLD_SIZE"])
+    if program.per_pod or nproc == 1:
         found[ENV_TORCHRUN] = f"{worker['GROUP_RANK']}/{worker['GROUP_WORLD_SIZE']}"
     elif program.one_gpu:
         found[ENV_TORCHRUN] = f"{worker['RANK']}/{worker['WORLD_SIZE']}"
     else:
         found[ENV_TORCHRUN] = (
-            f"this pod starts the command {slots} times, once for each worker, and a torchrun "
+            f"this pod starts the command {nproc} times, once for each worker, and a torchrun "
             "within would start workers again; set procPerNode to 1, or make torchrun the command"
         )
     local = int(worker["LOCAL_RANK"])
-    if program.one_gpu and 1 < slots <= len(gpus):
+    if program.one_gpu and 1 < nproc <= len(gpus):
         found |= {"CUDA_VISIBLE_DEVICES": gpus[local], "LOCAL_RANK": "0"}
     return found

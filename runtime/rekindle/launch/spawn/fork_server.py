@@ -1,10 +1,10 @@
 """The process that workers are forked from: ``python -m rekindle.launch.spawn.fork_server``.
 
-It imports what workers need (``preload``), forks one worker per slot ahead of time, and then does
-nothing but wait: for the agent to say that a worker should run, and for workers to end. A round
-thus costs neither imports nor the fork itself, which takes a while in a process of this size: what
-is forked waits for its environment, sets itself up as a fresh interpreter would have found things,
-and runs the user's script through ``worker``.
+It imports what workers need (``preload``), forks one worker for each local rank ahead of time, and
+then does nothing but wait: for the agent to say that a worker should run, and for workers to end. A
+round thus costs neither imports nor the fork itself, which takes a while in a process of this size:
+what is forked waits for its environment, sets itself up as a fresh interpreter would have found
+things, and runs the user's script through ``worker``.
 
 One thread, no CUDA, nothing clever: forking is only safe in such a process. A worker leads a
 session of its own and dies with this process, which dies with the agent. An ended worker is told to
@@ -172,7 +172,7 @@ class Server:
             socket.send_fds(self._connection, [json.dumps(message).encode()], files)
 
     def _fork_next(self) -> WorkerJob | None:
-        """Have a worker per slot on standby; a job, in one of those."""
+        """Have a worker for each local rank on standby; a job, in one of those."""
         while len(self._standby) < self._start.count:
             if (job := self._fork()) is not None:
                 return job

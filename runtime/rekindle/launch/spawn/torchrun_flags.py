@@ -96,13 +96,13 @@ def parse(arguments: Sequence[str], legacy: bool, environment: Mapping[str, str]
         target = Script(arguments=(*module, script, *rest))
     gone = [f"--{name.replace('_', '-')}" for name in sorted(REPLACED & set(given))]
     notes = (f"replaced by the job's own: {' '.join(gone)} of torchrun",) if gone else ()
-    slots = given.get("nproc_per_node") or environment.get("PET_NPROC_PER_NODE")
-    if slots is not None and slots not in {"auto", "gpu", "cpu"} and not str(slots).isdecimal():
+    nproc = given.get("nproc_per_node") or environment.get("PET_NPROC_PER_NODE")
+    if nproc is not None and nproc not in {"auto", "gpu", "cpu"} and not str(nproc).isdecimal():
         raise ValueError(
-            f"torchrun --nproc-per-node is {slots!r}, must be auto, gpu, cpu or a number from 1 up"
+            f"torchrun --nproc-per-node is {nproc!r}, must be auto, gpu, cpu or a number from 1 up"
         )
     role = given.get("role") or environment.get("PET_ROLE")
-    return LaunchCommand(target=target, slots=slots, role=role, notes=notes)
+    return LaunchCommand(target=target, nproc=nproc, role=role, notes=notes)
 
 
 def _given(arguments: Sequence[str], legacy: bool) -> dict[str, Any]:
