@@ -102,10 +102,10 @@ def test_every_package_says_that_it_is_typed(package: str) -> None:
         ("rekindle_operator.__main__", ["torch", "numpy", "boto3", "flask", "moto"]),
         ("rekindle_operator.coordinator.coordinator", ["torch", "numpy", "boto3"]),
         # The core decides without kopf, the API or metrics.
-        ("rekindle_operator.api.spec", ["torch", *SHELL]),
+        ("rekindle.api.spec", ["torch", *SHELL]),
         ("rekindle_operator.reconcile.reconcile", ["torch", *SHELL]),
         # The standard library is all that the contract needs.
-        ("rekindle.contract", ["torch", "urllib3", *SHELL]),
+        ("rekindle.api", ["torch", "urllib3", *SHELL]),
         # What the runtime's image lacks.
         ("rekindle", ["torch", "kopf", "kubernetes", "aiohttp"]),
         ("rekindle.launch.__main__", ["kopf", "kubernetes", "aiohttp", "yaml"]),

@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from rekindle import contract
+from rekindle import api
 from rekindle_cli.output.failure import CommandFailure
 
 Manifest = dict[str, Any]
@@ -103,25 +103,24 @@ def read(text: str, name: str, folder: Path) -> Bundle:
                 f"{name}: document {index + 1} is no Kubernetes object: it has no 'kind'.",
                 "Every document begins with apiVersion, kind and metadata.",
             )
-    jobs = [entry for entry in documents if entry["kind"] == contract.KIND]
+    jobs = [entry for entry in documents if entry["kind"] == api.KIND]
     if len(jobs) != 1:
         kinds = ", ".join(entry["kind"] for entry in documents) or "nothing"
         raise CommandFailure(
-            f"{name} holds {len(jobs)} documents of kind {contract.KIND}, must be exactly one "
+            f"{name} holds {len(jobs)} documents of kind {api.KIND}, must be exactly one "
             f"(found: {kinds}).",
             "Put each job into a file of its own; Secrets and ConfigMaps that it needs may be "
             "in the same file."
             if jobs
-            else f"Begin one with 'apiVersion: {contract.GROUP}/{contract.VERSION}' and "
-            f"'kind: {contract.KIND}'.",
+            else f"Begin one with 'apiVersion: {api.GROUP}/{api.VERSION}' and 'kind: {api.KIND}'.",
         )
-    expected = f"{contract.GROUP}/{contract.VERSION}"
+    expected = f"{api.GROUP}/{api.VERSION}"
     if jobs[0].get("apiVersion") != expected:
         raise CommandFailure(
             f"{name}: apiVersion is {jobs[0].get('apiVersion')!r}, must be {expected} for a "
-            f"{contract.KIND}."
+            f"{api.KIND}."
         )
-    others = tuple(entry for entry in documents if entry["kind"] != contract.KIND)
+    others = tuple(entry for entry in documents if entry["kind"] != api.KIND)
     return Bundle(job=jobs[0], others=others, folder=folder)
 
 
@@ -147,7 +146,7 @@ def images(job: Manifest) -> set[str]:
 def program(job: Manifest) -> str | None:
     """The script that the trainer runs, None for ``-m module`` or when there is none."""
     for container in _entries(_at(job, "spec", "template", "spec"), "containers"):
-        if container.get("name") == contract.TRAINER_CONTAINER:
+        if container.get("name") == api.TRAINER_CONTAINER:
             args = container.get("args")
             first = args[0] if isinstance(args, list) and args else None
             return first if isinstance(first, str) and not first.startswith("-") else None
@@ -268,7 +267,7 @@ def with_argument(job: Manifest, option: str, value: str) -> Manifest | None:
     changed = copy.deepcopy(job)
     for container in _entries(_at(changed, "spec", "template", "spec"), "containers"):
         args = container.get("args")
-        if container.get("name") == contract.TRAINER_CONTAINER and isinstance(args, list):
+        if container.get("name") == api.TRAINER_CONTAINER and isinstance(args, list):
             for index, arg in enumerate(args):
                 if arg == option and index + 1 < len(args):
                     args[index + 1] = value

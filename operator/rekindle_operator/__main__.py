@@ -22,7 +22,7 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT
+from rekindle.api import COORDINATOR_PORT, OPERATOR_METRICS_PORT
 from rekindle_operator import logs, metrics
 from rekindle_operator.controller import handlers
 from rekindle_operator.controller.controller import Controller

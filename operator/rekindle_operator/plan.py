@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rekindle.contract import Directive, Round
+from rekindle.api import Directive, Round
 from rekindle_operator.incidents.incidents import Incident
 
 

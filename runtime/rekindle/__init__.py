@@ -1,6 +1,6 @@
 """The training runtime. Importing it is free; torch loads with the first name used.
 
-The operator's image holds no torch, and ``import rekindle.contract`` runs this file first. So the
+The operator's image holds no torch, and ``import rekindle.api`` runs this file first. So the
 public names are resolved on first use (PEP 562), and a missing torch is answered with the command
 that installs it.
 """

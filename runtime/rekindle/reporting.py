@@ -20,7 +20,7 @@ from operator import index
 from pathlib import Path
 from typing import SupportsFloat, SupportsIndex
 
-from rekindle.contract import ENV_REPORT
+from rekindle.api import ENV_REPORT
 
 SIZE = 4096
 """Bytes of the file; a word is a tenth of it."""

@@ -58,7 +58,7 @@ import yaml
 from kubernetes import client, config
 from recovery_steps import Course, longest_gap, resumed_at, settled, steps_lost
 
-from rekindle.contract import RECOVERY_PHASES
+from rekindle.api import RECOVERY_PHASES
 from rekindle_cli.local.stack import free_ports
 from rekindle_local.cluster import ClusterConfig, ClusterThread
 from rekindle_local.images import python_image

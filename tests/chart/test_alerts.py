@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from prometheus_client.metrics_core import Metric
 
-from rekindle.contract import Cause
+from rekindle.api import Cause
 from rekindle_operator import metrics
 
 pytestmark = pytest.mark.processes

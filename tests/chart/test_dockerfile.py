@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rekindle.contract import COORDINATOR_PORT, OPERATOR_METRICS_PORT, POD_METRICS_PORT
+from rekindle.api import COORDINATOR_PORT, OPERATOR_METRICS_PORT, POD_METRICS_PORT
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

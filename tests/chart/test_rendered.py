@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from rekindle.contract import (
+from rekindle.api import (
     COORDINATOR_PORT,
     LABEL_INDEX,
     LABEL_JOB,
@@ -18,8 +18,8 @@ from rekindle.contract import (
     OPERATOR_METRICS_PORT,
     POD_METRICS_PORT_NAME,
 )
+from rekindle.api.spec import parse
 from rekindle_operator import __main__ as operator
-from rekindle_operator.api.spec import parse
 from rekindle_operator.pods import manifests
 
 pytestmark = pytest.mark.processes

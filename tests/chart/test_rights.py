@@ -11,7 +11,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from rekindle.contract import GROUP, PLURAL
+from rekindle.api import GROUP, PLURAL
 from rekindle_operator.controller import handlers
 from rekindle_operator.kube.cluster import KubernetesApi
 from rekindle_operator.plan import Deletion, Event

@@ -1,6 +1,6 @@
 import pytest
 
-from rekindle.contract import Cause
+from rekindle.api import Cause
 from rekindle_cli.jobs.explain import explain
 from rekindle_cli.jobs.snapshot import JobView
 from rekindle_cli.output.causes import HAPPENED, SHORT, exit_meaning

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from rekindle.contract import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
+from rekindle.api import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
 from rekindle_cli.jobs import client, restarting
 from rekindle_cli.jobs.client import ServerError
 from rekindle_cli.jobs.query import Query

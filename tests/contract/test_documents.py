@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle import contract
-from rekindle.contract import (
+from rekindle import api
+from rekindle.api import (
     AgentPhase,
     AgentReport,
     CheckpointReport,
@@ -27,6 +27,7 @@ from rekindle.contract import (
     Suspect,
     Timings,
     View,
+    document,
     pod_path,
 )
 from rekindle_operator.incidents.incidents import stamp
@@ -282,13 +283,13 @@ def test_a_loss_that_no_float_holds_is_infinite_and_a_page_keeps_its_lines():
 
 
 def test_every_field_of_every_document_states_its_limit():
-    kinds = contract.Document.__subclasses__()
+    kinds = api.Document.__subclasses__()
     assert set(KINDS) <= set(kinds)
     for kind in kinds:
-        assert contract._rules(kind)
+        assert document._rules(kind)
 
     @dataclass(frozen=True, kw_only=True)
-    class Careless(contract.Document):
+    class Careless(api.Document):
         words: str = ""
 
     with pytest.raises(TypeError, match="Careless.words has no limit"):

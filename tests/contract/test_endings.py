@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from rekindle.contract import CERTAIN, PAID_BY, Cause, Outcome
+from rekindle.api import CERTAIN, PAID_BY, Cause, Outcome
 from rekindle.errors.outcome import classify
 from rekindle.errors.process_endings import (
     OWN_SIGNALS,

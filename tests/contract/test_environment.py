@@ -2,12 +2,12 @@
 
 import pytest
 
+from rekindle.api import spec
 from rekindle.checkpoint.retention import Best, Retention
 from rekindle.checkpoint.saving.interval import Pace
 from rekindle.flags import Every
 from rekindle.persistence.policy import interval, retention, store_options
 from rekindle.trainer.trainer import Trainer
-from rekindle_operator.api import spec
 from rekindle_operator.pods import manifests
 
 

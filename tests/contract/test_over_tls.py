@@ -14,8 +14,8 @@ from datetime import UTC, datetime
 import pytest
 from aiohttp import web
 
-from rekindle import contract
-from rekindle.contract import AgentPhase, AgentReport
+from rekindle import api
+from rekindle.api import AgentPhase, AgentReport
 from rekindle.launch.coordinator.client import CoordinatorConnection as Client
 from rekindle.launch.coordinator.client import CoordinatorError
 from rekindle.launch.pod.settings import from_environment
@@ -60,18 +60,18 @@ class Bench:
         return self.coordinator.room(JOB)
 
     def trust(self, authority):
-        (self.folder / contract.ACCESS_CA).write_text(authority.certificate)
+        (self.folder / api.ACCESS_CA).write_text(authority.certificate)
 
     @property
     def environment(self):
         return {
-            contract.ENV_ACCESS: str(self.folder),
-            contract.ENV_NAMESPACE: JOB[0],
-            contract.ENV_JOB: JOB[1],
-            contract.ENV_POD: REPORT.pod,
-            contract.ENV_POD_UID: REPORT.uid,
-            contract.ENV_POD_IP: "127.0.0.1",
-            contract.ENV_PROC_PER_NODE: "1",
+            api.ENV_ACCESS: str(self.folder),
+            api.ENV_NAMESPACE: JOB[0],
+            api.ENV_JOB: JOB[1],
+            api.ENV_POD: REPORT.pod,
+            api.ENV_POD_UID: REPORT.uid,
+            api.ENV_POD_IP: "127.0.0.1",
+            api.ENV_PROC_PER_NODE: "1",
             "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         }
 
@@ -111,8 +111,8 @@ def over_tls(folder, scenario):
         await runner.setup()
         door = connections.Door(runner, "127.0.0.1", 0, connections.limits(1024), context)
         bench.trust(bench.by)
-        (folder / contract.ACCESS_URL).write_text(f"https://127.0.0.1:{door.port}")
-        (folder / contract.ACCESS_TOKEN).write_text(TOKEN)
+        (folder / api.ACCESS_URL).write_text(f"https://127.0.0.1:{door.port}")
+        (folder / api.ACCESS_TOKEN).write_text(TOKEN)
         bench.runner = runner
         door.open()
         try:

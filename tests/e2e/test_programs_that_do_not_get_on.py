@@ -4,7 +4,7 @@ import pytest
 from kubernetes.client import ApiException
 from kubernetes.watch import Watch
 
-from rekindle.contract import ExitCode
+from rekindle.api import ExitCode
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import pytest
 
+from rekindle.api import PAID_BY, Cause
 from rekindle.checkpoint import Store
-from rekindle.contract import PAID_BY, Cause
 from rekindle.data.ledger import audit
 
 SECONDS = float(os.environ.get("REKINDLE_E2E_STORM", "0"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rekindle.contract import (
+from rekindle.api import (
     LABEL_GENERATION,
     LABEL_INDEX,
     AgentPhase,
@@ -30,11 +30,12 @@ from rekindle.contract import (
     RestoredFrom,
     Round,
     Timings,
+    spec,
 )
 from rekindle_local.apiserver.schemas import schema as schemas
-from rekindle_operator.api import run_claims, spec
 from rekindle_operator.failures.pod_endings import UNEXPLAINED
 from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.observed import run_claims
 from rekindle_operator.observed.documents import parse_node, parse_pod
 from rekindle_operator.observed.observations import AgentState, Observed, gone
 from rekindle_operator.pods.manifests import PodAccess

@@ -2,8 +2,7 @@
 
 import pytest
 
-from rekindle.contract import Cause
-from rekindle_operator.api import spec
+from rekindle.api import Cause, spec
 from rekindle_operator.incidents import retries
 from rekindle_operator.incidents.incidents import Incident
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from rekindle_operator.api import changes, spec
-from rekindle_operator.api.changes import EFFECTS, Effect
+from rekindle.api import changes, spec
+from rekindle.api.changes import EFFECTS, Effect
 
 POD = {"spec": {"containers": [{"name": "trainer", "image": "i", "args": ["t.py"]}]}}
 OTHER = {"spec": {"containers": [{"name": "trainer", "image": "i2", "args": ["t.py"]}]}}

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession, web
 
-from rekindle import contract
-from rekindle.contract import AgentPhase, AgentReport
+from rekindle import api
+from rekindle.api import AgentPhase, AgentReport
 from rekindle_operator.coordinator import certificates, connections, tls
 from rekindle_operator.coordinator.connections import Door, Limits, Register, limits
 from rekindle_operator.coordinator.rate_limit import Allowance
@@ -273,7 +273,7 @@ def test_half_open_sockets_keep_nobody_out(tmp_path):
             told = AgentReport(
                 pod="p-0", uid="u", address="a", store_port=1, nproc=1, phase=AgentPhase.WAITING
             )
-            url = f"http://127.0.0.1:{port}{contract.pod_path('ml', 'p', 'p-0')}"
+            url = f"http://127.0.0.1:{port}{api.pod_path('ml', 'p', 'p-0')}"
             head = {"Authorization": "Bearer t"}
             data = json.dumps(told.to_json())
             async with session.post(url, data=data, headers=head) as answer:

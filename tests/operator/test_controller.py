@@ -11,15 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rekindle.contract import AgentPhase, AgentReport, Progress
+from rekindle.api import AgentPhase, AgentReport, Progress, spec
 from rekindle_operator import metrics
-from rekindle_operator.api import spec
-from rekindle_operator.api.merge_patch import merge_patch
 from rekindle_operator.controller import controller as module
 from rekindle_operator.controller import handlers, job_state, operator_faults, status_writer
 from rekindle_operator.controller.controller import Controller
 from rekindle_operator.incidents.incidents import stamp
 from rekindle_operator.kube.cluster import KubernetesError, ObjectRefused, token_in
+from rekindle_operator.merge_patch import merge_patch
 from rekindle_operator.pods import manifests
 
 KEY = ("ml", "digits")

@@ -10,8 +10,8 @@ import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestClient, TestServer
 
-from rekindle import contract
-from rekindle.contract import (
+from rekindle import api
+from rekindle.api import (
     AgentPhase,
     AgentReport,
     Directive,
@@ -77,12 +77,12 @@ class Bench:
 
     async def post(self, body, pod="digits-0", headers=AUTH, job="digits"):
         data = body if isinstance(body, (bytes, str)) else json.dumps(body.to_json())
-        url = contract.pod_path("ml", job, pod)
+        url = api.pod_path("ml", job, pod)
         async with self.client.post(url, data=data, headers=headers) as answer:
             return answer.status, await answer.text()
 
     async def get(self, pod="digits-0", headers=AUTH, **query):
-        url = contract.pod_path("ml", "digits", pod)
+        url = api.pod_path("ml", "digits", pod)
         params = {key: str(value) for key, value in query.items()}
         async with self.client.get(url, params=params, headers=headers) as answer:
             return answer.status, await answer.text()
@@ -418,7 +418,7 @@ async def lifeline(bench, *, pod="digits-0", uid=None, probe=""):
     """A pod's open connection: how to say goodbye, and how to break it."""
     server = bench.client.server
     reader, writer = await asyncio.open_connection(server.host, server.port)
-    path = contract.pod_path("ml", "digits", pod) + contract.LIFELINE
+    path = api.pod_path("ml", "digits", pod) + api.LIFELINE
     writer.write(
         f"POST {path}?uid={uid or f'uid-{pod}'}{probe} HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: Bearer {TOKEN}\r\n"
@@ -692,7 +692,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch):
     async def scenario(bench):
         server = bench.client.server
         reader, writer = await asyncio.open_connection(server.host, server.port)
-        path = contract.pod_path("ml", "digits", "digits-0")
+        path = api.pod_path("ml", "digits", "digits-0")
         head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
         writer.write(f"{head}Content-Length: 99\r\n\r\n{{".encode())
         assert (await reader.readline()).startswith(b"HTTP/1.1 408")
@@ -709,7 +709,7 @@ def test_a_body_that_is_not_what_its_head_says_is_no_fault_of_ours(head):
     async def scenario(bench):
         server = bench.client.server
         reader, writer = await asyncio.open_connection(server.host, server.port)
-        path = contract.pod_path("ml", "digits", "digits-0")
+        path = api.pod_path("ml", "digits", "digits-0")
         start = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
         writer.write(f"{start}{head}\r\n\r\nzz\r\n".encode())
         assert b" 400 " in await reader.readline()

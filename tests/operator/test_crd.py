@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rekindle.api import changes
 from rekindle_local.apiserver.schemas import rules as cel
 from rekindle_local.apiserver.schemas import schema as schemas
-from rekindle_operator.api import changes
 
 ROOT = Path(__file__).parents[2]
 CRD = yaml.safe_load((ROOT / "crds" / "trainingjob.yaml").read_text())
@@ -506,7 +506,7 @@ def rows_above(path):
 
 
 def test_every_field_says_when_a_change_takes_effect():
-    """A field is in one row of rekindle_operator.api.changes, whose words its description holds."""
+    """A field is in one row of rekindle.api.changes, whose words its description holds."""
 
     def leaves(node, path):
         inner = node.get("properties") or {}

@@ -5,11 +5,10 @@ import random
 
 import pytest
 
-from rekindle.contract import AgentReport, Cause, Hang, Outcome, RestoredFrom, Rollback
-from rekindle_operator.api import status_size
+from rekindle.api import AgentReport, Cause, Hang, Outcome, RestoredFrom, Rollback
 from rekindle_operator.incidents import incidents
 from rekindle_operator.incidents.incidents import Incident
-from rekindle_operator.status import status
+from rekindle_operator.status import status, status_size
 
 MOST = 64 * 1024
 HOSTILE = ["\U0001f525", "<&>", "\x1b[2J\ud800", '"\\', "x", "\u202e"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import DirectiveKind, RankReport, Rollback, Timings
+from rekindle.api import DirectiveKind, RankReport, Rollback, Timings
 from rekindle_operator.incidents import detection
 from rekindle_operator.rounds.stragglers import RATIO, scores
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import Cause
+from rekindle.api import Cause
 from rekindle_operator.incidents import detection, incidents, retries
 
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rekindle.contract import LABEL_GENERATION, LABEL_INDEX
+from rekindle.api import LABEL_GENERATION, LABEL_INDEX
 from rekindle_operator.controller import pod_lookups
 from rekindle_operator.controller.pod_lookups import Inquiries, told
 from rekindle_operator.incidents.incidents import stamp

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rekindle.contract import Progress, RestoredFrom
+from rekindle.api import Progress, RestoredFrom
 from rekindle_operator.reconcile.reconcile import END_SECONDS
 
 

@@ -28,8 +28,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from rekindle.contract import AgentPhase, Rollback
-from rekindle_operator.api import run_claims
+from rekindle.api import AgentPhase, Rollback
+from rekindle_operator.observed import run_claims
 from rekindle_operator.status import status
 
 DEEP = os.environ.get("REKINDLE_MACHINE") == "deep"

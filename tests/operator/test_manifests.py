@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rekindle.api import spec
 from rekindle_local.apiserver.schemas import schema as schemas
 from rekindle_local.kubelet.expansion import expand
-from rekindle_operator.api import spec
 from rekindle_operator.pods import manifests
 
 DATA = Path(__file__).parents[1] / "data"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from rekindle.contract import DirectiveKind
+from rekindle.api import DirectiveKind
 from rekindle_operator.observed import preemption_notices
 from rekindle_operator.observed.preemption_notices import NOT_READY, SHUTDOWN, UNREACHABLE, Sign
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.contract import Cause, RestoredFrom, Timings
+from rekindle.api import Cause, RestoredFrom, Timings
 from rekindle_cli.jobs.explain import explain
 from rekindle_cli.jobs.snapshot import JobView
 from rekindle_operator.incidents import incidents, recovery

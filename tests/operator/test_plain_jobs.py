@@ -6,7 +6,7 @@ hangs on that here, and what only steps could tell is told as unknown.
 
 import pytest
 
-from rekindle.contract import Outcome, Progress, Timings
+from rekindle.api import Outcome, Progress, Timings
 from rekindle_operator.incidents.retries import STEADY
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.contract import AgentPhase, AgentReport, Cause, Outcome
+from rekindle.api import AgentPhase, AgentReport, Cause, Outcome
 from rekindle_cli.output.causes import HAPPENED, SHORT
 from rekindle_operator.failures.pod_endings import ROWS, ending
 from rekindle_operator.failures.pod_signs import needs_events, needs_log

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import AgentPhase, AgentReport, Member, Round
+from rekindle.api import AgentPhase, AgentReport, Member, Round
 from rekindle_operator.failures import pod_waits
 from rekindle_operator.failures.pod_waits import ROWS
 from rekindle_operator.failures.scheduler_messages import (

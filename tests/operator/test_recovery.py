@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle.contract import (
+from rekindle.api import (
     RECOVERY_PHASES,
     AgentPhase,
     AgentReport,

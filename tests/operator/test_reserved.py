@@ -2,8 +2,8 @@
 
 import pytest
 
-from rekindle_operator.api import spec
-from rekindle_operator.api.spec import SpecError
+from rekindle.api import spec
+from rekindle.api.spec import SpecError
 from rekindle_operator.pods import manifests, reserved_names
 
 TRAINER = "spec.template.spec.containers[0]"

@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from rekindle_operator.api import run_claims, spec
-from rekindle_operator.api.run_claims import RunClaims, Use
+from rekindle.api import spec
 from rekindle_operator.controller.controller import Controller
 from rekindle_operator.controller.job_state import JobState
+from rekindle_operator.observed import run_claims
 from rekindle_operator.observed.observations import Observed
+from rekindle_operator.observed.run_claims import RunClaims, Use
 from rekindle_operator.pods.manifests import PodAccess
 from rekindle_operator.reconcile.reconcile import reconcile
 from rekindle_operator.status import status

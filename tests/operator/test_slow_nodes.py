@@ -4,7 +4,7 @@ import statistics
 
 import pytest
 
-from rekindle.contract import RankReport
+from rekindle.api import RankReport
 from rekindle_operator.rounds import stragglers
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import AgentPhase, AgentReport, Member, Round
+from rekindle.api import AgentPhase, AgentReport, Member, Round
 from rekindle_operator.observed.observations import AgentState, Observed
 from rekindle_operator.rounds import sizing
 
@@ -54,7 +54,7 @@ def test_a_pod_is_of_use_when_one_of_its_workers_is(bodies, told, nproc, members
 
 
 def parsed(bodies, **spec):
-    from rekindle_operator.api.spec import parse
+    from rekindle.api.spec import parse
 
     return parse(bodies(**spec), 0.0)
 

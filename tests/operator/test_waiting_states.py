@@ -7,9 +7,9 @@ import pytest
 
 from rekindle_cli.jobs.explain import explain
 from rekindle_cli.jobs.snapshot import JobView
-from rekindle_operator.api.merge_patch import merge_patch
 from rekindle_operator.controller import status_writer
 from rekindle_operator.incidents.incidents import stamp
+from rekindle_operator.merge_patch import merge_patch
 from rekindle_operator.pods.manifests import PodAccess
 from rekindle_operator.reconcile.reconcile import reconcile
 

@@ -1,8 +1,8 @@
 import pytest
 
+from rekindle.api import Cause, ExitCode
 from rekindle.checkpoint import ProbeError, SaveTimeout
 from rekindle.checkpoint.objects import interface
-from rekindle.contract import Cause, ExitCode
 from rekindle.errors.outcome import Preempted, classify
 from rekindle.errors.requirement import RequirementError
 

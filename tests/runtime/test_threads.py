@@ -11,9 +11,9 @@ import pytest
 
 import rekindle
 from rekindle import threads
+from rekindle.api import AgentPhase, AgentReport, View
 from rekindle.checkpoint.saving.uploader import Channel
 from rekindle.checkpoint.saving.uploader_client import Uploader
-from rekindle.contract import AgentPhase, AgentReport, View
 from rekindle.launch.coordinator.client import CoordinatorLink
 from rekindle.launch.health import preemption_notices
 from rekindle.launch.health.progress_tracker import Tracker

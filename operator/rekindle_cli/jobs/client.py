@@ -22,7 +22,7 @@ import yaml
 from kubernetes import client as kube
 from kubernetes import config as kube_config
 
-from rekindle import contract
+from rekindle import api
 from rekindle_cli.output.failure import CommandFailure
 from rekindle_cli.output.refusal import explain_refusal
 
@@ -53,10 +53,10 @@ class Forgotten(Exception):
 
 def jobs_path(namespace: str | None, name: str | None = None) -> str:
     """Path of all jobs, of one namespace's, or of one job."""
-    root = f"/apis/{contract.GROUP}/{contract.VERSION}"
+    root = f"/apis/{api.GROUP}/{api.VERSION}"
     if namespace is None:
-        return f"{root}/{contract.PLURAL}"
-    path = f"{root}/namespaces/{namespace}/{contract.PLURAL}"
+        return f"{root}/{api.PLURAL}"
+    path = f"{root}/namespaces/{namespace}/{api.PLURAL}"
     return f"{path}/{name}" if name else path
 
 
@@ -162,7 +162,7 @@ class Api:
         self, namespace: str, pod: str, lines: int, *, timestamps: bool = False
     ) -> list[str]:
         """The last lines that the trainer of a pod has written; empty if there are none to get."""
-        query = {"container": contract.TRAINER_CONTAINER, "tailLines": str(lines)}
+        query = {"container": api.TRAINER_CONTAINER, "tailLines": str(lines)}
         if timestamps:
             query["timestamps"] = "true"
         try:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from rekindle import contract
+from rekindle.api import LABEL_JOB
 from rekindle_cli.jobs.client import Api, Forgotten, ServerError, Unavailable, jobs_path, pods_path
 from rekindle_cli.jobs.rounds import PodJoined, RoundView, assemble, joined
 from rekindle_cli.jobs.snapshot import JobSnapshot
@@ -134,7 +134,7 @@ class Follower:
         self._pods = _Copy(
             api,
             pods_path(namespace),
-            {"labelSelector": f"{contract.LABEL_JOB}={name}"},
+            {"labelSelector": f"{LABEL_JOB}={name}"},
             self._changed,
         )
         self._copies = (self._jobs, self._pods)

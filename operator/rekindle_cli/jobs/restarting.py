@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from rekindle import contract
+from rekindle.api import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
 from rekindle_cli.jobs import client, query
 from rekindle_cli.jobs.client import ServerError, Unavailable, jobs_path
 from rekindle_cli.jobs.query import Query
@@ -56,8 +56,8 @@ def restart(wanted: Query, *, scratch: bool, now: datetime) -> Requested:
         begin = "scratch" if scratch else "latest"
         value = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         annotations = {
-            contract.ANNOTATION_RESTART: value,
-            contract.ANNOTATION_RESTART_FROM: begin,
+            ANNOTATION_RESTART: value,
+            ANNOTATION_RESTART_FROM: begin,
         }
         # Only the job that was looked at: one of the same name that has taken its place is left.
         identity = {"uid": found["metadata"]["uid"], "annotations": annotations}

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Self
 
-from rekindle import contract
-from rekindle.contract import RECOVERY_PHASES
+from rekindle import api
+from rekindle.api import RECOVERY_PHASES
 from rekindle_cli.jobs.rounds import RoundView
 from rekindle_cli.output.wording import parse_time
 
@@ -290,7 +290,7 @@ class PodView:
     exit_code: int | None = None
     ended_by: str = ""
     """The container runtime's word for the end: Completed, Error, OOMKilled."""
-    outcome: contract.Outcome | None = None
+    outcome: api.Outcome | None = None
     """The termination message, where the launcher could write one."""
 
     @classmethod
@@ -302,7 +302,7 @@ class PodView:
             (
                 entry
                 for entry in _items(status, "containerStatuses")
-                if isinstance(entry, Mapping) and entry.get("name") == contract.TRAINER_CONTAINER
+                if isinstance(entry, Mapping) and entry.get("name") == api.TRAINER_CONTAINER
             ),
             {},
         )
@@ -317,8 +317,8 @@ class PodView:
         return cls(
             name=_text(metadata.get("name")),
             uid=_text(metadata.get("uid")),
-            index=_label(labels, contract.LABEL_INDEX),
-            generation=_label(labels, contract.LABEL_GENERATION) or 0,
+            index=_label(labels, api.LABEL_INDEX),
+            generation=_label(labels, api.LABEL_GENERATION) or 0,
             node=_text(_section(document, "spec").get("nodeName")),
             phase=_text(status.get("phase")) or "Pending",
             ready=any(
@@ -351,10 +351,10 @@ def _unschedulable(status: Document) -> str:
     return ""
 
 
-def _outcome(message: object) -> contract.Outcome | None:
+def _outcome(message: object) -> api.Outcome | None:
     """The launcher's own account, or None: programs may write anything there."""
     try:
-        return contract.Outcome.from_json(json.loads(_text(message)))
+        return api.Outcome.from_json(json.loads(_text(message)))
     except ValueError:
         return None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from rekindle.contract import Cause
+from rekindle.api import Cause
 from rekindle_cli.jobs.rounds import RoundView
 from rekindle_cli.jobs.snapshot import IncidentView, JobSnapshot, JobView, PodView
 from rekindle_cli.output.causes import SHORT, exit_meaning

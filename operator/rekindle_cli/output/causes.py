@@ -1,6 +1,6 @@
 """What each cause of an incident and each exit code means, in words for the person who reads it."""
 
-from rekindle.contract import Cause, ExitCode
+from rekindle.api import Cause, ExitCode
 
 HAPPENED: dict[str, str] = {
     Cause.PREEMPTED: "was told to go away: its machine was reclaimed or drained, or it was evicted "

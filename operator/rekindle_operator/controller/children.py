@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from rekindle.contract import ACCESS_TOKEN
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api import ACCESS_TOKEN
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.controller import operator_faults
 from rekindle_operator.controller.job_state import JobState
 from rekindle_operator.kube.cluster import (

@@ -27,11 +27,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.contract import LABEL_JOB
+from rekindle.api import LABEL_JOB, spec
+from rekindle.api.timestamps import parse_time
 from rekindle_operator import metrics
-from rekindle_operator.api import spec
-from rekindle_operator.api.run_claims import RunClaims
-from rekindle_operator.api.timestamps import parse_time
 from rekindle_operator.controller import operator_faults, pod_lookups
 from rekindle_operator.controller.children import Children
 from rekindle_operator.controller.job_state import JobState
@@ -41,6 +39,7 @@ from rekindle_operator.coordinator.coordinator import Coordinator
 from rekindle_operator.kube.cluster import KubernetesApi, KubernetesError
 from rekindle_operator.observed.liveness_tracker import JobKey
 from rekindle_operator.observed.observations import Observed
+from rekindle_operator.observed.run_claims import RunClaims
 from rekindle_operator.plan import Plan
 from rekindle_operator.pods import manifests, reserved_names
 from rekindle_operator.reconcile.deletion import leave

@@ -16,7 +16,7 @@ from typing import Any
 
 import kopf
 
-from rekindle.contract import GROUP, PLURAL, VERSION
+from rekindle.api import GROUP, PLURAL, VERSION
 from rekindle_operator.controller.controller import Controller
 from rekindle_operator.kube.cluster import KubernetesApi
 from rekindle_operator.kube.reflectors import Listener, Reflector

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rekindle_operator.api.changes import Effect, between
-from rekindle_operator.api.run_claims import Use, use_of
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api.changes import Effect, between
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.controller.operator_faults import Fault, fault_of
 from rekindle_operator.controller.pod_lookups import Inquiries
 from rekindle_operator.observed.documents import parse_pod
 from rekindle_operator.observed.observations import Pod
+from rekindle_operator.observed.run_claims import Use, use_of
 from rekindle_operator.pods.manifests import owner_reference
 from rekindle_operator.pods.ownership import Claim, as_made, claim
 from rekindle_operator.reconcile import rerun

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rekindle_operator.api.spec import SpecError
+from rekindle.api.spec import SpecError
 from rekindle_operator.incidents.incidents import stamp
 from rekindle_operator.kube.cluster import TROUBLE, KubernetesError
 from rekindle_operator.plan import Event

@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rekindle.contract import DirectiveKind
-from rekindle_operator.api.merge_patch import merge_patch
+from rekindle.api import DirectiveKind
 from rekindle_operator.controller import operator_faults
 from rekindle_operator.controller.job_state import JobState
 from rekindle_operator.kube.cluster import KubernetesApi
+from rekindle_operator.merge_patch import merge_patch
 from rekindle_operator.observed.liveness_tracker import JobKey
 from rekindle_operator.plan import Plan
 

@@ -1,1 +1,1 @@
-"""The coordinator: the HTTP side of `rekindle.contract`, its connections and certificates."""
+"""The coordinator: the HTTP side of `rekindle.api`, its connections and certificates."""

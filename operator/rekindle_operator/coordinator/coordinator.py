@@ -1,4 +1,4 @@
-"""Where agents report and hear of rounds: the HTTP side of `rekindle.contract`.
+"""Where agents report and hear of rounds: the HTTP side of `rekindle.api`.
 
 The coordinator decides nothing. It keeps the newest report of each pod, wakes up the job's
 reconcile when a report says something new, and answers with the view that the last plan made: the
@@ -37,7 +37,7 @@ from dataclasses import dataclass, field, replace
 
 from aiohttp import ClientError, web
 
-from rekindle.contract import (
+from rekindle.api import (
     LIFELINE,
     MOST_SUSPECTS,
     PROBED,

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from rekindle.contract import LABEL_MANAGED_BY
+from rekindle.api import LABEL_MANAGED_BY
 from rekindle_operator.coordinator import certificates
 from rekindle_operator.coordinator.certificates import Pair
 from rekindle_operator.kube.cluster import TROUBLE, KubernetesApi, KubernetesError

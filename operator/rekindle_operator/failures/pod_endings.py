@@ -11,7 +11,7 @@ pays: it is tried again within that budget even before the first step.
 
 from dataclasses import dataclass
 
-from rekindle.contract import Cause
+from rekindle.api import Cause
 from rekindle_operator.failures import pod_signs as signs
 from rekindle_operator.failures.pod_signs import Look, Sign
 from rekindle_operator.observed.observations import Observed, Pod

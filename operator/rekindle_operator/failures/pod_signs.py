@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rekindle.contract import TRAINER_CONTAINER, Cause, ExitCode, Outcome
+from rekindle.api import TRAINER_CONTAINER, Cause, ExitCode, Outcome
 from rekindle_operator.observed.containers import (
     Container,
     ContainerTerminated,

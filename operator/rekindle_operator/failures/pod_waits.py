@@ -11,12 +11,12 @@ something (``after``), some are what a pod waits for in good order and need nobo
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
-from rekindle_operator.api.run_claims import IN_USE
-from rekindle_operator.api.timestamps import clock
+from rekindle.api.timestamps import clock
 from rekindle_operator.failures import wait_signs as signs
 from rekindle_operator.failures.scheduler_messages import of_refusal
 from rekindle_operator.failures.wait_signs import Fields, WaitingPod
 from rekindle_operator.observed.observations import Observed, Pod
+from rekindle_operator.observed.run_claims import IN_USE
 
 QUIET = 20.0
 """Seconds without a word after which a pod's events are read."""

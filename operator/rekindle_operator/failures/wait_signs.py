@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from rekindle.contract import AgentPhase, Round
+from rekindle.api import AgentPhase, Round
 from rekindle_operator.failures.scheduler_messages import scheduling_advice
 from rekindle_operator.observed.containers import Container, PodEvent, Role, last_lines, one_line
 from rekindle_operator.observed.documents import START_FAILURES

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from rekindle.contract import Cause, Hang, Member, Round
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api import Cause, Hang, Member, Round
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.failures.pod_endings import UNEXPLAINED, Ending, ending
 from rekindle_operator.failures.pod_signs import of_outcome
 from rekindle_operator.incidents.incidents import USER, Incident

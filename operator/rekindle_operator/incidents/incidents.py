@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from rekindle.contract import PAID_BY, Cause, Progress
-from rekindle_operator.api.timestamps import parse_time
+from rekindle.api import PAID_BY, Cause, Progress
+from rekindle.api.timestamps import parse_time
 from rekindle_operator.observed.observations import Observed
 
 _STEPS_LOST = re.compile(r"\((\d+) steps lost\)")

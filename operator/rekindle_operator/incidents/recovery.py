@@ -19,7 +19,7 @@ was last to step decides, since all wait for it.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from rekindle.contract import RECOVERY_PHASES, AgentReport, Timings
+from rekindle.api import RECOVERY_PHASES, AgentReport, Timings
 from rekindle_operator.observed.observations import AgentState, Observed
 
 

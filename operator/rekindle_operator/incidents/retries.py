@@ -1,7 +1,7 @@
 """Whether there is another try after an incident, and how long it waits.
 
 Budgets are kept per class and charged once per incident. Fatal means certain: before any progress
-only what the script itself has raised ends a job, and what it relies on (`contract.CERTAIN`);
+only what the script itself has raised ends a job, and what it relies on (`api.CERTAIN`);
 afterwards an error at the same step as the one before.
 
 Progress pays debts back: errors before the newest checkpoint count no more. Where steps are
@@ -14,8 +14,8 @@ a round of it has trained.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rekindle.contract import CERTAIN, Cause
-from rekindle_operator.api.spec import Budget, TrainingJob
+from rekindle.api import CERTAIN, Cause
+from rekindle.api.spec import Budget, TrainingJob
 from rekindle_operator.incidents.incidents import Incident
 
 BACKOFF_MOST = 300.0

@@ -25,7 +25,7 @@ from urllib.parse import quote, urlencode
 from aiohttp import ClientError, ClientTimeout
 from kubernetes.aio import client, config
 
-from rekindle.contract import ACCESS_TOKEN, GROUP, KIND, LABEL_MANAGED_BY, PLURAL, VERSION
+from rekindle.api import ACCESS_TOKEN, GROUP, KIND, LABEL_MANAGED_BY, PLURAL, VERSION
 from rekindle_operator import metrics
 from rekindle_operator.failures.pod_signs import AT_ONCE
 from rekindle_operator.incidents.incidents import stamp

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from rekindle.contract import TRAINER_CONTAINER
-from rekindle_operator.api.timestamps import parse_time
+from rekindle.api import TRAINER_CONTAINER
+from rekindle.api.timestamps import parse_time
 
 LOG_LINES = 10
 """Last lines of a container's log that are told."""

@@ -9,8 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rekindle.contract import LABEL_GENERATION, LABEL_INDEX, TRAINER_CONTAINER, Outcome
-from rekindle_operator.api.timestamps import parse_time
+from rekindle.api import LABEL_GENERATION, LABEL_INDEX, TRAINER_CONTAINER, Outcome
+from rekindle.api.timestamps import parse_time
 from rekindle_operator.observed import preemption_notices
 from rekindle_operator.observed.containers import (
     LOG_CHARACTERS,

@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from rekindle.contract import (
+from rekindle.api import (
     AgentPhase,
     AgentReport,
     ExitCode,
     Outcome,
     Round,
 )
-from rekindle_operator.api.run_claims import Use
 from rekindle_operator.observed import liveness, preemption_notices
 from rekindle_operator.observed.containers import Container, ContainerWaiting, PodEvent, Role
 from rekindle_operator.observed.liveness import Hearing, Silence
 from rekindle_operator.observed.preemption_notices import ADVICE, LOST, PreemptionNotice, Sign
+from rekindle_operator.observed.run_claims import Use
 
 LABEL_TEMPLATE = "rekindle.dev/template"
 """On pods: hash of the template they were made from."""

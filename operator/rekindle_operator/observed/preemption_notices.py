@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rekindle_operator.api.timestamps import parse_time
+from rekindle.api.timestamps import parse_time
 
 LOST = 0.0
 """Seconds of a source after which nothing on the node answers any more."""

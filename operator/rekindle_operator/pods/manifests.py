@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rekindle.contract import (
+from rekindle.api import (
     ACCESS_CA,
     ACCESS_PATH,
     ACCESS_TOKEN,
@@ -66,7 +66,7 @@ from rekindle.contract import (
     TRAINER_CONTAINER,
     VERSION,
 )
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.observed.observations import AVOIDS, LABEL_TEMPLATE
 
 TERMINATION_LOG = "/dev/termination-log"
@@ -425,7 +425,7 @@ def _changeable(job: TrainingJob, mtbf: float | None) -> list[tuple[str, str | i
 
 
 def _environment(job: TrainingJob, mtbf: float | None) -> list[dict[str, Any]]:
-    """What the agent and its workers are told (see rekindle.contract)."""
+    """What the agent and its workers are told (see rekindle.api)."""
 
     def field(path: str) -> dict[str, Any]:
         return {"fieldRef": {"fieldPath": path}}

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from enum import StrEnum, auto
 from typing import Any
 
-from rekindle.contract import KIND, LABEL_GENERATION, LABEL_INDEX
-from rekindle_operator.api.merge_patch import merge_patch
+from rekindle.api import KIND, LABEL_GENERATION, LABEL_INDEX
+from rekindle_operator.merge_patch import merge_patch
 from rekindle_operator.observed.observations import LABEL_TEMPLATE
 from rekindle_operator.pods.manifests import selector
 

@@ -8,14 +8,14 @@ of a pod is for the API server to judge; so the rest is looked at here.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rekindle.contract import (
+from rekindle.api import (
     ACCESS_PATH,
     GROUP,
     POD_METRICS_PORT,
     POD_METRICS_PORT_NAME,
     TRAINER_CONTAINER,
 )
-from rekindle_operator.api.spec import SpecError, TrainingJob
+from rekindle.api.spec import SpecError, TrainingJob
 from rekindle_operator.pods.manifests import (
     ACCESS,
     LAUNCHER,

@@ -12,8 +12,8 @@ Each deadline counts what its name says:
 - ``active`` counts from the start of the job to its end, without suspensions.
 """
 
-from rekindle.contract import Cause
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api import Cause
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.incidents.retries import Verdict
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.rounds import rounds

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.plan import Plan
 from rekindle_operator.reconcile import wanted_pods

@@ -19,12 +19,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rekindle.contract import SUSPENDED, AgentPhase, Cause, ExitCode
-from rekindle_operator.api import run_claims as runs
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api import SUSPENDED, AgentPhase, Cause, ExitCode
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.incidents import retries
 from rekindle_operator.incidents.incidents import Incident, stamp
 from rekindle_operator.observed import liveness
+from rekindle_operator.observed import run_claims as runs
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.plan import Deletion, Event, Plan
 from rekindle_operator.pods import manifests

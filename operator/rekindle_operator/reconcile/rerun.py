@@ -16,8 +16,8 @@ surprised by it at the end.
 import shlex
 from dataclasses import replace
 
-from rekindle.contract import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM, Progress
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM, Progress
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.plan import Event, Plan
 from rekindle_operator.reconcile import wanted_pods

@@ -11,7 +11,7 @@ record, and replacements come at a limited rate whatever took their predecessors
 from dataclasses import replace
 from typing import Any
 
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.failures.pod_signs import AT_ONCE
 from rekindle_operator.observed.observations import Observed, Pod
 from rekindle_operator.plan import Deletion

@@ -4,7 +4,7 @@ A directive is asked again in every plan until it shows an effect, and an agent 
 asked nothing: so none is ever taken back, and none has to be remembered.
 """
 
-from rekindle.contract import AgentPhase, Directive, DirectiveKind
+from rekindle.api import AgentPhase, Directive, DirectiveKind
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.rounds import rounds
 

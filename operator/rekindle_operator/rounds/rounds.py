@@ -26,9 +26,9 @@ When the number changes ranks follow the indexes.
 from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 
-from rekindle.contract import AgentPhase, ExitCode, Member, Round
-from rekindle_operator.api.spec import TrainingJob
-from rekindle_operator.api.timestamps import clock
+from rekindle.api import AgentPhase, ExitCode, Member, Round
+from rekindle.api.spec import TrainingJob
+from rekindle.api.timestamps import clock
 from rekindle_operator.observed import preemption_notices
 from rekindle_operator.observed.liveness import REANNOUNCE
 from rekindle_operator.observed.observations import AgentState, Observed, Pod

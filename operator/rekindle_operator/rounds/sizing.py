@@ -11,8 +11,8 @@ began with, which their agents tell as well: then a round waits for so many, wha
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rekindle.contract import Member
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api import Member
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.observed.observations import Observed
 
 

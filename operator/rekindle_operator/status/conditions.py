@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rekindle.contract import Cause
-from rekindle_operator.api import run_claims
-from rekindle_operator.api.spec import TrainingJob
-from rekindle_operator.api.timestamps import clock
+from rekindle.api import Cause
+from rekindle.api.spec import TrainingJob
+from rekindle.api.timestamps import clock
 from rekindle_operator.failures import pod_waits
 from rekindle_operator.failures.pod_waits import PodWait
 from rekindle_operator.incidents import retries
 from rekindle_operator.incidents.incidents import Incident
+from rekindle_operator.observed import run_claims
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.plan import Event
 from rekindle_operator.rounds import rounds, sizing

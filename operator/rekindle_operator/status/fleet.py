@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rekindle_operator.api import run_claims
-from rekindle_operator.api.timestamps import parse_time
+from rekindle.api.timestamps import parse_time
 from rekindle_operator.failures import pod_waits, scheduler_messages
+from rekindle_operator.observed import run_claims
 from rekindle_operator.status import status
 
 SUSPENDING = "Suspending"

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.failures.pod_endings import UNEXPLAINED
 from rekindle_operator.incidents import detection, incidents, recovery, retries
 from rekindle_operator.incidents.incidents import Incident

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rekindle.contract import Cause
-from rekindle_operator.api.changes import Effect, told
+from rekindle.api import Cause
+from rekindle.api.changes import Effect, told
 from rekindle_operator.plan import Event, Plan
 from rekindle_operator.status import status
 

@@ -8,8 +8,8 @@ come never takes the record back.
 from collections.abc import Sequence
 from dataclasses import replace
 
-from rekindle.contract import CheckpointReport
-from rekindle_operator.api.spec import TrainingJob
+from rekindle.api import CheckpointReport
+from rekindle.api.spec import TrainingJob
 from rekindle_operator.observed.observations import Observed
 from rekindle_operator.rounds import rounds, stragglers
 from rekindle_operator.rounds.stragglers import Slow

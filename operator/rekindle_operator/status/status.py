@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rekindle.contract import AgentPhase, AgentReport, CheckpointReport, Progress
-from rekindle_operator.api.spec import TrainingJob
-from rekindle_operator.api.status_size import fit
-from rekindle_operator.api.timestamps import parse_time
+from rekindle.api import AgentPhase, AgentReport, CheckpointReport, Progress
+from rekindle.api.spec import TrainingJob
+from rekindle.api.timestamps import parse_time
 from rekindle_operator.incidents.incidents import Incident, from_status, kept, stamp, to_status
 from rekindle_operator.incidents.retries import History
 from rekindle_operator.observed.observations import Observed, Pod
 from rekindle_operator.pods.manifests import selector
+from rekindle_operator.status.status_size import fit
 
 PENDING, STARTING, RUNNING = "Pending", "Starting", "Running"
 RECOVERING, SUSPENDED = "Recovering", "Suspended"

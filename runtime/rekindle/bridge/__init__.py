@@ -44,7 +44,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rekindle.contract import ENV_CHECKPOINT_URI
+from rekindle.api import ENV_CHECKPOINT_URI
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback

@@ -24,13 +24,13 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from rekindle import randomness
+from rekindle.api import ExitCode
 from rekindle.bridge import resuming, scope, state, tuned
 from rekindle.bridge.data import StepwiseLoader, StepwiseSource
 from rekindle.bridge.progress import FitProgress
 from rekindle.checkpoint import SaveError
 from rekindle.checkpoint.format.manifest import commit_key
 from rekindle.console import Console
-from rekindle.contract import ExitCode
 from rekindle.errors import error_report
 from rekindle.errors.outcome import Preempted, classify
 from rekindle.flags import Flags

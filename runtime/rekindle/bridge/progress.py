@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from rekindle.contract import RestoredFrom as RestoredReport
+from rekindle.api import RestoredFrom as RestoredReport
 from rekindle.metrics.prometheus import Meter
 from rekindle.ranks.control_page import ControlPage
 from rekindle.ranks.distributed import World

@@ -15,10 +15,10 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops.loop import _Loop
 
+from rekindle.api import ENV_WORKERS
+from rekindle.api import RestoredFrom as RestoredReport
 from rekindle.bridge import state
 from rekindle.checkpoint import Restored
-from rekindle.contract import ENV_WORKERS
-from rekindle.contract import RestoredFrom as RestoredReport
 from rekindle.errors.outcome import Preempted
 from rekindle.errors.requirement import RequirementError
 from rekindle.ranks.control_page import ControlPage

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
-from rekindle.checkpoint import Best, Commit, CommitRef, IntegrityError, Restored, Store
-from rekindle.checkpoint.format.manifest import pin_of, ref_of
-from rekindle.checkpoint.objects.interface import NotFound
-from rekindle.checkpoint.retention import best, candidate, run_of
-from rekindle.contract import (
+from rekindle.api import (
     ENV_CHECKPOINT_ADDRESSING,
     ENV_CHECKPOINT_COMMIT,
     ENV_CHECKPOINT_ENDPOINT,
     ENV_CHECKPOINT_REGION,
 )
+from rekindle.checkpoint import Best, Commit, CommitRef, IntegrityError, Restored, Store
+from rekindle.checkpoint.format.manifest import pin_of, ref_of
+from rekindle.checkpoint.objects.interface import NotFound
+from rekindle.checkpoint.retention import best, candidate, run_of
 
 JOBS_STORE: Mapping[str, str] = {
     "endpoint_url": ENV_CHECKPOINT_ENDPOINT,

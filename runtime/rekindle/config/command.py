@@ -121,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _refuse(error: ConfigError) -> int:
     """Tell people and, in a pod, the agent."""
-    from rekindle.contract import Cause, ExitCode, Outcome
+    from rekindle.api import Cause, ExitCode, Outcome
     from rekindle.ranks.control_page import ControlPage
 
     print(f"rekindle: {error}", file=sys.stderr)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
 
-from rekindle.contract import Outcome
+from rekindle.api import Outcome
 
 _MARK = "_rekindle_recorded"
 

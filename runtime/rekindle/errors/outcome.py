@@ -16,7 +16,7 @@ else is the user's program.
 import re
 import traceback
 
-from rekindle.contract import Cause, ExitCode, Outcome
+from rekindle.api import Cause, ExitCode, Outcome
 from rekindle.errors.requirement import cause_of, code_of, passes, reason_of
 
 _HEAD, _TAIL = 700, 1200

@@ -1,8 +1,8 @@
 """Every way in which a process of a pod can end, what that means, and with it who pays.
 
 `ROWS` is one table. The first row that fits an end gives its cause, and the cause says which budget
-pays (`contract.PAID_BY`) and whether it is certain that the same would follow again
-(`contract.CERTAIN`). Three things are kept apart that look alike from outside:
+pays (`api.PAID_BY`) and whether it is certain that the same would follow again
+(`api.CERTAIN`). Three things are kept apart that look alike from outside:
 
 - what the script has done: it raised, or exited. Trying that again before anything else has
   changed gives the same;
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 
-from rekindle.contract import Cause, ExitCode, Outcome
+from rekindle.api import Cause, ExitCode, Outcome
 
 OWN_SIGNALS = frozenset(
     getattr(signal, name)

@@ -12,7 +12,7 @@ form in which it travels between ranks.
 import re
 from dataclasses import dataclass
 
-from rekindle.contract import Cause
+from rekindle.api import Cause
 
 GROUPS = {
     "R1": "ModelContract",

@@ -21,9 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rekindle.checkpoint.objects.location import InvalidLocation, parse
-from rekindle.checkpoint.saving import flush
-from rekindle.contract import (
+from rekindle.api import (
     ENV_CHECKPOINT_URI,
     ENV_PROGRESS,
     ENV_RUN_DIR,
@@ -34,6 +32,8 @@ from rekindle.contract import (
     ExitCode,
     Outcome,
 )
+from rekindle.checkpoint.objects.location import InvalidLocation, parse
+from rekindle.checkpoint.saving import flush
 from rekindle.launch.health import preemption_notices
 from rekindle.launch.health.progress_readers import ProgressSource, source_of
 from rekindle.launch.pod import settings as environment

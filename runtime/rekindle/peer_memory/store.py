@@ -37,6 +37,7 @@ from typing import Any, Self
 import torch
 
 from rekindle import threads
+from rekindle.api import ENV_MEMORY
 from rekindle.checkpoint.format import checksum, encoding
 from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.checkpoint.format.tensors import (
@@ -50,7 +51,6 @@ from rekindle.checkpoint.format.tensors import (
 )
 from rekindle.checkpoint.saving import snapshot_memory
 from rekindle.checkpoint.saving.snapshot import SnapshotMemory
-from rekindle.contract import ENV_MEMORY
 
 log = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from rekindle import threads
+from rekindle.api import ENV_JOB, ENV_JOB_UID, ENV_NAMESPACE
 from rekindle.checkpoint import Lease, Store, StoreError
 from rekindle.checkpoint.holder import RENEW_SECONDS, WATCH_SECONDS, Holder
-from rekindle.contract import ENV_JOB, ENV_JOB_UID, ENV_NAMESPACE
 from rekindle.errors.requirement import RequirementError
 
 log = logging.getLogger(__name__)

@@ -17,10 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rekindle import threads
+from rekindle.api import ENV_POD
 from rekindle.checkpoint import CommitRef, Lease, Store
 from rekindle.checkpoint.saving import flush
 from rekindle.checkpoint.saving.orphan_commit import adopt
-from rekindle.contract import ENV_POD
 from rekindle.peer_memory.store import Ancestry
 from rekindle.persistence.admission import who
 

@@ -10,7 +10,7 @@ import math
 import os
 from dataclasses import dataclass
 
-from rekindle.contract import ENV_GRACE
+from rekindle.api import ENV_GRACE
 
 
 def period() -> float | None:

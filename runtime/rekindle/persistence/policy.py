@@ -9,10 +9,7 @@ result without asking each other.
 import json
 import os
 
-from rekindle.checkpoint.resolving import JOBS_STORE, jobs_options, whole
-from rekindle.checkpoint.retention import Best, Retention
-from rekindle.checkpoint.saving.interval import Pace
-from rekindle.contract import (
+from rekindle.api import (
     ENV_CHECKPOINT_EVERY,
     ENV_CHECKPOINT_EVERY_SECONDS,
     ENV_CHECKPOINT_EVERY_STEPS,
@@ -20,6 +17,9 @@ from rekindle.contract import (
     ENV_CHECKPOINT_URI,
     ENV_MTBF,
 )
+from rekindle.checkpoint.resolving import JOBS_STORE, jobs_options, whole
+from rekindle.checkpoint.retention import Best, Retention
+from rekindle.checkpoint.saving.interval import Pace
 from rekindle.flags import Every, Flags, check_store_option
 from rekindle.persistence.run_identity import place_of
 

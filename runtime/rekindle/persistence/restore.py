@@ -45,7 +45,7 @@ class Found:
     foreign: bool = False
     """Whether it is a checkpoint of another run, which this run's history does not contain."""
     source: str = "scratch"
-    """Where it came from, as `contract.Restored` has it."""
+    """Where it came from, as `api.Restored` has it."""
     label: Label | None = None
     """Of the copy in memory that it is; None for a commit."""
     origin: str | None = None

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from rekindle.api import ENV_JOB, ENV_NAMESPACE, ENV_POD
 from rekindle.checkpoint import CommitRef, EncodingError, SaveError, Saver
 from rekindle.checkpoint.saving import flush
-from rekindle.contract import ENV_JOB, ENV_NAMESPACE, ENV_POD
 from rekindle.errors.outcome import Preempted, headline, lost_peer
 from rekindle.errors.requirement import RequirementError
 from rekindle.flags import Flags

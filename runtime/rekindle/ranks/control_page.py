@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
-from rekindle.contract import (
+from rekindle.api import (
     ENV_RUN_DIR,
     CheckpointReport,
     Outcome,

@@ -21,7 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Self
 
-from rekindle.contract import ENV_RUN_DIR
+from rekindle.api import ENV_RUN_DIR
 
 _SIZE = 64
 _STEP, _PHASE, _AT, _BUSY, _RANK, _FIRST = range(6)  # words; _AT and _BUSY are f64

@@ -21,10 +21,10 @@ import torch
 
 from rekindle import flags as checked
 from rekindle import randomness
+from rekindle.api import Cause, ExitCode, Outcome
 from rekindle.callback import Callback
 from rekindle.callbacks.monitors.progress_bar import PassProgress
 from rekindle.console import Console
-from rekindle.contract import Cause, ExitCode, Outcome
 from rekindle.data import worker_shutdown
 from rekindle.data.loader import LoaderSource
 from rekindle.datamodule import DataModule

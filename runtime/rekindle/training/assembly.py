@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rekindle import randomness
+from rekindle.api import ENV_JOB
+from rekindle.api import RestoredFrom as RestoredReport
 from rekindle.checkpoint.resolving import locate, whole
 from rekindle.console import Console
-from rekindle.contract import ENV_JOB
-from rekindle.contract import RestoredFrom as RestoredReport
 from rekindle.data.batches import size_of
 from rekindle.data.iterated import Iterated
 from rekindle.data.loader import Batches, LaneSampler, LoaderSource, build, fingerprint

@@ -5,9 +5,9 @@ import torch
 from torch.utils.data import DataLoader
 
 import rekindle as rk
+from rekindle.api import ENV_MEMORY
 from rekindle.callbacks import BatchSizeFinder, LearningRateFinder
 from rekindle.callbacks.search import trial
-from rekindle.contract import ENV_MEMORY
 from rekindle.peer_memory.store import HostMemory
 from rekindle.trainer.tuner import Tuner
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rekindle.api import ENV_MEMORY
 from rekindle.checkpoint.format.encoding import EncodingError
 from rekindle.checkpoint.format.manifest import CommitRef
 from rekindle.checkpoint.format.tensors import flatten
-from rekindle.contract import ENV_MEMORY
 from rekindle.peer_memory import store
 from rekindle.peer_memory.store import (
     Ancestry,

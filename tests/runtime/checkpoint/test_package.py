@@ -39,7 +39,7 @@ def test_nothing_in_the_package_can_unpickle(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_the_package_reaches_no_other_part_of_the_runtime_than_the_contract_and_threads(name):
     own = {m for m in imports(name) if m.split(".")[0] == "rekindle"} - {"rekindle"}
-    outside = ("rekindle.contract", "rekindle.threads")
+    outside = ("rekindle.api", "rekindle.threads")
     assert all(m.startswith(("rekindle.checkpoint", *outside)) for m in own), own
 
 

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from rekindle.contract import (
+from rekindle.api import (
     AgentPhase,
     AgentReport,
     Directive,

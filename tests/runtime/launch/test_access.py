@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from rekindle.contract import AgentPhase, AgentReport, View
+from rekindle.api import AgentPhase, AgentReport, View
 from rekindle.launch.coordinator.client import CoordinatorConnection, CoordinatorError
 from rekindle.launch.pod.access import AccessFiles, CoordinatorAccess, access_to
 from rekindle.launch.pod.settings import from_environment

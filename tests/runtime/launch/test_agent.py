@@ -7,7 +7,7 @@ import pytest
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
-from rekindle.contract import AgentPhase, Cause, ExitCode
+from rekindle.api import AgentPhase, Cause, ExitCode
 from rekindle.launch.agent.agent import RETRY, Agent
 
 OFFERED = SimpleNamespace(number=3, key="k3", reason="without digits-1")

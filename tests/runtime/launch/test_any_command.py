@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rekindle.contract import AgentPhase, Cause, DirectiveKind
+from rekindle.api import AgentPhase, Cause, DirectiveKind
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 

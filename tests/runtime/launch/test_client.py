@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from rekindle.contract import AgentPhase, AgentReport, View
+from rekindle.api import AgentPhase, AgentReport, View
 from rekindle.launch.coordinator.client import (
     CoordinatorConnection,
     CoordinatorError,

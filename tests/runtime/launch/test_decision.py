@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rekindle.contract import AgentPhase, Cause, Directive, DirectiveKind, Outcome
+from rekindle.api import AgentPhase, Cause, Directive, DirectiveKind, Outcome
 from rekindle.launch.agent.decision import (
     DONE_WAIT,
     FAR,

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekindle.contract import Member, Round
+from rekindle.api import Member, Round
 from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.coordinator.single_pod import SoloLink
 from rekindle.launch.health import exporter

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from rekindle.contract import ENV_COORDINATOR, ENV_TOKEN
+from rekindle.api import ENV_COORDINATOR, ENV_TOKEN
 
 pytestmark = pytest.mark.processes
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import AgentPhase, AgentReport, DirectiveKind
+from rekindle.api import AgentPhase, AgentReport, DirectiveKind
 
 pytestmark = pytest.mark.processes
 

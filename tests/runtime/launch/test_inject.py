@@ -133,7 +133,7 @@ def test_copying_again_replaces_what_is_there(tmp_path):
     copied = target / "rekindle"
     expected = {path.relative_to(mine) for path in mine.rglob("*.py")}
     assert {path.relative_to(copied) for path in copied.rglob("*.py")} == expected
-    assert os.stat(copied / "contract.py").st_mode & 0o777 == 0o644
+    assert os.stat(copied / "threads.py").st_mode & 0o777 == 0o644
 
 
 def test_what_cannot_be_copied_is_said(tmp_path, capsys):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import Cause
+from rekindle.api import Cause
 from rekindle.errors.process_endings import ProcessExit, ProcessRole, row_of
 from rekindle.launch.health.last_lines import last_line, outcome_in
 

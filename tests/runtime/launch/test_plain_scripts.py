@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from rekindle.contract import AgentPhase, Cause, DirectiveKind
+from rekindle.api import AgentPhase, Cause, DirectiveKind
 
 pytestmark = pytest.mark.processes
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rekindle.contract import AgentPhase, Cause, DirectiveKind
+from rekindle.api import AgentPhase, Cause, DirectiveKind
 from rekindle_cli.local.stack import free_ports
 
 pytestmark = pytest.mark.processes

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rekindle.contract import Progress
+from rekindle.api import Progress
 from rekindle.launch.health.progress_readers import (
     Course,
     HuggingFace,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekindle.contract import Suspect, View
+from rekindle.api import Suspect, View
 from rekindle.launch.coordinator import peers
 from rekindle.launch.coordinator.peers import Peers
 from rekindle.launch.coordinator.reachability import Doorstep, unreached

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rekindle.contract import (
+from rekindle.api import (
     AgentPhase,
     Directive,
     DirectiveKind,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rekindle.contract import Member, Round
+from rekindle.api import Member, Round
 from rekindle.launch.pod.round_store import RoundStoreError, Spare, connect
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rekindle.contract import Outcome
+from rekindle.api import Outcome
 from rekindle.launch.pod import termination_message
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rekindle.contract import AgentPhase
+from rekindle.api import AgentPhase
 from rekindle.launch.spawn import fork_server_client
 from rekindle.launch.spawn.fork_server import WorkerJob
 from rekindle.launch.spawn.fork_server_client import ForkServer

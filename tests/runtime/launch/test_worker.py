@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rekindle.contract import Outcome
+from rekindle.api import Outcome
 from rekindle.ranks.control_page import ControlPage
 
 pytestmark = pytest.mark.processes

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from rekindle.contract import Cause, Outcome, RestoredFrom
+from rekindle.api import Cause, Outcome, RestoredFrom
 from rekindle.ranks.control_page import ControlPage
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rekindle.contract import ENV_GRACE
+from rekindle.api import ENV_GRACE
 from rekindle.persistence.grace_period import Grace, period, warning
 
 

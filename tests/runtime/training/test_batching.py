@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle.contract import ENV_RUN_DIR, ENV_WORKERS
+from rekindle.api import ENV_RUN_DIR, ENV_WORKERS
 from rekindle.data.sampling.order import Cursor
 from rekindle.ranks.control_page import ControlPage
 from rekindle.training.setup.batch_sharing import Sharing, sharing, workers_of_the_job

@@ -43,8 +43,8 @@ from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
 from torch.distributed.elastic.rendezvous import RendezvousConnectionError
 from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
-from rekindle import contract
-from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome, Round
+from rekindle import api
+from rekindle.api import AgentPhase, Cause, Directive, ExitCode, Outcome, Round
 from rekindle.launch.agent.decision import (
     FAR,
     SAVE_SECONDS,
@@ -249,7 +249,7 @@ class Agent(LocalElasticAgent):
         leads = where.first_rank == 0
         report = self._tracker.begin(directory, leads=leads)
         if report is not None:
-            environments[0][contract.ENV_REPORT] = str(report)
+            environments[0][api.ENV_REPORT] = str(report)
         self._workers = WorkerProcesses(self._starter)
         self._workers.start(
             environments,
@@ -385,7 +385,7 @@ class Agent(LocalElasticAgent):
         """Whether this pod is asked to save for the sake of a round that it will be in."""
         directive = self._session.save()
         going = self._signals.noticed_at is not None
-        return not going and directive is not None and directive.reason != contract.SUSPENDED
+        return not going and directive is not None and directive.reason != api.SUSPENDED
 
     def _do(self, action: Action, facts: Facts) -> None:
         state = self._course

@@ -18,7 +18,7 @@ still meets a rule. The rules in one breath:
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rekindle.contract import AgentPhase, Cause, Directive, ExitCode, Outcome
+from rekindle.api import AgentPhase, Cause, Directive, ExitCode, Outcome
 from rekindle.errors.process_endings import ProcessExit, ProcessRole, blame, name_of
 from rekindle.errors.process_endings import outcome_of as outcome_of_worker
 

@@ -17,7 +17,7 @@ from collections.abc import Collection
 from types import TracebackType
 from typing import Any
 
-from rekindle.contract import ExitCode
+from rekindle.api import ExitCode
 
 _LEFT = {int(ExitCode.SAVED), int(ExitCode.PREEMPTED)}
 

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rekindle.contract import ENV_RUN_DIR
+from rekindle.api import ENV_RUN_DIR
 from rekindle.launch.spawn.environment import ENV_TORCHRUN
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 from torch.distributed.elastic.rendezvous.api import RendezvousGracefulExitError
 
-from rekindle.contract import ENV_ACCESS, ENV_COORDINATOR, ENV_PROC_PER_NODE, AgentPhase, Round
+from rekindle.api import ENV_ACCESS, ENV_COORDINATOR, ENV_PROC_PER_NODE, AgentPhase, Round
 from rekindle.launch.coordinator.client import CoordinatorConnection, CoordinatorLink
 from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.pod import settings as environment

@@ -25,7 +25,7 @@ from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
 from rekindle import threads
-from rekindle.contract import AgentReport, View, pod_path
+from rekindle.api import AgentReport, View, pod_path
 from rekindle.launch.pod.access import CoordinatorAccess
 from rekindle.launch.pod.settings import Settings
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection
 
 from rekindle import threads
-from rekindle.contract import Suspect
+from rekindle.api import Suspect
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from rekindle.contract import (
+from rekindle.api import (
     AgentPhase,
     AgentReport,
     CheckpointReport,

@@ -8,7 +8,7 @@ nobody who would start the pod again, so nothing is tried twice here.
 import time
 from collections.abc import Callable
 
-from rekindle.contract import (
+from rekindle.api import (
     AgentPhase,
     AgentReport,
     Directive,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rekindle import threads
-from rekindle.contract import AgentPhase
+from rekindle.api import AgentPhase
 from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.health import preemption_notices
 

@@ -8,7 +8,7 @@ those of the launchers between, which only say that what they started has failed
 import re
 from collections.abc import Sequence
 
-from rekindle.contract import Cause, ExitCode, Outcome
+from rekindle.api import Cause, ExitCode, Outcome
 from rekindle.errors.outcome import by_words
 from rekindle.errors.process_endings import signal_in
 

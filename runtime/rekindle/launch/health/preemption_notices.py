@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rekindle import contract, threads
+from rekindle import api, threads
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Refusal(Exception):
 
 def notice_file(environment: Mapping[str, str]) -> Path:
     """Give the file that is looked for."""
-    return Path(environment.get(contract.ENV_NOTICE_FILE) or DEFAULT_FILE)
+    return Path(environment.get(api.ENV_NOTICE_FILE) or DEFAULT_FILE)
 
 
 def parse(text: str) -> NoticeRequest:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from rekindle.contract import ENV_PROGRESS, Progress
+from rekindle.api import ENV_PROGRESS, Progress
 
 LINE = 4096
 """Characters of a line that are looked at."""

@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 
 from rekindle import reporting, threads
-from rekindle.contract import AgentPhase
+from rekindle.api import AgentPhase
 from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.health.progress_readers import (
     Course,

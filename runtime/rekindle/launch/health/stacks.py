@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rekindle.contract import Hang
+from rekindle.api import Hang
 
 ASK = signal.SIGQUIT
 """Makes a prepared worker write its stacks."""

@@ -13,7 +13,7 @@ to blame. The operator collects what all say and where their threads stand (`cul
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from rekindle.contract import Hang
+from rekindle.api import Hang
 from rekindle.ranks.heartbeat import Activity, Beat
 
 FACTOR = 5.0

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rekindle import threads
-from rekindle.contract import AgentPhase, Hang, RankReport
+from rekindle.api import AgentPhase, Hang, RankReport
 from rekindle.launch.coordinator.session import PodSession
 from rekindle.launch.health import stacks
 from rekindle.launch.health.watchdog import Watchdog, observe, suspect, verdict

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from rekindle.contract import (
+from rekindle.api import (
     ACCESS_CA,
     ACCESS_TOKEN,
     ACCESS_URL,

@@ -23,7 +23,7 @@ from datetime import timedelta
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rekindle import threads
-from rekindle.contract import Round
+from rekindle.api import Round
 
 LOOPBACK = "127.0.0.1"
 TRY_SECONDS = 1.0

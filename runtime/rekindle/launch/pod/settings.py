@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rekindle import contract
+from rekindle import api
 from rekindle.launch.pod.access import AccessFiles, access_to
 
 DEFAULT_GRACE = 30.0
@@ -49,10 +49,10 @@ class Settings:
         """Give what holds in a round that brings these along; raises ValueError naming one."""
         told = variables or {}
         given = self
-        if contract.ENV_GRACE in told:
-            given = replace(given, grace=_seconds(told, contract.ENV_GRACE, self.grace))
-        if contract.ENV_HANG_TIMEOUT in told:
-            given = replace(given, hang_timeout=_hang_timeout(told[contract.ENV_HANG_TIMEOUT]))
+        if api.ENV_GRACE in told:
+            given = replace(given, grace=_seconds(told, api.ENV_GRACE, self.grace))
+        if api.ENV_HANG_TIMEOUT in told:
+            given = replace(given, hang_timeout=_hang_timeout(told[api.ENV_HANG_TIMEOUT]))
         return given
 
 
@@ -61,23 +61,23 @@ def from_environment(environment: Mapping[str, str], nproc: str | None = None) -
 
     ``nproc`` is how many workers the command asks for, where the environment leaves it open.
     """
-    wanted = environment.get(contract.ENV_PROC_PER_NODE) or "auto"
+    wanted = environment.get(api.ENV_PROC_PER_NODE) or "auto"
     if wanted == "auto" and nproc is not None:
         wanted = nproc
     access = access_to(environment)
     names = {
-        "job": contract.ENV_JOB,
-        "namespace": contract.ENV_NAMESPACE,
-        "pod": contract.ENV_POD,
-        "uid": contract.ENV_POD_UID,
-        "address": contract.ENV_POD_IP,
+        "job": api.ENV_JOB,
+        "namespace": api.ENV_NAMESPACE,
+        "pod": api.ENV_POD,
+        "uid": api.ENV_POD_UID,
+        "address": api.ENV_POD_IP,
     }
     values = {field: environment.get(name, "") for field, name in names.items()}
     if access is not None:
-        set_ = contract.ENV_ACCESS if access.directory else contract.ENV_COORDINATOR
+        set_ = api.ENV_ACCESS if access.directory else api.ENV_COORDINATOR
         missing = [names[field] for field, value in values.items() if not value]
         if access.given and not access.given.token:
-            missing.append(contract.ENV_TOKEN)
+            missing.append(api.ENV_TOKEN)
         if missing:
             raise ValueError(
                 f"{set_} is set, so these must be set too: {', '.join(missing)}"
@@ -90,12 +90,12 @@ def from_environment(environment: Mapping[str, str], nproc: str | None = None) -
         uid=values["uid"] or uuid.uuid4().hex,
         address=values["address"] or "127.0.0.1",
         access=access,
-        grace=_seconds(environment, contract.ENV_GRACE, DEFAULT_GRACE),
+        grace=_seconds(environment, api.ENV_GRACE, DEFAULT_GRACE),
         nproc=_nproc(wanted),
-        metrics_port=_port(environment.get(contract.ENV_METRICS_PORT)),
+        metrics_port=_port(environment.get(api.ENV_METRICS_PORT)),
         termination_log=termination_log(environment),
-        checkpoint_uri=environment.get(contract.ENV_CHECKPOINT_URI, ""),
-        hang_timeout=_hang_timeout(environment.get(contract.ENV_HANG_TIMEOUT)),
+        checkpoint_uri=environment.get(api.ENV_CHECKPOINT_URI, ""),
+        hang_timeout=_hang_timeout(environment.get(api.ENV_HANG_TIMEOUT)),
     )
 
 
@@ -105,7 +105,7 @@ def termination_log(environment: Mapping[str, str]) -> Path | None:
     The default is taken only where a kubelet has put it: elsewhere, a root user would leave a file
     in /dev.
     """
-    named = environment.get(contract.ENV_TERMINATION_LOG)
+    named = environment.get(api.ENV_TERMINATION_LOG)
     if named:
         return Path(named)
     usable = DEFAULT_TERMINATION_LOG.exists() and os.access(DEFAULT_TERMINATION_LOG, os.W_OK)
@@ -136,7 +136,7 @@ def _hang_timeout(text: str | None) -> float | None:
         value = -1.0
     if not 1 <= value < float("inf"):
         raise ValueError(
-            f"{contract.ENV_HANG_TIMEOUT} is {text!r}, must be auto, never, or a number of seconds "
+            f"{api.ENV_HANG_TIMEOUT} is {text!r}, must be auto, never, or a number of seconds "
             "from 1 up"
         )
     return value
@@ -144,12 +144,12 @@ def _hang_timeout(text: str | None) -> float | None:
 
 def _port(text: str | None) -> int | None:
     if text is None:
-        return contract.POD_METRICS_PORT
+        return api.POD_METRICS_PORT
     if text == "":
         return None
     if not text.isdecimal() or int(text) > 65535:
         raise ValueError(
-            f"{contract.ENV_METRICS_PORT} is {text!r}, must be a port number, 0 for a free port, "
+            f"{api.ENV_METRICS_PORT} is {text!r}, must be a port number, 0 for a free port, "
             "or empty to serve no metrics"
         )
     return int(text)
@@ -165,11 +165,11 @@ def _nproc(text: str) -> int:
         if gpus or text == "auto":
             return max(1, gpus)
         raise ValueError(
-            f"{contract.ENV_PROC_PER_NODE} is 'gpu', but this pod sees no GPU; request one in the "
+            f"{api.ENV_PROC_PER_NODE} is 'gpu', but this pod sees no GPU; request one in the "
             "pod template (resources.limits), or use 'auto'"
         )
     raise ValueError(
-        f"{contract.ENV_PROC_PER_NODE} is {text!r}, must be auto, gpu, cpu or a number from 1 up"
+        f"{api.ENV_PROC_PER_NODE} is {text!r}, must be auto, gpu, cpu or a number from 1 up"
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rekindle.contract import Outcome
+from rekindle.api import Outcome
 
 LIMIT = 4096
 """Bytes that Kubernetes keeps."""

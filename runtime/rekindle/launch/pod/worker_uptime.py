@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rekindle.contract import RUNS_AFTER
+from rekindle.api import RUNS_AFTER
 
 LATE_TRAINER = 300.0
 """Seconds after which a script that names a trainer counts as running without one."""

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rekindle import contract
-from rekindle.contract import Round
+from rekindle import api
+from rekindle.api import Round
 from rekindle.launch.pod.settings import Settings
 from rekindle.launch.spawn.command import Program
 
@@ -39,9 +39,9 @@ OF_A_WORKER = frozenset(
         "PET_NODE_RANK",
         "TORCHELASTIC_RESTART_COUNT",
         ERROR_FILE,
-        contract.ENV_RUN_DIR,
-        contract.ENV_ROUND,
-        contract.ENV_REPORT,
+        api.ENV_RUN_DIR,
+        api.ENV_ROUND,
+        api.ENV_REPORT,
     }
 )
 """Variables that differ between the workers of a pod, or between its rounds."""
@@ -61,7 +61,7 @@ def of_pod(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     if memory:
-        variables[contract.ENV_MEMORY] = ",".join(str(file) for file in memory)
+        variables[api.ENV_MEMORY] = ",".join(str(file) for file in memory)
     defaults = {
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "1",
         # Looking for GPUs must not initialise CUDA in a process that others are forked from.
@@ -80,9 +80,9 @@ def of_round(current: Round, directory: Path) -> dict[str, str]:
     """Give what all workers of a round have in common."""
     told = current.variables or {}
     return {
-        **{name: value for name, value in told.items() if name in contract.OF_A_ROUND},
-        contract.ENV_RUN_DIR: str(directory),
-        contract.ENV_ROUND: str(current.number),
+        **{name: value for name, value in told.items() if name in api.OF_A_ROUND},
+        api.ENV_RUN_DIR: str(directory),
+        api.ENV_ROUND: str(current.number),
         "PROMETHEUS_MULTIPROC_DIR": str(directory / "prometheus"),
         "TORCHELASTIC_RESTART_COUNT": str(current.number - 1),
     }

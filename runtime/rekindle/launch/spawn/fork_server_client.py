@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from rekindle.contract import ENV_RUN_DIR
+from rekindle.api import ENV_RUN_DIR
 from rekindle.launch.spawn import program as keeper
 from rekindle.launch.spawn import worker
 from rekindle.launch.spawn.command import LOCAL_RANK, PYTHON, Program, Script

@@ -32,7 +32,7 @@ from typing import NoReturn
 from urllib.parse import quote, urlsplit
 
 from rekindle import threads
-from rekindle.contract import (
+from rekindle.api import (
     ENV_ACCESS,
     ENV_COORDINATOR,
     ENV_JOB,

@@ -39,7 +39,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from rekindle.contract import ENV_CHECKPOINT_URI
+from rekindle.api import ENV_CHECKPOINT_URI
 from rekindle.launch.spawn import group_ready
 from rekindle.launch.spawn.environment import OF_A_WORKER
 from rekindle.launch.spawn.script_imports import Import, Top, top_of

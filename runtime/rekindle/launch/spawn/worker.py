@@ -32,7 +32,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import NoReturn
 
-from rekindle.contract import ENV_RUN_DIR, ExitCode
+from rekindle.api import ENV_RUN_DIR, ExitCode
 from rekindle.errors.outcome import classify
 from rekindle.launch.health import stacks
 from rekindle.launch.spawn.command import LOCAL_RANK

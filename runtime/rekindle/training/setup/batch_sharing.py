@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rekindle.contract import ENV_WORKERS
+from rekindle.api import ENV_WORKERS
 from rekindle.data.sampling.order import Cursor
 from rekindle.flags import Flags
 

@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from rekindle.contract import ENV_POD
+from rekindle.api import ENV_POD
 from rekindle.data.loader import LoaderSource, Reader, Share, describe, fingerprint
 from rekindle.data.sampling.order import Cursor
 from rekindle.errors.requirement import RequirementError

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import torch
 
-from rekindle.contract import RestoredFrom, Rollback
+from rekindle.api import RestoredFrom, Rollback
 from rekindle.data.loader import Batch
 from rekindle.data.sampling.order import Cursor, Step
 from rekindle.errors.requirement import RequirementError

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from rekindle.contract import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
+from rekindle.api import ANNOTATION_RESTART, ANNOTATION_RESTART_FROM
 
 PLACE = frozenset({"uri", "secret", "endpoint_url", "region", "addressing", "commit"})
 """Fields of the checkpoint that a pod is made with; the others reach it with the next round."""
@@ -48,11 +48,11 @@ class CheckpointSpec:
     every_seconds: int | None
     every_auto: bool
     keep: Mapping[str, Any]
-    """What to keep, in the words of rekindle.contract.ENV_CHECKPOINT_KEEP."""
+    """What to keep, in the words of rekindle.api.ENV_CHECKPOINT_KEEP."""
     region: str | None = None
     addressing: str | None = None
     commit: str = "conditional"
-    """What is not said is the trainer's own choice; see rekindle.contract."""
+    """What is not said is the trainer's own choice; see rekindle.api."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class TrainingJob:
     startup_deadline: float | None
     active_deadline: float | None
     hang_timeout: str
-    """``auto``, ``never``, or seconds: in the words of rekindle.contract.ENV_HANG_TIMEOUT."""
+    """``auto``, ``never``, or seconds: in the words of rekindle.api.ENV_HANG_TIMEOUT."""
     suspend: bool
     ttl_after_finished: float | None
     clean_pods: str
@@ -97,7 +97,7 @@ class TrainingJob:
     """What the job says about notices, by their source; infinity: an advice."""
     pending_deadline: float | None = None
     progress: Mapping[str, Any] = field(default_factory=dict)
-    """Where steps are read from, in the words of rekindle.contract.ENV_PROGRESS."""
+    """Where steps are read from, in the words of rekindle.api.ENV_PROGRESS."""
     launcher: Launcher = Launcher()
     restart: str | None = None
     """A value that is new asks for another run of a job that has ended (see again)."""

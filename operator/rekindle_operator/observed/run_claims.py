@@ -14,10 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rekindle.contract import TRAINER_CONTAINER
+from rekindle.api import TRAINER_CONTAINER
 
 if TYPE_CHECKING:
-    from rekindle_operator.api.spec import TrainingJob
+    from rekindle.api.spec import TrainingJob
     from rekindle_operator.status.status import JobRecord
 
 IN_USE = "CheckpointInUse"

@@ -1,1 +1,0 @@
-"""A TrainingJob as typed values, and the small rules of its documents."""
