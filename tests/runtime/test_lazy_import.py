@@ -31,7 +31,7 @@ def python(code):
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    "module", ["contract", "ranks.control_page", "outcome", "data.sampling.order", "data.ledger"]
+    "module", ["api", "ranks.control_page", "errors.outcome", "data.sampling.order", "data.ledger"]
 )
 def test_modules_without_tensors_need_no_torch(module):
     done = python(f"{BLOCKED}\nimport rekindle.{module}")
