@@ -1,0 +1,1 @@
+"""Checkpoints in a store: listed, checked, kept, imported, audited."""
