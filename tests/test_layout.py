@@ -17,6 +17,7 @@ ALLOWED = {
     "constraints.txt",
     "crds",
     "docs",
+    "mkdocs.yml",
     "operator",
     "pyproject.toml",
     "runtime",

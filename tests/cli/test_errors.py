@@ -255,9 +255,9 @@ def test_json_after_the_stage_of_a_training_is_the_trainings(call, monkeypatch) 
 def test_a_reason_is_one_of_those_that_are_documented() -> None:
     with pytest.raises(AssertionError):
         CommandFailure("x", reason="Whatever")
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "reference" / "exit-codes.md").read_text()
     for reason in REASONS:
-        assert f"`{reason}`" in readme
+        assert f"`{reason}`" in page
 
 
 def test_the_help_tells_the_exit_codes(call) -> None:
