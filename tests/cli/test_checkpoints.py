@@ -281,7 +281,7 @@ def test_import_brings_a_file_in_and_refuses_code(tmp_path):
     assert asked("show", uri)["tensors"][0]["name"] == "model.w"
     torch.save({"x": CommandFailure}, tmp_path / "evil.ckpt")
     text = call("import", str(tmp_path / "evil.ckpt"), f"{uri}2", code=2)
-    assert "needs rekindle_cli.output.failure.Failure, which is code and not data" in text
+    assert "needs rekindle_cli.output.failure.CommandFailure, which is code and not data" in text
 
 
 def test_an_import_that_dies_is_reported():

@@ -13,8 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from rekindle_cli.checkpoints.store_arguments import (
+    Json,
+    Name,
+    Options,
+    Uri,
+    command,
+    opened,
+    print_json,
+)
 from rekindle_cli.output.failure import JOB_FAILED, CommandFailure
-from rekindle_cli.checkpoints.store_arguments import Json, Name, Options, Uri, command, opened, print_json
 from rekindle_cli.output.wording import count
 
 if TYPE_CHECKING:

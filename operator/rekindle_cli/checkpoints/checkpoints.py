@@ -14,8 +14,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from rekindle_cli.checkpoints.store_arguments import (
+    Json,
+    Name,
+    Options,
+    Uri,
+    command,
+    opened,
+    print_json,
+)
 from rekindle_cli.output.failure import JOB_FAILED, CommandFailure
-from rekindle_cli.checkpoints.store_arguments import Json, Name, Options, Uri, command, opened, print_json
 
 if TYPE_CHECKING:
     from rekindle.checkpoint.retention import Best
@@ -62,8 +70,8 @@ def show(
     from rekindle.checkpoint.difference import flat
     from rekindle.checkpoint.format.encoding import encode
     from rekindle_cli.checkpoints import inventory
-    from rekindle_cli.output import tables
     from rekindle_cli.jobs.view import print_rows
+    from rekindle_cli.output import tables
 
     with opened(uri, options) as store:
         ref = inventory.resolve(store, step)

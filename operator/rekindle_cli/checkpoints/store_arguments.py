@@ -85,9 +85,9 @@ def opened(
     the same ones: one of both may be of files.
     """
     from rekindle.checkpoint.format.checksum import ChecksumUnavailable
-    from rekindle.checkpoint.objects.location import check_options
     from rekindle.checkpoint.format.manifest import IntegrityError, VersionError
     from rekindle.checkpoint.objects.interface import StoreError
+    from rekindle.checkpoint.objects.location import check_options
     from rekindle.checkpoint.store import Store
 
     for option, allowed in _ALLOWED.items():

@@ -1,19 +1,20 @@
 """The embedded S3 server: moto's S3 behind a check of signatures and permissions.
 
-moto implements S3's dialect well, conditional writes included, but takes any credentials; `s3auth`
-stands in front of it. Whether a condition is met and the write that follows are two steps of it, in
-many threads, so changes of one object wait for each other (`one_at_a_time`): two would else both be
-told that they were the first. It runs in a process of its own, because it computes checksums and
-copies bodies in Python threads and would hold up the event loop that serves the API; the process
-ends when its standard input does, so it never outlives the cluster. Only S3 is reachable, not the
-other services or moto's own control API.
+moto implements S3's dialect well, conditional writes included, but takes any credentials;
+`signatures` stands in front of it. Whether a condition is met and the write that follows are two
+steps of it, in many threads, so changes of one object wait for each other (`one_at_a_time`): two
+would else both be told that they were the first. It runs in a process of its own, because it
+computes checksums and copies bodies in Python threads and would hold up the event loop that serves
+the API; the process ends when its standard input does, so it never outlives the cluster. Only S3 is
+reachable, not the other services or moto's own control API.
 
 Three things are done about memory: moto remembers every object it ever made so that a reset can
 close them (deleted and overwritten checkpoints would stay for ever), which is turned off; it leaves
 bodies in reference cycles, which are looked for after each large one; and large buffers are given
 back to the system when freed.
 
-moto is imported when the server process starts and never by importing this module.
+moto and `signatures` are imported when the server process starts and never by importing this
+module.
 """
 
 import argparse
@@ -28,11 +29,6 @@ import threading
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from xml.sax.saxutils import escape
-
-from rekindle_local import timestamps
-from rekindle_local.objectstore import signatures
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
@@ -149,54 +145,6 @@ class ObjectStore:
             await process.wait()
 
 
-class SignatureGate:
-    """WSGI middleware: a request passes when `s3auth.verify` lets it."""
-
-    def __init__(
-        self, app: "WSGIApplication", credentials: dict[str, str], deny: Collection[str]
-    ) -> None:
-        self._app = app
-        self._credentials = credentials
-        self.deny = frozenset(deny)
-
-    def __call__(
-        self, environ: "WSGIEnvironment", start_response: "StartResponse"
-    ) -> Iterable[bytes]:
-        """Verify, then pass on or answer as S3 does."""
-        headers = {
-            name.removeprefix("HTTP_").replace("_", "-").lower(): str(value)
-            for name, value in environ.items()
-            if name.startswith("HTTP_") or name in ("CONTENT_TYPE", "CONTENT_LENGTH")
-        }
-        request = signatures.SignedRequest(
-            method=environ["REQUEST_METHOD"], target=environ["REQUEST_URI"], headers=headers
-        )
-        try:
-            signatures.verify(request, self._credentials, self.deny, timestamps.now())
-        except signatures.SignatureRefused as refusal:
-            return _refuse(refusal, request, start_response)
-        return self._app(environ, start_response)
-
-
-def _refuse(
-    refusal: signatures.SignatureRefused,
-    request: signatures.SignedRequest,
-    start_response: "StartResponse",
-) -> Iterable[bytes]:
-    words = {400: "400 Bad Request", 403: "403 Forbidden"}
-    body = (
-        '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f"<Error><Code>{refusal.code}</Code><Message>{escape(refusal.message)}</Message>"
-        f"<Resource>{escape(urlsplit(request.target).path)}</Resource>"
-        f"<RequestId>{secrets.token_hex(8).upper()}</RequestId></Error>"
-    ).encode()
-    start_response(
-        words[refusal.status],
-        [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))],
-    )
-    return [] if request.method == "HEAD" else [body]
-
-
 class _Forgetful(list[Any]):
     """A list that keeps nothing."""
 
@@ -243,6 +191,8 @@ def one_at_a_time(app: "WSGIApplication") -> "WSGIApplication":
 def serve(host: str, port: int) -> None:
     """The server process: obeys lines on standard input until its end."""
     from werkzeug.serving import WSGIRequestHandler, make_server
+
+    from rekindle_local.objectstore.signatures import SignatureGate
 
     class Quiet(WSGIRequestHandler):
         def log(self, type: str, message: str, *args: Any) -> None:

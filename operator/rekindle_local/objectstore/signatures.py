@@ -1,17 +1,32 @@
-"""AWS Signature Version 4 for S3: verifying what a client sent, and signing a request of our own.
+"""A gate in front of the embedded S3 server: signatures (AWS Signature Version 4) and permissions.
 
 moto takes any credentials; this goes in front of it, because "wrong secret" and "no permission" are
-among the first things that go wrong with a real bucket and have to be seen on a laptop. The
-signature is computed again from the request as received (header or presigned query form) and
-compared; the payload hash is used as the client states it. Refusals carry S3's codes and wording.
+among the first things that go wrong with a real bucket and have to be seen on a laptop. botocore
+signs the request as received again (header or presigned query form), and the two signatures are
+compared; the payload hash is used as the client states it. What it does not look at is checked
+here: the form of the claim, its age, and what is denied. Refusals carry S3's codes and wording.
+
+It imports botocore, so nothing but the server process imports it.
 """
 
-import hashlib
 import hmac
-from collections.abc import Collection, Mapping
+import secrets as random
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
+from xml.sax.saxutils import escape
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.compat import HTTPHeaders
+from botocore.credentials import Credentials
+from werkzeug.datastructures import EnvironHeaders
+from werkzeug.wrappers import Response
+
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 _ALGORITHM = "AWS4-HMAC-SHA256"
 _MAX_SKEW_SECONDS = 15 * 60
@@ -23,7 +38,6 @@ class SignatureRefused(Exception):
     def __init__(self, code: str, message: str, status: int = 403) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
         self.status = status
 
 
@@ -36,27 +50,20 @@ class SignedRequest:
     headers: Mapping[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Claim:
     access_key: str
     scope: str
-    signed: tuple[str, ...]
+    signed: str
     signature: str
     stamp: str
     payload: str
     expires: int | None
 
 
-def bucket_and_key(target: str) -> tuple[str, str]:
-    """The bucket and key of a path-style request target."""
-    path = unquote(urlsplit(target).path).lstrip("/")
-    bucket, _, key = path.partition("/")
-    return bucket, key
-
-
 def denied(target: str, deny: Collection[str]) -> bool:
     """Whether a target is under a denied bucket (`name`) or prefix (`name/some/prefix`)."""
-    bucket, key = bucket_and_key(target)
+    bucket, _, key = unquote(urlsplit(target).path).lstrip("/").partition("/")
     return any(
         bucket == entry if "/" not in entry else f"{bucket}/{key}".startswith(entry)
         for entry in deny
@@ -66,7 +73,7 @@ def denied(target: str, deny: Collection[str]) -> bool:
 def verify(
     request: SignedRequest, secrets: Mapping[str, str], deny: Collection[str], now: datetime
 ) -> None:
-    """Raise Refused unless the request is signed by a known key and not denied."""
+    """Raise SignatureRefused unless the request is signed by a known key and not denied."""
     claim = _claim(request)
     if claim.access_key not in secrets:
         raise SignatureRefused(
@@ -74,10 +81,8 @@ def verify(
             "The AWS Access Key Id you provided does not exist in our records.",
         )
     _check_time(claim, now)
-    region = claim.scope.split("/")[1]
-    key = signing_key(secrets[claim.access_key], claim.stamp[:8], region)
-    wanted = _signature(request, claim, key)
-    if not hmac.compare_digest(wanted, claim.signature):
+    wanted = _signature(request, claim, secrets[claim.access_key])
+    if not hmac.compare_digest(wanted.encode(), claim.signature.encode()):
         raise SignatureRefused(
             "SignatureDoesNotMatch",
             "The request signature we calculated does not match the signature you provided. "
@@ -88,88 +93,55 @@ def verify(
         raise SignatureRefused("AccessDenied", "Access Denied")
 
 
-def sign(
-    request: SignedRequest, access_key: str, secret: str, region: str, payload: str, now: datetime
-) -> dict[str, str]:
-    """The headers to send: those of the request plus date, payload hash and authorization."""
-    stamp = now.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    headers = {**request.headers, "x-amz-date": stamp, "x-amz-content-sha256": payload}
-    claim = _Claim(
-        access_key=access_key,
-        scope=f"{stamp[:8]}/{region}/s3/aws4_request",
-        signed=tuple(sorted(headers)),
-        signature="",
-        stamp=stamp,
-        payload=payload,
-        expires=None,
+def _signature(request: SignedRequest, claim: _Claim, secret: str) -> str:
+    """What botocore says the signature must be."""
+    split = urlsplit(request.target)
+    query = parse_qsl(split.query, keep_blank_values=True)
+    received = AWSRequest(
+        method=request.method,
+        url="http://store" + (quote(unquote(split.path), safe="/-_.~") or "/"),
+        params=[pair for pair in query if pair[0] != "X-Amz-Signature"],
+        headers={"X-Amz-Content-SHA256": claim.payload},
     )
-    full = SignedRequest(method=request.method, target=request.target, headers=headers)
-    signature = _signature(full, claim, signing_key(secret, stamp[:8], region))
-    headers["authorization"] = (
-        f"{_ALGORITHM} Credential={access_key}/{claim.scope}, "
-        f"SignedHeaders={';'.join(claim.signed)}, Signature={signature}"
-    )
-    return headers
-
-
-def signing_key(secret: str, day: str, region: str) -> bytes:
-    """The key of one day and region."""
-    key = f"AWS4{secret}".encode()
-    for part in (day, region, "s3", "aws4_request"):
-        key = hmac.new(key, part.encode(), hashlib.sha256).digest()
-    return key
+    received.context["timestamp"] = claim.stamp
+    signed = HTTPHeaders()
+    for name in claim.signed.split(";"):
+        signed[name] = request.headers.get(name, "")
+    signer = S3SigV4Auth(Credentials(claim.access_key, secret), "s3", claim.scope.split("/")[1])
+    # The client chooses both.
+    signer.headers_to_sign = lambda _request: signed
+    signer.credential_scope = lambda _request: claim.scope
+    text = signer.string_to_sign(received, signer.canonical_request(received))
+    return str(signer.signature(text, received))
 
 
 def _claim(request: SignedRequest) -> _Claim:
-    authorization = request.headers.get("authorization", "")
+    headers = request.headers
+    authorization = headers.get("authorization", "")
     query = dict(parse_qsl(urlsplit(request.target).query, keep_blank_values=True))
     try:
         if authorization.startswith(_ALGORITHM):
-            fields = dict(
-                part.strip().split("=", 1)
-                for part in authorization.removeprefix(_ALGORITHM).split(",")
-            )
-            access_key, _, scope = fields["Credential"].partition("/")
-            return _Claim(
-                access_key=access_key,
-                scope=_checked_scope(scope),
-                signed=tuple(fields["SignedHeaders"].split(";")),
-                signature=fields["Signature"],
-                stamp=request.headers["x-amz-date"],
-                payload=request.headers["x-amz-content-sha256"],
-                expires=None,
-            )
-        if query.get("X-Amz-Algorithm") == _ALGORITHM:
-            access_key, _, scope = query["X-Amz-Credential"].partition("/")
-            return _Claim(
-                access_key=access_key,
-                scope=_checked_scope(scope),
-                signed=tuple(query["X-Amz-SignedHeaders"].split(";")),
-                signature=query["X-Amz-Signature"],
-                stamp=query["X-Amz-Date"],
-                payload=request.headers.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD"),
-                expires=int(query["X-Amz-Expires"]),
-            )
+            parts = authorization.removeprefix(_ALGORITHM).split(",")
+            given = dict(part.strip().split("=", 1) for part in parts)
+            stamp, payload, expires = headers["x-amz-date"], headers["x-amz-content-sha256"], None
+        elif query.get("X-Amz-Algorithm") == _ALGORITHM:
+            given = {name[6:]: text for name, text in query.items() if name.startswith("X-Amz-")}
+            stamp, expires = given["Date"], int(given["Expires"])
+            payload = headers.get("x-amz-content-sha256", "UNSIGNED-PAYLOAD")
+        elif authorization or "Signature" in query:
+            message = "The authorization mechanism you have provided is not supported. "
+            raise SignatureRefused("InvalidRequest", message + f"Use {_ALGORITHM}.", 400)
+        else:
+            raise SignatureRefused("AccessDenied", "Access Denied")
+        access_key, _, scope = given["Credential"].partition("/")
+        day, region, service, end = scope.split("/")
+        if not (len(day) == 8 and region and service == "s3" and end == "aws4_request"):
+            raise ValueError(f"the credential scope {scope!r}")
+        signed, signature = given["SignedHeaders"], given["Signature"]
     except (KeyError, ValueError) as error:
-        raise SignatureRefused(
-            "AuthorizationHeaderMalformed",
-            f"The authorization is malformed: {error} is missing or wrong.",
-            400,
-        ) from error
-    if authorization or "Signature" in query:
-        raise SignatureRefused(
-            "InvalidRequest",
-            f"The authorization mechanism you have provided is not supported. Use {_ALGORITHM}.",
-            400,
-        )
-    raise SignatureRefused("AccessDenied", "Access Denied")
-
-
-def _checked_scope(scope: str) -> str:
-    day, region, service, end = scope.split("/")
-    if not (len(day) == 8 and region and service == "s3" and end == "aws4_request"):
-        raise ValueError(f"the credential scope {scope!r}")
-    return scope
+        message = f"The authorization is malformed: {error} is missing or wrong."
+        raise SignatureRefused("AuthorizationHeaderMalformed", message, 400) from error
+    return _Claim(access_key, scope, signed, signature, stamp, payload, expires)
 
 
 def _check_time(claim: _Claim, now: datetime) -> None:
@@ -189,22 +161,33 @@ def _check_time(claim: _Claim, now: datetime) -> None:
         )
 
 
-def _signature(request: SignedRequest, claim: _Claim, key: bytes) -> str:
-    split = urlsplit(request.target)
-    pairs = sorted(
-        (quote(name, safe="-_.~"), quote(value, safe="-_.~"))
-        for name, value in parse_qsl(split.query, keep_blank_values=True)
-        if name != "X-Amz-Signature"
-    )
-    lines = [
-        request.method,
-        quote(unquote(split.path), safe="/-_.~") or "/",
-        "&".join(f"{name}={value}" for name, value in pairs),
-        *(f"{name}:{' '.join(request.headers.get(name, '').split())}" for name in claim.signed),
-        "",
-        ";".join(claim.signed),
-        claim.payload,
-    ]
-    canonical = hashlib.sha256("\n".join(lines).encode()).hexdigest()
-    text = "\n".join((_ALGORITHM, claim.stamp, claim.scope, canonical))
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+class SignatureGate:
+    """WSGI middleware: a request passes when `verify` lets it."""
+
+    def __init__(
+        self, app: "WSGIApplication", credentials: dict[str, str], deny: Collection[str]
+    ) -> None:
+        self._app = app
+        self._credentials = credentials
+        self.deny = frozenset(deny)
+
+    def __call__(
+        self, environ: "WSGIEnvironment", start_response: "StartResponse"
+    ) -> Iterable[bytes]:
+        """Verify, then pass on or answer as S3 does."""
+        headers = {name.lower(): value for name, value in EnvironHeaders(environ).items()}
+        request = SignedRequest(
+            method=environ["REQUEST_METHOD"], target=environ["REQUEST_URI"], headers=headers
+        )
+        try:
+            verify(request, self._credentials, self.deny, datetime.now(UTC))
+        except SignatureRefused as refusal:
+            body = (
+                '<?xml version="1.0" encoding="UTF-8"?>\n'
+                f"<Error><Code>{refusal.code}</Code><Message>{escape(str(refusal))}</Message>"
+                f"<Resource>{escape(urlsplit(request.target).path)}</Resource>"
+                f"<RequestId>{random.token_hex(8).upper()}</RequestId></Error>"
+            )
+            answer = Response(body, refusal.status, content_type="application/xml")
+            return answer(environ, start_response)
+        return self._app(environ, start_response)
