@@ -10,7 +10,7 @@ from rekindle_cli.output import interrupts
 
 PROGRAM = """
 import os, signal, sys, time
-from rekindle_cli import interrupts
+from rekindle_cli.output import interrupts
 interrupts.install()
 try:
     print("waiting", flush=True)

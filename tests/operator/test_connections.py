@@ -226,7 +226,8 @@ def test_a_head_that_is_no_http_is_not_quoted(capfd):
 SERVER = """
 import asyncio, resource, sys
 from aiohttp import web
-from rekindle_operator import connections, logs
+from rekindle_operator import logs
+from rekindle_operator.coordinator import connections
 from rekindle_operator.coordinator.coordinator import Coordinator
 
 async def tokens(job):

@@ -12,7 +12,11 @@ import rekindle.checkpoint
 from rekindle.checkpoint.format import checksum
 
 FOLDER = Path(rekindle.checkpoint.__file__).parent
-MODULES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    str(path.relative_to(FOLDER).with_suffix(""))
+    for path in FOLDER.rglob("*.py")
+    if path.stem != "__init__"
+)
 
 
 def imports(name: str) -> set[str]:
@@ -72,7 +76,9 @@ class Block:
             raise ModuleNotFoundError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 import rekindle.checkpoint
-from rekindle.checkpoint import Store, encoding, file, layout, lineage, location, manifest, objects
+from rekindle.checkpoint import Store, lineage
+from rekindle.checkpoint.format import encoding, layout, manifest
+from rekindle.checkpoint.objects import file, interface, location
 assert Store.open("/tmp/rekindle-none").commits() == []
 assert "torch" not in sys.modules
 """

@@ -19,10 +19,10 @@ pytestmark = pytest.mark.processes
 
 PROGRAM = """
 import os, signal, sys, time
-from rekindle.launch import first
+from rekindle.launch.spawn import init_process
 from rekindle.launch.pod.signals import Signals
-first.END_SECONDS = 60.0 if os.environ.get("PATIENT") else first.END_SECONDS
-first.stand_before_the_agent()
+init_process.END_SECONDS = 60.0 if os.environ.get("PATIENT") else init_process.END_SECONDS
+init_process.stand_before_the_agent()
 """
 
 

@@ -55,12 +55,12 @@ def test_nobody_is_asked_where_one_would_die_of_it(tmp_path, prepared):
 
 @pytest.mark.processes
 def test_a_process_that_hangs_in_c_code_tells_where(tmp_path):
-    script = tmp_path / "rekindle" / "launch" / "worker.py"
+    script = tmp_path / "rekindle" / "launch" / "spawn" / "worker.py"
     script.parent.mkdir(parents=True)
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from rekindle.launch import stacks\n"
+        "from rekindle.launch.health import stacks\n"
         "def hang():\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(600)\n"
