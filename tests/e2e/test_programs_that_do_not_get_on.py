@@ -99,7 +99,7 @@ def assert_saved_in_time(job, victim):
     incident = job.incident(victim)
     assert incident["cause"] == "Preempted"
     assert incident["stepsLost"] == 0
-    assert incident["step"] >= 10
+    assert incident["step"] > 0
     assert job.status["restarts"] == {"user": 0, "infrastructure": 0, "preemption": 1, "total": 1}
 
 

@@ -305,7 +305,7 @@ def test_an_operator_with_nothing_to_show_says_so_and_ends(files, tmp_path, monk
     async def connect():
         return Away()
 
-    monkeypatch.setattr(main.Cluster, "connect", connect)
+    monkeypatch.setattr(main.KubernetesApi, "connect", connect)
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     ports = ["--host", "127.0.0.1", "--port", "0", "--metrics-port", "0"]

@@ -29,6 +29,10 @@ if given.get("resume"):
     source = source.replace(
         "trainer.fit(model, data)", "trainer.fit(model, data, ckpt_path='./checkpoints/last.ckpt')"
     )
+# `test` and `predict` begin without metrics.
+source = source.replace(
+    "    trainer.test(", "    fitted = sorted(trainer.callback_metrics)\n    trainer.test("
+)
 names = {"__name__": "__main__"}
 seen = []
 
@@ -64,6 +68,6 @@ result = {
     "best": best,
     "rebuilt": dict(rebuilt.hparams),
     "predictions": [list(part.shape) for part in names["predictions"]],
-    "metrics": sorted(names["trainer"].callback_metrics),
+    "metrics": names["fitted"],
 }
 (folder / "result.json").write_text(json.dumps(result))

@@ -135,6 +135,7 @@ def train(task, reading):
         model, DataLoader(data, task.get("batch_size", 2), shuffle=True), DataLoader(data, 5)
     )
     whole = [getattr(p.detach(), "full_tensor", p.detach)() for p in model.parameters()]
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     tested = trainer.validate(model, DataLoader(data, 5))[0] if task.get("validate") else {}
     return {
         "root": task["root"],
@@ -144,7 +145,7 @@ def train(task, reading):
         "calls": model.net[1].calls,
         "seen": sorted(model.seen),
         "buffers": [b.flatten().tolist() for b in model.buffers()],
-        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "metrics": metrics,
         "tested": tested,
         "parameters": [p.flatten().tolist() for p in whole],
     }
