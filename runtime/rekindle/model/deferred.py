@@ -42,9 +42,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        given = tree_map(_as_it_is, (args, kwargs))
         result = func(*args, **kwargs)
-        if any(_unreal(leaf) for leaf in tree_leaves((args, kwargs, result))):
-            self.operations.append((func, args, kwargs, result))
+        if any(_unreal(leaf) for leaf in tree_leaves((given, result))):
+            self.operations.append((func, *given, tree_map(_as_it_is, result)))
         return result
 
 
@@ -158,6 +159,11 @@ def _drawn(func: Any, real: Any, args: Any, kwargs: Any, result: torch.Tensor) -
 
 def _unreal(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.device.type == "meta"
+
+
+def _as_it_is(value: Any) -> Any:
+    """The tensor in its present shape: ``t_`` and its kin change the one that we were given."""
+    return value.detach() if _unreal(value) else value
 
 
 def _key(tensor: torch.Tensor) -> int:

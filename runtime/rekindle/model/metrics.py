@@ -50,9 +50,18 @@ def entries(values: Any) -> Iterable[tuple[str, Any]]:
 
 def owned(module: nn.Module) -> dict[str, Any]:
     """Path -> metric, for every metric inside the module."""
-    if "torchmetrics" not in sys.modules:
+    torchmetrics = sys.modules.get("torchmetrics")
+    if torchmetrics is None:
         return {}
-    return {path: child for path, child in module.named_modules() if is_metric(child)}
+    found = {}
+    for path, child in module.named_modules():
+        if torchmetrics.MetricCollection in type(child).__mro__:
+            # Metrics of a collection may share a state, of which some releases let all but the
+            # first one keep an old tensor until somebody asks.
+            child.items(keep_base=True, copy_state=False)
+        elif is_metric(child):
+            found[path] = child
+    return found
 
 
 def states(module: nn.Module) -> States:

@@ -35,6 +35,12 @@ class Net(rk.Module):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
+class Turned(rk.Module):
+    def configure_model(self):
+        wide = torch.arange(6.0).reshape(2, 3).mul(2)
+        self.register_buffer("tall", wide.t_() + 1)
+
+
 def direct():
     torch.manual_seed(3)
     net = Net()
@@ -83,3 +89,10 @@ def test_a_model_that_needs_values_is_told_what_to_do():
 
     with pytest.raises(RuntimeError, match="Hasty.configure_model needs values .* in __init__"):
         configure(Hasty(), CPU)
+
+
+def test_a_tensor_whose_shape_is_changed_in_place_is_filled_in_the_one_it_had():
+    net, expected = Turned(), Turned()
+    configure(net, CPU)
+    expected.configure_model()
+    assert torch.equal(net.tall, expected.tall)

@@ -43,6 +43,8 @@ def warm(optimizer):
     return SequentialLR(optimizer, parts, milestones=[4])
 
 
+# In torch 2.6, SequentialLR steps its parts in a way that they warn of.
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")
 @pytest.mark.parametrize(
     ("make", "spec"),
     [

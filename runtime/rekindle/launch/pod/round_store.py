@@ -99,14 +99,13 @@ class Spare:
         address = address or self._address
         try:
             listening = _socket(address, port)
-            return TCPStore(
-                address,
-                listening.getsockname()[1],
-                is_master=True,
-                wait_for_workers=False,
-                timeout=STORE_TIMEOUT,
-                master_listen_fd=listening.detach(),  # the server's from now on
-            )
+            try:
+                return _server(listening, address)
+            except NotImplementedError:
+                # Of torch 2.6, only the older of two servers takes a socket that listens.
+                return _server(listening, address, use_libuv=False)
+            finally:
+                listening.detach()  # the server's from now on
         except (OSError, RuntimeError) as error:
             raise RoundStoreError(f"cannot listen on {address}, port {port}: {error}") from error
 
@@ -115,6 +114,18 @@ def _socket(address: str, port: int) -> socket.socket:
     """A socket that listens on this address; raises OSError."""
     family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(place[:2], family=family, backlog=BACKLOG)
+
+
+def _server(listening: socket.socket, address: str, **kind: bool) -> TCPStore:
+    return TCPStore(
+        address,
+        listening.getsockname()[1],
+        is_master=True,
+        wait_for_workers=False,
+        timeout=STORE_TIMEOUT,
+        master_listen_fd=listening.fileno(),
+        **kind,
+    )
 
 
 def _client(address: str, port: int) -> TCPStore:
