@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections import OrderedDict
+from inspect import signature
 
 import pytest
 import torch
@@ -169,7 +170,8 @@ def directory(tmp_path):
         warnings.simplefilter("ignore")  # it says that there is one process
         import torch.distributed.checkpoint as torch_dcp
 
-        torch_dcp.save(STATE, checkpoint_id=path, no_dist=True)
+        alone = {"no_dist": True} if "no_dist" in signature(torch_dcp.save).parameters else {}
+        torch_dcp.save(STATE, checkpoint_id=path, **alone)
     return path
 
 
@@ -219,6 +221,32 @@ def test_metadata_that_would_run_code_is_refused(directory):
     (directory / ".metadata").write_bytes(b"cos\nsystem\n(S'touch /tmp/x'\ntR.")
     with pytest.raises(FileRefused, match="names os.system"):
         importing.read(str(directory))
+
+
+class AttributePickler(pickle.Pickler):
+    """Members of enumerations by name, as Python 3.11.2 has them."""
+
+    def reducer_override(self, value):
+        if type(value).__name__ == "_MEM_FORMAT_ENCODING":
+            return getattr, (type(value), value.name)
+        return NotImplemented
+
+
+def test_metadata_of_the_first_releases_of_python_3_11(directory):
+    metadata = pickle.loads((directory / ".metadata").read_bytes())
+    with open(directory / ".metadata", "wb") as file:
+        AttributePickler(file).dump(metadata)
+    assert b"getattr" in (directory / ".metadata").read_bytes()
+    assert torch.equal(legacy.read(str(directory))[1]["model"]["w"], STATE["model"]["w"])
+
+
+@pytest.mark.parametrize(
+    "owner", [b"ctorch.distributed.checkpoint.metadata\nMetadata\n", b"ccollections\nOrderedDict\n"]
+)
+def test_an_attribute_of_anything_but_that_enumeration_is_refused(directory, owner):
+    (directory / ".metadata").write_bytes(b"cbuiltins\ngetattr\n(" + owner + b"S'__init__'\ntR.")
+    with pytest.raises(Refused, match="asks for '__init__' of .*which is no enumeration"):
+        legacy.read(str(directory))
 
 
 def test_a_byte_item_that_would_run_code_is_refused(directory):

@@ -79,6 +79,13 @@ def _layout(*_: Any) -> str:
     return "layout"
 
 
+def _member(owner: Any, name: Any) -> Record:
+    """A memory format, as the first releases of Python 3.11 pickle members of an enumeration."""
+    if getattr(owner, "__name__", None) != "_MEM_FORMAT_ENCODING" or not isinstance(name, str):
+        raise DcpRefused(f".metadata asks for {name!r:.60} of {owner!r:.60}, which is no enumeration")
+    return Record(name)
+
+
 _UNUSED = b"\x96\x97\x98\x82\x83\x84PQio"
 """Opcodes that DCP's metadata does without: buffers (one allocates by a number in the file),
 extensions, persistent ids, and two old ways to make an instance."""
@@ -115,6 +122,8 @@ class Interpreter(pickle._Unpickler):
             return _layout
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         raise DcpRefused(
             f".metadata names {module}.{name}, which DCP's own metadata never does: that is code, "
             f"and it was not run"
