@@ -161,3 +161,12 @@ def _runner(_forkserver, tmp_path):
         return [json.loads(out.read_text()) for out in outs if out.exists()]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shares():
+    """A torch that cuts models into shares; `FSDP2` refuses the others by name."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        pytest.skip("needs a newer torch")

@@ -8,7 +8,7 @@ import pytest
 from rekindle import audit
 from rekindle.checkpoint import Store
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("shares")]
 
 PROGRAM = Path(__file__).parent / "program" / "sharded.py"
 FOUR = {"global_batch_size": 4}

@@ -174,3 +174,13 @@ def test_a_compiled_backward_pass_trains_what_an_eager_one_trains(tmp_path):
     )
     for a, b in zip(plain.parameters(), compiled.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_a_torch_that_cannot_sum_shares_is_refused_before_anything_is_cut(monkeypatch):
+    from torch.distributed.fsdp import FSDPModule
+
+    from rekindle.strategies.sharding import shard
+
+    monkeypatch.delattr(FSDPModule, "set_force_sum_reduction_for_comms")
+    with pytest.raises(ValueError, match="Use strategy='ddp', or install a newer torch"):
+        shard(torch.nn.Linear(1, 1), FSDP2(), None, 2, torch.device("cpu"))

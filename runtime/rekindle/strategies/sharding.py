@@ -40,6 +40,11 @@ def shard(
         register_fsdp_forward_method,
     )
 
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        raise ValueError(
+            f"a model is cut into shares with a torch whose shares of gradients can be summed; "
+            f"this is torch {torch.__version__}. Use strategy='ddp', or install a newer torch."
+        )
     recompute(module, strategy.ac)
     options: dict[str, Any] = {
         "mesh": _device_mesh(module, strategy, mesh, world_size, device),

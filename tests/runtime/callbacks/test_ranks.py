@@ -35,7 +35,7 @@ def near(values):
     return pytest.approx(values, rel=1e-4, abs=1e-5)
 
 
-def test_two_ranks_do_what_one_does(ranks, alone, tmp_path):
+def test_two_ranks_do_what_one_does(ranks, alone, tmp_path, shares):
     tasks = [task(name) for name in TOOLS]
     tasks += [task("finetuning", root="bitwise", flags={"data": {"guarantee": "bitwise"}})]
     tasks += [task("averages", root="sharded", flags={"strategy": "fsdp"})]

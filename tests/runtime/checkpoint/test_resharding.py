@@ -54,7 +54,7 @@ def stage(_forkserver, tmp_path):
 
 
 @pytest.mark.processes
-def test_ddp_and_fsdp2_read_each_other_on_any_number_of_ranks(stage):
+def test_ddp_and_fsdp2_read_each_other_on_any_number_of_ranks(stage, shares):
     before = None
     for step, (world_size, strategy) in enumerate(
         [(3, "ddp"), (2, "fsdp"), (4, "hybrid"), (2, "columns"), (3, "fsdp"), (1, "ddp")], 1

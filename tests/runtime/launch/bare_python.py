@@ -33,6 +33,7 @@ def make(root: Path) -> Path:
         found = importlib.metadata.distribution(name)
         for top in {Path(str(file)).parts[0] for file in found.files or ()}:
             place = Path(str(found.locate_file(top)))
-            if top not in {"..", "__pycache__"} and place.exists():
+            shared = (packages / top).exists()  # the folder of several, `nvidia` for example
+            if top not in {"..", "__pycache__"} and place.exists() and not shared:
                 (packages / top).symlink_to(place)
     return root / "bin" / "python"

@@ -144,7 +144,7 @@ def test_how_a_program_ends_is_told_as_of_a_script(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["torchrun", "--virtual-local-rank", "train.py"], "--virtual-local-rank cannot be had"),
+        (["torchrun", "--virtual-local-rank", "train.py"], "--virtual-local-rank"),
         (["no-such-program"], "there is no executable 'no-such-program'"),
         (["python", "absent.py"], "there is no script 'absent.py'"),
         (["mpirun", "-np", "2", "x"], "mpirun starts processes on other machines"),

@@ -252,6 +252,7 @@ def test_ranks_that_update_themselves_do_what_one_process_does(ranks, tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.usefixtures("shares")
 @pytest.mark.parametrize("strategy", ["auto", "fsdp"])
 def test_gradients_that_wait_for_a_step_are_kept_over_a_resume(ranks, tmp_path, strategy):
     program = runpy.run_path(str(PROGRAM / "manual.py"))
@@ -280,7 +281,7 @@ def test_gradients_that_wait_for_a_step_are_kept_over_a_resume(ranks, tmp_path, 
 
 
 @pytest.mark.processes
-def test_networks_in_shares_are_updated_as_whole_ones_are(ranks, tmp_path):
+def test_networks_in_shares_are_updated_as_whole_ones_are(ranks, tmp_path, shares):
     program = runpy.run_path(str(PROGRAM / "manual.py"))
 
     def task(root, batch=4, **more):
