@@ -42,7 +42,7 @@ def shard(
 
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         raise ValueError(
-            f"a model is cut into shares with a torch whose shares of gradients can be summed; "
+            f"strategy 'fsdp2' needs a torch that sums the shares of gradients without dividing; "
             f"this is torch {torch.__version__}. Use strategy='ddp', or install a newer torch."
         )
     recompute(module, strategy.ac)
