@@ -122,7 +122,8 @@ def test_the_commands_of_the_front_page_install_what_is_locked(mark: str) -> Non
 def test_scripts_of_ci_install_what_is_locked_or_say_why_not() -> None:
     """`newest` and `clients` are about what is not locked; `lock` installs its own tool."""
     for script in sorted((ROOT / ".ci").iterdir()):
-        subprocess.run(["bash", "-n", script], check=True, timeout=60)
+        if "bash" in script.read_text().partition("\n")[0]:
+            subprocess.run(["bash", "-n", script], check=True, timeout=60)
         for line in script.read_text().splitlines():
             if "pip install" in line and script.name == "run":
                 assert f"-c {LOCK}" in line, line

@@ -3,7 +3,7 @@
 `tests/data/promises.json` is what the newest release has promised: the fields of the resource,
 those of the documents that agents and operator exchange, exit codes and variables. All of it has to
 be there still, in a form that the other side of that release understands. A release renews it:
-``REKINDLE_WRITE_DOCS=1 pytest tests/contract/test_versions.py``.
+``REKINDLE_WRITE_DOCS=1 pytest tests/api/test_versions.py``.
 """
 
 import hashlib
@@ -21,9 +21,8 @@ import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 import rekindle as rk
-from rekindle import contract
-from rekindle.checkpoint import Store, VersionError
-from rekindle.contract import (
+from rekindle import api
+from rekindle.api import (
     AgentPhase,
     AgentReport,
     Directive,
@@ -32,6 +31,7 @@ from rekindle.contract import (
     Outcome,
     View,
 )
+from rekindle.checkpoint import Store, VersionError
 
 ROOT = Path(__file__).parents[2]
 PROMISES = ROOT / "tests" / "data" / "promises.json"
@@ -89,10 +89,10 @@ def present():
         "exit codes": {code.name: int(code) for code in ExitCode},
         "names": sorted(
             value
-            for name, value in vars(contract).items()
+            for name, value in vars(api).items()
             if name.startswith(("ENV_", "LABEL_", "ANNOTATION_", "ACCESS_"))
         ),
-        "path": contract.pod_path("NAMESPACE", "JOB", "POD"),
+        "path": api.pod_path("NAMESPACE", "JOB", "POD"),
     }
 
 
@@ -142,7 +142,7 @@ def test_what_was_promised_is_still_there():
         PROMISES.write_text(json.dumps(now, indent=1, sort_keys=True) + "\n")
     assert broken(json.loads(PROMISES.read_text()), now) == [], (
         "keep these until the next version that may break (docs/versions.md). If no release has "
-        "promised them yet: REKINDLE_WRITE_DOCS=1 pytest tests/contract/test_versions.py"
+        "promised them yet: REKINDLE_WRITE_DOCS=1 pytest tests/api/test_versions.py"
     )
 
 
@@ -197,11 +197,11 @@ def test_what_is_added_breaks_nobody():
 
 
 def test_the_wire_has_no_version_but_that_of_its_path():
-    assert contract.pod_path("ns", "j", "p") == "/v1/namespaces/ns/jobs/j/pods/p"
+    assert api.pod_path("ns", "j", "p") == "/v1/namespaces/ns/jobs/j/pods/p"
     assert "version" not in {field.name for field in fields(AgentReport)}
 
 
-LEAST = {"pod": "p", "uid": "u", "address": "1.2.3.4", "store_port": 1, "slots": 1}
+LEAST = {"pod": "p", "uid": "u", "address": "1.2.3.4", "store_port": 1, "nproc": 1}
 
 
 def test_a_reader_takes_what_it_knows_and_does_without_the_rest():

@@ -79,11 +79,11 @@ def _layout(*_: Any) -> str:
     return "layout"
 
 
-def _member(owner: Any, name: Any) -> Record:
+def _member(owner: Any, name: Any) -> UnpickledRecord:
     """A memory format, as the first releases of Python 3.11 pickle members of an enumeration."""
     if getattr(owner, "__name__", None) != "_MEM_FORMAT_ENCODING" or not isinstance(name, str):
-        raise DcpRefused(f".metadata asks for {name!r:.60} of {owner!r:.60}, which is no enumeration")
-    return Record(name)
+        raise DcpRefused(f".metadata asks for {name!r:.60} of {owner!r:.60}, no enumeration")
+    return UnpickledRecord(name)
 
 
 _UNUSED = b"\x96\x97\x98\x82\x83\x84PQio"
