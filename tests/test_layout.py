@@ -1,5 +1,6 @@
 """Traps of this layout that no linter sees. Each of them has cost somebody a day elsewhere."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -137,3 +138,44 @@ def test_the_import_contracts_are_kept() -> None:
     done = run_python("-c", lint, "--no-cache")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " kept, 0 broken" in done.stdout
+
+
+PRODUCT = sorted(
+    path
+    for folder in ("operator", "runtime/rekindle")
+    for path in (ROOT / folder).rglob("*.py")
+    if "__pycache__" not in path.parts
+)
+
+
+def test_a_public_class_has_a_name_of_its_own() -> None:
+    """So that a search for it finds one; Lightning's names of one thing are one class."""
+    homes: dict[str, list[str]] = {}
+    for path in PRODUCT:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: found for name, found in homes.items() if len(found) > 1} == SHARED
+
+
+SHARED = {
+    # Lightning has a callback and a utility of this name.
+    "ModelSummary": [
+        "runtime/rekindle/callbacks/monitors/model_summary.py",
+        "runtime/rekindle/model/summary.py",
+    ],
+    # A type of Lightning's annotations, which scripts find under its own name there.
+    "OptimizerConfig": [
+        "runtime/rekindle/model/optimizers.py",
+        "runtime/rekindle/pytorch/utilities/types.py",
+    ],
+}
+
+
+def test_a_room_has_no_more_modules_than_a_newcomer_looks_through() -> None:
+    rooms: dict[str, list[str]] = {}
+    for path in PRODUCT:
+        if path.stem != "__init__":
+            rooms.setdefault(str(path.parent.relative_to(ROOT)), []).append(path.stem)
+    assert {room: len(found) for room, found in rooms.items() if len(found) > 14} == {}
+    assert len(rooms["runtime/rekindle"]) <= 12
