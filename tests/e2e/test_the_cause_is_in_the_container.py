@@ -24,8 +24,9 @@ def test_what_ends_a_pod_is_named_with_its_container_and_its_last_lines(submit, 
     mute = shell(site, "get-data", FETCH, terminationMessagePolicy="File")
     silent = submit("silent", pod={"initContainers": [mute]}, **never())
     probe = {"exec": {"command": ["false"]}, "periodSeconds": 1, "failureThreshold": 2}
-    probed = submit("probed", container={"livenessProbe": probe}, **never())
-    deadline = submit("deadline", pod={"activeDeadlineSeconds": 5}, **never())
+    long = ("--steps=100000", "--delay=0.02")
+    probed = submit("probed", *long, container={"livenessProbe": probe}, **never())
+    deadline = submit("deadline", *long, pod={"activeDeadlineSeconds": 5}, **never())
     node = submit("node", pod={"nodeName": "gpu-7"}, **never())
 
     for job in (init, silent):
